@@ -1,0 +1,209 @@
+"""`MemoryConfig`: every setting that decides what a memory is and how it is read. Knows no model and no disk.
+
+Settings come in two kinds. *Writing* settings (layers, budget, selector, reference length, beginning, dtype) change the
+bytes of a memory, so they enter the bank's fingerprint. *Reading* settings (chunk length, references per chunk) may differ from
+one question to the next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from memory3.errors import ConfigError
+
+__all__ = ["PRESETS", "Budget", "MemoryConfig"]
+
+LAYER_PRESETS = ("all", "first_half", "middle_half", "last_half")
+DTYPES = ("float32", "float16", "bfloat16")
+BUDGET_KINDS = ("uniform", "adaptive", "all")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many key-value pairs of a reference are kept.
+
+    Attributes:
+        kind: ``"uniform"``: ``amount`` tokens in every KV head of every memory layer (the paper). ``"adaptive"``: one budget
+            over all memory layers, heads and tokens, ``amount`` being a fraction of the dense number (memory layers x KV heads x
+            reference length) when at most 1, and a number of pairs above. ``"all"``: every token of every head.
+        amount: tokens, fraction or pairs, as said; ignored for ``"all"``.
+    """
+
+    kind: str
+    amount: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in BUDGET_KINDS:
+            raise ConfigError(f"budget kind {self.kind!r} is unknown: use one of {', '.join(BUDGET_KINDS)}")
+        if self.kind == "all":
+            return
+        if not (math.isfinite(self.amount) and self.amount > 0):
+            raise ConfigError(f"budget {self.kind}:{self.amount} keeps nothing: give a positive number")
+        if (self.kind == "uniform" or self.amount > 1) and self.amount != int(self.amount):
+            raise ConfigError(f"budget {self.kind}:{self.amount} is not a whole number of tokens or pairs")
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read ``"uniform:8"``, ``"adaptive:1/8"``, ``"adaptive:0.125"``, ``"adaptive:1440"`` or ``"all"``."""
+        kind, _, amount = text.strip().partition(":")
+        if kind == "all" and not amount:
+            return cls("all")
+        try:
+            return cls(kind, float(Fraction(amount.strip())))
+        except (ValueError, ZeroDivisionError):
+            raise ConfigError(
+                f"budget {text!r} is not understood: write uniform:8 (tokens per head), adaptive:1/8 (fraction of all "
+                "pairs), adaptive:1440 (pairs) or all"
+            ) from None
+
+    def __str__(self) -> str:
+        return "all" if self.kind == "all" else f"{self.kind}:{self.amount:g}"
+
+    def tokens_per_head(self, reference_length: int) -> int | None:
+        """Equal number of tokens every head keeps, or None where heads differ (adaptive)."""
+        if self.kind == "all":
+            return reference_length
+        return min(int(self.amount), reference_length) if self.kind == "uniform" else None
+
+    def pairs(self, heads: int, reference_length: int) -> int:
+        """Key-value pairs kept per reference, ``heads`` being memory layers x KV heads. At least one."""
+        dense = heads * reference_length
+        if self.kind == "all":
+            return dense
+        if self.kind == "uniform":
+            return heads * min(int(self.amount), reference_length)
+        return max(1, min(dense, round(dense * self.amount) if self.amount <= 1 else int(self.amount)))
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """What a memory is and how it is read. Immutable, validated, JSON both ways.
+
+    Attributes:
+        layers: memory layers: a preset (``"all"``, ``"first_half"``, ``"middle_half"``, ``"last_half"``), a slice as text (``"4:20"``,
+            ``"::2"``) or explicit indices.
+        budget: see `Budget`; a text such as ``"adaptive:1/8"`` is parsed.
+        selector: name of the token selector (`memory3.maths.selectors`).
+        reference_length: tokens per reference at most, and the number of positions memories occupy (paper: 128).
+        beginning: text every reference is encoded behind. ``"auto"``: cut from the chat template where there is one,
+            ``"<bos>Reference:"`` otherwise. ``"<bos>"`` in it stands for the model's own token.
+        dtype: number format of stored keys and values.
+        chunk_length: tokens between two recalls (paper: 64).
+        references_per_chunk: references read at once (paper: 5).
+    """
+
+    layers: str | tuple[int, ...] = "all"
+    budget: Budget = Budget("adaptive", 0.125)
+    selector: str = "reconstruction"
+    reference_length: int = 128
+    beginning: str = "auto"
+    dtype: str = "float16"
+    chunk_length: int = 64
+    references_per_chunk: int = 5
+
+    #: Settings that change the bytes of a memory.
+    WRITING = ("layers", "budget", "selector", "reference_length", "beginning", "dtype")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.budget, str):
+            object.__setattr__(self, "budget", Budget.parse(self.budget))
+        if isinstance(self.layers, list):
+            object.__setattr__(self, "layers", tuple(self.layers))
+        if not isinstance(self.layers, str) and not all(isinstance(i, int) and i >= 0 for i in self.layers):
+            raise ConfigError(f"layers {self.layers!r}: indices must be whole numbers from 0")
+        if not isinstance(self.layers, str) and len(set(self.layers)) != len(self.layers):
+            raise ConfigError(f"layers {self.layers!r} names a layer twice")
+        for name, low, high in (
+            ("reference_length", 1, 4096),
+            ("chunk_length", 1, 65536),
+            ("references_per_chunk", 0, 1024),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+                raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype {self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
+        if not isinstance(self.beginning, str):
+            raise ConfigError(f"beginning must be text, not {self.beginning!r}")
+        if not isinstance(self.selector, str) or not self.selector:
+            raise ConfigError(f"selector must be a name, not {self.selector!r}")
+
+    def memory_layers(self, num_layers: int) -> tuple[int, ...]:
+        """Indices of the memory layers of a model with ``num_layers`` blocks, ascending."""
+        if not isinstance(self.layers, str):
+            beyond = [i for i in self.layers if i >= num_layers]
+            if beyond:
+                raise ConfigError(f"layers {beyond} do not exist: the model has layers 0 to {num_layers - 1}")
+            chosen = tuple(sorted(self.layers))
+        elif self.layers in LAYER_PRESETS:
+            half = max(1, num_layers // 2)
+            start = {"all": 0, "first_half": 0, "middle_half": (num_layers - half) // 2, "last_half": num_layers - half}
+            count = num_layers if self.layers == "all" else half
+            chosen = tuple(range(start[self.layers], start[self.layers] + count))
+        else:
+            try:
+                parts = [int(p) if p.strip() else None for p in self.layers.split(":")]
+                if not 2 <= len(parts) <= 3:
+                    raise ValueError
+                chosen = tuple(sorted(range(num_layers)[slice(*parts)]))
+            except ValueError:
+                raise ConfigError(
+                    f"layers {self.layers!r} is not understood: use {', '.join(LAYER_PRESETS)}, a slice such as 4:20, "
+                    "or a list of indices"
+                ) from None
+        if not chosen:
+            raise ConfigError(f"layers {self.layers!r} selects none of the model's {num_layers} layers")
+        return chosen
+
+    def replace(self, **changes: Any) -> MemoryConfig:
+        """A copy with some settings changed."""
+        unknown = set(changes) - {f.name for f in dataclasses.fields(self)}
+        if unknown:
+            raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        out["budget"] = str(self.budget) if self.budget.kind == "all" else f"{self.budget.kind}:{self.budget.amount!r}"
+        if not isinstance(self.layers, str):
+            out["layers"] = list(self.layers)
+        return out
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> MemoryConfig:
+        """Inverse of `to_dict`. Unknown keys are an error: they come from another version."""
+        unknown = set(data) - {f.name for f in dataclasses.fields(cls)}
+        if unknown:
+            raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
+        return cls(**data)
+
+    def to_json(self) -> str:
+        """One line of JSON with sorted keys, so equal configs give equal text."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> MemoryConfig:
+        """Inverse of `to_json`."""
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def preset(cls, name: str) -> MemoryConfig:
+        """A named configuration of `PRESETS`."""
+        if name not in PRESETS:
+            raise ConfigError(f"preset {name!r} is unknown: use one of {', '.join(PRESETS)}")
+        return PRESETS[name]
+
+
+#: ``default``: adaptive budget of 1/8 of the dense pairs by reconstruction. ``paper``: first half of the layers, 8 tokens per
+#: head by attention mass. ``full``: everything, the upper bound.
+PRESETS: dict[str, MemoryConfig] = {
+    "default": MemoryConfig(),
+    "paper": MemoryConfig(layers="first_half", budget=Budget("uniform", 8), selector="attention"),
+    "full": MemoryConfig(budget=Budget("all"), selector="first"),
+}

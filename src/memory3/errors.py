@@ -1,0 +1,133 @@
+"""Every error memory3 raises on purpose, as one tree.
+
+    Memory3Error
+    ├── ConfigError            a setting is out of range or two settings contradict each other      (also ValueError)
+    ├── InputError             a document, a question or a path cannot be used as given              (also ValueError)
+    │   └── ReadError          a file could not be turned into text; carries the path
+    ├── ModelError             a model or tokenizer cannot be loaded or attached
+    │   ├── DownloadError      a catalogue file could not be fetched, checked or stored
+    │   └── UnsupportedModel   the architecture has no full attention where memories are wanted; names the layers
+    ├── RecallError            generation was driven in a way recall cannot follow
+    ├── MissingDependency      an optional package is needed; names the extra to install              (also ImportError)
+    └── BankError              a bank on disk cannot be used
+        ├── BankNotFound       no bank at this path
+        ├── BankBusy           another process is writing this bank
+        ├── BankFull           no space left on the device; what was committed before is intact
+        ├── BankCorrupt        a checksum or a length is wrong; names the rows
+        ├── BankVersion        written by another format version
+        └── FingerprintMismatch  memories of another model or of other settings; carries both fingerprints
+
+Messages name the offending value and the remedy. The command line prints the message alone and exits with status 1
+(2 for usage); a traceback means a bug in memory3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = [
+    "BankBusy",
+    "BankCorrupt",
+    "BankError",
+    "BankFull",
+    "BankNotFound",
+    "BankVersion",
+    "ConfigError",
+    "DownloadError",
+    "FingerprintMismatch",
+    "InputError",
+    "Memory3Error",
+    "MissingDependency",
+    "ModelError",
+    "ReadError",
+    "RecallError",
+    "UnsupportedModel",
+]
+
+
+class Memory3Error(Exception):
+    """Base of every error memory3 raises on purpose."""
+
+
+class ConfigError(Memory3Error, ValueError):
+    """A setting is out of range, or two settings contradict each other."""
+
+
+class InputError(Memory3Error, ValueError):
+    """A document, a question or a path cannot be used as given."""
+
+
+class ReadError(InputError):
+    """A file could not be turned into text."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = str(path)
+        self.reason = reason
+
+
+class ModelError(Memory3Error):
+    """A model or tokenizer cannot be loaded or attached."""
+
+
+class DownloadError(ModelError):
+    """A catalogue file could not be fetched, checked or stored."""
+
+
+class UnsupportedModel(ModelError):
+    """The architecture has no full attention where memories are wanted."""
+
+
+class RecallError(Memory3Error):
+    """Generation was driven in a way recall cannot follow."""
+
+
+class MissingDependency(Memory3Error, ImportError):
+    """An optional package is needed."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package {package!r}. Install it with: pip install 'memory3[{extra}]'")
+        self.package = package
+        self.extra = extra
+
+
+class BankError(Memory3Error):
+    """A bank on disk cannot be used."""
+
+
+class BankNotFound(BankError):
+    """No bank at this path."""
+
+
+class BankBusy(BankError):
+    """Another process is writing this bank."""
+
+
+class BankFull(BankError):
+    """No space left on the device. What was committed before is intact."""
+
+
+class BankCorrupt(BankError):
+    """A checksum or a length is wrong."""
+
+    def __init__(self, message: str, reference_ids: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.reference_ids = tuple(reference_ids)
+
+
+class BankVersion(BankError):
+    """Written by another format version."""
+
+
+class FingerprintMismatch(BankError):
+    """Memories of another model, or of other settings."""
+
+    def __init__(self, bank: str, model: str, detail: str = "") -> None:
+        super().__init__(
+            f"this bank holds memories of fingerprint {bank}, the model given has {model}"
+            f"{': ' + detail if detail else ''}. Memories are only readable by the model and settings that wrote them: "
+            "load that model, or re-encode the stored texts with `memory3 rebuild --bank DIR --model MODEL`."
+        )
+        self.bank = bank
+        self.model = model
