@@ -1,0 +1,66 @@
+"""What every test starts from: no network, one thread, the same random numbers."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test that reaches for a hub fails at once
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+torch.set_num_threads(1)  # tests run in parallel processes; see `make test`
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 (libraries under test draw from it)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., PreTrainedModel]:
+    """``tiny_model(family, mha=False, seed=0, **config)``: see `tiny.tiny_model`."""
+    return tiny.tiny_model
+
+
+@pytest.fixture
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    return tiny.tiny_tokenizer()
+
+
+@pytest.fixture
+def tiny_chat_tokenizer() -> PreTrainedTokenizerFast:
+    return tiny.tiny_chat_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with a tiny Llama and its chat tokenizer."""
+    folder: Path = tmp_path_factory.mktemp("tiny-llama")
+    return tiny.save_tiny(folder, chat=True)
+
+
+@pytest.fixture(scope="session")
+def default_model_path() -> str:
+    """The default language model's folder; for tests marked ``real``. `make test` fetches it beforehand."""
+    from memory3.model.catalogue import resolve_model
+
+    return resolve_model("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def default_embedder_path() -> str:
+    """The default embedder's folder; for tests marked ``real``."""
+    from memory3.model.catalogue import resolve_embedder
+
+    return resolve_embedder("all-minilm-l6-v2")
