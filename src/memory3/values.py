@@ -131,7 +131,7 @@ class LayerMemory:
     Attributes:
         keys: ``[N, H, M, d]``, after RoPE, in the model's dtype; heads padded to the longest, M.
         values: ``[N, H, M, d]``.
-        bias: ``[N, H, 1, M]`` additive, 0 for pairs and -inf for padding; None where nothing is padded.
+        bias: ``[N, H, 1, M]`` additive, 0 for pairs and very negative for padding; None where nothing is padded.
         owner: int64 ``[N, H, M]``: index into the chunk's reference list, -1 for the beginning and for padding.
     """
 

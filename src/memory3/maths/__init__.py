@@ -1,0 +1,1 @@
+"""Mathematics of explicit memory on plain tensors: attention over memories, token selection, rotary positions."""

@@ -1,0 +1,1 @@
+"""Models: load them, attach to them, encode references with them."""

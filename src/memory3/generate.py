@@ -1,0 +1,414 @@
+"""`Memory3`: a language model that writes and reads explicit memories, and `Answer`, what it says.
+
+Three modes answer from the same bank: ``memory`` reads key-values, ``text`` puts the same references into the prompt (RAG), ``none`` is closed-book.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+
+from memory3.config import MemoryConfig
+from memory3.errors import ConfigError, InputError
+from memory3.model.attach import ModelShape
+from memory3.model.beginning import FIXED, Frame
+from memory3.model.encode import Encoder
+from memory3.model.fingerprint import fingerprint
+from memory3.model.load import DEFAULT_MODEL, load_model
+from memory3.recall import Recall
+from memory3.text.splitting import split
+from memory3.values import Citation, Document, Memory, MemoryShape, Reference
+
+if TYPE_CHECKING:
+    from memory3.bank import Bank
+
+__all__ = ["MODES", "Answer", "Memory3", "Timings", "Usage"]
+
+MODES = ("memory", "text", "none")
+
+#: A question, or the messages of a chat.
+Prompt = str | Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an answer took.
+
+    Attributes:
+        prompt_tokens: tokens the model encoded before it answered.
+        answer_tokens: tokens generated, end-of-text not counted.
+        recalls: chunks that looked for memories (mode memory).
+        references: references read, over all recalls.
+        bytes_read: size of the memories read, in the format of the bank (mode memory) or of the passages as UTF-8 (mode text).
+    """
+
+    prompt_tokens: int
+    answer_tokens: int
+    recalls: int = 0
+    references: int = 0
+    bytes_read: int = 0
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall-clock seconds. Of a batch: of all its answers together.
+
+    Attributes:
+        first_token: from the call to the first answer token, retrieval included.
+        total: from the call to the last token.
+        tokens_per_second: answer tokens after the first, per second, all rows of the batch together.
+    """
+
+    first_token: float
+    total: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said, and from what.
+
+    Attributes:
+        text: the answer.
+        citations: references it was read from, largest share of attention first.
+        usage, timings: see there.
+        token_ids: of the answer.
+    """
+
+    text: str
+    citations: list[Citation]
+    usage: Usage
+    timings: Timings
+    token_ids: list[int] = field(repr=False, default_factory=list)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class _Watch(StoppingCriteria):
+    """Takes the time of every token; stops nothing."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.times.append(time.perf_counter())
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+class Memory3:
+    """A causal language model with explicit memory.
+
+    Attributes:
+        model: the transformers model, untouched outside of `recall` and `encode`.
+        tokenizer: its fast tokenizer.
+        config: how memories are written and read.
+        name: what it was loaded by, so that a bank knows its model.
+        batch_size: references per forward pass when writing.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        config: MemoryConfig | None = None,
+        *,
+        name: str = "",
+        batch_size: int = 16,
+    ) -> None:
+        """Attach to a model that is loaded already.
+
+        Raises:
+            UnsupportedModel: the architecture keeps no keys that memories could join; the message names the layers.
+        """
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config or MemoryConfig()
+        self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
+        self.batch_size = batch_size
+        self._model_shape = ModelShape(model)
+        self.frame = Frame.of(tokenizer, self.config)
+        self.encoder = Encoder(model, self._model_shape, self.frame, self.config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str = DEFAULT_MODEL,
+        *,
+        config: MemoryConfig | str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        batch_size: int = 16,
+        **kwargs: Any,
+    ) -> Memory3:
+        """Load a model by catalogue name, hub id or path.
+
+        Args:
+            name: ``"smollm2-135m-instruct"``, or any Llama-, Qwen- or Mistral-like id or folder.
+            config: a `MemoryConfig` or the name of a preset (``"default"``, ``"paper"``, ``"full"``).
+            device, dtype, kwargs: see `memory3.model.load.load_model`.
+            batch_size: references per forward pass when writing.
+        """
+        if isinstance(config, str):
+            config = MemoryConfig.preset(config)
+        model, tokenizer = load_model(name, device=device, dtype=dtype, **kwargs)
+        return cls(model, tokenizer, config, name=name, batch_size=batch_size)
+
+    # ---- writing: what a bank asks for (memory3.bank.MemoryWriter) ---------------------------------------------------
+
+    @property
+    def shape(self) -> MemoryShape:
+        """Of every memory this model writes under its config."""
+        return self.encoder.shape
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything that can change a memory; see `memory3.model.fingerprint`."""
+        return fingerprint(self.model, self._model_shape, self.tokenizer, self.frame, self.config)
+
+    def split(self, document: Document) -> Iterator[Reference]:
+        """References of a document, at most ``config.reference_length`` tokens each."""
+        return split(document, self.tokenizer, self.config.reference_length)
+
+    def encode(self, references: Sequence[Reference]) -> list[Memory]:
+        """Memories of the references; one forward pass."""
+        return self.encoder.encode(references)
+
+    # ---- reading -----------------------------------------------------------------------------------------------------
+
+    def recall(
+        self,
+        bank: Any,
+        *,
+        k: int | None = None,
+        where: Mapping[str, Any] | None = None,
+        prompt: Sequence[Sequence[int]] | None = None,
+        use_cache: bool = True,
+    ) -> Recall:
+        """Context in which plain ``model.generate()`` and ``model()`` read memories of a bank.
+
+        Args:
+            bank: a `Bank`, or whatever offers `memory3.recall.MemorySource`.
+            k: references read at once; default ``config.references_per_chunk``.
+            where: only references whose metadata have these values.
+            prompt: token ids of each row without padding, when they will be fed in several passes: a chunk is looked up by all of its text.
+            use_cache: keep memories in the bank's RAM cache.
+        """
+        return Recall(
+            self.model,
+            self._model_shape,
+            self.tokenizer,
+            self.encoder,
+            bank,
+            references_per_chunk=self.config.references_per_chunk if k is None else k,
+            chunk_length=self.config.chunk_length,
+            where=where,
+            prompt=prompt,
+            use_cache=use_cache,
+        )
+
+    @overload
+    def generate(self, prompt: str, bank: Bank | None = None, **options: Any) -> Answer: ...
+    @overload
+    def generate(self, prompt: Sequence[Prompt], bank: Bank | None = None, **options: Any) -> list[Answer]: ...
+
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        bank: Bank | None = None,
+        *,
+        mode: str = "memory",
+        k: int | None = None,
+        where: Mapping[str, Any] | None = None,
+        max_new_tokens: int = 128,
+        streamer: Any = None,
+        **options: Any,
+    ) -> Answer | list[Answer]:
+        """Answer a question, or a list of questions as one batch.
+
+        Args:
+            prompt: a question; the messages of a chat (``[{"role": "user", "content": ...}, ...]``); or a list of either.
+            bank: where to look. Without one only mode ``"none"`` can answer.
+            mode: ``"memory"``, ``"text"`` or ``"none"``.
+            k, where: as in `recall`.
+            max_new_tokens: length of an answer at most.
+            streamer: as transformers takes it; a single question only.
+            options: passed to ``model.generate`` (``do_sample=True, temperature=0.7``, ``num_beams=4``, ...). Greedy by default.
+
+        Raises:
+            InputError: an empty question, or one that does not fit into the model's context.
+            ConfigError: an unknown mode, or a mode that needs a bank without one.
+        """
+        started = time.perf_counter()
+        if mode not in MODES:
+            raise ConfigError(f"mode {mode!r} is unknown: use one of {', '.join(MODES)}")
+        if mode != "none" and bank is None:
+            raise ConfigError(f"mode {mode!r} needs a bank: pass bank=Bank.open(path, m3), or mode='none' to answer without")
+        if max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {max_new_tokens}: an answer has at least 1 token")
+        single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
+        prompts: list[Prompt] = [prompt] if single else list(prompt)  # type: ignore[list-item]
+        if not prompts:
+            raise InputError("no question was given")
+        if mode == "text":
+            assert bank is not None
+            rows, cited = self._rows_with_text(prompts, bank, k, where)
+        else:
+            rows, cited = [self._row(p, memory=mode == "memory") for p in prompts], None
+        self._check_length(rows, max_new_tokens, reading=mode == "memory")
+
+        options = {"do_sample": False, **options, "max_new_tokens": max_new_tokens}
+        watch = _Watch()
+        # The model's own sampling defaults would only make greedy decoding warn.
+        if not options["do_sample"]:
+            options = {"temperature": None, "top_p": None, "top_k": None, **options}
+        criteria = StoppingCriteriaList([*options.pop("stopping_criteria", []), watch])
+        recall = self.recall(bank, k=k, where=where) if mode == "memory" else None
+        tokens, mask = self._pad(rows)
+        with torch.inference_mode():
+            call = {
+                "attention_mask": mask,
+                "streamer": streamer,
+                "stopping_criteria": criteria,
+                "pad_token_id": self._pad_id,
+                **options,
+            }
+            if recall is None:
+                out = self.model.generate(tokens, **call)
+            else:
+                with recall:
+                    out = self.model.generate(tokens, **call)
+        if isinstance(out, torch.Tensor) is False:
+            out = out.sequences
+        answers = self._answers(out[:, tokens.shape[1] :], len(prompts), rows, recall, cited, bank, watch.times, started)
+        return answers[0] if single and len(answers) == 1 else answers
+
+    # ---- prompts -----------------------------------------------------------------------------------------------------
+
+    def _ids(self, text: str) -> list[int]:
+        # Text of a user is text: what looks like a control token in it must not open a turn.
+        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+    def _chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        if not self.tokenizer.chat_template:
+            raise InputError(f"{self.name} has no chat template: give a question as text instead of messages")
+        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **FIXED)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _question(self, prompt: Prompt) -> str:
+        """What to look for."""
+        if isinstance(prompt, str):
+            question = prompt
+        else:
+            question = next((m["content"] for m in reversed(prompt) if m.get("role") == "user"), "")
+        if not question.strip():
+            raise InputError("the question is empty: give at least one word")
+        return question
+
+    def _row(self, prompt: Prompt, *, memory: bool) -> list[int]:
+        question = self._question(prompt)
+        if not isinstance(prompt, str):
+            return self._chat(prompt)
+        ids = self._ids(question)
+        # Memory: the beginning's key-values are known already and are read like a memory, so it need not be encoded again.
+        return self.frame.after(ids) if memory else self.frame.closed_book(ids)
+
+    def _rows_with_text(
+        self, prompts: Sequence[Prompt], bank: Bank, k: int | None, where: Mapping[str, Any] | None
+    ) -> tuple[list[list[int]], list[list[Citation]]]:
+        k = self.config.references_per_chunk if k is None else k
+        found = bank.search([self._question(p) for p in prompts], k, where=where)
+        rows, cited = [], []
+        for prompt, hits in zip(prompts, found, strict=True):
+            references = bank.references([hit.reference_id for hit in hits])
+            passages = [list(r.token_ids) for r in references]
+            if isinstance(prompt, str):
+                ids = self._ids(prompt)
+                rows.append(self.frame.with_text(passages, ids) if passages else self.frame.closed_book(ids))
+            else:
+                rows.append(self.frame.insert_text(self._chat(prompt), passages) if passages else self._chat(prompt))
+            weight = sum(max(hit.score, 0.0) for hit in hits) or 1.0
+            cited.append([self._cite(r, max(h.score, 0.0) / weight, h.score) for r, h in zip(references, hits, strict=True)])
+        return rows, cited
+
+    def _check_length(self, rows: Sequence[Sequence[int]], new: int, *, reading: bool) -> None:
+        extra = len(self.frame.beginning) + self.config.reference_length if reading else 0
+        longest = max(map(len, rows))
+        if longest + extra + new > self._model_shape.max_positions:
+            raise InputError(
+                f"the prompt has {longest} tokens, {extra} positions for memories and {new} new tokens: more than the {self._model_shape.max_positions} "
+                f"positions of {self.name}. Shorten the question or lower max_new_tokens."
+            )
+
+    @property
+    def _pad_id(self) -> int:
+        for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0):
+            if candidate is not None:
+                return int(candidate)
+        raise AssertionError("unreachable")
+
+    def _pad(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+        width = max(map(len, rows))
+        tokens = [[self._pad_id] * (width - len(row)) + list(row) for row in rows]
+        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+        return torch.tensor(tokens, device=self.model.device), torch.tensor(mask, device=self.model.device)
+
+    # ---- answers -----------------------------------------------------------------------------------------------------
+
+    def _cite(self, reference: Reference, share: float, score: float) -> Citation:
+        return Citation(
+            reference_id=reference.id,
+            document_id=reference.document_id,
+            source=reference.source,
+            start=reference.start,
+            end=reference.end,
+            text=reference.text,
+            share=share,
+            score=score,
+            metadata=dict(reference.metadata),
+        )
+
+    def _answers(
+        self,
+        new: torch.Tensor,
+        count: int,
+        rows: Sequence[Sequence[int]],
+        recall: Recall | None,
+        cited: list[list[Citation]] | None,
+        bank: Bank | None,
+        times: Sequence[float],
+        started: float,
+    ) -> list[Answer]:
+        finished = time.perf_counter()
+        ends = self.model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends]) | {self.tokenizer.eos_token_id}
+        token_ids = [next((ids[:i] for i, t in enumerate(ids) if t in ends), ids) for ids in new.tolist()]
+        first = (times[0] if times else finished) - started
+        spent = (times[-1] - times[0]) if len(times) > 1 else 0.0
+        timings = Timings(first, finished - started, sum(max(len(t) - 1, 0) for t in token_ids) / spent if spent else 0.0)
+        answers = []
+        per_prompt = max(1, len(token_ids) // count)  # num_return_sequences
+        beams = recall.rows // count if recall is not None and recall.rows else 1
+        for n, ids in enumerate(token_ids):
+            prompt = n // per_prompt
+            citations: list[Citation] = []
+            usage = Usage(len(rows[prompt]), len(ids))
+            if recall is not None and bank is not None:
+                shares = recall.shares(prompt * beams + (n % per_prompt))
+                references = bank.references([name for name, _, _ in shares])
+                citations = [self._cite(r, share, score) for r, (_, share, score) in zip(references, shares, strict=True)]
+                s = recall.statistics
+                usage = Usage(len(rows[prompt]), len(ids), s.recalls, s.references, s.bytes_read)
+            elif cited is not None:
+                citations = cited[prompt]
+                read = sum(len(c.text.encode()) for c in citations)
+                usage = Usage(len(rows[prompt]), len(ids), 1, len(citations), read)
+            text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            answers.append(Answer(text, citations, usage, timings, ids))
+        return answers

@@ -1,0 +1,211 @@
+"""Attention over a context and over memories under one softmax (PAPER.md section 4, paper section 3.2).
+
+    out = softmax([q K_mem^T ; q K_ctx^T] * scale) [V_mem ; V_ctx]
+
+Two ways to the same numbers. `attend` computes the two parts apart, each with a fused kernel, and merges them by their log-sum-exp (lse):
+
+    w = exp(lse_mem) / (exp(lse_mem) + exp(lse_ctx)) = sigmoid(lse_mem - lse_ctx)
+    out = w out_mem + (1 - w) out_ctx
+
+so the context's keys are never copied and memories of all prompt chunks are one batch. `attend_concatenated` writes the
+formula down as it stands; tests compare the two, and it is the one with gradients.
+
+Symbols: B rows, T new tokens, S context length, N chunks, C tokens of a chunk, A query heads, H KV heads, G = A / H,
+M memory pairs per head (padded), d head dimension.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from memory3.values import LayerMemory
+
+__all__ = ["attend", "attend_concatenated", "attention_with_lse", "masked", "memory_mass"]
+
+
+def masked(dtype: torch.dtype) -> float:
+    """The additive bias of what must not be seen. Finite, so that a query that sees nothing at all gives zeros and not NaN."""
+    return torch.finfo(dtype).min / 2
+
+
+def _group(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """``[B, A, T, d]`` to ``[B, H, G * T, d]``: the query heads of one KV head become further queries, so that no key is repeated."""
+    rows, heads, tokens, dim = query.shape
+    return query.reshape(rows, kv_heads, heads // kv_heads * tokens, dim)
+
+
+def _fused_cpu(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, causal: bool, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    # The kernel behind scaled_dot_product_attention on the CPU; the public function drops the lse.
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, causal, attn_mask=bias, scale=scale
+    )
+
+
+def _explicit(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, causal: bool, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    scores = torch.matmul(query, key.transpose(-1, -2)).float() * scale
+    if bias is not None:
+        scores = scores + bias
+    if causal:
+        blocked = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(blocked, masked(scores.dtype))
+    lse = torch.logsumexp(scores, dim=-1)
+    return torch.matmul(torch.exp(scores - lse.unsqueeze(-1)).to(value.dtype), value), lse
+
+
+def attention_with_lse(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    causal: bool = False,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention that also tells the log-sum-exp of its logits. No gradients.
+
+    Args:
+        query: ``[B, A, T, d]``.
+        key, value: ``[B, H, S, d]``, A a multiple of H.
+        bias: additive, broadcastable to ``[B, A or 1, T, S]`` (or ``[B, H, 1, S]``, the same for all queries of a KV head), or None.
+        causal: query t sees keys 0..t (T == S).
+        scale: factor on the logits.
+
+    Returns:
+        ``[B, A, T, d]`` in the query's dtype and lse ``[B, A, T]`` in float32.
+    """
+    heads, tokens, kv_heads = query.shape[1], query.shape[2], key.shape[1]
+    per_kv_head = bias is not None and bias.shape[1] == kv_heads and bias.shape[2] == 1
+    grouped = heads == kv_heads or (not causal and (bias is None or per_kv_head or (bias.shape[1] == 1 and tokens == 1)))
+    if grouped:
+        query = _group(query, kv_heads)
+    else:
+        key, value = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (key, value))
+    kernel = _fused_cpu if query.device.type == "cpu" else _explicit
+    if bias is not None:
+        bias = bias.to(query.dtype)
+    out, lse = kernel(query, key, value, bias, causal, scale)
+    return out.reshape(out.shape[0], heads, tokens, out.shape[-1]), lse.reshape(out.shape[0], heads, tokens).float()
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor | None,
+    memory: LayerMemory,
+    tokens: torch.Tensor | None,
+    *,
+    causal: bool = False,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention over the context and each token's own memories, merged by log-sum-exp.
+
+    Args:
+        query: ``[B, A, T, d]``.
+        key, value: ``[B, H, S, d]`` of the context.
+        bias: additive context mask ``[B, 1, T, S]`` or None.
+        memory: what the N chunks read.
+        tokens: int64 ``[N, C]``, which tokens belong to a chunk, as flat indices ``row * T + t``; -1 pads. Tokens in no chunk read no
+            memory. None: chunk n is row n, all of whose tokens read it.
+        causal: as in `attention_with_lse`, for the context.
+        scale: factor on the logits.
+
+    Returns:
+        ``[B, A, T, d]``, and the lse over context and memory together, float32 ``[B, A, T]``.
+    """
+    out, lse = attention_with_lse(query, key, value, bias, causal=causal, scale=scale)
+    if tokens is None:
+        mem_out, mem_lse = attention_with_lse(query, memory.keys, memory.values, memory.bias, scale=scale)
+        return torch.lerp(out, mem_out, torch.sigmoid(mem_lse - lse).unsqueeze(-1).to(out.dtype)), torch.logaddexp(
+            lse, mem_lse
+        )
+
+    rows, heads, length, dim = query.shape
+    inside = tokens >= 0
+    flat = query.transpose(1, 2).reshape(rows * length, heads, dim)
+    chunked = flat[tokens.clamp_min(0)].transpose(1, 2)  # [N, A, C, d]
+    mem_out, mem_lse = attention_with_lse(chunked, memory.keys, memory.values, memory.bias, scale=scale)
+    where = tokens[inside]
+    all_out = out.new_zeros(rows * length, heads, dim)
+    all_lse = lse.new_full((rows * length, heads), -torch.inf)
+    all_out[where] = mem_out.transpose(1, 2)[inside]
+    all_lse[where] = mem_lse.transpose(1, 2)[inside]
+    mem_out = all_out.view(rows, length, heads, dim).transpose(1, 2)
+    mem_lse = all_lse.view(rows, length, heads).transpose(1, 2)
+    return torch.lerp(out, mem_out, torch.sigmoid(mem_lse - lse).unsqueeze(-1).to(out.dtype)), torch.logaddexp(lse, mem_lse)
+
+
+def attend_concatenated(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor | None,
+    memory: LayerMemory,
+    tokens: torch.Tensor | None,
+    *,
+    causal: bool = False,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same as `attend` by concatenation and masking: every token sees the keys of all N chunks, all but its own masked.
+
+    Slow and obvious: the reference tests compare with, and the differentiable path. Arguments and results as `attend`.
+    """
+    rows, heads, length, dim = query.shape
+    chunks, kv_heads, pairs, _ = memory.keys.shape
+    group = heads // kv_heads
+    owner = torch.full((rows * length,), -1, dtype=torch.int64, device=query.device)
+    if tokens is None:
+        owner = torch.arange(rows, device=query.device).repeat_interleave(length)
+    else:
+        for n in range(chunks):
+            owner[tokens[n][tokens[n] >= 0]] = n
+    # [B, 1, T, N]: may this token read that chunk?
+    allowed = (owner.view(rows, length, 1) == torch.arange(chunks, device=query.device)).unsqueeze(1)
+    mem_bias = torch.where(allowed, 0.0, -torch.inf).repeat_interleave(pairs, dim=-1)
+    if memory.bias is not None:
+        own = memory.bias.squeeze(2).permute(1, 0, 2).reshape(1, kv_heads, 1, chunks * pairs)
+        mem_bias = mem_bias + own.repeat_interleave(group, dim=1)
+
+    def flat(x: torch.Tensor) -> torch.Tensor:
+        """``[N, H, M, d]`` to ``[1, A, N * M, d]``."""
+        return x.permute(1, 0, 2, 3).reshape(1, kv_heads, chunks * pairs, dim).repeat_interleave(group, dim=1)
+
+    scores = [query @ flat(memory.keys).transpose(-1, -2) * scale + mem_bias]
+    context = query @ key.repeat_interleave(group, dim=1).transpose(-1, -2) * scale
+    if bias is not None:
+        context = context + bias
+    if causal:
+        context = context.masked_fill(torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1), -torch.inf)
+    scores.append(context)
+    logits = torch.cat(scores, dim=-1).float()
+    weights = torch.softmax(logits, dim=-1).to(query.dtype)
+    split = chunks * pairs
+    out = weights[..., :split] @ flat(memory.values) + weights[..., split:] @ value.repeat_interleave(group, dim=1)
+    return out, torch.logsumexp(logits, dim=-1)
+
+
+def memory_mass(query: torch.Tensor, lse: torch.Tensor, memory: LayerMemory, *, references: int, scale: float) -> torch.Tensor:
+    """Attention that queries paid to each reference.
+
+    Args:
+        query: ``[N, A, C, d]``, tokens of each chunk.
+        lse: ``[N, A, C]`` over context and memory together, as `attend` returns it.
+        memory: what the chunks read.
+        references: R, the largest number of references of a chunk.
+        scale: factor on the logits.
+
+    Returns:
+        float32 ``[N, R]``: softmax weight summed over heads, tokens and pairs of a reference.
+    """
+    chunks, kv_heads = memory.keys.shape[:2]
+    scores = torch.matmul(_group(query, kv_heads), memory.keys.transpose(-1, -2)).float() * scale
+    if memory.bias is not None:
+        scores = scores + memory.bias
+    weights = torch.exp(scores - lse.reshape(chunks, kv_heads, -1, 1)).sum(dim=2)  # [N, H, M]
+    mass = torch.zeros(chunks, references + 1, device=query.device)
+    mass.scatter_add_(1, (memory.owner + 1).reshape(chunks, -1), weights.reshape(chunks, -1))
+    return mass[:, 1:]

@@ -1,0 +1,177 @@
+"""Ragged memories of many references, laid out as padded tensors that the chunks of a forward pass read.
+
+Every chunk has its own list of references; heads keep different numbers of pairs. One gather for all layers, heads and chunks:
+no Python loop over chunks.
+
+Symbols: N chunks, R references of a chunk, L memory layers, H KV heads, M_l largest number of pairs of a head in layer l, b tokens of the
+beginning, d head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from memory3.maths.attend import masked
+from memory3.maths.rotary import rotate
+from memory3.values import LayerMemory, Memory, MemoryBatch, MemoryShape
+
+__all__ = ["Beginning", "gather_memories", "select_chunks"]
+
+#: Keys and values ``[H, b, d]`` of the beginning, for every layer of the model.
+Beginning = Sequence[tuple[torch.Tensor, torch.Tensor]]
+
+
+def gather_memories(
+    references: Sequence[Sequence[str]],
+    memories: Mapping[str, Memory],
+    shape: MemoryShape,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    inv_freq: torch.Tensor | None = None,
+    moved: Sequence[int] | None = None,
+    beginning: Beginning | None = None,
+    beginning_tokens: Sequence[int] | None = None,
+) -> MemoryBatch:
+    """Lay out what N chunks read.
+
+    Args:
+        references: N lists of reference ids, most similar first.
+        memories: by id.
+        shape: of all memories.
+        dtype, device: of the model.
+        inv_freq: RoPE angles, needed where anything is moved.
+        moved: per chunk, by how many positions its keys move from where they were written. None: not at all.
+        beginning: keys and values of the beginning, one pair ``[H, b, d]`` for every layer of the model.
+        beginning_tokens: per chunk, how many of the last tokens of the beginning it reads as memory, because its prompt lacks them.
+
+    Returns:
+        Layers that read nothing are absent.
+    """
+    layers = _gather_pairs(references, memories, shape, dtype, device)
+    shift = torch.tensor(moved, device=device) if moved is not None and any(moved) else None
+    if shift is not None:
+        if inv_freq is None:
+            raise AssertionError("moving memories needs the RoPE angles")
+        for layer in layers.values():
+            layer.keys = rotate(layer.keys, shift[:, None, None], inv_freq)
+    if beginning is not None and beginning_tokens is not None and any(beginning_tokens):
+        layers = _prepend_beginning(layers, beginning, beginning_tokens, shift, inv_freq, dtype, device)
+    return MemoryBatch(layers=layers, references=[list(ids) for ids in references])
+
+
+def _gather_pairs(
+    references: Sequence[Sequence[str]],
+    memories: Mapping[str, Memory],
+    shape: MemoryShape,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> dict[int, LayerMemory]:
+    names = sorted({i for ids in references for i in ids})
+    if not names:
+        return {}
+    number = {name: u for u, name in enumerate(names)}
+    chosen = [memories[name] for name in names]
+    chunks, most = len(references), max(len(ids) for ids in references)
+    grid = np.full((chunks, most), -1)  # [N, R] -> number of the memory
+    for n, ids in enumerate(references):
+        grid[n, : len(ids)] = [number[i] for i in ids]
+
+    # Where each head's pairs start in the concatenation of all distinct memories, and how many there are: [u, L, H].
+    counts = np.stack([m.counts for m in chosen]).astype(np.int64).reshape(len(names), -1)
+    starts = np.cumsum(counts.reshape(-1)) - counts.reshape(-1)
+    starts = starts.reshape(counts.shape)
+    flat_counts = np.where(grid[..., None] >= 0, counts[grid], 0)  # [N, R, L*H]
+    flat_starts = starts[grid]
+
+    # [L, N, H, R] so that the pairs of one head follow one another in the output.
+    def order(x: np.ndarray) -> np.ndarray:
+        return x.reshape(chunks, most, len(shape.layers), shape.kv_heads).transpose(2, 0, 3, 1)
+
+    flat_counts, flat_starts = order(flat_counts), order(flat_starts)
+    per_head = flat_counts.sum(-1)  # [L, N, H]
+    width = per_head.max(axis=(1, 2))  # [L] = M_l
+    area = chunks * shape.kv_heads * width
+    base = np.concatenate([[0], np.cumsum(area)])
+    head_number = np.arange(chunks * shape.kv_heads).reshape(1, chunks, shape.kv_heads, 1)
+    target = base[:-1, None, None, None] + head_number * width[:, None, None, None] + np.cumsum(flat_counts, -1) - flat_counts
+
+    repeat = flat_counts.reshape(-1)
+    within = np.arange(repeat.sum()) - np.repeat(np.cumsum(repeat) - repeat, repeat)
+    pad = int(counts.sum())  # index of the all-zero row
+    source = np.full(int(base[-1]), pad)
+    where = np.repeat(target.reshape(-1), repeat) + within
+    source[where] = np.repeat(flat_starts.reshape(-1), repeat) + within
+    owner = np.full(int(base[-1]), -1)
+    owner[where] = np.repeat(np.broadcast_to(np.arange(most), flat_counts.shape).reshape(-1), repeat)
+
+    index = torch.from_numpy(source)
+    zero = chosen[0].keys.new_zeros(1, shape.head_dim)
+    keys = torch.cat([*(m.keys for m in chosen), zero]).index_select(0, index).to(device, dtype)
+    values = torch.cat([*(m.values for m in chosen), zero]).index_select(0, index).to(device, dtype)
+    owners = torch.from_numpy(owner).to(device)
+    layers: dict[int, LayerMemory] = {}
+    for i, layer in enumerate(shape.layers):
+        if width[i] == 0:
+            continue
+        part, size = slice(int(base[i]), int(base[i + 1])), (chunks, shape.kv_heads, int(width[i]))
+        mine = owners[part].view(size)
+        padded = bool((per_head[i] < width[i]).any())
+        bias = torch.zeros(size, dtype=dtype, device=device).masked_fill_(mine < 0, masked(dtype)) if padded else None
+        layers[layer] = LayerMemory(
+            keys=keys[part].view(*size, -1),
+            values=values[part].view(*size, -1),
+            bias=None if bias is None else bias.unsqueeze(2),
+            owner=mine,
+        )
+    return layers
+
+
+def _prepend_beginning(
+    layers: dict[int, LayerMemory],
+    beginning: Beginning,
+    tokens: Sequence[int],
+    shift: torch.Tensor | None,
+    inv_freq: torch.Tensor | None,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> dict[int, LayerMemory]:
+    chunks, most = len(tokens), max(tokens)
+    missing = torch.arange(most, device=device) < most - torch.tensor(tokens, device=device)[:, None]  # [N, most]
+    out: dict[int, LayerMemory] = {}
+    for layer, (all_keys, all_values) in enumerate(beginning):
+        heads = all_keys.shape[0]
+        keys, values = (x[:, -most:].to(device, dtype).expand(chunks, heads, most, -1) for x in (all_keys, all_values))
+        if shift is not None and inv_freq is not None:
+            keys = rotate(keys, shift[:, None, None], inv_freq)
+        bias = torch.zeros(chunks, heads, 1, most, dtype=dtype, device=device)
+        bias.masked_fill_(missing[:, None, None, :], masked(dtype))
+        owner = torch.full((chunks, heads, most), -1, device=device)
+        own = layers.get(layer)
+        if own is None:
+            out[layer] = LayerMemory(keys.contiguous(), values.contiguous(), bias if bool(missing.any()) else None, owner)
+            continue
+        own_bias = own.bias if own.bias is not None else own.keys.new_zeros(chunks, heads, 1, own.keys.shape[2])
+        out[layer] = LayerMemory(
+            keys=torch.cat([keys, own.keys], 2),
+            values=torch.cat([values, own.values], 2),
+            bias=None if own.bias is None and not bool(missing.any()) else torch.cat([bias, own_bias], -1),
+            owner=torch.cat([owner, own.owner], 2),
+        )
+    return out
+
+
+def select_chunks(batch: MemoryBatch, chunks: Sequence[int]) -> MemoryBatch:
+    """The batch whose chunk i is chunk ``chunks[i]`` of ``batch``: beams, or the last prompt chunk of every row."""
+    if list(chunks) == list(range(len(batch.references))):
+        return batch
+    index = torch.tensor(list(chunks))
+    layers = {}
+    for number, layer in batch.layers.items():
+        at = index.to(layer.keys.device)
+        bias = None if layer.bias is None else layer.bias[at]
+        layers[number] = LayerMemory(layer.keys[at], layer.values[at], bias, layer.owner[at])
+    return MemoryBatch(layers=layers, references=[batch.references[c] for c in chunks])

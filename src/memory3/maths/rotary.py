@@ -1,0 +1,34 @@
+"""Rotary position embeddings (RoPE): move keys and queries to other positions.
+
+Stored keys carry the rotation of the place they were written at. RoPE is relative: R(p + delta) = R(delta) R(p), so a memory is moved by
+rotating its keys by the difference. Knows nothing of models: it takes the angles per position.
+
+Symbols: d head dimension, r <= d rotated dimensions, theta the r/2 angles per position (``inv_freq`` in transformers).
+"""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["rotate"]
+
+
+def rotate(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
+    """Rotate ``x`` by ``positions`` (negative: backwards), pairing dimension i with i + r/2 as Llama-like models do.
+
+    Args:
+        x: ``[..., d]``, keys or queries. Dimensions beyond r pass through (partial rotary embeddings).
+        positions: broadcastable to ``x.shape[:-1]``, by how many positions to move.
+        inv_freq: ``[r/2]`` angle per position.
+
+    Returns:
+        Same shape and dtype as ``x``; computed in float32.
+    """
+    half = inv_freq.shape[0]
+    angles = positions.to(torch.float32).unsqueeze(-1) * inv_freq.to(torch.float32)
+    cos, sin = angles.cos(), angles.sin()
+    a, b = x[..., :half].float(), x[..., half : 2 * half].float()
+    rotated = [(a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype)]
+    if 2 * half < x.shape[-1]:
+        rotated.append(x[..., 2 * half :])
+    return torch.cat(rotated, dim=-1)

@@ -1,0 +1,24 @@
+"""Token selectors: how important is each token of a reference to each KV head?
+
+A selector gives a score per (reference, KV head, token) in one layer; `memory3.maths.budget` turns scores into kept pairs. A new selector
+is one small file with one overridden function, and a line in `SELECTORS`.
+"""
+
+from __future__ import annotations
+
+from memory3.errors import ConfigError
+from memory3.maths.selectors.attention import AttentionMass
+from memory3.maths.selectors.base import LayerView, Selector
+from memory3.maths.selectors.controls import First, Random
+from memory3.maths.selectors.reconstruction import Reconstruction
+
+__all__ = ["SELECTORS", "LayerView", "Selector", "selector"]
+
+SELECTORS: dict[str, type[Selector]] = {s.name: s for s in (AttentionMass, Reconstruction, Random, First)}
+
+
+def selector(name: str) -> Selector:
+    """The selector of that name."""
+    if name not in SELECTORS:
+        raise ConfigError(f"selector {name!r} is unknown: use one of {', '.join(SELECTORS)}")
+    return SELECTORS[name]()

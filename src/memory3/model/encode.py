@@ -1,0 +1,245 @@
+"""Write: references become memories in one batched forward pass that ends at the last memory layer.
+
+Each reference stands behind the beginning and sees only it and itself. The beginning is the same for all, so its keys and values are computed once and
+put in front of every layer's. A selector that `repeats` adds a second stretch to the same pass: a cue and the reference once more, whose
+queries tell which tokens matter.
+
+    tokens      beginning | reference (padding masked) | cue, reference again
+    positions   0..b-1    | b..b+S-1                   | b+128..
+
+Symbols: N references, S tokens of the longest, L memory layers, H KV heads, d head dimension, b tokens of the beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+import torch
+import xxhash
+from transformers import PreTrainedModel
+
+from memory3.config import MemoryConfig
+from memory3.errors import InputError, ModelError
+from memory3.maths.attend import attention_with_lse, masked
+from memory3.maths.budget import choose
+from memory3.maths.selectors import LayerView, Selector, selector
+from memory3.model.attach import ModelShape, StopForward, attached
+from memory3.model.beginning import Frame
+from memory3.values import Memory, MemoryShape, Reference
+
+__all__ = ["Encoder"]
+
+KeyValues = tuple[torch.Tensor, torch.Tensor]
+
+
+class _Record:
+    """Reader that keeps the keys and values of every layer and changes nothing."""
+
+    def __init__(self) -> None:
+        self.layers: list[KeyValues] = []
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        causal: bool,
+        scale: float,
+    ) -> torch.Tensor | None:
+        self.layers.append((key[0], value[0]))
+        return None
+
+
+class _Write:
+    """Reader of the writing pass: attention behind the beginning, scores and key-values of the memory layers on the way."""
+
+    def __init__(
+        self,
+        beginning: Sequence[KeyValues],
+        memory_layers: Sequence[int],
+        select: Selector | None,
+        lengths: torch.Tensor,
+        span: int,
+        repeat_from: int | None,
+        inv_freq: torch.Tensor,
+        seeds: tuple[int, ...],
+    ) -> None:
+        self.beginning = beginning
+        self.memory_layers = frozenset(memory_layers)
+        self.last = max(memory_layers)
+        self.select = select
+        self.lengths = lengths
+        self.span = span
+        self.repeat_from = repeat_from
+        self.inv_freq = inv_freq
+        self.seeds = seeds
+        self.bias: torch.Tensor | None = None
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.scores: list[torch.Tensor] = []
+
+    def _mask(self, query: torch.Tensor, before: int) -> torch.Tensor:
+        """``[N or 1, 1, T, b + T]``: all of the beginning, causal after it, padding of the reference hidden from the repetition."""
+        tokens, device = query.shape[2], query.device
+        blocked = torch.ones(tokens, tokens, dtype=torch.bool, device=device).triu(1)[None]
+        if self.repeat_from is not None:
+            at = torch.arange(tokens, device=device)
+            padding = (at >= self.lengths[:, None]) & (at < self.span)
+            # A padded token still sees itself: a row that sees nothing is what kernels stumble over.
+            blocked = blocked | (padding[:, None, :] & (at[:, None] != at))
+        bias = torch.zeros(blocked.shape[0], 1, tokens, before + tokens, dtype=query.dtype, device=device)
+        bias[..., before:].masked_fill_(blocked[:, None], masked(query.dtype))
+        return bias
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        causal: bool,
+        scale: float,
+    ) -> torch.Tensor | None:
+        first_key, first_value = self.beginning[layer]
+        if self.bias is None:
+            self.bias = self._mask(query, first_key.shape[1])
+        memory_layer = layer in self.memory_layers
+        if memory_layer:
+            self.keys.append(key[:, :, : self.span])
+            self.values.append(value[:, :, : self.span])
+        out = lse = None
+        if layer != self.last or (self.select is not None and self.select.repeats):
+            rows = key.shape[0]
+            all_keys = torch.cat([first_key.expand(rows, -1, -1, -1), key], dim=2)
+            all_values = torch.cat([first_value.expand(rows, -1, -1, -1), value], dim=2)
+            out, lse = attention_with_lse(query, all_keys, all_values, self.bias, scale=scale)
+        if memory_layer and self.select is not None:
+            repeating = slice(self.repeat_from, None)
+            view = LayerView(
+                layer=layer,
+                query=query[:, :, : self.span],
+                key=key[:, :, : self.span],
+                lengths=self.lengths,
+                offset=first_key.shape[1],
+                inv_freq=self.inv_freq,
+                scale=scale,
+                seeds=self.seeds,
+                repeat_query=query[:, :, repeating] if self.select.repeats else None,
+                repeat_lse=lse[:, :, repeating] if self.select.repeats and lse is not None else None,
+            )
+            self.scores.append(self.select.score(view))
+        if layer == self.last:
+            raise StopForward
+        return out
+
+
+class Encoder:
+    """Turns references into memories with one model.
+
+    Attributes:
+        shape: of every memory it writes.
+        beginning: keys and values ``[H, b, d]`` of the beginning for every layer of the model.
+    """
+
+    def __init__(self, model: PreTrainedModel, model_shape: ModelShape, frame: Frame, config: MemoryConfig) -> None:
+        self.model = model
+        self.frame = frame
+        self.config = config
+        self._model_shape = model_shape
+        layers = model_shape.memory_layers(config)
+        kv_heads = model_shape.kv_heads
+        self.shape = MemoryShape(
+            layers=layers,
+            kv_heads=kv_heads,
+            head_dim=model_shape.head_dim,
+            pairs=config.budget.pairs(len(layers) * kv_heads, config.reference_length),
+            dtype=config.dtype,
+        )
+        self._selector = selector(config.selector)
+        needed = len(frame.beginning) + 2 * config.reference_length + len(frame.repeat)
+        if needed > model_shape.max_positions:
+            raise ModelError(
+                f"references of {config.reference_length} tokens behind a beginning of {len(frame.beginning)} need {needed} positions, "
+                f"the model has {model_shape.max_positions}: lower reference_length"
+            )
+        self.beginning = self._encode_beginning()
+
+    @torch.no_grad()
+    def _encode_beginning(self) -> list[KeyValues]:
+        record = _Record()
+        tokens = torch.tensor([self.frame.beginning], device=self.model.device)
+        with attached(self.model):
+            self._model_shape.base(tokens, use_cache=False, memory3=record)
+        return record.layers
+
+    @torch.no_grad()
+    def encode(self, references: Sequence[Reference]) -> list[Memory]:
+        """Memories of the references, in their order; one forward pass.
+
+        Raises:
+            InputError: a reference without tokens, or longer than ``reference_length``.
+        """
+        if not references:
+            return []
+        for reference in references:
+            if not 0 < len(reference.token_ids) <= self.config.reference_length:
+                raise InputError(
+                    f"reference {reference.id!r} has {len(reference.token_ids)} tokens: 1 to {self.config.reference_length} can be encoded"
+                )
+        device = self.model.device
+        token_ids = [list(r.token_ids) for r in references]
+        lengths = torch.tensor([len(t) for t in token_ids], device=device)
+        span = int(lengths.max())
+        keep_all = self.config.budget.tokens_per_head(self.config.reference_length) == self.config.reference_length
+        select = None if keep_all else self._selector
+
+        first = len(self.frame.beginning)
+        tokens = torch.tensor([t + [0] * (span - len(t)) for t in token_ids], device=device)
+        positions = torch.arange(first, first + span, device=device)
+        repeat_from = None
+        if select is not None and select.repeats:
+            cue = torch.tensor([self.frame.repeat], device=device)
+            repeat_from = span + cue.shape[1]
+            tokens = torch.cat([tokens, cue.expand(len(references), -1), tokens], dim=1)
+            again = first + self.config.reference_length
+            positions = torch.cat([positions, torch.arange(again, again + cue.shape[1] + span, device=device)])
+
+        seeds = tuple(xxhash.xxh3_64_intdigest(repr(t).encode()) % 2**31 for t in token_ids)
+        inv_freq = self._model_shape.inv_freq
+        reader = _Write(self.beginning, self.shape.layers, select, lengths, span, repeat_from, inv_freq, seeds)
+        # The mask is the reader's own affair; a ready-made four-dimensional one keeps transformers from building another.
+        unused = torch.zeros(1, 1, 1, 1, dtype=self.model.dtype, device=device)
+        with attached(self.model):
+            with suppress(StopForward):
+                self._model_shape.base(tokens, attention_mask=unused, position_ids=positions[None], use_cache=False, memory3=reader)
+        return self._cut(reader, lengths)
+
+    def _cut(self, reader: _Write, lengths: torch.Tensor) -> list[Memory]:
+        keys, values = (torch.stack(x, dim=1) for x in (reader.keys, reader.values))  # [N, L, H, S, d]
+        scores = torch.stack(reader.scores, dim=1) if reader.scores else torch.zeros(keys.shape[:-1], device=keys.device)
+        kept = choose(scores.float(), lengths, self.config.budget, self.config.reference_length)
+        if not bool(torch.isfinite(keys[kept]).all()):
+            raise ModelError("the model computes keys that are not finite; is its dtype too narrow for its weights?")
+        dtype = self.shape.torch_dtype
+        flat_keys, flat_values = keys[kept].to("cpu", dtype), values[kept].to("cpu", dtype)
+        counts = kept.sum(dim=-1).to("cpu").numpy().astype("uint16")  # [N, L, H]
+        positions = kept.nonzero()[:, -1].to("cpu").numpy().astype("uint16")
+        memories, start = [], 0
+        for count in counts:
+            end = start + int(count.sum())
+            memories.append(
+                Memory(
+                    counts=count,
+                    positions=positions[start:end].copy(),
+                    keys=flat_keys[start:end].clone(),
+                    values=flat_values[start:end].clone(),
+                )
+            )
+            start = end
+        return memories

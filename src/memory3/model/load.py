@@ -1,0 +1,49 @@
+"""Load a causal language model and its tokenizer: by catalogue name, hub id or path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from memory3.errors import ModelError
+from memory3.model.catalogue import resolve_model, suggest
+
+__all__ = ["DEFAULT_MODEL", "load_model"]
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+def load_model(
+    name: str, *, device: str | None = None, dtype: str | None = None, **kwargs: Any
+) -> tuple[PreTrainedModel, Any]:
+    """Model in evaluation mode, and its fast tokenizer.
+
+    Args:
+        name: a name of the catalogue, a hub id, or a folder.
+        device: ``"cpu"``, ``"cuda"``, ...; default: a GPU where there is one.
+        dtype: ``"float32"``, ``"bfloat16"``, ...; default: float32 on the CPU, what the model was saved in elsewhere.
+        kwargs: passed to ``AutoModelForCausalLM.from_pretrained``.
+
+    Raises:
+        ModelError: not found, not a causal language model, or without a fast tokenizer.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or ("float32" if device == "cpu" else "auto")
+    where = resolve_model(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **kwargs)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        near = suggest(name)
+        hint = f" Did you mean {near!r}?" if near else ""
+        if not Path(where).exists():
+            hint += " It is neither a folder here nor could it be fetched from the model hub."
+        raise ModelError(f"model {name!r} cannot be loaded: {str(error).splitlines()[0]}{hint}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"model {name!r} has no fast tokenizer (tokenizer.json); memory3 needs one to cut texts into references"
+        )
+    return model.to(device).eval(), tokenizer

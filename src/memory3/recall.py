@@ -1,0 +1,436 @@
+"""Recall: memories found and read while a model generates (PAPER.md section 4).
+
+    with m3.recall(bank) as recall:
+        m3.model.generate(...)          # plain transformers
+
+The clock, per row of a batch. The prompt behind the place of the memories is cut into chunks of 64 tokens; each chunk reads the five references nearest
+to its text; all chunks are read in one forward pass. The first 64 decoded tokens inherit the memories of the last prompt chunk; then every 64 decoded
+tokens become the query for the next 64. A last prompt chunk shorter than 64 tokens is looked up by the last 64 tokens of the prompt, so that a
+question of 70 tokens is not answered from its last six.
+
+Positions. Memories lie in the same 128 positions behind the beginning, the rest of the prompt follows after them: a pre-hook on the model moves the
+``position_ids`` of all tokens behind the memories and hands the attention its reader. Memories never enter the `Cache`.
+
+Knows banks through `MemorySource` and nothing of answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import StaticCache
+
+from memory3.errors import ConfigError, RecallError
+from memory3.maths.batch import gather_memories, select_chunks
+from memory3.model.attach import ModelShape, attached
+from memory3.model.beginning import Place
+from memory3.model.encode import Encoder
+from memory3.reading import Reading
+from memory3.values import Memory, MemoryBatch
+
+__all__ = ["MemorySource", "Recall", "RecallStatistics"]
+
+
+#: The first parameters of every causal model's forward, for callers that pass them by position.
+_FORWARD = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds")
+
+
+class _Hit(Protocol):
+    @property
+    def reference_id(self) -> str: ...
+
+    @property
+    def score(self) -> float: ...
+
+
+class MemorySource(Protocol):
+    """What recall needs of a bank."""
+
+    def search(self, queries: Sequence[str], k: int, where: Mapping[str, Any] | None = None) -> Sequence[Sequence[_Hit]]:
+        """The k nearest references of each query, most similar first."""
+
+    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> Sequence[Memory]:
+        """Their memories, in order."""
+
+    def count(self, where: Mapping[str, Any] | None = None) -> int:
+        """How many references there are."""
+
+
+@dataclass
+class RecallStatistics:
+    """What recall did since it was entered.
+
+    Attributes:
+        recalls: chunks that looked for memories.
+        references: memories read by them.
+        bytes_read: size of those memories, each counted once per recall.
+        queries: text each chunk was looked up by, in order.
+    """
+
+    recalls: int = 0
+    references: int = 0
+    bytes_read: int = 0
+    queries: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Row:
+    """One row of the batch.
+
+    Attributes:
+        place: where its memories stand.
+        tokens: real tokens seen so far, prompt and decoded.
+        planned: how many tokens the chunks cut so far reach to.
+        moved: by how many positions its memories move from where they were written.
+        mass: attention its decoded tokens paid, by reference.
+    """
+
+    place: Place
+    tokens: list[int] = field(default_factory=list)
+    planned: int = 0
+    moved: int = 0
+    mass: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Plan:
+    """Chunks of a stretch of prompt, one row after the other.
+
+    Attributes:
+        texts: the tokens of every row up to the end of the stretch.
+        starts: per row, its first token behind the memories.
+        chunks: per chunk, its row and its end token.
+        batch: what they read; None until looked up.
+    """
+
+    texts: list[list[int]]
+    starts: list[int]
+    chunks: list[tuple[int, int]]
+    batch: MemoryBatch | None = None
+
+
+class Recall:
+    """Context in which a model reads memories. Made by `Memory3.recall`; one generation at a time.
+
+    Attributes:
+        statistics: see `RecallStatistics`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        model_shape: ModelShape,
+        tokenizer: Any,
+        encoder: Encoder,
+        bank: MemorySource,
+        *,
+        references_per_chunk: int,
+        chunk_length: int,
+        where: Mapping[str, Any] | None = None,
+        prompt: Sequence[Sequence[int]] | None = None,
+        use_cache: bool = True,
+    ) -> None:
+        """``prompt``: the prompts, announced because they will come in several passes. ``use_cache``: the bank's RAM cache."""
+        if references_per_chunk < 0 or chunk_length < 1:
+            raise ConfigError(
+                f"recall of {references_per_chunk} references every {chunk_length} tokens: give at least 0 references and 1 token"
+            )
+        self.statistics = RecallStatistics()
+        self._model = model
+        self._shape = model_shape
+        self._tokenizer = tokenizer
+        self._encoder = encoder
+        self._frame = encoder.frame
+        self._bank = bank
+        self._k = references_per_chunk
+        self._chunk = chunk_length
+        self._where = where
+        self._announced = None if prompt is None else [[int(t) for t in row] for row in prompt]
+        self._use_cache = use_cache
+        self._nothing = False
+        self._scores: dict[str, float] = {}
+        self._rows: list[_Row] = []
+        self._plan: _Plan | None = None
+        self._decoded = 0  # tokens since the last recall
+        self._shift: torch.Tensor | None = None  # [B, 1], how far tokens behind the memories move
+        self._prompt_reading: Reading | None = None
+        self._reading: Reading | None = None  # of decoded tokens: one chunk a row
+
+    # ---- the context -------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Recall:
+        if any(isinstance(getattr(hook, "__self__", None), Recall) for hook in self._shape.base._forward_pre_hooks.values()):
+            raise RecallError("this model is recalling already: leave one `with recall` before entering another")
+        self._nothing = self._k == 0 or self._bank.count(self._where) == 0
+        self._exit = ExitStack()
+        self._exit.enter_context(attached(self._model))
+        hook = self._shape.base.register_forward_pre_hook(self._before_forward, with_kwargs=True)
+        self._exit.callback(hook.remove)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exit.close()
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch that is generated; with beams, one for each."""
+        return len(self._rows)
+
+    def shares(self, row: int = 0) -> list[tuple[str, float, float]]:
+        """What the last answer of a row was read from: (reference id, share of attention 0..1, retrieval score), largest first."""
+        self._settle()
+        if not 0 <= row < len(self._rows):
+            return []
+        mass = self._rows[row].mass
+        total = sum(mass.values()) or 1.0
+        return [(name, mass[name] / total, self._scores.get(name, 0.0)) for name in sorted(mass, key=lambda n: -mass[n])]
+
+    # ---- every forward pass ------------------------------------------------------------------------------------------
+
+    def _before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if "memory3" in kwargs or self._nothing:  # the encoder at work inside a recall (cold start), or nothing to read
+            return None
+        kwargs = {**dict(zip(_FORWARD, args, strict=False)), **kwargs}
+        ids = kwargs.get("input_ids")
+        if ids is None:
+            raise RecallError("recall reads token ids, but this forward pass was given inputs_embeds alone: pass input_ids")
+        rows, new = ids.shape
+        past = self._past(kwargs.get("past_key_values"))
+        mask = kwargs.get("attention_mask")
+        if mask is None:
+            # Without a mask, transformers takes the gap in our positions for two packed sequences and hides one from the other.
+            mask = torch.ones(rows, past + new, dtype=torch.int64, device=ids.device)
+        elif mask.ndim != 2 or mask.shape[1] != past + new:
+            raise RecallError(
+                f"recall needs the two-dimensional attention mask of all {past + new} tokens, not one of shape {tuple(mask.shape)}"
+            )
+        if past == 0:
+            self._begin(ids, mask)
+        elif len(self._rows) != rows:
+            raise RecallError(
+                f"{past} tokens of {rows} rows are in the cache that recall has not seen: start the generation inside `with recall`, without "
+                "past_key_values of another"
+            )
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            positions = (mask.cumsum(-1)[:, past:] - 1).clamp_min(0)
+        if new == 1 and past > 0 and all(row.planned <= len(row.tokens) for row in self._rows):
+            kwargs["memory3"] = self._decode(ids[:, 0].tolist())
+            assert self._shift is not None  # a prompt came before
+            positions = positions + self._shift  # all decoded tokens lie behind the memories
+        else:
+            positions, kwargs["memory3"] = self._prompt(ids, mask[:, past:].bool(), positions.expand(rows, -1))
+        kwargs.update(attention_mask=mask, position_ids=positions)
+        return (), kwargs
+
+    def _past(self, cache: Any) -> int:
+        if cache is None:
+            return 0
+        if isinstance(cache, StaticCache):
+            raise RecallError("recall cannot follow a static cache: generate with the default (dynamic) cache")
+        if "reorder_cache" not in vars(cache):
+            self._follow(cache)
+        return int(cache.get_seq_length())
+
+    def _follow(self, cache: Any) -> None:
+        """Beam search permutes the rows of the cache, ours go with them. Speculative decoding takes tokens back: refused."""
+        reorder = cache.reorder_cache
+
+        def reorder_cache(beams: torch.Tensor) -> None:
+            reorder(beams)
+            self._permute(beams.tolist())
+
+        def crop(*_: Any) -> None:
+            raise RecallError("recall cannot take tokens back: generate without an assistant model or prompt lookup")
+
+        cache.reorder_cache, cache.crop = reorder_cache, crop
+
+    def _permute(self, order: list[int]) -> None:
+        self._settle()
+        rows = self._rows
+        self._rows = [replace(rows[i], tokens=list(rows[i].tokens), mass=dict(rows[i].mass)) for i in order]
+        if self._shift is not None:
+            self._shift = self._shift[order]
+        if self._reading is not None:
+            batch = self._reading.batch
+            # Beams of one prompt read the same until they have written a chunk each: then nothing has to be copied.
+            if any(rows[i].moved != rows[n].moved or batch.references[i] != batch.references[n] for n, i in enumerate(order)):
+                self._reading = Reading(select_chunks(batch, order))
+
+    # ---- the prompt --------------------------------------------------------------------------------------------------
+
+    def _begin(self, ids: torch.Tensor, mask: torch.Tensor) -> None:
+        prompts, self._announced = self._announced, None
+        announced = prompts is not None
+        if prompts is None:
+            prompts = [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)]
+        elif len(prompts) != len(ids):
+            raise RecallError(f"{len(prompts)} prompts were announced, but {len(ids)} rows are generated")
+        self._rows = [_Row(self._frame.place(prompt)) for prompt in prompts]
+        self._plan = self._prompt_reading = self._reading = self._shift = None
+        self._decoded = 0
+        if announced:
+            self._cut(prompts, [row.place.split for row in self._rows])
+
+    def _cut(self, texts: list[list[int]], starts: list[int]) -> None:
+        """Plan the chunks of all rows' tokens from ``starts`` on."""
+        chunks = [
+            (n, min(at + self._chunk, len(text)))
+            for n, (text, start) in enumerate(zip(texts, starts, strict=True))
+            for at in range(start, len(text), self._chunk)
+        ]
+        self._plan = _Plan(texts, starts, chunks)
+        for row, text in zip(self._rows, texts, strict=True):
+            row.planned = len(text)
+
+    def _prompt(self, ids: torch.Tensor, real: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, Reading]:
+        """Positions and reader of a pass over prompt tokens: a whole prompt, a part of it, or a later turn."""
+        counts = torch.tensor([len(row.tokens) for row in self._rows], device=ids.device)[:, None]
+        index = counts + real.cumsum(-1) - 1  # each token's number within its row
+        for row, tokens, keep in zip(self._rows, ids, real, strict=True):
+            row.tokens += tokens[keep].tolist()
+        if any(row.planned < len(row.tokens) for row in self._rows):
+            starts = [max(row.place.split, row.planned) for row in self._rows]
+            self._cut([list(row.tokens) for row in self._rows], starts)
+        if self._shift is None:
+            self._place(real, index, positions)
+        assert self._plan is not None
+        assert self._shift is not None
+        if self._plan.batch is None:
+            self._plan.batch = self._recall_prompt(self._plan)
+            self._decoded = 0
+        splits = torch.tensor([row.place.split for row in self._rows], device=ids.device)[:, None]
+        behind = real & (index >= splits)
+        table = self._table(self._plan, index, behind)
+        self._settle()
+        columns = torch.arange(ids.shape[1], device=ids.device)
+        reading = Reading(self._plan.batch, table, watched=torch.where(behind, columns, 0).amax(-1))
+        if bool(behind.any(-1).all()) and all(row.planned == len(row.tokens) for row in self._rows):
+            self._prompt_reading = reading  # its last tokens choose the first answer tokens
+        return torch.where(behind, positions + self._shift, positions), reading
+
+    def _place(self, real: torch.Tensor, index: torch.Tensor, positions: torch.Tensor) -> None:
+        """Fix where memories lie: at the position that the first token behind them would have had."""
+        for n, row in enumerate(self._rows):
+            column = int(real[n].int().argmax())
+            origin = int(positions[n, column] - index[n, column]) if bool(real[n, column]) else 0
+            row.moved = origin + row.place.split - (len(self._frame.beginning) - row.place.missing)
+        gap = self._encoder.config.reference_length
+        self._shift = torch.tensor([[row.place.missing + gap] for row in self._rows], device=positions.device)
+
+    def _table(self, plan: _Plan, index: torch.Tensor, behind: torch.Tensor) -> torch.Tensor:
+        """int64 ``[N, C]``: the tokens of this pass that belong to each planned chunk, as flat indices; -1 pads."""
+        device = index.device
+        starts = torch.tensor(plan.starts, device=device)[:, None]
+        rows = [n for n, _ in plan.chunks]
+        first = torch.tensor([rows.index(n) if n in rows else 0 for n in range(len(index))], device=device)[:, None]
+        row, column = (behind & (index >= starts)).nonzero(as_tuple=True)
+        place = (index - starts)[row, column]
+        chunk = first[row, 0] + place // self._chunk
+        table = torch.full((len(plan.chunks), self._chunk), -1, device=device)
+        table[chunk, place % self._chunk] = row * index.shape[1] + column
+        used = (table >= 0).any(0)
+        return table[:, used] if bool(used.any()) else table[:, :1]
+
+    def _recall_prompt(self, plan: _Plan) -> MemoryBatch:
+        """Look up every chunk by its text, and let the tokens to be decoded inherit the last chunk of their row."""
+        text = [self._frame.content(tokens) for tokens in plan.texts]
+        queries = []
+        for n, end in plan.chunks:
+            span = slice(max(self._rows[n].place.split, end - self._chunk), end)
+            queries.append(self._decode_text(plan.texts[n][span], text[n][span]))
+        found = self._search(queries)
+        inherited = self._reading.batch.references if self._reading is not None else [[] for _ in self._rows]
+        last = list(map(list, inherited))
+        for i, (n, _) in enumerate(plan.chunks):
+            if not queries[i]:  # nothing but template: what came before is still the subject
+                found[i] = last[n]
+            last[n] = found[i]
+        batch = self._load(found, [n for n, _ in plan.chunks])
+        final = {n: i for i, (n, _) in enumerate(plan.chunks)}
+        everyone = range(len(self._rows))
+        # A row may have no token behind its memories yet; then it has no chunk to inherit.
+        whole = len(final) == len(self._rows)
+        self._settle()
+        self._reading = Reading(select_chunks(batch, [final[n] for n in everyone]) if whole else self._load(last, everyone))
+        return batch
+
+    # ---- decoding ----------------------------------------------------------------------------------------------------
+
+    def _decode(self, tokens: list[int]) -> Reading | None:
+        """One more token of every row."""
+        if self._decoded >= self._chunk:
+            self._next_chunk()
+        self._decoded += 1
+        for row, token in zip(self._rows, tokens, strict=True):
+            row.tokens.append(token)
+            row.planned += 1
+        return self._reading
+
+    def _next_chunk(self) -> None:
+        """Drop the current memories; the tokens decoded since the last recall are the query for the next."""
+        assert self._reading is not None
+        queries = []
+        for row in self._rows:
+            tokens = row.tokens[-self._decoded :]
+            queries.append(self._decode_text(tokens, self._frame.content(tokens)))
+        found = self._search(queries)
+        for i, query in enumerate(queries):
+            if not query:  # a row that has ended writes nothing but padding
+                found[i] = list(self._reading.batch.references[i])
+        self._settle()
+        self._reading = Reading(self._load(found, range(len(self._rows))))
+        self._decoded = 0
+
+    def _decode_text(self, tokens: Sequence[int], text: Sequence[bool]) -> str:
+        return self._tokenizer.decode([t for t, keep in zip(tokens, text, strict=True) if keep]).strip()
+
+    # ---- the bank ----------------------------------------------------------------------------------------------------
+
+    def _search(self, queries: Sequence[str]) -> list[list[str]]:
+        self.statistics.queries += queries
+        self.statistics.recalls += len(queries)
+        wanted = [q for q in queries if q]
+        hits = iter(self._bank.search(wanted, self._k, where=self._where) if wanted else [])
+        found: list[list[str]] = []
+        for query in queries:
+            mine = next(hits) if query else []
+            self._scores.update((hit.reference_id, float(hit.score)) for hit in mine)
+            found.append([hit.reference_id for hit in mine])
+        return found
+
+    def _load(self, found: Sequence[Sequence[str]], rows: Sequence[int]) -> MemoryBatch:
+        names = list(dict.fromkeys(name for ids in found for name in ids))
+        memories = dict(zip(names, self._bank.memories(names, use_cache=self._use_cache), strict=True)) if names else {}
+        self.statistics.references += sum(len(ids) for ids in found)
+        self.statistics.bytes_read += sum(memory.nbytes for memory in memories.values())
+        return gather_memories(
+            found,
+            memories,
+            self._encoder.shape,
+            dtype=self._model.dtype,
+            device=self._model.device,
+            inv_freq=self._shape.inv_freq,
+            moved=[self._rows[n].moved for n in rows],
+            beginning=self._encoder.beginning,
+            beginning_tokens=[self._rows[n].place.missing for n in rows],
+        )
+
+    # ---- who was looked at -------------------------------------------------------------------------------------------
+
+    def _settle(self) -> None:
+        """Book the attention paid since the last recall, that of the prompt's last token included."""
+        if self._reading is None:
+            return
+        readings = [r for r in (self._prompt_reading, self._reading) if r is not None]
+        self._prompt_reading = None
+        for reading in readings:
+            mass = reading.settle(self._reading.batch).tolist()
+            for row, names, values in zip(self._rows, self._reading.batch.references, mass, strict=True):
+                for name, value in zip(names, values, strict=False):
+                    row.mass[name] = row.mass.get(name, 0.0) + value
