@@ -1,0 +1,62 @@
+# Every target sets up .venv by itself, from requirements.lock; a second run finds it done.
+#   make demo PYTHON=python3.12      another interpreter
+#   make test ARGS="-k codec -x"     further arguments for pytest
+
+PYTHON ?= python3
+# Test processes; each loads torch and uses one thread. Two are fastest on two cores.
+WORKERS ?= 2
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help demo test lint setup models lock clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    set up, fetch the default models, build a small bank and ask it"
+	@echo "make test    run all tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make lock    write requirements.lock anew with the newest versions that pyproject.toml allows"
+	@echo "make clean   remove .venv and what tools left; models stay in their cache folder"
+
+demo: models
+	$(BIN)/memory3 demo
+
+test: models
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(READY)
+
+# Fetches the default models if they are not in the cache yet, so that nothing later needs a network.
+models: setup
+	@$(BIN)/python -c "from memory3.model.catalogue import *; resolve_model(DEFAULT_MODEL); resolve_embedder(DEFAULT_EMBEDDER)"
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('memory3 needs Python 3.11 or newer; $(PYTHON) is ' \
+	  + sys.version.split()[0] + '. Choose another one: make PYTHON=/path/to/python3.11')"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -r requirements.lock
+	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+# torch is fixed here and first, so that nothing pulls another build of it.
+lock:
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install torch==2.13.0 -e '.[dev]' 'setuptools>=77'
+	sed -n '/^#/p;/^[^#]/q' requirements.lock > build/requirements.lock
+	build/lock/bin/python -m pip freeze --all --exclude-editable \
+	  | sed -E 's/\+cpu$$//' | grep -v -E '^(pip|nvidia-.*|cuda-.*|triton)==' >> build/requirements.lock
+	mv build/requirements.lock requirements.lock
+	rm -rf build/lock
+
+clean:
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,159 @@
+"""The floors of DESIGN.md, and what no file may do. A new folder or file at the root needs a place in `FLOORS`."""
+
+import ast
+import json
+import subprocess
+import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "memory3"
+
+#: Lowest first. Units of one floor do not import one another, unless they are files.
+FLOORS = (
+    {"errors", "config", "values"},
+    {"maths", "codec"},
+    {"text", "model"},
+    {"bank"},
+    {"reading", "recall", "generate"},
+    {"training", "evaluation", "theory", "benchmarks"},
+    {"serving"},
+    {"cli"},
+    {"__init__", "__main__"},
+)
+#: These run code out of a data file.
+UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+UNSAFE_CALLS = {"eval", "exec", "torch.load"}
+
+
+def module_name(path):
+    """``model/gguf.py`` -> ``memory3.model.gguf``; a package's ``__init__.py`` has the package's name."""
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
+
+
+@cache
+def tree(module):
+    return ast.parse(FILES[module].read_text(encoding="utf-8"))
+
+
+def imported(module):
+    """The modules of memory3 that a file imports, anywhere in it: at the top, in functions, for type checking."""
+    package = module if FILES[module].name == "__init__.py" else module.rpartition(".")[0]
+    names = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            if node.level:
+                origin = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], *filter(None, [origin])])
+            names |= {name if (name := f"{origin}.{alias.name}") in FILES else origin for alias in node.names}
+    return {name for name in names if name.split(".")[0] == "memory3"}
+
+
+def unit(module):
+    """The folder or file at the root that a module belongs to."""
+    return [*module.split("."), "__init__"][1]
+
+
+def floor(module):
+    places = [number for number, units in enumerate(FLOORS) if unit(module) in units]
+    assert places, f"{module}: give {unit(module)!r} a floor in {__name__}.FLOORS and in DESIGN.md"
+    return places[0]
+
+
+def is_file(module):
+    return unit(module) == "__init__" or (SOURCE / f"{unit(module)}.py").is_file()
+
+
+def dotted(node):
+    """``torch.load`` for the node of that expression."""
+    return f"{dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "?")
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_nothing_imports_upwards_or_sideways(module):
+    for target in imported(module):
+        assert target in FILES, f"{module} imports {target}, which does not exist"
+        same_floor = floor(target) == floor(module) and is_file(target) and is_file(module)
+        allowed = floor(target) < floor(module) or unit(target) == unit(module) or same_floor
+        assert allowed, f"{module} (floor {floor(module)}) imports {target} (floor {floor(target)})"
+
+
+def test_no_import_cycles():
+    try:
+        TopologicalSorter({module: imported(module) - {module} for module in FILES}).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_nothing_unsafe(module):
+    for node in ast.walk(tree(module)):
+        where = f"{FILES[module]}:{getattr(node, 'lineno', 0)}"
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            origins = {alias.name for alias in node.names} if isinstance(node, ast.Import) else {node.module or ""}
+            assert not {origin.split(".")[0] for origin in origins} & UNSAFE_MODULES, where
+        elif isinstance(node, ast.Call):
+            assert dotted(node.func) not in UNSAFE_CALLS, where
+        elif isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+            assert isinstance(node.value, ast.Constant), where
+            assert node.value.value is False, where
+        elif isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"{where}: say which errors"
+
+
+def test_names_say_what_a_file_is_for():
+    assert not {path.stem for path in FILES.values()} & {"util", "utils", "helpers", "misc", "common"}
+
+
+IMPORT_EVERYTHING = """
+import importlib, json, sys
+from transformers.integrations import sdpa_attention
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.llama import modeling_llama
+
+def registries():
+    tables = {"attention": dict(ALL_ATTENTION_FUNCTIONS), "mask": dict(ALL_MASK_ATTENTION_FUNCTIONS)}
+    tables["module"] = {**vars(modeling_llama.LlamaAttention), **vars(modeling_llama.LlamaModel), **vars(sdpa_attention)}
+    tables["config"] = dict.fromkeys(CONFIG_MAPPING.keys())
+    return {f"{table}.{name}": id(value) for table, entries in tables.items() for name, value in entries.items()}
+
+before = registries()
+import memory3
+heavy = sorted({"lancedb", "sentence_transformers", "sklearn"} & set(sys.modules))
+from memory3.errors import MissingDependency
+for name in json.loads(sys.argv[1]):
+    try:
+        importlib.import_module(name)
+    except MissingDependency:
+        pass
+after = registries()
+print(json.dumps({"heavy": heavy, "changed": sorted(k for k in before | after if before.get(k) != after.get(k))}))
+"""
+
+
+@pytest.fixture(scope="module")
+def after_import():
+    names = json.dumps([name for name in FILES if not name.endswith("__main__")])
+    done = subprocess.run([sys.executable, "-c", IMPORT_EVERYTHING, names], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_importing_changes_nothing_in_transformers(after_import):
+    assert after_import["changed"] == []
+
+
+def test_importing_the_package_loads_no_bank_and_no_embedder(after_import):
+    """They take seconds, and not every use of the library needs them."""
+    assert after_import["heavy"] == []
