@@ -120,9 +120,7 @@ def _references(document: Document, tokenizer: PreTrainedTokenizerBase, max_toke
 class _Window:
     """A stretch of text with its tokens and boundaries, all as character offsets into the whole text."""
 
-    def __init__(
-        self, text: str, start: int, content_end: int, tokenizer: PreTrainedTokenizerBase, max_tokens: int
-    ) -> None:
+    def __init__(self, text: str, start: int, content_end: int, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
         self.text = text
         self.content_end = content_end
         self.max_tokens = max_tokens

@@ -1,0 +1,89 @@
+"""Records, whatever file they come from: which field is the text, which the id, and what becomes metadata."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+from memory3.text.readers.source import Found, SourceFile, megabytes
+
+__all__ = ["ID_FIELDS", "TEXT_FIELDS", "from_record"]
+
+#: Names under which a text is looked for, in this order.
+TEXT_FIELDS = ("text", "content", "contents", "body", "passage", "document", "article", "page_content")
+#: Names under which an id is looked for, in this order.
+ID_FIELDS = ("id", "_id", "doc_id", "docid", "document_id")
+
+#: Longer strings stay out of metadata, which is stored anew with every reference of the document.
+_LONGEST_METADATA = 1000
+
+
+def from_record(file: SourceFile, row: int, record: object, place: str = "row") -> Iterator[Found]:
+    """The text of a record, or nothing where it is empty. A bare string is a record of a text alone.
+
+    Args:
+        file: where the record comes from.
+        row: its number, from 1.
+        record: a mapping of fields, or a string.
+        place: what ``row`` counts, for messages.
+    """
+    if isinstance(record, str):
+        record = {file.options.text_field or TEXT_FIELDS[0]: record}
+    if not isinstance(record, Mapping):
+        raise file.error(f"{place} {row} is neither an object with fields nor a string, but {_json_type(record)}")
+    text_field = _text_field(file, row, record, place)
+    text = record[text_field]
+    if text is None or not text.strip():
+        file.report("has no text", row)
+        return
+    limit = file.options.max_bytes
+    if 4 * len(text) > limit and len(text.encode("utf-8", "replace")) > limit:
+        raise file.error(f"{place} {row} holds a text over the limit of {megabytes(limit)}: split it or raise max_bytes")
+    id_field, id_ = _id(file, row, record, place)
+    metadata = {
+        str(name): value for name, value in record.items() if name not in (text_field, id_field) and _is_metadata(value)
+    }
+    yield Found(text, metadata, row, id_)
+
+
+def _text_field(file: SourceFile, row: int, record: Mapping[str, object], place: str) -> str:
+    """Name of a field whose value is a string or None."""
+    wanted = file.options.text_field
+    names = (wanted,) if wanted else TEXT_FIELDS
+    present = [name for name in names if name in record]
+    for name in present:
+        if isinstance(record[name], str):
+            return name
+    for name in present:
+        if record[name] is None:
+            return name
+    if wanted and present:
+        raise file.error(f"{place} {row}: the field {wanted!r} is no text but {_json_type(record[wanted])}")
+    missing = f"no field {wanted!r}" if wanted else f"none of the fields {', '.join(TEXT_FIELDS)} with a text"
+    raise file.error(
+        f"{place} {row} has {missing}. Its fields are {', '.join(map(str, record)) or 'none'}: name the text's with text_field"
+    )
+
+
+def _id(file: SourceFile, row: int, record: Mapping[str, object], place: str) -> tuple[str | None, str | None]:
+    """The id field and the id, both None where records are to be numbered."""
+    wanted = file.options.id_field
+    for name in ID_FIELDS if wanted is None else (wanted,) if wanted else ():
+        value = record.get(name)
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool) and str(value).strip():
+            return name, str(value)
+    if wanted:
+        raise file.error(f"{place} {row} has no id in the field {wanted!r}")
+    return None, None
+
+
+def _is_metadata(value: object) -> bool:
+    if isinstance(value, str):
+        return len(value) <= _LONGEST_METADATA
+    return isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _json_type(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "an object"
+    return {type(None): "null", bool: "true or false", list: "a list", str: "a text"}.get(type(value), "a number")

@@ -1,0 +1,97 @@
+"""A file on its way to becoming documents: what every reader is given, and what it gives back."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from memory3.errors import ReadError
+
+__all__ = ["Found", "ReadOptions", "Reader", "Scalar", "SourceFile", "megabytes"]
+
+Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What the caller of `read_documents` asked for.
+
+    Attributes:
+        text_field: field of a record that holds the text; None: found by name.
+        id_field: field that holds the id; None: found by name; empty: records are numbered.
+        max_bytes: largest document.
+        report: called with a place and a reason for all that is left out or altered.
+    """
+
+    text_field: str | None
+    id_field: str | None
+    max_bytes: int
+    report: Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A text found in a file. Files of many records give ``row`` (from 1) and perhaps an ``id``; others give neither."""
+
+    text: str
+    metadata: Mapping[str, Scalar] = field(default_factory=dict)
+    row: int | None = None
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A regular file.
+
+    Attributes:
+        path: where it is.
+        id: document id of the file as a whole, and stem of the ids of its records.
+        options: the caller's.
+    """
+
+    path: Path
+    id: str
+    options: ReadOptions
+
+    @property
+    def kind(self) -> str:
+        """Suffix that tells the format, in lower case; ``.gz`` is looked through."""
+        return Path(self.path.stem if self._is_gzip else self.path.name).suffix.lower()
+
+    @property
+    def _is_gzip(self) -> bool:
+        return self.path.suffix.lower() == ".gz"
+
+    def open(self) -> BinaryIO:
+        """The content, unzipped."""
+        return cast(BinaryIO, gzip.open(self.path)) if self._is_gzip else self.path.open("rb")
+
+    def read(self) -> bytes:
+        """The whole content, unzipped, or a `ReadError` where it is over the limit."""
+        limit = self.options.max_bytes
+        with self.open() as stream:
+            content = stream.read(limit + 1)
+        if len(content) > limit:
+            size = f"more than {megabytes(limit)} unzipped" if self._is_gzip else megabytes(self.path.stat().st_size)
+            raise self.error(f"holds {size}, the limit is {megabytes(limit)}: split the file or raise max_bytes")
+        return content
+
+    def error(self, reason: str) -> ReadError:
+        """An error about this file."""
+        return ReadError(self.path, reason)
+
+    def report(self, reason: str, row: int | None = None) -> None:
+        """Tell the caller of something left out or altered."""
+        self.options.report(str(self.path) if row is None else f"{self.path}#{row}", reason)
+
+
+#: Turns a file into texts, one by one. Raises `ReadError`, or what the file system and the gzip module raise.
+Reader = Callable[[SourceFile], Iterator[Found]]
+
+
+def megabytes(size: int) -> str:
+    """A number of bytes for a message."""
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size:,} bytes"
