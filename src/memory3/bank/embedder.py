@@ -1,0 +1,69 @@
+"""Sentence embeddings by sentence-transformers, imported only when the first text is embedded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from memory3.errors import ModelError
+from memory3.model.catalogue import resolve_embedder
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+__all__ = ["Embedder", "TextEmbedder"]
+
+
+class TextEmbedder(Protocol):
+    """Turns texts into vectors of length 1, whose dot product is their cosine."""
+
+    @property
+    def name(self) -> str:
+        """Recorded in the bank and enforced."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """Numbers per vector."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 ``[len(texts), dimension]``, rows of length 1."""
+        ...
+
+
+class Embedder:
+    """A sentence-transformers model. ``name`` is one of the catalogue, a Hugging Face id or a folder."""
+
+    def __init__(self, name: str, model: SentenceTransformer, batch_size: int = 32) -> None:
+        self.name = name
+        self.batch_size = batch_size
+        self._model = model
+        self.dimension = self.encode([""]).shape[1]
+
+    @classmethod
+    def load(cls, name: str, *, device: str | None = None, batch_size: int = 32) -> Embedder:
+        """Load by name. Code from the model's repository is never run; HF_HUB_OFFLINE is respected."""
+        from sentence_transformers import SentenceTransformer
+
+        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+        folder = resolve_embedder(name)
+        try:
+            model = SentenceTransformer(folder, device=device, trust_remote_code=False, local_files_only=offline)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"embedder {name!r} cannot be loaded: {error}") from error
+        return cls(name, model, batch_size)
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 ``[len(texts), dimension]``, rows of length 1."""
+        vectors = self._model.encode(
+            list(texts),
+            batch_size=self.batch_size,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=False,
+        )
+        return np.ascontiguousarray(vectors, dtype=np.float32)

@@ -1,0 +1,112 @@
+"""Plain results that the bank hands out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from memory3.bank.cache import CacheStatistics
+
+__all__ = ["BankInfo", "DocumentEntry", "Hit", "VerifyReport", "WriteProgress", "WriteReport"]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A reference found by search; ``score`` is the cosine, -1 to 1."""
+
+    reference_id: str
+    document_id: str
+    score: float
+
+
+@dataclass(frozen=True)
+class DocumentEntry:
+    """A document as the bank lists it."""
+
+    id: str
+    source: str
+    references: int
+    content_hash: str
+
+
+@dataclass(frozen=True)
+class WriteProgress:
+    """Where a write stands, after each batch. ``references`` counts those encoded by this write, committed or not."""
+
+    documents: int
+    written: int
+    unchanged: int
+    references: int
+    seconds: float
+    document_id: str
+
+
+@dataclass(frozen=True)
+class WriteReport:
+    """What a write did.
+
+    Attributes:
+        written: documents that are new or changed.
+        unchanged: documents that were there already, at no cost.
+        removed: documents that `prune` removed.
+        references: references written.
+        bytes: of rows written, before Lance's compression.
+        seconds: from start to end.
+    """
+
+    written: int
+    unchanged: int
+    removed: int
+    references: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `Bank.verify` found.
+
+    Attributes:
+        references, documents: how many were looked at.
+        cold: references without a memory yet.
+        bad: ids of references whose row is damaged or incomplete.
+        problems: one line for each thing found, naming the row or document.
+    """
+
+    references: int
+    documents: int
+    cold: int
+    bad: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing was found."""
+        return not self.problems
+
+
+@dataclass(frozen=True)
+class BankInfo:
+    """Counts and sizes.
+
+    Attributes:
+        references, documents, cold: rows, documents, and rows without a memory yet.
+        bytes: on disk, with old versions that are still kept.
+        record_bytes: of one memory.
+        bytes_per_reference: ``bytes / references``.
+        index: ``"exact"`` (embeddings in RAM), ``"scan"`` (too large for RAM, no index yet) or ``"ivf"``.
+        unindexed: rows that the index does not cover yet and search scans.
+        fragments, version: of the Lance table.
+        cache: of this process.
+    """
+
+    references: int
+    documents: int
+    cold: int
+    bytes: int
+    record_bytes: int
+    bytes_per_reference: float
+    index: str
+    unindexed: int
+    fragments: int
+    version: int
+    cache: CacheStatistics = field(default_factory=CacheStatistics)

@@ -1,0 +1,74 @@
+"""Vector search: exact in RAM while the bank is small, Lance's IVF index above, and the exact twin to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from memory3.bank.faults import reading
+from memory3.bank.reports import Hit
+from memory3.bank.rows import LIVE
+from memory3.bank.snapshot import Snapshot
+from memory3.bank.where import Where, where_sql
+
+__all__ = ["search", "search_exactly", "search_table"]
+
+
+def search(snapshot: Snapshot, vectors: np.ndarray, k: int, where: Where | None = None) -> list[list[Hit]]:
+    """The ``k`` references nearest by cosine to each of ``vectors`` ``[q, dimension]``, best first; fewer if there are fewer."""
+    k = min(k, snapshot.size)
+    if k <= 0 or len(vectors) == 0:
+        return [[] for _ in vectors]
+    if snapshot.is_resident:
+        return search_exactly(snapshot, vectors, k, where)
+    return search_table(snapshot, vectors, k, where)
+
+
+def search_exactly(snapshot: Snapshot, vectors: np.ndarray, k: int, where: Where | None = None) -> list[list[Hit]]:
+    """By the cosine with every row, in RAM. Equal scores: the row stored first."""
+    resident = snapshot.resident
+    places = np.arange(len(resident.reference_ids))
+    if where:
+        places = np.flatnonzero(resident.matching(where))
+    k = min(k, len(places))
+    if k <= 0:
+        return [[] for _ in vectors]
+    embeddings = resident.embeddings[places] if where else resident.embeddings
+    scores = vectors @ embeddings.T
+    hits = []
+    for row in scores:
+        best = np.argpartition(-row, k - 1)[:k]
+        best = best[np.lexsort((best, -row[best]))]
+        hits.append(
+            [
+                Hit(resident.reference_ids[p], resident.document_ids[p], float(s))
+                for p, s in zip(places[best], row[best], strict=True)
+            ]
+        )
+    return hits
+
+
+def search_table(
+    snapshot: Snapshot, vectors: np.ndarray, k: int, where: Where | None = None, *, nprobes: int | None = None
+) -> list[list[Hit]]:
+    """By Lance: through the index where there is one, rows that it does not cover yet by scanning."""
+    condition = f"{LIVE} AND {where_sql(where)}" if where else LIVE
+    with reading(snapshot.path):
+        query = snapshot.table.search(list(vectors)).distance_type("cosine").where(condition, prefilter=True).limit(k)
+        if nprobes is not None:
+            query = query.nprobes(nprobes)
+        rows = query.select(["reference_id", "document_id", "_distance"]).to_arrow()
+    return _grouped(rows, len(vectors))
+
+
+def _grouped(rows: pa.Table, queries: int) -> list[list[Hit]]:
+    hits: list[list[Hit]] = [[] for _ in range(queries)]
+    numbers: Sequence[int] = rows["query_index"].to_pylist() if "query_index" in rows.column_names else [0] * len(rows)
+    columns = (rows[name].to_pylist() for name in ("reference_id", "document_id", "_distance"))
+    for number, reference_id, document_id, distance in zip(numbers, *columns, strict=True):
+        hits[number].append(Hit(reference_id, document_id, 1.0 - distance))
+    for found in hits:
+        found.sort(key=lambda hit: -hit.score)
+    return hits

@@ -1,0 +1,125 @@
+"""One version of a bank's table, to read from. It stays the same while others write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from lancedb.table import Table
+
+from memory3.bank.faults import reading
+from memory3.bank.manifest import BankManifest
+from memory3.bank.rows import LIVE, embeddings_of
+from memory3.bank.where import Where, alternatives, is_in, where_sql
+from memory3.codec.raw import record_size
+
+__all__ = ["RESIDENT_BYTES", "Snapshot"]
+
+#: Embeddings up to this size are kept in RAM and searched exactly: a few milliseconds. Above, Lance's index searches them.
+RESIDENT_BYTES = 128 << 20
+
+#: Rows with their memories are read in portions of about this size.
+_PORTION_BYTES = 64 << 20
+
+
+class Snapshot:
+    """Rows by id and by filter, at one version of the table."""
+
+    def __init__(self, path: Path, name: str, table: Table, manifest: BankManifest) -> None:
+        self.path = path
+        self.name = name
+        self.table = table
+        self.manifest = manifest
+        with reading(path):
+            self.version = int(table.version)
+
+    @cached_property
+    def size(self) -> int:
+        """Number of references."""
+        with reading(self.path):
+            return int(self.table.count_rows(LIVE))
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether embeddings and ids are kept in RAM."""
+        return self.size * self.manifest.dimension * 4 <= RESIDENT_BYTES
+
+    @cached_property
+    def resident(self) -> Resident:
+        """Embeddings, ids and tags in RAM; loaded at the first search or read."""
+        return Resident(self.scan(["reference_id", "document_id", "tags", "embedding"]))
+
+    def scan(self, columns: Sequence[str], condition: str = LIVE) -> pa.Table:
+        """Some columns of all rows that match, with ``_rowid``."""
+        with reading(self.path):
+            query = self.table.search().where(condition).select(list(columns)).with_row_id(True)
+            return query.limit(None).to_arrow()
+
+    def count(self, where: Where | None = None) -> int:
+        """References that match the filter."""
+        if not where:
+            return self.size
+        if self.is_resident:
+            return int(self.resident.matching(where).sum())
+        with reading(self.path):
+            return int(self.table.count_rows(f"{LIVE} AND {where_sql(where)}"))
+
+    def row_ids(self, reference_ids: Sequence[str]) -> dict[str, int]:
+        """Lance's row ids of those references that exist."""
+        if self.is_resident:
+            places = self.resident.places
+            found = [(id_, places.get(id_)) for id_ in reference_ids]
+            return {id_: int(self.resident.row_ids[place]) for id_, place in found if place is not None}
+        rows = self.scan(["reference_id"], f"{LIVE} AND {is_in('reference_id', reference_ids)}") if reference_ids else None
+        return {} if rows is None else dict(zip(rows["reference_id"].to_pylist(), rows["_rowid"].to_pylist(), strict=True))
+
+    def take(self, row_ids: Sequence[int], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Some columns of rows, in portions of bounded size, in no promised order."""
+        heavy = "codes" in columns
+        portion = max(1, _PORTION_BYTES // record_size(self.manifest.shape)) if heavy else 4096
+        for start in range(0, len(row_ids), portion):
+            with reading(self.path):
+                some = [int(row) for row in row_ids[start : start + portion]]
+                rows = self.table.take_row_ids(some).select(list(columns)).to_arrow()
+            yield rows
+
+
+class Resident:
+    """The small columns of a bank in RAM.
+
+    Attributes:
+        reference_ids, document_ids: by place.
+        row_ids: uint64 ``[n]``, Lance's.
+        embeddings: float32 ``[n, dimension]``.
+        places: place of each reference id.
+    """
+
+    def __init__(self, rows: pa.Table) -> None:
+        self.reference_ids: list[str] = rows["reference_id"].to_pylist()
+        self.document_ids: list[str] = rows["document_id"].to_pylist()
+        self.row_ids: np.ndarray = rows["_rowid"].to_numpy()
+        self.embeddings = embeddings_of(rows)
+        self.places = {id_: place for place, id_ in enumerate(self.reference_ids)}
+        self._tags = rows["tags"].combine_chunks()
+
+    @cached_property
+    def _tag_rows(self) -> tuple[dict[str, int], np.ndarray, np.ndarray]:
+        """Number of each distinct tag, and for every occurrence its number and its place."""
+        encoded = self._tags.flatten().dictionary_encode()
+        numbers = {text: number for number, text in enumerate(encoded.dictionary.to_pylist())}
+        return numbers, encoded.indices.to_numpy(), pc.list_parent_indices(self._tags).to_numpy()
+
+    def matching(self, where: Where) -> np.ndarray:
+        """bool ``[n]``: which rows match the filter."""
+        numbers, occurrences, places = self._tag_rows
+        mask = np.ones(len(self.reference_ids), dtype=bool)
+        for group in alternatives(where):
+            wanted = [numbers[tag] for tag in group if tag in numbers]
+            has_one = np.zeros_like(mask)
+            has_one[places[np.isin(occurrences, wanted)]] = True
+            mask &= has_one
+        return mask

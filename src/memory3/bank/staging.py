@@ -1,0 +1,74 @@
+"""Rows of a large document that is not complete yet, in a table of their own, so that an interruption loses little of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+from lancedb.table import Table
+
+from memory3.bank.faults import reading, writing
+from memory3.bank.manifest import METADATA_KEY, BankManifest
+from memory3.bank.rows import with_checksums
+from memory3.bank.store import Store
+from memory3.bank.where import literal
+
+__all__ = ["Staging"]
+
+_PORTION_ROWS = 64
+
+
+class Staging:
+    """The staging table, made when first needed and removed when empty. Its rows say 0 for their document's references."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store = store
+        self._name = name
+        self._table: Table | None = None
+
+    def begin(self, document_id: str, content_hash: str, schema: pa.Schema, *, cold: bool) -> int:
+        """Get ready for a document. Returns how many of its references are there already, from the first on."""
+        self._table = self._store.find_table(self._name)
+        if self._table is None or self._table.schema != schema:
+            manifest = BankManifest.from_json(schema.metadata[METADATA_KEY])
+            self._table = self._store.add_table(self._name, manifest)
+        document = f"document_id = {literal(document_id)}"
+        usable = f"content_hash = {literal(content_hash)} AND codes_checksum IS {'NULL' if cold else 'NOT NULL'}"
+        with writing(self._store.path):
+            self._table.delete(f"{document} AND NOT ({usable})")
+            return int(self._table.count_rows(document))
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Commit some more rows of the document begun."""
+        assert self._table is not None
+        with writing(self._store.path):
+            self._table.add(batch)
+
+    def batches(self, document_id: str, document_references: int) -> Iterator[pa.RecordBatch]:
+        """The document's rows, completed by the number of its references."""
+        assert self._table is not None
+        table = self._table
+        with reading(self._store.path):
+            found = table.search().where(f"document_id = {literal(document_id)}").select(["ordinal"]).with_row_id(True)
+            rows = found.limit(None).to_arrow().sort_by("ordinal")["_rowid"].to_pylist()
+        for start in range(0, len(rows), _PORTION_ROWS):
+            with reading(self._store.path):
+                part = table.take_row_ids(rows[start : start + _PORTION_ROWS]).to_arrow().combine_chunks()
+            columns = {name: part[name].combine_chunks() for name in table.schema.names}
+            columns["document_references"] = pa.array([document_references] * len(part), pa.int32())
+            yield with_checksums(columns, table.schema)
+
+    def forget(self, document_id: str) -> None:
+        """Remove the rows of a document that was moved."""
+        assert self._table is not None
+        with writing(self._store.path):
+            self._table.delete(f"document_id = {literal(document_id)}")
+
+    def close(self) -> None:
+        """Remove the table if nothing is left in it. What another, interrupted write left stays for its resumption."""
+        table = self._store.find_table(self._name)
+        if table is not None:
+            with reading(self._store.path):
+                left = table.count_rows()
+            if not left:
+                self._store.remove_table(self._name)

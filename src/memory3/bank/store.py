@@ -1,0 +1,169 @@
+"""The folder of a bank: Lance tables, the name of the one in force, the writer's lock.
+
+CURRENT                  name of the table in force, one line; replaced by renaming
+references-1.lance/      the rows; the number rises when a bank is rebuilt for another model
+references-1-staging.lance/   rows of a large document that is not complete yet
+writer.lock              held by the one process that writes; the system releases it when that process ends
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import lancedb
+from filelock import FileLock, Timeout
+from lancedb.table import Table
+
+from memory3.bank.faults import reading, writing
+from memory3.bank.manifest import METADATA_KEY, BankManifest
+from memory3.bank.rows import row_schema
+from memory3.errors import BankBusy, BankCorrupt, BankNotFound
+
+__all__ = ["GRACE", "Store"]
+
+#: Readers keep the version they opened; what they read is not removed before this long after it was replaced.
+GRACE = timedelta(minutes=10)
+
+_TABLE = re.compile(r"references-([1-9][0-9]*)")
+
+
+class Store:
+    """A bank's folder. Opens and creates tables; knows nothing of documents."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).expanduser().absolute()
+
+    def exists(self) -> bool:
+        """Whether a bank was created here."""
+        return (self.path / "CURRENT").is_file()
+
+    def current(self) -> str:
+        """Name of the table in force."""
+        try:
+            name = (self.path / "CURRENT").read_text(encoding="utf-8").strip()
+        except (FileNotFoundError, NotADirectoryError):
+            raise BankNotFound(
+                f"no bank at {self.path}{self._instead()}. Make one with `memory3 write DOCUMENTS --bank {self.path}`"
+            ) from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise BankCorrupt(f"{self.path / 'CURRENT'} cannot be read: {error}") from error
+        if not _TABLE.fullmatch(name):
+            raise BankCorrupt(f"{self.path / 'CURRENT'} says {name[:80]!r}, which is no table's name")
+        return name
+
+    def _instead(self) -> str:
+        tables = self.tables()
+        return f", though {', '.join(tables)} lies there: its file CURRENT is missing and should name it" if tables else ""
+
+    def tables(self) -> list[str]:
+        """Names of all tables of rows, oldest first."""
+        names = (entry.name.removesuffix(".lance") for entry in self.path.glob("references-*.lance"))
+        return sorted((name for name in names if _TABLE.fullmatch(name)), key=_number)
+
+    def open(self, name: str) -> tuple[Table, BankManifest]:
+        """A table at its newest version, and its manifest."""
+        folder = self.path / f"{name}.lance"
+        if not folder.is_dir():
+            raise BankCorrupt(f"{folder} is missing: restore it from a copy, or remove {self.path} and write anew")
+        with reading(self.path):
+            table = self._connect().open_table(name)
+            metadata = table.schema.metadata or {}
+        if METADATA_KEY not in metadata:
+            raise BankCorrupt(f"{folder} has no memory3 manifest in its schema: memory3 did not write it")
+        manifest = BankManifest.from_json(metadata[METADATA_KEY])
+        if table.schema.names != row_schema(manifest).names:
+            raise BankCorrupt(f"{folder} has columns {table.schema.names}: memory3 did not write it")
+        return table, manifest
+
+    def create(self, manifest: BankManifest) -> None:
+        """Make the folder and an empty table, and put it in force. Needs the lock."""
+        name = self.next_name()
+        with writing(self.path):
+            self._connect().create_table(name, schema=row_schema(manifest), mode="overwrite")
+        self.switch(name)
+
+    def add_table(self, name: str, manifest: BankManifest) -> Table:
+        """An empty table beside the others."""
+        with writing(self.path):
+            return self._connect().create_table(name, schema=row_schema(manifest), mode="overwrite")
+
+    def find_table(self, name: str) -> Table | None:
+        """A table by name at its newest version, or None."""
+        if not (self.path / f"{name}.lance").is_dir():
+            return None
+        with reading(self.path):
+            return self._connect().open_table(name)
+
+    def next_name(self) -> str:
+        """The name of the table after the one in force."""
+        return f"references-{_number(self.current()) + 1}" if self.exists() else "references-1"
+
+    def switch(self, name: str) -> None:
+        """Put a table in force: readers see it when they refresh."""
+        with writing(self.path):
+            new = self.path / "CURRENT.new"
+            with open(new, "w", encoding="utf-8") as file:
+                file.write(name + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, self.path / "CURRENT")
+
+    def remove_table(self, name: str) -> None:
+        """Delete a table that nobody reads, if it is there."""
+        with writing(self.path):
+            shutil.rmtree(self.path / f"{name}.lance", ignore_errors=True)
+
+    def remove_superseded(self) -> None:
+        """Delete the tables that were in force before, once readers have had time to move on. Needs the lock."""
+        current = self.current()
+        age = time.time() - (self.path / "CURRENT").stat().st_mtime
+        if age > GRACE.total_seconds():
+            for name in self.tables():
+                if _number(name) < _number(current):
+                    self.remove_table(name)
+                    self.remove_table(f"{name}-staging")
+
+    @contextmanager
+    def lock(self, wait_seconds: float = 0.0) -> Iterator[None]:
+        """Be the one writer, or raise BankBusy after ``wait_seconds``."""
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / "writer.lock")
+            try:
+                lock.acquire(timeout=wait_seconds)
+            except Timeout:
+                raise BankBusy(
+                    f"{self.path}: another process is writing this bank. Wait for it, or give --wait SECONDS; "
+                    "reading goes on meanwhile"
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def bytes(self) -> int:
+        """Size of the whole folder on disk."""
+        total = 0
+        for folder, _, files in os.walk(self.path):
+            for file in files:
+                try:
+                    total += os.path.getsize(os.path.join(folder, file))
+                except FileNotFoundError:
+                    continue  # a writer has just removed it
+        return total
+
+    def _connect(self) -> lancedb.DBConnection:
+        return lancedb.connect(self.path)
+
+
+def _number(name: str) -> int:
+    match = _TABLE.fullmatch(name)
+    assert match is not None, name
+    return int(match[1])

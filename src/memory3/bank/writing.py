@@ -1,0 +1,224 @@
+"""Writing documents into a table: only what is new or changed, whole documents per commit, resumable after any interruption.
+
+A commit replaces whole documents, so a reader sees a document as it was or as it is. Where a new version has fewer
+references than the old one, the commit overwrites the surplus with tombstones, which readers ignore and the next commit deletes:
+Lance's own "delete what the source lacks" reads the whole table, memories included, into RAM.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+
+import numpy as np
+import pyarrow as pa
+from lancedb.table import Table
+
+from memory3.bank.embedder import TextEmbedder
+from memory3.bank.faults import reading, writing
+from memory3.bank.reports import WriteProgress, WriteReport
+from memory3.bank.rows import LIVE, Row, row_batch, tombstone
+from memory3.bank.staging import Staging
+from memory3.bank.store import Store
+from memory3.bank.where import is_in, tags
+from memory3.bank.writer import MemoryWriter
+from memory3.codec.raw import encode_record, record_size
+from memory3.errors import InputError
+from memory3.values import Document, Reference
+
+__all__ = ["Writing", "delete_documents", "delete_tombstones"]
+
+#: A commit holds about what is encoded in this time, which is what an interruption can cost,
+COMMIT_SECONDS = 10.0
+#: but not more than this, so that memory stays bounded.
+COMMIT_BYTES = 64 << 20
+COMMIT_REFERENCES = 1024
+
+_DELETE_AT_ONCE = 500
+
+
+class Writing:
+    """One write into one table, by the holder of the lock."""
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        table: Table,
+        m3: MemoryWriter,
+        embedder: TextEmbedder,
+        *,
+        cold: bool = False,
+        progress: Callable[[WriteProgress], None] | None = None,
+    ) -> None:
+        self._store = store
+        self._table = table
+        self._m3 = m3
+        self._embedder = embedder
+        self._cold = cold
+        self._progress = progress
+        self._started = time.monotonic()
+        with reading(store.path):
+            self._schema: pa.Schema = table.schema
+        self._staging = Staging(store, f"{name}-staging")
+        self._most = max(1, min(COMMIT_REFERENCES, COMMIT_BYTES // record_size(m3.shape)))
+        self._group_size = min(self._most, max(64, m3.batch_size))
+        self._group: list[Row] = []
+        self._sizes: dict[str, int] = {}
+        self._documents = self._written = self._unchanged = self._references = self._bytes = 0
+        self._document_id = ""
+
+    def run(self, documents: Iterable[Document], *, prune: bool = False) -> WriteReport:
+        """Write what is new or changed; with ``prune``, remove every document that is not among ``documents``."""
+        delete_tombstones(self._store, self._table)
+        known = self._known()
+        self._sizes = {id_: size for id_, (_, size, _) in known.items()}
+        seen: dict[str, str] = {}
+        for document in documents:
+            _check(document)
+            content_hash = document.content_hash
+            if document.id in seen:
+                if seen[document.id] != content_hash:
+                    raise InputError(f"two documents have the id {document.id!r} and different content: ids must be unique")
+                continue
+            seen[document.id] = content_hash
+            self._documents += 1
+            self._document_id = document.id
+            old_hash, _, is_cold = known.get(document.id, ("", 0, False))
+            if old_hash == content_hash and (self._cold or not is_cold):
+                self._unchanged += 1
+            else:
+                self._take(document, content_hash)
+            self._tell()
+        self._flush()
+        gone = [id_ for id_ in known if id_ not in seen] if prune else []
+        delete_documents(self._store, self._table, gone)
+        self._staging.close()
+        return WriteReport(
+            written=self._written,
+            unchanged=self._unchanged,
+            removed=len(gone),
+            references=self._references,
+            bytes=self._bytes,
+            seconds=time.monotonic() - self._started,
+        )
+
+    def _known(self) -> dict[str, tuple[str, int, bool]]:
+        """Content hash, number of references and coldness of every document in the table."""
+        columns = ["document_id", "content_hash", "document_references"]
+        with reading(self._store.path):
+            firsts = self._table.search().where("ordinal = 0").select(columns).limit(None).to_arrow()
+            cold = self._table.search().where("codes_checksum IS NULL").select(["document_id"]).limit(None).to_arrow()
+        cold_ids = set(cold["document_id"].to_pylist())
+        values = zip(*(firsts[name].to_pylist() for name in columns), strict=True)
+        return {id_: (content_hash, size, id_ in cold_ids) for id_, content_hash, size in values}
+
+    def _take(self, document: Document, content_hash: str) -> None:
+        """Add a document to the group, or write it by itself if it is larger than a group may be."""
+        references = self._m3.split(document)
+        head = list(islice(references, self._most + 1))
+        if len(head) > self._most:
+            self._flush()
+            self._write_large(document, content_hash, chain(head, references))
+        elif head:
+            self._group += [Row(reference, content_hash, len(head)) for reference in head]
+            if len(self._group) >= self._group_size:
+                self._flush()
+        elif document.id in self._sizes:  # nothing is left of it
+            delete_documents(self._store, self._table, [document.id])
+            self._written += 1
+        else:
+            self._unchanged += 1
+
+    def _flush(self) -> None:
+        """Encode and commit the group."""
+        if not self._group:
+            return
+        rows, self._group = self._group, []
+        started = time.monotonic()
+        batch = self._encode(rows)
+        rate = len(rows) / max(time.monotonic() - started, 1e-6)
+        self._group_size = max(min(int(rate * COMMIT_SECONDS), self._most), min(self._m3.batch_size, self._most))
+        ids = {row.reference.document_id: row.document_references for row in rows}
+        self._commit(ids, [batch])
+        self._bytes += batch.nbytes
+
+    def _write_large(self, document: Document, content_hash: str, references: Iterator[Reference]) -> None:
+        """Encode a large document part by part into the staging table, then move it in one commit."""
+        done = self._staging.begin(document.id, content_hash, self._schema, cold=self._cold)
+        count = sum(1 for _ in islice(references, done))
+        while part := list(islice(references, self._group_size)):
+            count += len(part)
+            batch = self._encode([Row(reference, content_hash, 0) for reference in part])
+            self._staging.add(batch)
+            self._bytes += batch.nbytes
+        self._commit({document.id: count}, self._staging.batches(document.id, count))
+        self._staging.forget(document.id)
+
+    def _encode(self, rows: Sequence[Row]) -> pa.RecordBatch:
+        """Rows with embeddings and memories. References of like length are encoded together, which saves padding."""
+        embeddings = self._embedder.encode([row.reference.text for row in rows])
+        records: list[bytes | None] = [None] * len(rows)
+        by_length = sorted(range(len(rows)), key=lambda place: len(rows[place].reference.token_ids))
+        size = len(rows) if self._cold else self._m3.batch_size
+        for start in range(0, len(rows), size):
+            places = by_length[start : start + size]
+            if not self._cold:
+                memories = self._m3.encode([rows[place].reference for place in places])
+                for place, memory in zip(places, memories, strict=True):
+                    records[place] = encode_record(memory, self._m3.shape)
+            self._references += len(places)
+            self._tell()
+        return row_batch(rows, embeddings, records, self._schema)
+
+    def _commit(self, sizes: dict[str, int], batches: Iterable[pa.RecordBatch]) -> None:
+        """Put whole documents into the table, in one commit, in place of what was there under their ids."""
+        replaced = {id_: self._sizes[id_] for id_ in sizes if id_ in self._sizes}
+        surplus = [tombstone(id_, ordinal, sizes[id_]) for id_, old in replaced.items() for ordinal in range(sizes[id_], old)]
+        if surplus:
+            blank = np.zeros((len(surplus), self._embedder.dimension), np.float32)
+            batches = chain(batches, [row_batch(surplus, blank, [None] * len(surplus), self._schema)])
+        data = pa.RecordBatchReader.from_batches(self._schema, batches)
+        with writing(self._store.path):
+            if replaced:
+                merge = self._table.merge_insert("reference_id")
+                merge.when_matched_update_all().when_not_matched_insert_all().execute(data)
+            else:
+                self._table.add(data)
+        if surplus:
+            delete_tombstones(self._store, self._table)
+        self._sizes.update(sizes)
+        self._written += len(sizes)
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            seconds = time.monotonic() - self._started
+            self._progress(
+                WriteProgress(self._documents, self._written, self._unchanged, self._references, seconds, self._document_id)
+            )
+
+
+def delete_documents(store: Store, table: Table, document_ids: Sequence[str]) -> None:
+    """Remove documents; each goes whole, in one commit."""
+    for start in range(0, len(document_ids), _DELETE_AT_ONCE):
+        with writing(store.path):
+            table.delete(is_in("document_id", document_ids[start : start + _DELETE_AT_ONCE]))
+
+
+def delete_tombstones(store: Store, table: Table) -> None:
+    """Remove what a shorter version of a document left over, perhaps of a write that was killed."""
+    with writing(store.path):
+        if table.count_rows(f"NOT ({LIVE})"):
+            table.delete(f"NOT ({LIVE})")
+
+
+def _check(document: Document) -> None:
+    if not document.id:
+        raise InputError(f"a document from {document.source or 'an unnamed source'!r} has an empty id")
+    for name in ("id", "text", "source"):
+        try:
+            getattr(document, name).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InputError(f"document {document.id!r}: its {name} is not valid Unicode ({error.reason})") from None
+    tags(document.metadata)

@@ -1,0 +1,92 @@
+"""The raw record: a `Memory` as bytes of one fixed size per bank, uncompressed. Knows no bank and no model.
+
+Little endian, no padding between the parts; what a short reference leaves unused is zero.
+
+    counts     uint16 [L*H]   pairs kept per layer and KV head; their sum p is at most P
+    positions  uint16 [P]     place of each kept token in its reference
+    keys       dtype  [P, d]
+    values     dtype  [P, d]
+
+docs/bank-format.md has the same with byte offsets, and a reader that does not need memory3.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from memory3.errors import BankCorrupt, InputError
+from memory3.values import Memory, MemoryShape
+
+__all__ = ["decode_record", "encode_record", "record_size"]
+
+_COUNT = np.dtype("<u2")
+
+
+def record_size(shape: MemoryShape) -> int:
+    """Bytes of every record of this shape."""
+    header = _COUNT.itemsize * (shape.heads + shape.pairs)
+    return header + 2 * shape.pairs * shape.head_dim * shape.torch_dtype.itemsize
+
+
+def encode_record(memory: Memory, shape: MemoryShape) -> bytes:
+    """``memory`` as `record_size` bytes. A memory that does not fit the shape is the caller's mistake: InputError."""
+    pairs = _checked_pairs(memory, shape)
+    record = bytearray(record_size(shape))
+    counts, positions, keys, values = _parts(record, shape)
+    counts[:] = memory.counts.reshape(-1)
+    positions[:pairs] = memory.positions
+    keys[:pairs] = memory.keys
+    values[:pairs] = memory.values
+    return bytes(record)
+
+
+def decode_record(data: bytes | bytearray | memoryview, shape: MemoryShape) -> Memory:
+    """The memory in ``data``.
+
+    Writable buffers are viewed, not copied, so the memory keeps them alive and must be their only user; read-only ones are
+    copied once, since torch has no read-only tensors. Wrong lengths and counts raise BankCorrupt.
+    """
+    size = record_size(shape)
+    view = memoryview(data).cast("B")
+    if view.nbytes != size:
+        raise BankCorrupt(f"a record has {view.nbytes} bytes, this bank's have {size}: check it with `memory3 verify`")
+    counts, positions, keys, values = _parts(bytearray(view) if view.readonly else view, shape)
+    pairs = int(counts.sum(dtype=np.int64))
+    if pairs > shape.pairs:
+        raise BankCorrupt(
+            f"a record counts {pairs} pairs, this bank's have at most {shape.pairs}: check it with `memory3 verify`"
+        )
+    return Memory(
+        counts=counts.reshape(len(shape.layers), shape.kv_heads),
+        positions=positions[:pairs],
+        keys=keys[:pairs],
+        values=values[:pairs],
+    )
+
+
+def _parts(record: bytearray | memoryview, shape: MemoryShape) -> tuple[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor]:
+    """Views of the four parts of a writable record: counts ``[L*H]``, positions ``[P]``, keys and values ``[P, d]``."""
+    counts = np.frombuffer(record, _COUNT, shape.heads)
+    positions = np.frombuffer(record, _COUNT, shape.pairs, counts.nbytes)
+    numbers = torch.frombuffer(
+        record, dtype=shape.torch_dtype, count=2 * shape.pairs * shape.head_dim, offset=counts.nbytes + positions.nbytes
+    )
+    keys, values = numbers.view(2, shape.pairs, shape.head_dim)
+    return counts, positions, keys, values
+
+
+def _checked_pairs(memory: Memory, shape: MemoryShape) -> int:
+    pairs = int(memory.counts.sum(dtype=np.int64))
+    expected = (len(shape.layers), shape.kv_heads)
+    if memory.counts.shape != expected or pairs > shape.pairs:
+        raise InputError(
+            f"a memory with counts {memory.counts.shape} and {pairs} pairs does not fit a bank of {expected} heads "
+            f"and at most {shape.pairs} pairs"
+        )
+    if memory.positions.shape != (pairs,) or not (memory.keys.shape == memory.values.shape == (pairs, shape.head_dim)):
+        raise InputError(
+            f"a memory counts {pairs} pairs of {shape.head_dim} numbers, but has {memory.positions.shape} positions, "
+            f"keys {tuple(memory.keys.shape)} and values {tuple(memory.values.shape)}"
+        )
+    return pairs
