@@ -37,5 +37,5 @@ def read(file: SourceFile) -> Iterator[Found]:
                     yield from from_record(file, row, record)
         except ReadError:
             raise
-        except (pa.ArrowException, ValueError) as error:
+        except (pa.ArrowException, ValueError, OSError) as error:  # pyarrow calls damage an OSError at times
             raise file.error(f"is truncated, damaged or no Parquet file: {error}") from None
