@@ -269,9 +269,7 @@ def test_gather_puts_every_pair_in_its_head() -> None:
 def test_beginning_is_read_where_the_prompt_lacks_it() -> None:
     memories = {"a": random_memory(1)}
     beginning = [(torch.randn(2, 5, D), torch.randn(2, 5, D)) for _ in range(6)]
-    batch = gather_memories(
-        [["a"], ["a"]], memories, SHAPE, dtype=torch.float32, beginning=beginning, beginning_tokens=[2, 0]
-    )
+    batch = gather_memories([["a"], ["a"]], memories, SHAPE, dtype=torch.float32, beginning=beginning, beginning_tokens=[2, 0])
     assert sorted(batch.layers) == [0, 1, 2, 3, 4, 5]
     for number, layer in batch.layers.items():
         torch.testing.assert_close(layer.keys[0, :, :2], beginning[number][0][:, -2:])

@@ -24,7 +24,9 @@ QUESTION = "Who built the bridge over the river, and when was it built? Tell the
 EXACT = {"rtol": 1e-4, "atol": 1e-4}
 
 
-def memory3(family: str = "llama", *, chat: bool = False, bos: bool = True, mha: bool = False, model: Any = None, **settings: Any) -> Memory3:
+def memory3(
+    family: str = "llama", *, chat: bool = False, bos: bool = True, mha: bool = False, model: Any = None, **settings: Any
+) -> Memory3:
     settings = {"reference_length": 31, "chunk_length": 7, "references_per_chunk": 2, "dtype": "float32", **settings}
     tokenizer = tiny_chat_tokenizer() if chat else tiny_tokenizer(adds_bos=bos)
     return Memory3(model or tiny_model(family, mha=mha), tokenizer, MemoryConfig(**settings), name="tiny")
@@ -77,7 +79,9 @@ def test_own_system_prompt_moves_the_memories() -> None:
     """
     m3 = memory3("llama", chat=True, budget=Budget("all"), layers=(0,), chunk_length=512)
     bank = RamBank(m3, TEXTS[:1], {None: [0]})
-    chat = m3._chat([{"role": "system", "content": "Be brief, be kind and name the river."}, {"role": "user", "content": QUESTION}])
+    chat = m3._chat(
+        [{"role": "system", "content": "Be brief, be kind and name the river."}, {"role": "user", "content": QUESTION}]
+    )
     place = m3.frame.place(chat)
     assert m3.tokenizer.decode(chat[: place.split]).endswith("<s>user\n")
     assert place.missing == len(m3.frame.cue)
@@ -165,6 +169,43 @@ def test_every_64_decoded_tokens_are_the_next_query() -> None:
     assert len(recall.statistics.queries) == 2 + -(-len(row) // 7)
 
 
+def test_scoring_an_answer_is_decoding_it(family: str) -> None:
+    """An answer scored in one pass reads what it would if it were decoded, over three recalls."""
+    m3 = memory3(family)
+    bank: Any = RamBank(m3, TEXTS)
+    answer = m3.generate(QUESTION, bank, max_new_tokens=18, min_new_tokens=18, suppress_tokens=[0, 1, 2], output_scores=True)
+    row = m3.frame.after(m3._ids(QUESTION))
+    tokens, mask = m3._pad([row + answer.token_ids])
+    with m3.recall(bank, prompt=[row + answer.token_ids], answer_tokens=[18]) as recall, torch.no_grad():
+        scored = m3.model(tokens, attention_mask=mask).logits[0, -19:-1]
+    assert [q for q in recall.statistics.queries[-2:] if q] == bank.queries[-2:]
+    scored[:, :3] = -torch.inf
+    assert scored.argmax(-1).tolist() == answer.token_ids
+    total, count = m3.log_likelihood(QUESTION, "the old town", bank)
+    ids = m3._ids("the old town")
+    assert count == len(ids)
+    with m3.recall(bank, prompt=[row]), torch.no_grad():
+        out, manual = m3.model(torch.tensor([row]), use_cache=True), 0.0
+        for token in ids:
+            manual += float(torch.log_softmax(out.logits[0, -1], -1)[token])
+            out = m3.model(torch.tensor([[token]]), past_key_values=out.past_key_values)
+    assert total == pytest.approx(manual, abs=1e-3)
+
+
+def test_references_can_be_named() -> None:
+    m3 = memory3()
+    bank: Any = RamBank(m3, TEXTS)
+    named = [[bank.order[2]], [bank.order[0], bank.order[3]]]
+    for mode in ("memory", "text"):
+        answers = m3.generate([QUESTION, "Who?"], bank, references=named, mode=mode, max_new_tokens=9)
+        assert [{c.reference_id for c in a.citations} for a in answers] == [set(ids) for ids in named]
+        alone = m3.generate("Who?", bank, references=named[1], mode=mode, max_new_tokens=9)
+        assert alone.token_ids == answers[1].token_ids
+    assert bank.queries == []
+    with pytest.raises(ConfigError, match="1 of 2 questions"):
+        m3.generate(["Who?", "What?"], bank, references=[["x"]])
+
+
 # ---- 6. nothing to read ------------------------------------------------------------------------------------------------
 
 
@@ -204,7 +245,9 @@ def test_batch_equals_one_at_a_time(family: str, side: str) -> None:
     rows[1] = [*m3.frame.beginning, *rows[1]]  # rows may differ in what they lack of the beginning
     tokens, mask = m3._pad(rows)
     if side == "right":
-        tokens, mask = (torch.stack([x.roll(-int((m == 0).sum())) for x, m in zip(t, mask, strict=True)]) for t in (tokens, mask))
+        tokens, mask = (
+            torch.stack([x.roll(-int((m == 0).sum())) for x, m in zip(t, mask, strict=True)]) for t in (tokens, mask)
+        )
     with m3.recall(bank), torch.no_grad():
         together = m3.model(tokens, attention_mask=mask).logits
     for n, row in enumerate(rows):
@@ -311,7 +354,9 @@ def test_sampling_and_streaming() -> None:
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             streamed.append(text)
 
-    answer = m3.generate(QUESTION, bank, max_new_tokens=9, streamer=Streamer(m3.tokenizer, skip_prompt=True, skip_special_tokens=True))  # type: ignore[arg-type]
+    answer = m3.generate(
+        QUESTION, bank, max_new_tokens=9, streamer=Streamer(m3.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    )  # type: ignore[arg-type]
     assert "".join(streamed).strip() == answer.text
 
 
@@ -323,11 +368,17 @@ def test_later_turn_of_a_chat_keeps_its_cache() -> None:
     tokens, mask = m3._pad([first])
     with m3.recall(bank) as recall:
         out = m3.model.generate(tokens, attention_mask=mask, max_new_tokens=4, min_new_tokens=4, return_dict_in_generate=True)
-        turn = list(m3.tokenizer("</s>\n<s>user\nWho built the bridge?</s>\n<s>assistant\n", add_special_tokens=False)["input_ids"])
+        turn = list(
+            m3.tokenizer("</s>\n<s>user\nWho built the bridge?</s>\n<s>assistant\n", add_special_tokens=False)["input_ids"]
+        )
         whole = torch.cat([out.sequences, torch.tensor([turn])], 1)
         seen = len(recall.statistics.queries)
         m3.model.generate(
-            whole, attention_mask=torch.ones_like(whole), past_key_values=out.past_key_values, max_new_tokens=4, min_new_tokens=4
+            whole,
+            attention_mask=torch.ones_like(whole),
+            past_key_values=out.past_key_values,
+            max_new_tokens=4,
+            min_new_tokens=4,
         )
     later = recall.statistics.queries[seen:]
     assert later
@@ -426,7 +477,9 @@ def test_windowed_and_recurrent_layers() -> None:
     ids=lambda rope: rope["rope_type"],
 )
 def test_scaled_rope_is_honoured(rope: dict[str, Any]) -> None:
-    m3 = memory3(model=tiny_model("llama", rope_parameters={"rope_theta": 10000.0, **rope}), budget=Budget("all"), chunk_length=512)
+    m3 = memory3(
+        model=tiny_model("llama", rope_parameters={"rope_theta": 10000.0, **rope}), budget=Budget("all"), chunk_length=512
+    )
     bank = RamBank(m3, TEXTS[:1], {None: [0]})
     passage, after = bank.all[bank.order[0]].token_ids, m3.frame.after(m3._ids(QUESTION))
     text = [*m3.frame.beginning, *passage, *after]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
@@ -189,6 +190,8 @@ class Memory3:
         k: int | None = None,
         where: Mapping[str, Any] | None = None,
         prompt: Sequence[Sequence[int]] | None = None,
+        answer_tokens: Sequence[int] | None = None,
+        references: Sequence[Sequence[str]] | None = None,
         use_cache: bool = True,
     ) -> Recall:
         """Context in which plain ``model.generate()`` and ``model()`` read memories of a bank.
@@ -198,6 +201,9 @@ class Memory3:
             k: references read at once; default ``config.references_per_chunk``.
             where: only references whose metadata have these values.
             prompt: token ids of each row without padding, when they will be fed in several passes: a chunk is looked up by all of its text.
+            answer_tokens: how many of the last tokens of each announced prompt are an answer to be scored: they read what they would if they were
+                being decoded.
+            references: per prompt, the reference ids to read, instead of looking them up.
             use_cache: keep memories in the bank's RAM cache.
         """
         return Recall(
@@ -210,6 +216,8 @@ class Memory3:
             chunk_length=self.config.chunk_length,
             where=where,
             prompt=prompt,
+            answer_tokens=answer_tokens,
+            references=references,
             use_cache=use_cache,
         )
 
@@ -226,6 +234,7 @@ class Memory3:
         mode: str = "memory",
         k: int | None = None,
         where: Mapping[str, Any] | None = None,
+        references: Sequence[str] | Sequence[Sequence[str]] | None = None,
         max_new_tokens: int = 128,
         streamer: Any = None,
         **options: Any,
@@ -237,6 +246,7 @@ class Memory3:
             bank: where to look. Without one only mode ``"none"`` can answer.
             mode: ``"memory"``, ``"text"`` or ``"none"``.
             k, where: as in `recall`.
+            references: ids of the references to read, instead of looking them up; for a list of questions one list each.
             max_new_tokens: length of an answer at most.
             streamer: as transformers takes it; a single question only.
             options: passed to ``model.generate`` (``do_sample=True, temperature=0.7``, ``num_beams=4``, ...). Greedy by default.
@@ -256,11 +266,10 @@ class Memory3:
         prompts: list[Prompt] = [prompt] if single else list(prompt)  # type: ignore[list-item]
         if not prompts:
             raise InputError("no question was given")
-        if mode == "text":
-            assert bank is not None
-            rows, cited = self._rows_with_text(prompts, bank, k, where)
-        else:
-            rows, cited = [self._row(p, memory=mode == "memory") for p in prompts], None
+        pinned = [references] if single and references is not None else references
+        if pinned is not None and len(pinned) != len(prompts):
+            raise ConfigError(f"references were given for {len(pinned)} of {len(prompts)} questions")
+        rows, cited = self._rows(prompts, bank, mode, k, where, pinned)  # type: ignore[arg-type]
         self._check_length(rows, max_new_tokens, reading=mode == "memory")
 
         options = {"do_sample": False, **options, "max_new_tokens": max_new_tokens}
@@ -269,7 +278,7 @@ class Memory3:
         if not options["do_sample"]:
             options = {"temperature": None, "top_p": None, "top_k": None, **options}
         criteria = StoppingCriteriaList([*options.pop("stopping_criteria", []), watch])
-        recall = self.recall(bank, k=k, where=where) if mode == "memory" else None
+        recall = self.recall(bank, k=k, where=where, references=pinned) if mode == "memory" else None  # type: ignore[arg-type]
         tokens, mask = self._pad(rows)
         with torch.inference_mode():
             call = {
@@ -288,6 +297,38 @@ class Memory3:
             out = out.sequences
         answers = self._answers(out[:, tokens.shape[1] :], len(prompts), rows, recall, cited, bank, watch.times, started)
         return answers[0] if single and len(answers) == 1 else answers
+
+    def log_likelihood(
+        self,
+        prompt: Prompt,
+        answer: str,
+        bank: Bank | None = None,
+        *,
+        mode: str = "memory",
+        k: int | None = None,
+        where: Mapping[str, Any] | None = None,
+        references: Sequence[str] | None = None,
+    ) -> tuple[float, int]:
+        """How likely the model finds an answer, in nats (natural logarithm), and of how many tokens it is.
+
+        The answer's tokens read the memories they would if they were being decoded. Arguments as in `generate`.
+        """
+        answer_ids = self._ids(answer)
+        if not answer_ids:
+            raise InputError("the answer is empty: give at least one word")
+        pinned = None if references is None else [references]
+        rows, _ = self._rows([prompt], bank, mode, k, where, pinned)
+        tokens, mask = self._pad([[*rows[0], *answer_ids]])
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode())
+            if mode == "memory":
+                announced = {"prompt": tokens.tolist(), "answer_tokens": [len(answer_ids)]}
+                stack.enter_context(self.recall(bank, k=k, where=where, references=pinned, **announced))
+            logits = self.model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=len(answer_ids) + 1).logits[
+                0, :-1
+            ]
+        logs = torch.log_softmax(logits.float(), dim=-1)
+        return float(logs.gather(1, tokens[0, -len(answer_ids) :, None]).sum()), len(answer_ids)
 
     # ---- prompts -----------------------------------------------------------------------------------------------------
 
@@ -319,22 +360,36 @@ class Memory3:
         # Memory: the beginning's key-values are known already and are read like a memory, so it need not be encoded again.
         return self.frame.after(ids) if memory else self.frame.closed_book(ids)
 
-    def _rows_with_text(
-        self, prompts: Sequence[Prompt], bank: Bank, k: int | None, where: Mapping[str, Any] | None
-    ) -> tuple[list[list[int]], list[list[Citation]]]:
-        k = self.config.references_per_chunk if k is None else k
-        found = bank.search([self._question(p) for p in prompts], k, where=where)
+    def _rows(
+        self,
+        prompts: Sequence[Prompt],
+        bank: Bank | None,
+        mode: str,
+        k: int | None,
+        where: Mapping[str, Any] | None,
+        pinned: Sequence[Sequence[str]] | None,
+    ) -> tuple[list[list[int]], list[list[Citation]] | None]:
+        """Token ids of every prompt, and in mode text the references put into it."""
+        if mode != "text" or bank is None:
+            return [self._row(p, memory=mode == "memory") for p in prompts], None
+        if pinned is None:
+            hits = bank.search(
+                [self._question(p) for p in prompts], self.config.references_per_chunk if k is None else k, where=where
+            )
+            found = [[(hit.reference_id, hit.score) for hit in row] for row in hits]
+        else:
+            found = [[(name, 0.0) for name in names] for names in pinned]
         rows, cited = [], []
-        for prompt, hits in zip(prompts, found, strict=True):
-            references = bank.references([hit.reference_id for hit in hits])
+        for prompt, scored in zip(prompts, found, strict=True):
+            references = bank.references([name for name, _ in scored])
             passages = [list(r.token_ids) for r in references]
             if isinstance(prompt, str):
                 ids = self._ids(prompt)
                 rows.append(self.frame.with_text(passages, ids) if passages else self.frame.closed_book(ids))
             else:
                 rows.append(self.frame.insert_text(self._chat(prompt), passages) if passages else self._chat(prompt))
-            weight = sum(max(hit.score, 0.0) for hit in hits) or 1.0
-            cited.append([self._cite(r, max(h.score, 0.0) / weight, h.score) for r, h in zip(references, hits, strict=True)])
+            weight = sum(max(score, 0.0) for _, score in scored) or 1.0
+            cited.append([self._cite(r, max(s, 0.0) / weight, s) for r, (_, s) in zip(references, scored, strict=True)])
         return rows, cited
 
     def _check_length(self, rows: Sequence[Sequence[int]], new: int, *, reading: bool) -> None:

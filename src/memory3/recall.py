@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
@@ -38,6 +39,9 @@ __all__ = ["MemorySource", "Recall", "RecallStatistics"]
 
 #: The first parameters of every causal model's forward, for callers that pass them by position.
 _FORWARD = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds")
+
+
+_BOUNDS = (attrgetter("start"), attrgetter("end"))
 
 
 class _Hit(Protocol):
@@ -97,20 +101,34 @@ class _Row:
     mass: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """Tokens of a row that read the same memories.
+
+    Attributes:
+        row: whose.
+        start, end: which, as counted within the row.
+        query: the tokens it is looked up by; None: it reads what the chunk before it reads.
+    """
+
+    row: int
+    start: int
+    end: int
+    query: slice | None
+
+
 @dataclass
 class _Plan:
     """Chunks of a stretch of prompt, one row after the other.
 
     Attributes:
         texts: the tokens of every row up to the end of the stretch.
-        starts: per row, its first token behind the memories.
-        chunks: per chunk, its row and its end token.
+        chunks: in order of rows and tokens.
         batch: what they read; None until looked up.
     """
 
     texts: list[list[int]]
-    starts: list[int]
-    chunks: list[tuple[int, int]]
+    chunks: list[_Chunk]
     batch: MemoryBatch | None = None
 
 
@@ -133,9 +151,11 @@ class Recall:
         chunk_length: int,
         where: Mapping[str, Any] | None = None,
         prompt: Sequence[Sequence[int]] | None = None,
+        answer_tokens: Sequence[int] | None = None,
+        references: Sequence[Sequence[str]] | None = None,
         use_cache: bool = True,
     ) -> None:
-        """``prompt``: the prompts, announced because they will come in several passes. ``use_cache``: the bank's RAM cache."""
+        """See `Memory3.recall`."""
         if references_per_chunk < 0 or chunk_length < 1:
             raise ConfigError(
                 f"recall of {references_per_chunk} references every {chunk_length} tokens: give at least 0 references and 1 token"
@@ -151,6 +171,8 @@ class Recall:
         self._chunk = chunk_length
         self._where = where
         self._announced = None if prompt is None else [[int(t) for t in row] for row in prompt]
+        self._answer_tokens = list(answer_tokens) if answer_tokens is not None else None
+        self._pinned = None if references is None else [list(ids) for ids in references]
         self._use_cache = use_cache
         self._nothing = False
         self._scores: dict[str, float] = {}
@@ -166,7 +188,10 @@ class Recall:
     def __enter__(self) -> Recall:
         if any(isinstance(getattr(hook, "__self__", None), Recall) for hook in self._shape.base._forward_pre_hooks.values()):
             raise RecallError("this model is recalling already: leave one `with recall` before entering another")
-        self._nothing = self._k == 0 or self._bank.count(self._where) == 0
+        if self._pinned is not None:
+            self._nothing = not any(self._pinned)
+        else:
+            self._nothing = self._k == 0 or self._bank.count(self._where) == 0
         self._exit = ExitStack()
         self._exit.enter_context(attached(self._model))
         hook = self._shape.base.register_forward_pre_hook(self._before_forward, with_kwargs=True)
@@ -274,19 +299,24 @@ class Recall:
         self._rows = [_Row(self._frame.place(prompt)) for prompt in prompts]
         self._plan = self._prompt_reading = self._reading = self._shift = None
         self._decoded = 0
+        if self._pinned is not None and len(prompts) % max(len(self._pinned), 1):
+            raise RecallError(f"references were given for {len(self._pinned)} prompts, but {len(prompts)} rows are generated")
         if announced:
-            self._cut(prompts, [row.place.split for row in self._rows])
+            self._cut(prompts, [row.place.split for row in self._rows], self._answer_tokens)
 
-    def _cut(self, texts: list[list[int]], starts: list[int]) -> None:
-        """Plan the chunks of all rows' tokens from ``starts`` on."""
-        chunks = [
-            (n, min(at + self._chunk, len(text)))
-            for n, (text, start) in enumerate(zip(texts, starts, strict=True))
-            for at in range(start, len(text), self._chunk)
-        ]
-        self._plan = _Plan(texts, starts, chunks)
-        for row, text in zip(self._rows, texts, strict=True):
+    def _cut(self, texts: list[list[int]], starts: list[int], answers: Sequence[int] | None = None) -> None:
+        """Plan the chunks of all rows' tokens from ``starts`` on; the last ``answers`` of them as decoding would read them."""
+        chunks = []
+        for n, (row, text, start) in enumerate(zip(self._rows, texts, starts, strict=True)):
+            prompt_end = len(text) - (answers[n] if answers else 0)
+            for at in range(start, prompt_end, self._chunk):
+                end = min(at + self._chunk, prompt_end)
+                chunks.append(_Chunk(n, at, end, slice(max(row.place.split, end - self._chunk), end)))
+            for at in range(prompt_end, len(text), self._chunk):
+                before = slice(at - self._chunk, at) if at > prompt_end else None
+                chunks.append(_Chunk(n, at, min(at + self._chunk, len(text)), before))
             row.planned = len(text)
+        self._plan = _Plan(texts, chunks)
 
     def _prompt(self, ids: torch.Tensor, real: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, Reading]:
         """Positions and reader of a pass over prompt tokens: a whole prompt, a part of it, or a later turn."""
@@ -326,33 +356,32 @@ class Recall:
     def _table(self, plan: _Plan, index: torch.Tensor, behind: torch.Tensor) -> torch.Tensor:
         """int64 ``[N, C]``: the tokens of this pass that belong to each planned chunk, as flat indices; -1 pads."""
         device = index.device
-        starts = torch.tensor(plan.starts, device=device)[:, None]
-        rows = [n for n, _ in plan.chunks]
-        first = torch.tensor([rows.index(n) if n in rows else 0 for n in range(len(index))], device=device)[:, None]
-        row, column = (behind & (index >= starts)).nonzero(as_tuple=True)
-        place = (index - starts)[row, column]
-        chunk = first[row, 0] + place // self._chunk
+        row, column = behind.nonzero(as_tuple=True)
+        number = index[row, column]
+        far = int(max(chunk.end for chunk in plan.chunks)) + 1  # rows one after the other on one line
+        starts, ends = (torch.tensor([c.row * far + at(c) for c in plan.chunks], device=device) for at in _BOUNDS)
+        chunk = torch.searchsorted(ends, row * far + number, right=True)
+        place = row * far + number - starts[chunk]
         table = torch.full((len(plan.chunks), self._chunk), -1, device=device)
-        table[chunk, place % self._chunk] = row * index.shape[1] + column
+        table[chunk, place] = row * index.shape[1] + column
         used = (table >= 0).any(0)
         return table[:, used] if bool(used.any()) else table[:, :1]
 
     def _recall_prompt(self, plan: _Plan) -> MemoryBatch:
         """Look up every chunk by its text, and let the tokens to be decoded inherit the last chunk of their row."""
         text = [self._frame.content(tokens) for tokens in plan.texts]
-        queries = []
-        for n, end in plan.chunks:
-            span = slice(max(self._rows[n].place.split, end - self._chunk), end)
-            queries.append(self._decode_text(plan.texts[n][span], text[n][span]))
-        found = self._search(queries)
+        queries = [
+            "" if c.query is None else self._decode_text(plan.texts[c.row][c.query], text[c.row][c.query]) for c in plan.chunks
+        ]
+        found = self._search(queries, [c.row for c in plan.chunks])
         inherited = self._reading.batch.references if self._reading is not None else [[] for _ in self._rows]
         last = list(map(list, inherited))
-        for i, (n, _) in enumerate(plan.chunks):
-            if not queries[i]:  # nothing but template: what came before is still the subject
-                found[i] = last[n]
-            last[n] = found[i]
-        batch = self._load(found, [n for n, _ in plan.chunks])
-        final = {n: i for i, (n, _) in enumerate(plan.chunks)}
+        for i, chunk in enumerate(plan.chunks):
+            if not queries[i]:  # an answer's beginning, or nothing but template: what came before is still the subject
+                found[i] = last[chunk.row]
+            last[chunk.row] = found[i]
+        batch = self._load(found, [c.row for c in plan.chunks])
+        final = {c.row: i for i, c in enumerate(plan.chunks)}
         everyone = range(len(self._rows))
         # A row may have no token behind its memories yet; then it has no chunk to inherit.
         whole = len(final) == len(self._rows)
@@ -379,7 +408,7 @@ class Recall:
         for row in self._rows:
             tokens = row.tokens[-self._decoded :]
             queries.append(self._decode_text(tokens, self._frame.content(tokens)))
-        found = self._search(queries)
+        found = self._search(queries, range(len(self._rows)))
         for i, query in enumerate(queries):
             if not query:  # a row that has ended writes nothing but padding
                 found[i] = list(self._reading.batch.references[i])
@@ -392,9 +421,13 @@ class Recall:
 
     # ---- the bank ----------------------------------------------------------------------------------------------------
 
-    def _search(self, queries: Sequence[str]) -> list[list[str]]:
+    def _search(self, queries: Sequence[str], rows: Sequence[int]) -> list[list[str]]:
+        """References for each query; none for an empty one."""
         self.statistics.queries += queries
         self.statistics.recalls += len(queries)
+        if self._pinned is not None:
+            each = len(self._rows) // len(self._pinned)  # beams of one prompt
+            return [list(self._pinned[n // each]) for n in rows]
         wanted = [q for q in queries if q]
         hits = iter(self._bank.search(wanted, self._k, where=self._where) if wanted else [])
         found: list[list[str]] = []
