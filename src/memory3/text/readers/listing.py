@@ -14,8 +14,8 @@ from memory3.text.readers.source import ReadOptions, SourceFile
 
 __all__ = ["FileSource", "FolderSource", "GlobSource", "Source", "locate"]
 
-#: Version control folders that are not hidden by their name.
-_VERSION_CONTROL = frozenset(("CVS", "_darcs"))
+#: Folders of tools, not of their users, that are not hidden by their name.
+_TOOL_FOLDERS = frozenset(("CVS", "_darcs", "__pycache__", "node_modules"))
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,12 @@ def locate(source: str | Path) -> Source:
             return GlobSource(str(source))
         if path.exists():
             raise ReadError(path, "is no regular file: pipe its content in and give '-'")
-    except (OSError, ValueError) as error:  # a name too long, a NUL in it, a folder that may not be entered
-        if isinstance(error, ReadError):
-            raise
-        raise InputError(f"{clean(str(source))!r} cannot be a path: {error}") from None
+    except ReadError:
+        raise
+    except OSError as error:
+        raise ReadError(path, f"cannot be reached: {error.strerror}") from None
+    except ValueError as error:
+        raise InputError(f"{str(source)!r} cannot be a path: {error}") from None
     reason = "is a link to something that is not there" if path.is_symlink() else "does not exist"
     raise InputError(f"{source} {reason}: check the path (now in {Path.cwd()})")
 
@@ -122,7 +124,7 @@ def _walk(folder: Path, options: ReadOptions) -> Iterator[Path]:
 
 
 def _is_passed_over(name: str) -> bool:
-    return name.startswith(".") or name in _VERSION_CONTROL
+    return name.startswith(".") or name in _TOOL_FOLDERS
 
 
 def _file_id(path: PurePath) -> str:

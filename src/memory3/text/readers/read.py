@@ -46,7 +46,8 @@ def read_documents(
 
     Formats go by suffix: text, Markdown and source code, HTML, PDF, JSON lines, JSON lists, CSV and TSV, Parquet, each also with
     ``.gz`` behind. Files of another suffix are read when they are UTF-8 text. Folders are read with all below them, in order of
-    names; hidden and version control entries are passed over and links to folders are not followed.
+    names; hidden entries and folders of tools (``__pycache__``, ``node_modules``, ...) are passed over and links to folders are not
+    followed.
 
     **Ids.** A file in a folder is called by its path relative to that folder (``guide/intro.md``), one matched by a pattern by
     its path relative to the folder before the first wildcard, one named outright by the path as given, standard input ``stdin``;
@@ -132,9 +133,11 @@ class _Reading:
         if earlier == digest:
             self.report(document.source, f"{document.id!r} is skipped: same id and text as one from {source}")
             return False
+        if source == document.source:
+            raise InputError(f"{source} has two records called {document.id!r}: name another id_field, or '' to number them")
         raise InputError(
-            f"two documents are called {document.id!r}, one from {source} and one from {document.source}: read them in "
-            "separate calls, read the folder above both, or number records with id_field=''"
+            f"two documents are called {document.id!r}, one from {source} and one from {document.source}: read the folder "
+            "above both, or, if they are records, name another id_field, or '' to number them"
         )
 
 
