@@ -145,7 +145,7 @@ print(json.dumps({"heavy": heavy, "changed": sorted(k for k in before | after if
 @pytest.fixture(scope="module")
 def after_import():
     names = json.dumps([name for name in FILES if not name.endswith("__main__")])
-    done = subprocess.run([sys.executable, "-c", IMPORT_EVERYTHING, names], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", IMPORT_EVERYTHING, names], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
