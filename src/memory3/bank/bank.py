@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Lock
 from types import TracebackType
-
-from xxhash import xxh3_64_intdigest
+from typing import TypeVar
 
 from memory3.bank.cache import MemoryCache
+from memory3.bank.cold import warm_up
 from memory3.bank.embedder import Embedder, TextEmbedder
+from memory3.bank.lookup import read_memories, read_references
 from memory3.bank.manifest import BankManifest
-from memory3.bank.reports import DocumentEntry, Hit, WriteProgress, WriteReport
+from memory3.bank.rebuild import rebuild
+from memory3.bank.reports import BankInfo, DocumentEntry, Hit, VerifyReport, WriteProgress, WriteReport
 from memory3.bank.retriever import search
-from memory3.bank.rows import TEXT_COLUMNS, checksums, codes_of, references_of
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
+from memory3.bank.upkeep import compact, tidy
+from memory3.bank.verify import verify
 from memory3.bank.where import Where
 from memory3.bank.writer import MemoryWriter
 from memory3.bank.writing import Writing, delete_documents
-from memory3.codec.raw import decode_record, record_size
-from memory3.errors import BankCorrupt, BankNotFound, ConfigError, InputError
+from memory3.codec.raw import record_size
+from memory3.errors import BankCorrupt, ConfigError, InputError
 from memory3.model.catalogue import DEFAULT_EMBEDDER
 from memory3.values import Document, Memory, Reference
 
 __all__ = ["Bank"]
+
+T = TypeVar("T")
+Progress = Callable[[WriteProgress], None]
+
+_FIRST_ROWS = "ordinal = 0 AND document_references > 0"
 
 
 class Bank:
@@ -36,10 +45,11 @@ class Bank:
     """
 
     def __init__(
-        self, store: Store, snapshot: Snapshot, m3: MemoryWriter, embedder: TextEmbedder | None, cache_bytes: int
+        self, store: Store, snapshot: Snapshot, m3: MemoryWriter | None, embedder: TextEmbedder | None, cache_bytes: int
     ) -> None:
         self._store = store
         self._snapshot = snapshot
+        self._previous: Snapshot | None = None
         self._m3 = m3
         self._embedder = embedder
         self._embedder_lock = Lock()
@@ -49,7 +59,7 @@ class Bank:
     def open(
         cls,
         path: str | os.PathLike[str],
-        m3: MemoryWriter,
+        m3: MemoryWriter | None,
         *,
         embedder: str | TextEmbedder | None = None,
         cache_bytes: int = 1 << 30,
@@ -59,7 +69,8 @@ class Bank:
 
         Args:
             path: a folder.
-            m3: the model that writes and reads. Another than the bank's raises FingerprintMismatch.
+            m3: the model that writes and reads. Another than the bank's raises FingerprintMismatch. None: the bank can be
+                searched, listed, checked, compacted and deleted from, but not written, and cold memories cannot be read.
             embedder: name or object; by default the bank's own, for a new bank the catalogue's default.
             cache_bytes: RAM for memories read recently; 0 switches the cache off.
             create: whether a missing bank is made; otherwise it raises BankNotFound.
@@ -67,25 +78,42 @@ class Bank:
         store = Store(path)
         given = None if isinstance(embedder, str) else embedder
         name = embedder if isinstance(embedder, str) else given.name if given else None
-        if create and not store.exists():
+        if create and m3 is not None and not store.exists():
             given = given or Embedder.load(name or DEFAULT_EMBEDDER)
-            with store.lock(wait_seconds=30.0):
-                if not store.exists():
-                    _refuse_foreign(store)
-                    store.create(BankManifest.of(m3, given.name, given.dimension))
-        snapshot = _open_snapshot(store)
-        snapshot.manifest.require(m3)
-        _require_embedder(snapshot.manifest, name, given)
+            store.create(BankManifest.of(m3, given.name, given.dimension))
+        snapshot = store.snapshot()
+        if m3 is not None:
+            snapshot.manifest.require(m3)
+        if name is not None:
+            snapshot.manifest.require_embedder(name, given.dimension if given else None)
         return cls(store, snapshot, m3, given, cache_bytes)
 
     @staticmethod
     def describe(path: str | os.PathLike[str]) -> BankManifest:
         """What the bank at ``path`` says about itself. Needs no model."""
-        import dataclasses
+        snapshot = Store(path).snapshot()
+        documents = len(snapshot.scan(["document_id"], _FIRST_ROWS))
+        return dataclasses.replace(snapshot.manifest, references=snapshot.size, documents=documents)
 
-        snapshot = _open_snapshot(Store(path))
-        documents = snapshot.scan(["document_id"], "ordinal = 0 AND document_references > 0")
-        return dataclasses.replace(snapshot.manifest, references=snapshot.size, documents=len(documents))
+    @staticmethod
+    def rebuild(
+        path: str | os.PathLike[str],
+        m3: MemoryWriter,
+        *,
+        embedder: str | TextEmbedder | None = None,
+        progress: Progress | None = None,
+        wait_seconds: float = 0.0,
+    ) -> WriteReport:
+        """Encode the bank's documents anew, from the texts it holds, for another model, other settings or another embedder.
+
+        The bank can be read with the old model until the end, when the new memories take its place at once; banks that are
+        open go on with the old ones until they refresh. Interrupted, it goes on where it stopped when called again.
+        """
+        store = Store(path)
+        with store.lock(wait_seconds):
+            recorded = store.snapshot().manifest.embedder
+            chosen = Embedder.load(embedder or recorded) if embedder is None or isinstance(embedder, str) else embedder
+            return rebuild(store, m3, chosen, progress)
 
     @property
     def manifest(self) -> BankManifest:
@@ -97,9 +125,12 @@ class Bank:
         """The sentence embedder, loaded at first use."""
         with self._embedder_lock:
             if self._embedder is None:
-                self._embedder = Embedder.load(self.manifest.embedder)
-                _require_embedder(self.manifest, None, self._embedder)
+                embedder = Embedder.load(self.manifest.embedder)
+                self.manifest.require_embedder(embedder.name, embedder.dimension)
+                self._embedder = embedder
             return self._embedder
+
+    # ---- writing ---------------------------------------------------------------------------------------------------------
 
     def write(
         self,
@@ -107,7 +138,7 @@ class Bank:
         *,
         prune: bool = False,
         cold: bool = False,
-        progress: Callable[[WriteProgress], None] | None = None,
+        progress: Progress | None = None,
         wait_seconds: float = 0.0,
     ) -> WriteReport:
         """Write documents that are new or changed; unchanged ones cost nothing.
@@ -121,25 +152,38 @@ class Bank:
             progress: called after each document and each encoded batch.
             wait_seconds: how long to wait for another writer before raising BankBusy.
         """
+        m3 = self._model("write")
+        embedder = self.embedder
         with self._store.lock(wait_seconds):
-            snapshot = _open_snapshot(self._store)
-            snapshot.manifest.require(self._m3)
-            writing = Writing(
-                self._store, snapshot.name, snapshot.table, self._m3, self.embedder, cold=cold, progress=progress
-            )
+            self.refresh()
+            now = self._store.snapshot()
+            writing = Writing(self._store, now.name, now.table, m3, embedder, cold=cold, progress=progress)
             report = writing.run(documents, prune=prune)
+            if report.written or report.removed:
+                tidy(self._store)
         self.refresh()
         return report
 
-    def delete(self, document_ids: Iterable[str], *, wait_seconds: float = 0.0) -> int:
+    def delete(self, document_ids: str | Iterable[str], *, wait_seconds: float = 0.0) -> int:
         """Remove documents. Returns how many of them were there."""
-        wanted = set([document_ids] if isinstance(document_ids, str) else document_ids)
+        wanted = {document_ids} if isinstance(document_ids, str) else set(document_ids)
         with self._store.lock(wait_seconds):
             self.refresh()
             there = sorted(wanted & {entry.id for entry in self.documents()})
-            delete_documents(self._store, _open_snapshot(self._store).table, there)
+            delete_documents(self._store, self._store.snapshot().table, there)
         self.refresh()
         return len(there)
+
+    def compact(self, *, wait_seconds: float = 0.0) -> None:
+        """Merge what many commits wrote, give back the space of what was removed, renew the indexes.
+
+        Rewrites the whole bank, so it needs as much free space once more for some minutes, while readers may still use the old.
+        """
+        with self._store.lock(wait_seconds):
+            compact(self._store)
+        self.refresh()
+
+    # ---- reading ---------------------------------------------------------------------------------------------------------
 
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
         """For each query the ``k`` most similar references, best first; fewer if the bank, or what ``where`` leaves, has fewer.
@@ -149,64 +193,64 @@ class Bank:
             k: how many.
             where: metadata that references must have: ``{"book": "anatomy", "year": [2019, 2020]}``, a list meaning any of.
         """
-        snapshot = self._snapshot
-        if k <= 0 or snapshot.size == 0 or not queries:
+        if k <= 0 or not len(self) or not queries:
             return [[] for _ in queries]
-        return search(snapshot, self.embedder.encode(queries), k, where)
+        vectors = self.embedder.encode(queries)
+        return self._reading(lambda snapshot: search(snapshot, vectors, k, where))
 
     def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
         """The memories of references, in order: from the cache, else from disk, else (cold) encoded now and stored."""
         found: dict[str, Memory] = {}
-        for id_ in dict.fromkeys(reference_ids):
-            memory = self.cache.get(id_) if use_cache else None
+        for id_ in dict.fromkeys(reference_ids) if use_cache else ():
+            memory = self.cache.get(id_)
             if memory is not None:
                 found[id_] = memory
         missing = [id_ for id_ in dict.fromkeys(reference_ids) if id_ not in found]
-        for id_, memory in self._read(missing):
-            found[id_] = memory
+        if missing:
+            read = self._reading_rows(lambda snapshot: self._read_memories(snapshot, missing))
+            found.update(read)
             if use_cache:
-                self.cache.put(id_, memory, record_size(self.manifest.shape))
+                size = record_size(self.manifest.shape)
+                for id_ in missing:
+                    self.cache.put(id_, read[id_], size)
         return [found[id_] for id_ in reference_ids]
 
     def references(self, reference_ids: Sequence[str]) -> list[Reference]:
         """References with their texts, in order."""
-        snapshot = self._snapshot
-        row_ids = _row_ids(snapshot, dict.fromkeys(reference_ids))
-        found: dict[str, Reference] = {}
-        for rows in snapshot.take(list(row_ids.values()), TEXT_COLUMNS):
-            wrong = [
-                id_
-                for id_, said, computed in zip(
-                    rows["reference_id"].to_pylist(), rows["checksum"].to_pylist(), checksums(rows), strict=True
-                )
-                if said != computed
-            ]
-            if wrong:
-                raise _corrupt(self._store, wrong)
-            found.update((reference.id, reference) for reference in references_of(rows))
+        found = self._reading_rows(lambda snapshot: read_references(snapshot, list(dict.fromkeys(reference_ids))))
         return [found[id_] for id_ in reference_ids]
 
     def count(self, where: Where | None = None) -> int:
         """How many references match."""
-        return self._snapshot.count(where)
+        return self._reading(lambda snapshot: snapshot.count(where))
 
     def documents(self) -> Iterator[DocumentEntry]:
         """All documents, in no promised order."""
         columns = ["document_id", "source", "document_references", "content_hash"]
-        rows = self._snapshot.scan(columns, "ordinal = 0 AND document_references > 0")
+        rows = self._reading(lambda snapshot: snapshot.scan(columns, _FIRST_ROWS))
         for values in zip(*(rows[name].to_pylist() for name in columns), strict=True):
             yield DocumentEntry(*values)
 
+    def verify(self) -> VerifyReport:
+        """Read every row and check it: checksums, record lengths, completeness of documents."""
+        self.refresh()
+        return verify(self._snapshot)
+
+    def info(self) -> BankInfo:
+        """Counts, sizes, state of the index and of the cache."""
+        return self._reading(self._describe)
+
     def refresh(self) -> None:
-        """See what was written since the bank was opened."""
-        snapshot = _open_snapshot(self._store)
-        snapshot.manifest.require(self._m3)
-        if (snapshot.name, snapshot.version) != (self._snapshot.name, self._snapshot.version):
-            self._snapshot = snapshot
+        """See what was written since the bank was opened. The memories kept in RAM are dropped if anything was."""
+        newest = self._store.snapshot()
+        if (newest.name, newest.version) != (self._snapshot.name, self._snapshot.version):
+            if self._m3 is not None:
+                newest.manifest.require(self._m3)
+            self._previous, self._snapshot = self._snapshot, newest
             self.cache.clear()
 
     def close(self) -> None:
-        """Release the cache."""
+        """Give back the RAM. The bank must not be used after that."""
         self.cache.clear()
 
     def __len__(self) -> int:
@@ -218,70 +262,50 @@ class Bank:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
-    def _read(self, reference_ids: Sequence[str]) -> Iterator[tuple[str, Memory]]:
+    def _reading(self, read: Callable[[Snapshot], T]) -> T:
+        """``read`` from the version that is open. If its files are gone, since others wrote and tidied up, from the newest."""
         snapshot = self._snapshot
-        row_ids = _row_ids(snapshot, reference_ids)
-        cold: list[str] = []
-        for rows in snapshot.take(list(row_ids.values()), ["reference_id", "codes", "codes_checksum"]):
-            ids, said = rows["reference_id"].to_pylist(), rows["codes_checksum"].to_pylist()
-            for id_, record, checksum in zip(ids, codes_of(rows), said, strict=True):
-                if record is None:
-                    cold.append(id_)
-                elif xxh3_64_intdigest(record) != checksum:
-                    raise _corrupt(self._store, [id_])
-                else:
-                    yield id_, decode_record(bytearray(record), snapshot.manifest.shape)
-        if cold:
-            references = self.references(cold)
-            for start in range(0, len(cold), self._m3.batch_size):
-                part = references[start : start + self._m3.batch_size]
-                for reference, memory in zip(part, self._m3.encode(part), strict=True):
-                    yield reference.id, memory
+        try:
+            return read(snapshot)
+        except BankCorrupt:
+            self.refresh()
+            if self._snapshot is snapshot:
+                raise
+            return read(self._snapshot)
 
+    def _reading_rows(self, read: Callable[[Snapshot], T]) -> T:
+        """As `_reading`; rows found just before another thread refreshed, and gone since, come from the version before."""
+        try:
+            return self._reading(read)
+        except InputError:
+            if self._previous is None:
+                raise
+            return read(self._previous)
 
-def _open_snapshot(store: Store) -> Snapshot:
-    name = store.current()
-    return Snapshot(store.path, name, *store.open(name))
+    def _read_memories(self, snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, Memory]:
+        found = read_memories(snapshot, reference_ids)
+        cold = [id_ for id_ in reference_ids if id_ not in found]
+        return found | warm_up(self._store, snapshot, self._model("encode cold memories of"), cold) if cold else found
 
+    def _model(self, task: str) -> MemoryWriter:
+        if self._m3 is None:
+            raise ConfigError(f"to {task} this bank a model is needed: open it with Bank.open({str(self._store.path)!r}, m3)")
+        return self._m3
 
-def _row_ids(snapshot: Snapshot, reference_ids: Iterable[str]) -> dict[str, int]:
-    wanted = list(reference_ids)
-    found = snapshot.row_ids(wanted)
-    unknown = [id_ for id_ in wanted if id_ not in found]
-    if unknown:
-        raise InputError(
-            f"{snapshot.path}: the bank has no reference {unknown[0]!r}{f' nor {len(unknown) - 1} others' if unknown[1:] else ''}"
-        )
-    return found
-
-
-def _corrupt(store: Store, reference_ids: Sequence[str]) -> BankCorrupt:
-    return BankCorrupt(
-        f"{store.path}: the row of reference {reference_ids[0]!r} is damaged (wrong checksum). Find all with "
-        f"`memory3 verify --bank {store.path}`; delete its document and write it again",
-        reference_ids,
-    )
-
-
-def _refuse_foreign(store: Store) -> None:
-    """A new bank goes into a new or empty folder, or one where making a bank was interrupted."""
-    if store.tables() and any(table.count_rows() for table in map(store.find_table, store.tables()) if table is not None):
-        store.current()  # raises: rows lie there that nothing names
-    foreign = [
-        entry.name for entry in store.path.iterdir() if not entry.name.startswith(("references-", "writer.lock", "CURRENT"))
-    ]
-    if foreign:
-        raise BankNotFound(
-            f"{store.path} is no bank but holds other files ({sorted(foreign)[0]!r}): give a new or an empty folder"
-        )
-
-
-def _require_embedder(manifest: BankManifest, name: str | None, embedder: TextEmbedder | None) -> None:
-    if name is not None and name != manifest.embedder:
-        raise ConfigError(
-            f"this bank's embeddings are by {manifest.embedder!r}, not {name!r}: leave the embedder out, or write a new bank"
-        )
-    if embedder is not None and embedder.dimension != manifest.dimension:
-        raise ConfigError(
-            f"the embedder {embedder.name!r} gives {embedder.dimension} numbers, this bank's embeddings have {manifest.dimension}"
+    def _describe(self, snapshot: Snapshot) -> BankInfo:
+        size = snapshot.size
+        unindexed = snapshot.unindexed()
+        on_disk = self._store.bytes()
+        return BankInfo(
+            references=size,
+            documents=len(snapshot.scan(["document_id"], _FIRST_ROWS)),
+            cold=len(snapshot.scan(["document_id"], "codes_checksum IS NULL")),
+            bytes=on_disk,
+            record_bytes=record_size(snapshot.manifest.shape),
+            bytes_per_reference=on_disk / max(size, 1),
+            index="exact" if snapshot.is_resident else "ivf" if "embedding" in unindexed else "scan",
+            unindexed=unindexed.get("embedding", 0 if snapshot.is_resident else size),
+            fragments=snapshot.fragments()[0],
+            version=snapshot.version,
+            cache=self.cache.statistics(),
         )

@@ -95,9 +95,18 @@ class BankManifest:
         if self.fingerprint != m3.fingerprint or self.shape != m3.shape:
             raise FingerprintMismatch(self.fingerprint, m3.fingerprint, self._difference(m3))
 
+    def require_embedder(self, name: str, dimension: int | None) -> None:
+        """Raise ConfigError unless the embedder is this bank's; ``dimension`` None: not known yet."""
+        if name != self.embedder or dimension not in (None, self.dimension):
+            given = name if dimension is None else f"{name} ({dimension} numbers)"
+            raise ConfigError(
+                f"this bank's embeddings are by {self.embedder} ({self.dimension} numbers), not {given}: leave the embedder "
+                "out, or rebuild the bank with the other one"
+            )
+
     def _difference(self, m3: MemoryWriter) -> str:
         mine, theirs = self.config.to_dict(), m3.config.to_dict()
-        pairs = [("model", self.model, m3.name)]
+        pairs: list[tuple[str, Any, Any]] = [("model", self.model, m3.name)]
         pairs += [(name, mine[name], theirs[name]) for name in MemoryConfig.WRITING]
         pairs += [("shape", self.shape, m3.shape)]
         differing = [f"{name} is {old!r} in the bank and {new!r} now" for name, old, new in pairs if old != new]

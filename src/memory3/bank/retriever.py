@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+from lancedb.query import LanceVectorQueryBuilder
 
 from memory3.bank.faults import reading
+from memory3.bank.indexes import nprobes
 from memory3.bank.reports import Hit
 from memory3.bank.rows import LIVE
 from memory3.bank.snapshot import Snapshot
@@ -50,15 +52,14 @@ def search_exactly(snapshot: Snapshot, vectors: np.ndarray, k: int, where: Where
     return hits
 
 
-def search_table(
-    snapshot: Snapshot, vectors: np.ndarray, k: int, where: Where | None = None, *, nprobes: int | None = None
-) -> list[list[Hit]]:
+def search_table(snapshot: Snapshot, vectors: np.ndarray, k: int, where: Where | None = None) -> list[list[Hit]]:
     """By Lance: through the index where there is one, rows that it does not cover yet by scanning."""
     condition = f"{LIVE} AND {where_sql(where)}" if where else LIVE
     with reading(snapshot.path):
-        query = snapshot.table.search(list(vectors)).distance_type("cosine").where(condition, prefilter=True).limit(k)
-        if nprobes is not None:
-            query = query.nprobes(nprobes)
+        query = snapshot.table.search(list(vectors), "embedding")
+        assert isinstance(query, LanceVectorQueryBuilder)
+        query = query.distance_type("cosine").where(condition, prefilter=True).limit(k)
+        query = query.minimum_nprobes(nprobes(snapshot.size)).maximum_nprobes(0)  # more only while fewer than k are found
         rows = query.select(["reference_id", "document_id", "_distance"]).to_arrow()
     return _grouped(rows, len(vectors))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from memory3.bank.manifest import BankManifest
 from memory3.bank.rows import LIVE, embeddings_of
 from memory3.bank.where import Where, alternatives, is_in, where_sql
 from memory3.codec.raw import record_size
+from memory3.errors import BankCorrupt
 
 __all__ = ["RESIDENT_BYTES", "Snapshot"]
 
@@ -79,13 +81,40 @@ class Snapshot:
 
     def take(self, row_ids: Sequence[int], columns: Sequence[str]) -> Iterator[pa.Table]:
         """Some columns of rows, in portions of bounded size, in no promised order."""
-        heavy = "codes" in columns
-        portion = max(1, _PORTION_BYTES // record_size(self.manifest.shape)) if heavy else 4096
-        for start in range(0, len(row_ids), portion):
+        size = self.portion(columns)
+        for start in range(0, len(row_ids), size):
+            some = list(row_ids[start : start + size])
             with reading(self.path):
-                some = [int(row) for row in row_ids[start : start + portion]]
                 rows = self.table.take_row_ids(some).select(list(columns)).to_arrow()
+            if len(rows) != len(some):
+                raise BankCorrupt(f"{self.path}: {len(some) - len(rows)} rows have vanished: check with `memory3 verify`")
             yield rows
+
+    def portion(self, columns: Sequence[str]) -> int:
+        """Rows that `take` reads at once."""
+        return max(1, _PORTION_BYTES // record_size(self.manifest.shape)) if "codes" in columns else 4096
+
+    def unindexed(self) -> dict[str, int]:
+        """For each indexed column the number of rows its index does not cover yet."""
+        with reading(self.path):
+            found = {index.columns[0]: self.table.index_stats(index.name) for index in self.table.list_indices()}
+        return {column: int(stats.num_unindexed_rows) for column, stats in found.items() if stats is not None}
+
+    def fragments(self) -> tuple[int, int, int]:
+        """Number of Lance fragments, rows of the largest, rows of all with those deleted but not yet removed."""
+        fragments = self._statistics["fragment_stats"]
+        count, lengths = int(fragments["num_fragments"]), fragments["lengths"]
+        return count, int(lengths["max"]), count * int(lengths["mean"])
+
+    @property
+    def bytes(self) -> int:
+        """Size of this version's files."""
+        return int(self._statistics["total_bytes"])
+
+    @property
+    def _statistics(self) -> Any:
+        with reading(self.path):
+            return self.table.stats()  # annotated as a dataclass, in truth a dict
 
 
 class Resident:

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ from lancedb.table import Table
 from memory3.bank.faults import reading, writing
 from memory3.bank.manifest import METADATA_KEY, BankManifest
 from memory3.bank.rows import row_schema
+from memory3.bank.snapshot import Snapshot
 from memory3.errors import BankBusy, BankCorrupt, BankNotFound
 
 __all__ = ["GRACE", "Store"]
@@ -31,6 +32,7 @@ __all__ = ["GRACE", "Store"]
 #: Readers keep the version they opened; what they read is not removed before this long after it was replaced.
 GRACE = timedelta(minutes=10)
 
+_OWN = re.compile(r"references-|writer\.lock$|CURRENT")
 _TABLE = re.compile(r"references-([1-9][0-9]*)")
 
 
@@ -82,17 +84,32 @@ class Store:
             raise BankCorrupt(f"{folder} has columns {table.schema.names}: memory3 did not write it")
         return table, manifest
 
+    def snapshot(self) -> Snapshot:
+        """The newest version of the table in force."""
+        name = self.current()
+        return Snapshot(self.path, name, *self.open(name))
+
     def create(self, manifest: BankManifest) -> None:
-        """Make the folder and an empty table, and put it in force. Needs the lock."""
-        name = self.next_name()
-        with writing(self.path):
-            self._connect().create_table(name, schema=row_schema(manifest), mode="overwrite")
-        self.switch(name)
+        """Make an empty bank, in a new or empty folder or one where making a bank was interrupted."""
+        with self.lock(wait_seconds=30.0):
+            if self.exists():
+                return  # another process was faster
+            foreign = sorted(entry.name for entry in self.path.iterdir() if not _OWN.match(entry.name))
+            if foreign:
+                raise BankNotFound(
+                    f"{self.path} is no bank, and not empty ({foreign[0]!r} lies there): give a new or an empty folder"
+                )
+            tables = (self.find_table(name) for name in self.tables())
+            if any(len(table) for table in tables if table is not None):
+                self.current()  # says that the file CURRENT is missing
+            self.add_table("references-1", manifest)
+            self.switch("references-1")
 
     def add_table(self, name: str, manifest: BankManifest) -> Table:
-        """An empty table beside the others."""
+        """An empty table beside the others, in place of what an interruption may have left under that name."""
+        self.remove_table(name)
         with writing(self.path):
-            return self._connect().create_table(name, schema=row_schema(manifest), mode="overwrite")
+            return self._connect().create_table(name, schema=row_schema(manifest))
 
     def find_table(self, name: str) -> Table | None:
         """A table by name at its newest version, or None."""
@@ -103,7 +120,7 @@ class Store:
 
     def next_name(self) -> str:
         """The name of the table after the one in force."""
-        return f"references-{_number(self.current()) + 1}" if self.exists() else "references-1"
+        return f"references-{_number(self.current()) + 1}"
 
     def switch(self, name: str) -> None:
         """Put a table in force: readers see it when they refresh."""
@@ -122,13 +139,21 @@ class Store:
 
     def remove_superseded(self) -> None:
         """Delete the tables that were in force before, once readers have had time to move on. Needs the lock."""
-        current = self.current()
         age = time.time() - (self.path / "CURRENT").stat().st_mtime
         if age > GRACE.total_seconds():
-            for name in self.tables():
-                if _number(name) < _number(current):
-                    self.remove_table(name)
-                    self.remove_table(f"{name}-staging")
+            self._remove(lambda number, current: number < current)
+
+    def remove_unfinished(self) -> None:
+        """Delete what an interrupted rebuild and an interrupted large document left. Needs the lock."""
+        self._remove(lambda number, current: number > current)
+        self.remove_table(f"{self.current()}-staging")
+
+    def _remove(self, unwanted: Callable[[int, int], bool]) -> None:
+        current = _number(self.current())
+        for name in self.tables():
+            if unwanted(_number(name), current):
+                self.remove_table(name)
+                self.remove_table(f"{name}-staging")
 
     @contextmanager
     def lock(self, wait_seconds: float = 0.0) -> Iterator[None]:

@@ -1,0 +1,68 @@
+"""Reading rows by reference id, each checked against its checksum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xxhash import xxh3_64_intdigest
+
+from memory3.bank.rows import TEXT_COLUMNS, checksums, codes_of, references_of
+from memory3.bank.snapshot import Snapshot
+from memory3.codec.raw import decode_record
+from memory3.errors import BankCorrupt, InputError
+from memory3.values import Memory, Reference
+
+__all__ = ["read_memories", "read_references", "references_at"]
+
+
+def read_memories(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, Memory]:
+    """The memories of references; the cold ones are missing. Each owns its bytes, so it can be kept or dropped alone."""
+    found: dict[str, Memory] = {}
+    wrong: list[str] = []
+    for rows in snapshot.take(_row_ids(snapshot, reference_ids), ["reference_id", "codes", "codes_checksum"]):
+        ids, said = rows["reference_id"].to_pylist(), rows["codes_checksum"].to_pylist()
+        for id_, record, checksum in zip(ids, codes_of(rows), said, strict=True):
+            if (record is None) != (checksum is None) or (record is not None and xxh3_64_intdigest(record) != checksum):
+                wrong.append(id_)
+            elif record is not None:
+                found[id_] = decode_record(bytearray(record), snapshot.manifest.shape)
+    _refuse(snapshot, wrong)
+    return found
+
+
+def read_references(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, Reference]:
+    """References with their texts. Their memories are not read, nor checked."""
+    return references_at(snapshot, _row_ids(snapshot, reference_ids))
+
+
+def references_at(snapshot: Snapshot, row_ids: Sequence[int]) -> dict[str, Reference]:
+    """As `read_references`, for rows whose place in the table is known."""
+    found: dict[str, Reference] = {}
+    wrong: list[str] = []
+    for rows in snapshot.take(row_ids, TEXT_COLUMNS):
+        said = rows["checksum"].to_pylist()
+        damaged = [told != is_ for told, is_ in zip(said, checksums(rows), strict=True)]
+        for reference, is_damaged in zip(references_of(rows), damaged, strict=True):
+            found[reference.id] = reference
+            if is_damaged:
+                wrong.append(reference.id)
+    _refuse(snapshot, wrong)
+    return found
+
+
+def _row_ids(snapshot: Snapshot, reference_ids: Sequence[str]) -> list[int]:
+    found = snapshot.row_ids(reference_ids)
+    unknown = [id_ for id_ in reference_ids if id_ not in found]
+    if unknown:
+        others = f" nor {len(unknown) - 1} others" if len(unknown) > 1 else ""
+        raise InputError(f"{snapshot.path}: the bank has no reference {unknown[0]!r}{others}")
+    return list(found.values())
+
+
+def _refuse(snapshot: Snapshot, damaged: Sequence[str]) -> None:
+    if damaged:
+        raise BankCorrupt(
+            f"{snapshot.path}: the row of reference {damaged[0]!r} is damaged (wrong checksum). `memory3 verify --bank "
+            f"{snapshot.path}` lists all such rows; delete their documents and write them again",
+            damaged,
+        )

@@ -1,0 +1,97 @@
+"""Checking every row of a bank: checksums, record lengths, completeness of documents."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import pyarrow as pa
+from xxhash import xxh3_64_intdigest
+
+from memory3.bank.reports import VerifyReport
+from memory3.bank.rows import TEXT_COLUMNS, checksums, codes_of
+from memory3.bank.snapshot import Snapshot
+from memory3.codec.raw import decode_record
+from memory3.errors import BankCorrupt
+from memory3.values import MemoryShape
+
+__all__ = ["verify"]
+
+
+def verify(snapshot: Snapshot) -> VerifyReport:
+    """Read everything once. Damage is reported, not raised; only a bank whose very list of rows is unreadable gives no ids."""
+    try:
+        listing = snapshot.scan(["reference_id", "document_id", "ordinal", "document_references", "content_hash"])
+    except BankCorrupt as error:
+        return VerifyReport(0, 0, 0, (), (str(error),))
+    bad: dict[str, str] = {}
+    cold = 0
+    names = dict(zip(listing["_rowid"].to_pylist(), listing["reference_id"].to_pylist(), strict=True))
+    for row_id, rows in _each_readable(snapshot, list(names)):
+        if rows is None:
+            bad[names[row_id]] = "cannot be read"
+            continue
+        for id_, fault, is_cold in _faults(rows, snapshot.manifest.shape):
+            cold += is_cold
+            if fault:
+                bad[id_] = fault
+    problems = [f"reference {id_!r}: {fault}" for id_, fault in bad.items()]
+    documents = 0
+    for document_id, fault in _documents(listing):
+        documents += 1
+        if fault:
+            problems.append(f"document {document_id!r}: {fault}")
+    return VerifyReport(len(names), documents, cold, tuple(bad), tuple(problems))
+
+
+def _each_readable(snapshot: Snapshot, row_ids: list[int]) -> Iterator[tuple[int, pa.Table | None]]:
+    """Rows in portions; where a portion cannot be read, its rows one by one, None for the unreadable."""
+    columns = [*TEXT_COLUMNS, "codes"]
+    size = snapshot.portion(columns)
+    for start in range(0, len(row_ids), size):
+        portion = row_ids[start : start + size]
+        try:
+            yield portion[0], next(snapshot.take(portion, columns))
+        except BankCorrupt:
+            for row_id in portion:
+                try:
+                    yield row_id, next(snapshot.take([row_id], columns))
+                except BankCorrupt:
+                    yield row_id, None
+
+
+def _faults(rows: pa.Table, shape: MemoryShape) -> Iterator[tuple[str, str, bool]]:
+    """For each row its id, what is wrong ("" if nothing), and whether it is cold."""
+    names = ("reference_id", "document_id", "ordinal", "checksum", "codes_checksum")
+    values = zip(*(rows[name].to_pylist() for name in names), checksums(rows), codes_of(rows), strict=True)
+    for id_, document_id, ordinal, told, codes_told, computed, record in values:
+        fault = ""
+        if told != computed:
+            fault = "wrong checksum"
+        elif id_ != f"{document_id}#{ordinal}":
+            fault = f"does not belong to document {document_id!r} as number {ordinal}"
+        elif codes_told != (None if record is None else xxh3_64_intdigest(record)):
+            fault = "wrong checksum of its memory"
+        elif record is not None:
+            try:
+                decode_record(record, shape)
+            except BankCorrupt as error:
+                fault = str(error)
+        yield id_, fault, record is None
+
+
+def _documents(listing: pa.Table) -> Iterator[tuple[str, str]]:
+    """For each document its id and what is wrong, "" if nothing."""
+    rows: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+    columns = (listing[name].to_pylist() for name in ("document_id", "ordinal", "document_references", "content_hash"))
+    for document_id, ordinal, size, content_hash in zip(*columns, strict=True):
+        rows[document_id].append((ordinal, size, content_hash))
+    for document_id, found in rows.items():
+        ordinals = sorted(ordinal for ordinal, _, _ in found)
+        size = found[0][1]
+        if len({(size, content_hash) for _, size, content_hash in found}) > 1:
+            yield document_id, "its references come from different versions"
+        elif ordinals != list(range(size)):
+            yield document_id, f"has {len(found)} of {size} references"
+        else:
+            yield document_id, ""
