@@ -54,12 +54,13 @@ class Budget:
         if kind == "all" and not amount:
             return cls("all")
         try:
-            return cls(kind, float(Fraction(amount.strip())))
+            number = float(Fraction(amount.strip()))
         except (ValueError, ZeroDivisionError):
             raise ConfigError(
                 f"budget {text!r} is not understood: write uniform:8 (tokens per head), adaptive:1/8 (fraction of all "
                 "pairs), adaptive:1440 (pairs) or all"
             ) from None
+        return cls(kind, number)
 
     def __str__(self) -> str:
         return "all" if self.kind == "all" else f"{self.kind}:{self.amount:g}"

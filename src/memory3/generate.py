@@ -263,7 +263,7 @@ class Memory3:
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}: an answer has at least 1 token")
         single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
-        prompts: list[Prompt] = [prompt] if single else list(prompt)  # type: ignore[list-item]
+        prompts: list[Any] = [prompt] if single else list(prompt)
         if not prompts:
             raise InputError("no question was given")
         pinned = [references] if single and references is not None else references
@@ -280,6 +280,7 @@ class Memory3:
         criteria = StoppingCriteriaList([*options.pop("stopping_criteria", []), watch])
         recall = self.recall(bank, k=k, where=where, references=pinned) if mode == "memory" else None  # type: ignore[arg-type]
         tokens, mask = self._pad(rows)
+        generate: Any = self.model.generate
         with torch.inference_mode():
             call = {
                 "attention_mask": mask,
@@ -289,12 +290,11 @@ class Memory3:
                 **options,
             }
             if recall is None:
-                out = self.model.generate(tokens, **call)
+                out = generate(tokens, **call)
             else:
                 with recall:
-                    out = self.model.generate(tokens, **call)
-        if isinstance(out, torch.Tensor) is False:
-            out = out.sequences
+                    out = generate(tokens, **call)
+        out = getattr(out, "sequences", out)
         answers = self._answers(out[:, tokens.shape[1] :], len(prompts), rows, recall, cited, bank, watch.times, started)
         return answers[0] if single and len(answers) == 1 else answers
 
@@ -322,8 +322,10 @@ class Memory3:
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             if mode == "memory":
-                announced = {"prompt": tokens.tolist(), "answer_tokens": [len(answer_ids)]}
-                stack.enter_context(self.recall(bank, k=k, where=where, references=pinned, **announced))
+                recall = self.recall(
+                    bank, k=k, where=where, references=pinned, prompt=tokens.tolist(), answer_tokens=[len(answer_ids)]
+                )
+                stack.enter_context(recall)
             logits = self.model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=len(answer_ids) + 1).logits[
                 0, :-1
             ]
