@@ -1,0 +1,44 @@
+"""Benchmarks: speed, memory and answers, measured on real models and printed as JSON. Run by ``memory3 bench``.
+
+Two arms are compared in one process, alternating, by medians and ratios, because machines are noisy. Every accuracy figure has its controls (no memory, text,
+random memories), its count and its interval.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from memory3.errors import ConfigError
+
+__all__ = ["BENCHMARKS", "run"]
+
+#: What each benchmark measures. The module of the same name has ``run(**options) -> dict``.
+BENCHMARKS: dict[str, str] = {
+    "decode": "tokens per second with memory against without: distinct references, RAM cache off",
+    "first_token": "time to first token: memory against the same references as text",
+    "write": "references encoded per second against a plain forward pass of the same tokens",
+    "resident": "resident memory over many recalls",
+    "answers": "answers on a question set: memory, text, none and random memories, with intervals",
+}
+
+
+def run(name: str, options: dict[str, str]) -> dict[str, Any]:
+    """Run a benchmark; ``options`` as text, e.g. ``{"repeats": "5"}``. The result is plain JSON."""
+    if name not in BENCHMARKS:
+        raise ConfigError(f"benchmark {name!r} is unknown: use one of {', '.join(BENCHMARKS)}")
+    module = import_module(f"memory3.benchmarks.{name}")
+    known: dict[str, Any] = module.OPTIONS
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ConfigError(f"benchmark {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}")
+    values = dict(known)
+    for key, text in options.items():
+        kind = type(known[key])
+        try:
+            values[key] = kind(text)
+        except ValueError:
+            raise ConfigError(f"option {key}={text!r} of benchmark {name!r} must be of type {kind.__name__}") from None
+    from memory3.benchmarks.measure import machine
+
+    return {"benchmark": name, "options": values, "machine": machine(), **module.run(**values)}

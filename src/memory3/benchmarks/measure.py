@@ -1,0 +1,151 @@
+"""What all benchmarks share: arms that alternate, medians, intervals, the machine they ran on, a bank of real text."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from memory3.bank import Bank
+from memory3.generate import Memory3
+from memory3.values import Document, Memory
+
+__all__ = ["Distinct", "alternate", "interval", "machine", "progress", "python_documents", "ratio", "temporary_bank"]
+
+
+def machine() -> dict[str, Any]:
+    """Where a figure comes from."""
+    try:
+        here = Path(__file__).parent
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True
+        ).stdout.strip()
+    except OSError:
+        commit = ""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("memory3", "torch", "transformers", "lancedb")},
+        "commit": commit,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
+def progress(items: Sequence[Any], text: str) -> Iterator[Any]:
+    """Iterate with a bar on standard error."""
+    return iter(track(items, description=text, console=Console(stderr=True), transient=True))
+
+
+def alternate(arms: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Run each arm once to warm up, then in turn, ``repeats`` times; each tells its own figure."""
+    for arm in arms.values():
+        arm()
+    figures: dict[str, list[float]] = {name: [] for name in arms}
+    for turn in progress(range(repeats), "measuring"):
+        names = list(arms)
+        # Who goes first alternates too.
+        for name in names if turn % 2 == 0 else reversed(names):
+            figures[name].append(arms[name]())
+    return figures
+
+
+def ratio(figures: Mapping[str, Sequence[float]], above: str, below: str) -> dict[str, Any]:
+    """Medians of two arms, and the median of their ratios turn by turn, with the middle half of them."""
+    turns = sorted(a / b for a, b in zip(figures[above], figures[below], strict=True))
+    quarters = statistics.quantiles(turns, n=4) if len(turns) > 1 else [turns[0]] * 3
+    return {
+        above: statistics.median(figures[above]),
+        below: statistics.median(figures[below]),
+        "ratio": statistics.median(turns),
+        "ratio_middle_half": [quarters[0], quarters[2]],
+        "repeats": len(turns),
+    }
+
+
+def interval(values: Sequence[float], *, seed: int = 0, draws: int = 2000) -> list[float]:
+    """95% bootstrap interval of the mean."""
+    data = np.asarray(values, dtype=float)
+    picks = np.random.default_rng(seed).integers(0, len(data), (draws, len(data)))
+    return [float(x) for x in np.quantile(data[picks].mean(axis=1), [0.025, 0.975])]
+
+
+def python_documents(m3: Memory3, references: int) -> list[Document]:
+    """The Python language reference, which every installation carries, until it makes so many references."""
+    from pydoc_data.topics import topics
+
+    documents, count = [], 0
+    for topic, text in sorted(topics.items()):
+        document = Document(topic, text, source=f"pydoc_data.topics/{topic}")
+        documents.append(document)
+        count += sum(1 for _ in m3.split(document))
+        if count >= references:
+            break
+    return documents
+
+
+@contextmanager
+def temporary_bank(m3: Memory3, references: int) -> Iterator[Bank]:
+    """A real bank of real text, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="memory3-bench-") as folder:
+        bank = Bank.open(Path(folder) / "bank", m3, cache_bytes=0)
+        with Console(stderr=True).status(f"writing {references} references"):
+            bank.write(python_documents(m3, references))
+        yield bank
+        bank.close()
+
+
+class Distinct:
+    """The worst case of the paper: every recall searches the bank, and gets references that none got before."""
+
+    def __init__(self, bank: Bank) -> None:
+        self.bank = bank
+        self.seconds = 0.0
+        self._names = itertools.cycle([r.id for r in bank_references(bank)])
+
+    def search(self, queries: Sequence[str], k: int, where: Any = None) -> list[list[Any]]:
+        """As many hits as the bank finds, under other names."""
+        started = time.perf_counter()
+        found = [
+            [type(hit)(next(self._names), hit.document_id, hit.score) for hit in hits]
+            for hits in self.bank.search(queries, k, where=where)
+        ]
+        self.seconds += time.perf_counter() - started
+        return found
+
+    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
+        """Read from disk every time."""
+        started = time.perf_counter()
+        read = self.bank.memories(reference_ids, use_cache=False)
+        self.seconds += time.perf_counter() - started
+        return read
+
+    def references(self, reference_ids: Sequence[str]) -> Any:
+        """As the bank."""
+        return self.bank.references(reference_ids)
+
+    def count(self, where: Any = None) -> int:
+        """As the bank."""
+        return self.bank.count(where)
+
+
+def bank_references(bank: Bank) -> list[Any]:
+    """Every reference of a bank, in order of its documents."""
+    ids = [f"{entry.id}#{n}" for entry in bank.documents() for n in range(entry.references)]
+    return list(bank.references(ids))
