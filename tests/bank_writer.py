@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from xxhash import xxh3_64_intdigest
 
+from memory3.bank import Bank
+from memory3.codec.raw import encode_record
 from memory3.config import MemoryConfig
 from memory3.values import Document, Memory, MemoryShape, Reference
 
@@ -99,3 +103,37 @@ def same_memory(a: Memory, b: Memory) -> bool:
         and torch.equal(a.keys, b.keys)
         and torch.equal(a.values, b.values)
     )
+
+
+def documents(count: int = 12, seed: int = 0) -> list[Document]:
+    """Documents of 1 to 25 words, so of 1 to 7 references, with metadata to filter on."""
+    rng = np.random.default_rng(seed)
+    return [
+        Document(
+            id=f"doc{number}",
+            text=" ".join(f"w{word}" for word in rng.integers(0, 200, rng.integers(1, 26))) + " \n",
+            source=f"shelf/{number}.txt",
+            metadata={"book": "abc"[number % 3], "year": 2000 + number % 5, "new": number % 2 == 0},
+        )
+        for number in range(count)
+    ]
+
+
+def open_bank(path: Path, m3: HashingWriter | None = None, **options: Any) -> Bank:
+    """A bank with the stand-ins."""
+    return Bank.open(path, m3 or HashingWriter(), **{"embedder": HashingEmbedder(), **options})
+
+
+def contents(bank: Bank) -> dict[str, tuple[Reference, bytes]]:
+    """Every reference of the bank and its memory's bytes, read anew from disk."""
+    bank.refresh()
+    ids = sorted(f"{entry.id}#{ordinal}" for entry in bank.documents() for ordinal in range(entry.references))
+    records = (encode_record(memory, bank.manifest.shape) for memory in bank.memories(ids, use_cache=False))
+    return dict(zip(ids, zip(bank.references(ids), records, strict=True), strict=True))
+
+
+def expected(written: Iterable[Document], m3: HashingWriter | None = None) -> dict[str, tuple[Reference, bytes]]:
+    """What `contents` must be after writing these documents."""
+    m3 = m3 or HashingWriter()
+    references = [reference for document in written for reference in m3.split(document)]
+    return {reference.id: (reference, encode_record(m3.memory(reference), m3.shape)) for reference in references}

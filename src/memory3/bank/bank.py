@@ -277,10 +277,13 @@ class Bank:
         """As `_reading`; rows found just before another thread refreshed, and gone since, come from the version before."""
         try:
             return self._reading(read)
-        except InputError:
+        except InputError as unknown:
             if self._previous is None:
                 raise
-            return read(self._previous)
+            try:
+                return read(self._previous)
+            except (InputError, BankCorrupt):
+                raise unknown from None
 
     def _read_memories(self, snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, Memory]:
         found = read_memories(snapshot, reference_ids)

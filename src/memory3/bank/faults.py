@@ -28,7 +28,7 @@ def reading(path: Path) -> Iterator[None]:
     except _LANCE_ERRORS as error:
         raise BankCorrupt(
             f"{path}: the bank's files cannot be read ({_first_line(error)}). "
-            f"Look at it with `memory3 verify --bank {path}`; damaged documents can be written again"
+            "Restore the folder from a copy, or remove it and write the documents anew"
         ) from error
 
 

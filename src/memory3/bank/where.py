@@ -19,7 +19,7 @@ Scalar = str | int | float | bool
 Where = Mapping[str, Scalar | Sequence[Scalar]]
 
 
-def tag(key: str, value: Scalar) -> str:
+def tag(key: str, value: object) -> str:
     """One metadata entry as text. Equal numbers give equal text (2020 and 2020.0); ``True`` is not 1 and ``"1"`` is not 1."""
     if not isinstance(key, str):
         raise InputError(f"metadata key {key!r} must be text")
@@ -39,7 +39,7 @@ def alternatives(where: Where) -> list[list[str]]:
     """The filter as tags: a row matches if it carries at least one tag of each list."""
     out = []
     for key, wanted in where.items():
-        values = [wanted] if isinstance(wanted, str | int | float | bool) else list(wanted)
+        values = wanted if isinstance(wanted, list | tuple) else [wanted]
         out.append([tag(key, value) for value in values])
     return out
 

@@ -1,0 +1,164 @@
+"""Finding references: exact search, metadata filters, and Lance's index against its exact twin."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from bank_writer import HashingEmbedder, HashingWriter, documents, expected, open_bank
+
+from memory3.bank import snapshot, where
+from memory3.bank.retriever import search_exactly, search_table
+from memory3.errors import InputError
+from memory3.values import Document
+
+
+@pytest.fixture
+def everything_on_disk(monkeypatch):
+    """As if the bank were too large to keep its embeddings in RAM."""
+    monkeypatch.setattr(snapshot, "RESIDENT_BYTES", 0)
+
+
+def brute_force(query, k, keep=lambda metadata: True):
+    """(reference id, cosine) by the definition."""
+    embedder = HashingEmbedder()
+    references = [r for r, _ in expected(documents()).values() if keep(r.metadata)]
+    scores = [float(embedder.encode([query])[0] @ embedder.encode([r.text])[0]) for r in references]
+    ranked = sorted(zip(scores, (r.id for r in references), strict=True), reverse=True)[:k]
+    return [(id_, pytest.approx(score, abs=1e-5)) for score, id_ in ranked]
+
+
+FILTERS = [
+    ({}, lambda m: True),
+    ({"book": "a"}, lambda m: m["book"] == "a"),
+    ({"book": ["a", "c"], "year": 2001}, lambda m: m["book"] in "ac" and m["year"] == 2001),
+    ({"year": 2001.0, "new": False}, lambda m: m["year"] == 2001 and not m["new"]),
+    ({"new": 1}, lambda m: False),
+    ({"year": "2001"}, lambda m: False),
+    ({"shelf": 1}, lambda m: False),
+    ({"book": []}, lambda m: False),
+]
+
+
+@pytest.mark.parametrize(("condition", "keep"), FILTERS, ids=[str(c) for c, _ in FILTERS])
+@pytest.mark.parametrize("resident", [True, False], ids=["ram", "lance"])
+def test_search_and_count_by_definition(tmp_path, monkeypatch, condition, keep, resident):
+    if not resident:
+        monkeypatch.setattr(snapshot, "RESIDENT_BYTES", 0)
+    with open_bank(tmp_path / "bank") as bank:
+        bank.write(documents())
+        for k in (1, 5, 10_000):
+            queries = ["w3 w77 w12", "", "w5"]
+            found = bank.search(queries, k, condition)
+            assert [[(h.reference_id, h.score) for h in hits] for hits in found] == [brute_force(q, k, keep) for q in queries]
+            assert all(h.document_id == h.reference_id.split("#")[0] for hits in found for h in hits)
+        assert bank.count(condition) == sum(keep(r.metadata) for r, _ in expected(documents()).values())
+
+
+def test_nothing_asked_nothing_there(tmp_path):
+    with open_bank(tmp_path / "bank") as bank:
+        assert bank.search(["a", "b"], 5) == [[], []]
+        assert bank.count() == bank.count({"a": 1}) == len(bank) == 0
+        bank.write(documents(2))
+        assert bank.search([], 5) == []
+        assert bank.search(["a", "b"], 0) == bank.search(["a", "b"], -1) == [[], []]
+
+
+HOSTILE = [
+    "it's", '"', "\\", "\\'", "') OR (1=1) --", "a' OR '1'='1", "%", "_", "\x00", "\n\r\t", "\u2028", "🙂", "", " ", "'" * 7,
+    '["book", "a"]', "book=a", "NULL", "null", "true", "1", "{}", "');DROP TABLE references;--", "\ud7ff\ue000",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("resident", [True, False], ids=["ram", "lance"])
+def test_hostile_metadata_matches_itself_and_nothing_else(tmp_path, monkeypatch, resident):
+    if not resident:
+        monkeypatch.setattr(snapshot, "RESIDENT_BYTES", 0)
+    rng = np.random.default_rng(0)
+    noise = ["".join(map(chr, rng.integers(0, 256, rng.integers(1, 12)))) for _ in range(20)]
+    values = [*HOSTILE, *noise]
+    with open_bank(tmp_path / "bank") as bank:
+        bank.write([Document(f"d{n}", "text", metadata={"key": v, v: "value"}) for n, v in enumerate(values)])
+        for number, value in enumerate(values):
+            for condition in ({"key": value}, {value: "value"}, {"key": [value, 17], value: "value"}):
+                assert [hit.document_id for hit in bank.search(["text"], 99, condition)[0]] == [f"d{number}"]
+                assert bank.count(condition) == 1
+        assert bank.references(["d3#0"])[0].metadata == {"key": values[3], values[3]: "value"}
+
+
+def test_tags_never_collide():
+    entries = [(key, value) for key in HOSTILE for value in [*HOSTILE, 1, 2.5, True, False, -0.25, 10**30]]
+    assert len({where.tag(key, value) for key, value in entries}) == len(entries)
+    assert where.tag("a", 1) == where.tag("a", 1.0) != where.tag("a", True)
+    assert json.loads(where.tag("ü\x00'", "x")) == ["ü\x00'", "x"]
+
+
+@pytest.mark.parametrize("condition", [{"a": None}, {"a": {"b": 1}}, {"a": [[1]]}, {"a": float("inf")}, {1: "a"}])
+def test_filters_that_make_no_sense(tmp_path, condition):
+    with open_bank(tmp_path / "bank") as bank:
+        bank.write(documents(2))
+        with pytest.raises(InputError):
+            bank.search(["w1"], 1, condition)
+        with pytest.raises(InputError):
+            bank.count(condition)
+
+
+class ClusteredEmbedder:
+    """Vectors in 60 loose clusters; the text is the number of one."""
+
+    name, dimension = "clustered", 32
+
+    def encode(self, texts):
+        rng = np.random.default_rng(5)
+        centres = rng.standard_normal((60, self.dimension))
+        numbers = np.array([int(text) for text in texts])
+        noise = np.stack([np.random.default_rng(number).standard_normal(self.dimension) for number in numbers])
+        vectors = centres[numbers % 60] + 1.2 * noise
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_the_index_finds_what_exact_search_finds(tmp_path, everything_on_disk):
+    docs = [Document(f"d{n}", str(n), metadata={"part": n % 4}) for n in range(4000)]
+    with open_bank(tmp_path / "bank", HashingWriter(batch_size=256), embedder=ClusteredEmbedder()) as bank:
+        assert bank.info().index == "exact"
+        bank.write(docs, cold=True)
+        info = bank.info()
+        assert (info.index, info.unindexed) == ("ivf", 0)
+        now = bank._snapshot
+        queries = ClusteredEmbedder().encode([str(n) for n in range(10_000, 10_060)])
+        for condition in (None, {"part": 2}):
+            exact = search_exactly(now, queries, 5, condition)
+            indexed = search_table(now, queries, 5, condition)
+            true = [{hit.reference_id for hit in hits} for hits in exact]
+            found = [{hit.reference_id for hit in hits} for hits in indexed]
+            assert all(len(hits) == 5 for hits in found)
+            assert np.mean([len(a & b) / 5 for a, b in zip(true, found, strict=True)]) > 0.95
+            assert [hits[0].score for hits in indexed[:9]] == pytest.approx([hits[0].score for hits in exact[:9]], abs=1e-5)
+
+        bank.write([*docs, Document("late", "10000")], cold=True)
+        assert bank.info().unindexed == 1
+        assert bank.search(["10000"], 1)[0][0].reference_id == "late#0"
+        assert len(bank.search(["10000"], 4001)[0]) == 4001
+        bank.write([])
+        bank.delete("d7")
+        assert bank.count({"part": 3}) == 999
+        assert "d7#0" not in {hit.reference_id for hit in bank.search(["7"], 10)[0]}
+        bank.compact()
+        assert bank.search(["10000"], 1)[0][0].reference_id == "late#0"
+
+
+@pytest.mark.real
+def test_the_default_embedder(tmp_path):
+    texts = ["The liver makes bile.", "Paris is the capital of France.", "Whales are mammals that live in the sea."]
+    with open_bank(tmp_path / "bank", HashingWriter(reference_length=99), embedder=None) as bank:
+        bank.write([Document(str(n), text) for n, text in enumerate(texts)])
+        assert bank.manifest.embedder == "all-minilm-l6-v2"
+        assert bank.manifest.dimension == bank.embedder.dimension == 384
+        found = bank.search(["Which animals swim in the ocean?", "French cities", "digestion", ""], 1)
+        assert [hits[0].document_id for hits in found[:3]] == ["2", "1", "0"]
+        vectors = bank.embedder.encode(texts)
+        assert vectors.dtype == np.float32
+        assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(3), abs=1e-5)
+    with open_bank(tmp_path / "bank", HashingWriter(reference_length=99), embedder=None) as bank:
+        assert bank.search(["digestion"], 1)[0][0].score == pytest.approx(found[2][0].score, abs=1e-5)
