@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import memory3
 import pytest
+
+import memory3
 from memory3 import errors
 
 SURFACE = [

@@ -1,0 +1,79 @@
+"""The table of commands, and what becomes of errors: a message and an exit status, never a traceback for errors of memory3."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import memory3
+from memory3.cli.ask import ask
+from memory3.cli.bench import bench
+from memory3.cli.care import compact, delete, info, verify
+from memory3.cli.demo import demo
+from memory3.cli.output import message, out
+from memory3.cli.rebuild import rebuild
+from memory3.cli.write import write
+from memory3.errors import Memory3Error
+
+__all__ = ["app", "main"]
+
+
+class Commands(TyperGroup):
+    """Turns errors of memory3 into a message and exit status 1, and an interruption into 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except Memory3Error as error:
+            message(str(error), kind="error", style="bold red")
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            message("interrupted")
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    name="memory3",
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (write, ask, info, verify, delete, compact, rebuild, demo):
+    app.command()(command)
+app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(bench)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"memory3 {memory3.__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog="Start with [bold]memory3 demo[/bold], or [bold]memory3 write docs/ --bank bank[/bold] and "
+    '[bold]memory3 ask "a question" --bank bank[/bold].'
+)
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Explicit memory for language models.
+
+    Documents are encoded once into attention key-values, kept in a bank, and recalled while the model answers.
+    """
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal's encoding may lack a character; that must not end the program
+            stream.reconfigure(errors="backslashreplace")
+    app(prog_name="memory3")

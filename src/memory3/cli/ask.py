@@ -1,0 +1,216 @@
+"""``memory3 ask``: a question, its answer, and what the answer was read from."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from memory3.cli import options
+from memory3.cli.loading import full_name, load_model, open_bank
+from memory3.cli.output import count, first_line, out, print_json, printable, size
+from memory3.config import MemoryConfig
+from memory3.errors import InputError
+
+if TYPE_CHECKING:
+    from memory3.generate import Answer, Memory3
+
+__all__ = ["answer_json", "ask", "usage_line"]
+
+Mode = Literal["memory", "text", "none", "all"]
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="The question, or - to read it from standard input.")],
+    bank: Annotated[
+        Path | None,
+        typer.Option(
+            "--bank", "-b", help="Folder of the bank. Needed in all modes but none.", envvar="MEMORY3_BANK", metavar="DIR"
+        ),
+    ] = None,
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            help="memory: read key-values. text: the same references in the prompt. none: closed book. all: one after the other.",
+        ),
+    ] = "memory",
+    k: Annotated[int | None, typer.Option(help="References read at once. Default: the bank's setting.", min=0)] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only references with this metadata; again for more. Values of one key: any of them.", metavar="KEY=VALUE"
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the answer at most.", min=1, metavar="N")] = 128,
+    system: Annotated[str | None, typer.Option(help="System text, for chat models.", metavar="TEXT")] = None,
+    stream: Annotated[
+        bool | None, typer.Option("--stream/--no-stream", help="Print words as they come. Default: on a terminal.")
+    ] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="Draw tokens by chance instead of the likeliest.")] = False,
+    temperature: Annotated[
+        float | None, typer.Option(help="With --sample: below 1 safer, above 1 wilder.", min=0.01, metavar="T")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="With --sample: the same seed gives the same answer.", metavar="N")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Catalogue name, hub id or folder. Default: the bank's own.")
+    ] = None,
+    device: options.Device = None,
+    as_json: options.Json = False,
+) -> None:
+    """Answer a question from a bank, with citations.
+
+    The three modes answer from the same bank, so a comparison is one option away.
+
+    [bold]Examples[/bold]
+
+        memory3 ask "Who built the bridge?" --bank bank
+        memory3 ask "Who built the bridge?" --bank bank --mode all
+        memory3 ask "What changed?" --bank bank --where year=2020 --where year=2021
+        echo "Who built the bridge?" | memory3 ask - --bank bank --json
+    """
+    if (temperature is not None or seed is not None) and not sample:
+        raise typer.BadParameter("--temperature and --seed need --sample")
+    if bank is None and mode != "none":
+        raise typer.BadParameter(f"mode {mode} needs a bank: give --bank DIR, or --mode none to answer without one")
+    if stream and (as_json or mode == "all"):
+        raise typer.BadParameter("--stream goes with one mode and without --json")
+    text = _question(question)
+    choice: dict[str, Any] = {"k": k, "where": _where(where or []), "max_new_tokens": max_new_tokens}
+    if sample:
+        choice |= {"do_sample": True, "temperature": temperature or 1.0}
+    prompt: Any = [{"role": "system", "content": system}, {"role": "user", "content": text}] if system else text
+
+    if bank is None:
+        from memory3.model.catalogue import DEFAULT_MODEL
+
+        m3, opened = load_model(full_name(model or DEFAULT_MODEL), MemoryConfig(), device=device), None
+    else:
+        m3, opened = open_bank(bank, model, device=device)
+
+    answers: dict[str, Answer] = {}
+    for each in ("memory", "text", "none") if mode == "all" else (mode,):
+        if seed is not None:
+            _sow(seed)
+        streaming = mode != "all" and not as_json and (out.is_terminal if stream is None else stream)
+        streamer = _printer(m3) if streaming else None
+        answers[each] = m3.generate(prompt, bank=opened, mode=each, streamer=streamer, **choice)
+        if not as_json and mode != "all":
+            if not streaming:
+                out.print(printable(answers[each].text), soft_wrap=True)
+            _print_sources(answers[each])
+    about = {"question": text, "bank": None if bank is None else str(bank), "model": m3.name}
+    if as_json and mode == "all":
+        print_json({**about, "answers": [answer_json(each, answer) for each, answer in answers.items()]})
+    elif as_json:
+        print_json({**about, **answer_json(mode, answers[mode])})
+    elif mode == "all":
+        _print_side_by_side(answers)
+
+
+def answer_json(mode: str, answer: Answer) -> dict[str, Any]:
+    """An answer as JSON values."""
+    return {
+        "mode": mode,
+        "answer": answer.text,
+        "citations": [{**dataclasses.asdict(citation)} for citation in answer.citations],
+        "usage": dataclasses.asdict(answer.usage),
+        "timings": dataclasses.asdict(answer.timings),
+    }
+
+
+def usage_line(answer: Answer) -> str:
+    """What the answer took, in one line."""
+    usage, timings = answer.usage, answer.timings
+    parts = [f"first token {timings.first_token:.2f} s", f"{timings.tokens_per_second:.1f} tokens/s"]
+    parts += [count(usage.prompt_tokens, "prompt token")]
+    if usage.references:
+        parts += [count(usage.references, "reference"), f"{size(usage.bytes_read)} read"]
+    return ", ".join(parts)
+
+
+def _question(argument: str) -> str:
+    if argument == "-":
+        argument = sys.stdin.buffer.read().decode("utf-8", "replace")
+    text = argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
+    if not text:
+        raise InputError('the question is empty: memory3 ask "What is ...?" --bank DIR')
+    return text
+
+
+def _where(conditions: list[str]) -> dict[str, list[str | int | float | bool]]:
+    """``["year=2020"]`` as ``{"year": ["2020", 2020]}``: text or number, whichever the documents have."""
+    where: dict[str, list[str | int | float | bool]] = {}
+    for condition in conditions:
+        key, equals, value = condition.partition("=")
+        if not equals or not key:
+            raise typer.BadParameter(f"{condition!r} is not a condition: write --where key=value", param_hint="--where")
+        where.setdefault(key, []).extend(_readings(value))
+    return where
+
+
+def _readings(value: str) -> list[str | int | float | bool]:
+    if value in ("true", "false"):
+        return [value, value == "true"]
+    for number in (int, float):
+        try:
+            return [value, number(value)]
+        except ValueError:
+            continue
+    return [value]
+
+
+def _sow(seed: int) -> None:
+    import torch
+
+    torch.manual_seed(seed)
+
+
+def _printer(m3: Memory3) -> Any:
+    """Prints words as they come."""
+    from transformers import TextStreamer
+
+    class Printer(TextStreamer):
+        begun = False
+
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            text = text if self.begun else text.lstrip()
+            self.begun = self.begun or bool(text)
+            out.print(printable(text), end="\n" if stream_end else "", soft_wrap=True)
+
+    return Printer(m3.tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def _print_sources(answer: Answer) -> None:
+    if answer.citations:
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        for style in ("dim", "bold", "", ""):
+            table.add_column(style=style, no_wrap=True, overflow="ellipsis")
+        for n, citation in enumerate(answer.citations, 1):
+            where = f"{printable(citation.source or citation.document_id)}:{citation.start}-{citation.end}"
+            table.add_row(f"[{n}]", f"{citation.share:4.0%}", Text(where), Text(first_line(citation.text)))
+        out.print()
+        out.print(table)
+    out.print()
+    out.print(usage_line(answer), style="dim")
+
+
+def _print_side_by_side(answers: dict[str, Answer]) -> None:
+    table = Table(*answers, expand=True, show_lines=True)
+    for column in table.columns:
+        column.ratio = 1
+    table.add_row(*(Text(printable(answer.text)) for answer in answers.values()))
+    table.add_row(*(Text(_top_sources(answer)) for answer in answers.values()))
+    table.add_row(*(Text(usage_line(answer), style="dim") for answer in answers.values()))
+    out.print(table)
+
+
+def _top_sources(answer: Answer, most: int = 3) -> str:
+    return "\n".join(
+        f"{citation.share:.0%} {printable(citation.source or citation.document_id)}:{citation.start}-{citation.end}"
+        for citation in answer.citations[:most]
+    )

@@ -1,0 +1,88 @@
+"""``memory3 bench``: the door to `memory3.benchmarks`."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from memory3.cli import options
+from memory3.cli.output import err, facts, message, out, print_json
+from memory3.errors import InputError
+
+__all__ = ["bench"]
+
+
+def bench(
+    context: typer.Context,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Which benchmark. Without it, all are listed.")] = None,
+    result: Annotated[
+        Path | None, typer.Option("--out", help="Write the result to this JSON file, too.", metavar="FILE")
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Measure: speed, sizes, answers.
+
+    Options of a benchmark follow its name, each with a value; its description in the list names them.
+
+    [bold]Examples[/bold]
+
+        memory3 bench
+        memory3 bench decode --out decode.json --batch 8
+    """
+    benchmarks = import_module("memory3.benchmarks")
+    known: dict[str, str] = benchmarks.BENCHMARKS
+    if name is None:
+        if as_json:
+            print_json(known)
+        else:
+            out.print(facts(known))
+        return
+    if name not in known:
+        raise typer.BadParameter(f"benchmark {name!r} is unknown: use one of {', '.join(known)}", param_hint="NAME")
+    if result is not None and not result.absolute().parent.is_dir():
+        raise InputError(f"{result}: its folder does not exist")  # before minutes of measuring
+    from memory3.cli.loading import silence
+
+    silence()
+    with err.status(f"measuring {name}"):
+        figures: dict[str, Any] = benchmarks.run(name, _pairs(context.args))
+    if result is not None:
+        try:
+            result.write_text(json.dumps(figures, indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"{result}: cannot be written: {error.strerror}") from None
+        message(f"written to {result}")
+    if as_json:
+        print_json(figures)
+    else:
+        out.print(facts(_flat(figures)))
+
+
+def _pairs(arguments: list[str]) -> dict[str, str]:
+    """``--batch 8 --bank=b`` as ``{"batch": "8", "bank": "b"}``."""
+    pairs: dict[str, str] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        name, has_value, value = argument.partition("=")
+        if not name.startswith("--") or len(name) < 3:
+            raise typer.BadParameter(f"{argument!r}: options of a benchmark are written --name value")
+        value = value if has_value else next(rest, "")
+        if not value:
+            raise typer.BadParameter(f"{name} needs a value: {name} VALUE")
+        pairs[name[2:].replace("-", "_")] = value
+    return pairs
+
+
+def _flat(figures: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested figures as lines ``decode.ratio 0.97``."""
+    lines: dict[str, str] = {}
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            lines |= _flat(value, f"{prefix}{name}.")
+        else:
+            lines[f"{prefix}{name}"] = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return lines

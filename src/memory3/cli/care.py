@@ -1,0 +1,160 @@
+"""``memory3 info``, ``verify``, ``delete`` and ``compact``: looking after a bank. None of them loads a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from memory3.cli import options
+from memory3.cli.output import count, err, facts, message, out, print_json, printable, size
+
+__all__ = ["compact", "delete", "info", "verify"]
+
+
+def info(
+    bank: options.Bank,
+    documents: Annotated[bool, typer.Option("--documents", help="List the documents, too.")] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show what a bank holds: model, settings, counts, sizes.
+
+    [bold]Examples[/bold]
+
+        memory3 info --bank bank
+        memory3 info --bank bank --documents --json
+    """
+    from memory3.bank import Bank
+
+    opened = Bank.open(bank, None, create=False)
+    manifest, sizes = opened.manifest, opened.info()
+    entries = sorted(opened.documents(), key=lambda entry: entry.id) if documents else []
+    config = manifest.config.to_dict()
+    if as_json:
+        about = {
+            "bank": str(bank),
+            "format_version": manifest.format_version,
+            "model": manifest.model,
+            "fingerprint": manifest.fingerprint,
+            "embedder": manifest.embedder,
+            "dimension": manifest.dimension,
+            "codec": manifest.codec,
+            "config": config,
+            "shape": {**dataclasses.asdict(manifest.shape), "layers": list(manifest.shape.layers)},
+            **{name: value for name, value in dataclasses.asdict(sizes).items() if name != "cache"},
+        }
+        if documents:
+            about["document_list"] = [
+                {"id": entry.id, "source": entry.source, "references": entry.references} for entry in entries
+            ]
+        print_json(about)
+        return
+    cold = f", {sizes.cold:,} of them cold (text only)" if sizes.cold else ""
+    out.print(
+        facts(
+            {
+                "bank": f"{bank} (format {manifest.format_version})",
+                "model": f"{manifest.model} (fingerprint {manifest.fingerprint})",
+                "embedder": f"{manifest.embedder} ({manifest.dimension} numbers)",
+                "holds": f"{count(sizes.documents, 'document')}, {count(sizes.references, 'reference')}{cold}",
+                "on disk": f"{size(sizes.bytes)}; a memory has {size(sizes.record_bytes)} ({manifest.codec})",
+                "search": f"{sizes.index}{f', {sizes.unindexed:,} not indexed yet' if sizes.unindexed else ''}",
+                "settings": ", ".join(f"{name} {value}" for name, value in config.items()),
+                "memory": f"{manifest.shape.pairs:,} pairs in {len(manifest.shape.layers)} layers x "
+                f"{manifest.shape.kv_heads} heads of {manifest.shape.head_dim} {manifest.shape.dtype}",
+            }
+        )
+    )
+    if documents:
+        table = Table("document", "source", "references", box=None, header_style="bold", padding=(0, 2, 0, 0))
+        for entry in entries:
+            table.add_row(Text(printable(entry.id)), Text(printable(entry.source)), f"{entry.references:,}")
+        out.print(table)
+
+
+def verify(bank: options.Bank, as_json: options.Json = False) -> None:
+    """Read every row of a bank and check it.
+
+    Checksums, lengths, completeness of documents. Exit status 1 if anything is wrong; what is wrong is listed.
+    """
+    from memory3.bank import Bank
+
+    with err.status("reading every row"):
+        report = Bank.open(bank, None, create=False).verify()
+    if as_json:
+        print_json({"bank": str(bank), "ok": report.ok, **dataclasses.asdict(report)})
+    else:
+        checked = f"{count(report.references, 'reference')} of {count(report.documents, 'document')}"
+        cold = f", {report.cold:,} cold" if report.cold else ""
+        out.print(f"{checked} checked{cold}: {'all sound' if report.ok else count(len(report.problems), 'problem')}")
+        for problem in report.problems:
+            message(problem, kind="problem", style="bold red")
+        if report.bad:
+            message("delete the documents named above and write them again, or restore the bank from a copy")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+def delete(
+    document_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids as `info --documents` lists them.")],
+    bank: options.Bank,
+    wait: options.Wait = 0.0,
+    as_json: options.Json = False,
+) -> None:
+    """Remove documents from a bank.
+
+    Exit status 1 if one of them is not there; the others are removed all the same.
+
+    [bold]Example[/bold]
+
+        memory3 delete guide/intro.md --bank bank
+    """
+    from memory3.bank import Bank
+
+    opened = Bank.open(bank, None, create=False)
+    there = {entry.id for entry in opened.documents()}
+    wanted = list(dict.fromkeys(document_ids))
+    deleted = opened.delete(wanted, wait_seconds=wait)
+    missing = [name for name in wanted if name not in there]
+    if as_json:
+        print_json({"bank": str(bank), "deleted": deleted, "missing": missing, "documents": len(list(opened.documents()))})
+    else:
+        out.print(f"{count(deleted, 'document')} deleted")
+    for name in missing:
+        message(
+            f"the bank has no document {name!r}; list them with `memory3 info --bank {bank} --documents`",
+            kind="error",
+            style="bold red",
+        )
+    if missing:
+        raise typer.Exit(1)
+
+
+def compact(bank: options.Bank, wait: options.Wait = 0.0, as_json: options.Json = False) -> None:
+    """Merge what many writes left, give back the space of what was removed, renew the indexes.
+
+    Needs as much free space as the bank has, for some minutes, while readers may still use the old files.
+    """
+    from memory3.bank import Bank
+
+    opened = Bank.open(bank, None, create=False)
+    before = opened.info()
+    with err.status("compacting"):
+        opened.compact(wait_seconds=wait)
+    after = opened.info()
+    if as_json:
+        print_json(
+            {
+                "bank": str(bank),
+                "bytes_before": before.bytes,
+                "bytes": after.bytes,
+                "fragments_before": before.fragments,
+                "fragments": after.fragments,
+            }
+        )
+    else:
+        fragments = f"{count(before.fragments, 'fragment')} to {after.fragments:,}"
+        out.print(f"{size(before.bytes)} to {size(after.bytes)}, {fragments}")

@@ -1,0 +1,54 @@
+"""Loading models for commands: by the name a person gave or the bank remembers, without the noise of the libraries below."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memory3.cli.output import err
+from memory3.config import MemoryConfig
+
+if TYPE_CHECKING:
+    from memory3.bank import Bank
+    from memory3.generate import Memory3
+
+__all__ = ["full_name", "load_model", "open_bank", "silence"]
+
+
+def load_model(name: str, config: MemoryConfig, *, device: str | None = None, batch_size: int = 16) -> Memory3:
+    """The model of this name under these settings. A first download shows its own progress."""
+    from memory3.model.catalogue import resolve_model
+
+    resolve_model(name)
+    with err.status(f"loading {name}"):
+        silence()
+        from memory3.generate import Memory3
+
+        return Memory3.from_pretrained(name, config=config, device=device, batch_size=batch_size)
+
+
+def open_bank(path: Path, model: str | None = None, *, device: str | None = None) -> tuple[Memory3, Bank]:
+    """The bank at ``path`` with the model it remembers, or with another that must be able to read it."""
+    from memory3.bank import Bank
+
+    manifest = Bank.describe(path)
+    m3 = load_model(full_name(model or manifest.model), manifest.config, device=device)
+    return m3, Bank.open(path, m3, create=False)
+
+
+def full_name(name: str) -> str:
+    """A folder's absolute path, so that a bank finds its model from any working folder; other names as they are."""
+    from memory3.model.catalogue import EMBEDDERS, MODELS
+
+    is_folder = name not in MODELS and name not in EMBEDDERS and Path(name).is_dir()
+    return str(Path(name).resolve()) if is_folder else name
+
+
+def silence() -> None:
+    """Progress bars and hints of transformers and sentence-transformers are not for the users of a command."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module=r"(transformers|sentence_transformers|torch)\b")

@@ -1,0 +1,106 @@
+"""Options that several commands share, and how their texts become values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memory3.config import MemoryConfig
+from memory3.errors import ConfigError
+
+__all__ = [
+    "Bank",
+    "BatchSize",
+    "Beginning",
+    "Budget",
+    "Device",
+    "Dtype",
+    "Json",
+    "Layers",
+    "Preset",
+    "ReferenceLength",
+    "Selector",
+    "Wait",
+    "settings",
+]
+
+SETTINGS = "How memories are written (only for a new bank)"
+MACHINE = "Machine"
+
+Bank = Annotated[Path, typer.Option("--bank", "-b", help="Folder of the bank.", envvar="MEMORY3_BANK", metavar="DIR")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
+Wait = Annotated[
+    float, typer.Option("--wait", help="How long to wait while another process writes this bank.", metavar="SECONDS", min=0)
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda, cuda:1, ... Default: a GPU where there is one.", metavar="NAME", rich_help_panel=MACHINE),
+]
+BatchSize = Annotated[
+    int,
+    typer.Option(help="References per forward pass. Less needs less RAM.", metavar="N", min=1, rich_help_panel=MACHINE),
+]
+
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        help="default: 1/8 of all key-value pairs. paper: first half of the layers, 8 tokens per head. full: everything. "
+        "The options below change single settings of it.",
+        metavar="default|paper|full",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        help="Memory layers: all, first_half, middle_half, last_half, a slice such as 4:20, or indices such as 3,5,7.",
+        metavar="LAYERS",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        help="Key-value pairs kept per reference: adaptive:1/8 (fraction of all), adaptive:1440 (pairs), uniform:8 (tokens "
+        "per head), all.",
+        metavar="BUDGET",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Selector = Annotated[
+    str | None,
+    typer.Option(
+        help="What decides which pairs are kept: reconstruction, attention, first, random.",
+        metavar="NAME",
+        rich_help_panel=SETTINGS,
+    ),
+]
+ReferenceLength = Annotated[
+    int | None, typer.Option(help="Tokens per reference at most.", metavar="N", rich_help_panel=SETTINGS)
+]
+Beginning = Annotated[
+    str | None,
+    typer.Option(
+        help='Text that references are encoded behind. auto: cut from the chat template, else "<bos>Reference:".',
+        metavar="TEXT",
+        rich_help_panel=SETTINGS,
+    ),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="How numbers are stored: float16, bfloat16, float32.", metavar="NAME", rich_help_panel=SETTINGS),
+]
+
+
+def settings(base: MemoryConfig, preset: str | None, changes: dict[str, str | int | None]) -> MemoryConfig:
+    """``base``, or the preset where one is named, with the settings that were given. Wrong ones are wrong usage."""
+    given = {name: value for name, value in changes.items() if value is not None}
+    layers = given.get("layers")
+    try:
+        if isinstance(layers, str) and layers.replace(",", "").replace(" ", "").isdigit():
+            given["layers"] = tuple(int(index) for index in layers.split(",") if index.strip())  # type: ignore[assignment]
+        return (MemoryConfig.preset(preset) if preset else base).replace(**given)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None

@@ -1,0 +1,118 @@
+"""The progress of a write: a bar on a terminal, a line now and then in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from memory3.cli.output import duration, err, message, size
+
+if TYPE_CHECKING:
+    from memory3.bank import MemoryWriter, WriteProgress
+    from memory3.values import Document, Memory, Reference
+
+__all__ = ["WriteMeter", "progress_bar"]
+
+#: Seconds between two lines in a log.
+_LOG_EVERY = 15.0
+
+
+class Metered:
+    """A `MemoryWriter` that counts the bytes of text it encodes."""
+
+    def __init__(self, m3: MemoryWriter) -> None:
+        self.name = m3.name
+        self.config = m3.config
+        self.shape = m3.shape
+        self.fingerprint = m3.fingerprint
+        self.batch_size = m3.batch_size
+        self.split = m3.split
+        self.text_bytes = 0
+        self._m3 = m3
+
+    def encode(self, references: Sequence[Reference]) -> list[Memory]:
+        """As the model does it."""
+        memories = self._m3.encode(references)
+        self.text_bytes += sum(len(reference.text.encode()) for reference in references)
+        return memories
+
+
+class WriteMeter:
+    """How far a write is, in bytes of source text, and how long it will take.
+
+    Give the bank `writer` instead of the model, `reading(documents)` instead of the documents, and the meter as progress.
+
+    Attributes:
+        writer: the model, counting.
+        total: bytes of text there are; None if nobody knows.
+    """
+
+    def __init__(self, m3: MemoryWriter, total: int | None, *, cold: bool = False) -> None:
+        self.writer = Metered(m3)
+        self.total = total
+        self._cold = cold
+        self._document = self._documents = self._unchanged = 0
+        self._free = self._stored = 0
+        self._started = time.monotonic()
+        self._told = self._started
+        self._bar: Progress | None = None
+
+    def reading(self, documents: Iterable[Document]) -> Iterator[Document]:
+        """The documents, their sizes noted."""
+        for document in documents:
+            self._document = len(document.text.encode("utf-8", "surrogatepass"))
+            yield document
+
+    @property
+    def done(self) -> int:
+        """Bytes of text that are encoded, or were found unchanged."""
+        return self._free + (self._stored if self._cold else self.writer.text_bytes)
+
+    def __call__(self, progress: WriteProgress) -> None:
+        """What the bank calls after each document and each batch."""
+        if progress.unchanged > self._unchanged:
+            self._free += self._document
+        elif progress.documents > self._documents:
+            self._stored += self._document
+        self._documents, self._unchanged = progress.documents, progress.unchanged
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self.done, status=self.status(progress))
+        elif time.monotonic() - self._told >= _LOG_EVERY:
+            self._told = time.monotonic()
+            message(self.status(progress))
+
+    def status(self, progress: WriteProgress) -> str:
+        """``120 references, 2.1/s, 48.0 KB of 169.2 KB, 58 s left``."""
+        rate = progress.references / progress.seconds if progress.seconds else 0.0
+        of = f" of {size(self.total)}" if self.total else ""
+        parts = [f"{progress.references:,} references", f"{rate:.1f}/s", f"{size(self.done)}{of}"]
+        work = self.done - self._free
+        if self.total and work > 0:
+            left = max(self.total - self.done, 0) * (time.monotonic() - self._started) / work
+            parts.append(f"{duration(left)} left")
+        return ", ".join(parts)
+
+    @contextmanager
+    def shown(self) -> Iterator[WriteMeter]:
+        """Show the progress on stderr while the block runs."""
+        self._started = self._told = time.monotonic()
+        if not err.is_terminal:
+            yield self
+            return
+        with progress_bar() as bar:
+            bar.add_task("encoding", total=self.total, status="")
+            self._bar = bar
+            try:
+                yield self
+            finally:
+                self._bar = None
+
+
+def progress_bar() -> Progress:
+    """A bar that disappears when it is done: the summary says what was done."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[status]}"))
+    return Progress(*columns, console=err, transient=True)

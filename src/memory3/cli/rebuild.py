@@ -1,0 +1,71 @@
+"""``memory3 rebuild``: the documents of a bank encoded anew."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from memory3.cli import options
+from memory3.cli.loading import full_name, load_model
+from memory3.cli.output import message
+from memory3.cli.progress import WriteMeter
+from memory3.cli.write import INTERRUPTED, report_write
+
+__all__ = ["rebuild"]
+
+
+def rebuild(
+    bank: options.Bank,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Catalogue name, hub id or folder. Default: the bank's own.")
+    ] = None,
+    embedder: Annotated[
+        str | None, typer.Option(help="Sentence embedder: catalogue name, hub id or folder. Default: the bank's own.")
+    ] = None,
+    wait: options.Wait = 0.0,
+    preset: options.Preset = None,
+    layers: options.Layers = None,
+    budget: options.Budget = None,
+    selector: options.Selector = None,
+    reference_length: options.ReferenceLength = None,
+    beginning: options.Beginning = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    batch_size: options.BatchSize = 16,
+    as_json: options.Json = False,
+) -> None:
+    """Encode a bank's documents anew, from the texts it holds.
+
+    For another model, other settings or another embedder. The bank can be read with the old model until the end, when the new
+    memories take its place at once. Interrupted, the same command goes on where it stopped.
+
+    [bold]Examples[/bold]
+
+        memory3 rebuild --bank bank --model Qwen/Qwen2.5-0.5B-Instruct
+        memory3 rebuild --bank bank --budget adaptive:1/4
+    """
+    from memory3.bank import Bank
+
+    manifest = Bank.describe(bank)
+    changes: dict[str, str | int | None] = {
+        "layers": layers,
+        "budget": budget,
+        "selector": selector,
+        "reference_length": reference_length,
+        "beginning": beginning,
+        "dtype": dtype,
+    }
+    config = options.settings(manifest.config, preset, changes)
+    name = full_name(model or manifest.model)
+    try:
+        m3 = load_model(name, config, device=device, batch_size=batch_size)
+        meter = WriteMeter(m3, None)
+        with meter.shown():
+            report = Bank.rebuild(
+                bank, meter.writer, embedder=full_name(embedder) if embedder else None, progress=meter, wait_seconds=wait
+            )
+    except KeyboardInterrupt:
+        message(INTERRUPTED)
+        raise typer.Exit(130) from None
+    report_write(bank, name, report, (), as_json)

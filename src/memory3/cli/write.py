@@ -1,0 +1,192 @@
+"""``memory3 write``: documents into a bank."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from memory3.cli import options
+from memory3.cli.loading import full_name, load_model
+from memory3.cli.output import count, duration, err, message, out, print_json, size
+from memory3.cli.progress import WriteMeter
+from memory3.config import MemoryConfig
+from memory3.errors import BankNotFound, ConfigError
+
+if TYPE_CHECKING:
+    from memory3.bank import WriteReport
+    from memory3.values import Document
+
+__all__ = ["INTERRUPTED", "report_write", "write"]
+
+INTERRUPTED = "interrupted. What was committed is kept and the bank is whole: run the same command again to go on"
+
+#: Skipped files and records that are shown to people; ``--json`` lists all.
+_SHOWN = 20
+#: Formats whose size on disk says little of the text in them.
+_OPAQUE = (".pdf", ".parquet", ".gz")
+
+
+def write(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH...", help="Files, folders, patterns ('docs/**/*.md'), or - for standard input."),
+    ],
+    bank: options.Bank,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Catalogue name, hub id or folder. Default: the bank's own; smollm2-135m-instruct for a new one.",
+        ),
+    ] = None,
+    embedder: Annotated[
+        str | None,
+        typer.Option(
+            help="Sentence embedder: catalogue name, hub id or folder. Default: the bank's own; all-minilm-l6-v2 for a new one."
+        ),
+    ] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove documents of the bank that are not among these.")] = False,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Store texts only; each memory is encoded when it is first read.")
+    ] = False,
+    text_field: Annotated[
+        str | None, typer.Option(help="Field of a record (JSON, CSV, Parquet) that holds its text.", metavar="NAME")
+    ] = None,
+    id_field: Annotated[
+        str | None, typer.Option(help="Field that holds its id; '' numbers the records.", metavar="NAME")
+    ] = None,
+    wait: options.Wait = 0.0,
+    preset: options.Preset = None,
+    layers: options.Layers = None,
+    budget: options.Budget = None,
+    selector: options.Selector = None,
+    reference_length: options.ReferenceLength = None,
+    beginning: options.Beginning = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    batch_size: options.BatchSize = 16,
+    as_json: options.Json = False,
+) -> None:
+    """Encode documents into a bank.
+
+    Documents that are in the bank unchanged cost nothing, changed ones are replaced. Interrupted, the same command goes on
+    where it stopped. A bank remembers its model and settings: later writes need only --bank.
+
+    [bold]Examples[/bold]
+
+        memory3 write docs/ --bank bank
+        memory3 write 'notes/**/*.md' report.pdf --bank bank
+        memory3 write docs/ --bank bank --prune
+        curl -s https://example.com/page.txt | memory3 write - --bank bank
+        memory3 write faq.jsonl --text-field answer --bank faq --model Qwen/Qwen2.5-0.5B-Instruct
+    """
+    from memory3.text.readers import read_documents
+
+    changes: dict[str, str | int | None] = {
+        "layers": layers,
+        "budget": budget,
+        "selector": selector,
+        "reference_length": reference_length,
+        "beginning": beginning,
+        "dtype": dtype,
+    }
+    name, config = _remembered(bank, model, preset, changes)
+    skipped: list[tuple[str, str]] = []
+    documents = read_documents(
+        *paths, text_field=text_field, id_field=id_field, on_skip=lambda place, reason: skipped.append((place, reason))
+    )
+    total = _source_bytes(paths)
+    documents = _begun(documents)
+    try:
+        m3 = load_model(name, config, device=device, batch_size=batch_size)
+        from memory3.bank import Bank
+
+        meter = WriteMeter(m3, total, cold=cold)
+        with err.status("opening the bank"):
+            opened = Bank.open(bank, meter.writer, embedder=full_name(embedder) if embedder else None)
+        with opened, meter.shown():
+            report = opened.write(meter.reading(documents), prune=prune, cold=cold, progress=meter, wait_seconds=wait)
+    except KeyboardInterrupt:
+        message(INTERRUPTED)
+        raise typer.Exit(130) from None
+    report_write(bank, name, report, skipped, as_json)
+
+
+def report_write(bank: Path, model: str, report: WriteReport, skipped: Sequence[tuple[str, str]], as_json: bool) -> None:
+    """Print what a write did."""
+    each = report.bytes / report.references if report.references else 0.0
+    if as_json:
+        print_json(
+            {
+                "bank": str(bank),
+                "model": model,
+                "written": report.written,
+                "unchanged": report.unchanged,
+                "removed": report.removed,
+                "skipped": [{"place": place, "reason": reason} for place, reason in skipped],
+                "references": report.references,
+                "bytes": report.bytes,
+                "bytes_per_reference": round(each),
+                "seconds": round(report.seconds, 3),
+            }
+        )
+        return
+    for place, reason in skipped[:_SHOWN]:
+        message(f"{place}: {reason}", kind="note", style="yellow")
+    if len(skipped) > _SHOWN:
+        message(f"{len(skipped) - _SHOWN} more; --json lists all", kind="note", style="yellow")
+    parts = [f"{count(report.written, 'document')} written", f"{report.unchanged:,} unchanged"]
+    parts += [f"{report.removed:,} removed"] if report.removed else []
+    parts += [f"{len(skipped):,} skipped or altered"] if skipped else []
+    out.print(", ".join(parts))
+    if report.references:
+        rate = report.references / max(report.seconds, 1e-6)
+        each_text = f"{size(each)} each, " if each else ""
+        out.print(f"{count(report.references, 'reference')}, {each_text}in {duration(report.seconds)} ({rate:.1f}/s)")
+
+
+def _remembered(
+    bank: Path, model: str | None, preset: str | None, changes: dict[str, str | int | None]
+) -> tuple[str, MemoryConfig]:
+    """Model and settings to write with: those of the bank where there is one, which must not be contradicted."""
+    from memory3.bank import Bank
+    from memory3.model.catalogue import DEFAULT_MODEL
+
+    try:
+        manifest = Bank.describe(bank)
+    except BankNotFound:
+        return full_name(model or DEFAULT_MODEL), options.settings(MemoryConfig(), preset, changes)
+    stored, wanted = manifest.config.to_dict(), options.settings(manifest.config, preset, changes).to_dict()
+    differing = [
+        f"{name} {stored[name]!r}, not {wanted[name]!r}" for name in MemoryConfig.WRITING if stored[name] != wanted[name]
+    ]
+    if differing:
+        raise ConfigError(
+            f"the bank {bank} was written with {'; '.join(differing)}. Leave these options out to add to it, give another "
+            f"folder, or re-encode it with `memory3 rebuild --bank {bank}` and these options"
+        )
+    return full_name(model or manifest.model), manifest.config
+
+
+def _source_bytes(paths: Sequence[str]) -> int | None:
+    """Bytes of text behind the sources, where file sizes tell it."""
+    from memory3.text.readers.listing import locate
+    from memory3.text.readers.source import ReadOptions
+
+    if "-" in paths:
+        return None
+    quietly = ReadOptions(None, None, 1, lambda place, reason: None)
+    files = [file.path for path in paths for file in locate(path).files(quietly)]
+    if any(file.suffix.lower() in _OPAQUE for file in files):
+        return None
+    return sum(file.stat().st_size for file in files)
+
+
+def _begun(documents: Iterator[Document]) -> Iterator[Document]:
+    """The same documents; the first is read now, so that what cannot be read fails before a model is loaded."""
+    return itertools.chain(list(itertools.islice(documents, 1)), documents)

@@ -1,0 +1,72 @@
+"""What `memory3 demo` shows: a bank of Python's language reference, and questions that it answers. Knows no terminal.
+
+The text is one that every Python install carries (`pydoc_data.topics`), so the demo needs no download but the models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+
+from memory3.bank import Bank
+from memory3.generate import MODES, Answer, Memory3
+from memory3.model.catalogue import cache_dir
+from memory3.values import Document
+
+__all__ = ["MAX_NEW_TOKENS", "PART", "PART_NAME", "QUESTIONS", "DemoAnswer", "ask_all", "bank_folder", "documents"]
+
+PART_NAME = "data model, simple statements, compound statements"
+#: The topics of that part: chapters 3, 7 and 8 of the language reference, more than 400 references.
+PART = (
+    "types",
+    "specialnames",
+    "assert",
+    "assignment",
+    "augassign",
+    "break",
+    "continue",
+    "del",
+    "global",
+    "import",
+    "nonlocal",
+    "pass",
+    "raise",
+    "return",
+    "compound",
+)
+#: Chosen to be ones that the part answers in a phrase.
+QUESTIONS = (
+    "What is raised if the import statement cannot find a module?",
+    "When are default parameter values evaluated?",
+    "Which exception is raised by an assert statement?",
+)
+MAX_NEW_TOKENS = 48
+
+
+@dataclass(frozen=True)
+class DemoAnswer:
+    """One question answered in one mode."""
+
+    question: str
+    mode: str
+    answer: Answer
+
+
+def documents(*, everything: bool = False) -> list[Document]:
+    """One document per topic: those of `PART`, or all."""
+    names = sorted(topics) if everything else [name for name in PART if name in topics]
+    return [Document(name, topics[name], f"pydoc_data.topics/{name}") for name in names]
+
+
+def bank_folder(m3: Memory3, *, everything: bool = False) -> Path:
+    """Where the demo keeps its bank: one for each model with its settings, so that a change of either does not get in the way."""
+    return cache_dir() / "demo" / f"{'all' if everything else 'part'}-{m3.fingerprint[:16]}"
+
+
+def ask_all(m3: Memory3, bank: Bank) -> Iterator[DemoAnswer]:
+    """Each question in each mode."""
+    for question in QUESTIONS:
+        for mode in MODES:
+            yield DemoAnswer(question, mode, m3.generate(question, bank=bank, mode=mode, max_new_tokens=MAX_NEW_TOKENS))
