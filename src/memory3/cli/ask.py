@@ -19,8 +19,9 @@ from memory3.errors import InputError
 
 if TYPE_CHECKING:
     from memory3.generate import Answer, Memory3
+    from memory3.values import Citation
 
-__all__ = ["answer_json", "ask", "usage_line"]
+__all__ = ["answer_json", "ask", "place", "usage_line"]
 
 Mode = Literal["memory", "text", "none", "all"]
 
@@ -90,7 +91,7 @@ def ask(
 
         m3, opened = load_model(full_name(model or DEFAULT_MODEL), MemoryConfig(), device=device), None
     else:
-        m3, opened = open_bank(bank, model, device=device)
+        m3, opened = open_bank(bank, model, device=device, embedder=mode != "none")
 
     answers: dict[str, Answer] = {}
     for each in ("memory", "text", "none") if mode == "all" else (mode,):
@@ -117,7 +118,7 @@ def answer_json(mode: str, answer: Answer) -> dict[str, Any]:
     return {
         "mode": mode,
         "answer": answer.text,
-        "citations": [{**dataclasses.asdict(citation)} for citation in answer.citations],
+        "citations": [dataclasses.asdict(citation) for citation in answer.citations],
         "usage": dataclasses.asdict(answer.usage),
         "timings": dataclasses.asdict(answer.timings),
     }
@@ -131,6 +132,11 @@ def usage_line(answer: Answer) -> str:
     if usage.references:
         parts += [count(usage.references, "reference"), f"{size(usage.bytes_read)} read"]
     return ", ".join(parts)
+
+
+def place(citation: Citation) -> str:
+    """``docs/guide.md:1200-1710``: source and character offsets."""
+    return f"{printable(citation.source or citation.document_id)}:{citation.start}-{citation.end}"
 
 
 def _question(argument: str) -> str:
@@ -186,17 +192,21 @@ def _printer(m3: Memory3) -> Any:
 
 
 def _print_sources(answer: Answer) -> None:
+    """Number, share of attention, place, first line."""
     if answer.citations:
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-        for style in ("dim", "bold", "", ""):
-            table.add_column(style=style, no_wrap=True, overflow="ellipsis")
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), expand=True)
+        table.add_column(style="dim", min_width=3)
+        table.add_column(style="bold", min_width=4, justify="right")
+        table.add_column(overflow="fold")
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1, min_width=20)
         for n, citation in enumerate(answer.citations, 1):
-            where = f"{printable(citation.source or citation.document_id)}:{citation.start}-{citation.end}"
-            table.add_row(f"[{n}]", f"{citation.share:4.0%}", Text(where), Text(first_line(citation.text)))
+            table.add_row(
+                f"[{n}]", f"{citation.share:.0%}", Text(place(citation)), Text(first_line(citation.text), style="dim")
+            )
         out.print()
         out.print(table)
     out.print()
-    out.print(usage_line(answer), style="dim")
+    out.print(usage_line(answer), style="dim", soft_wrap=True)
 
 
 def _print_side_by_side(answers: dict[str, Answer]) -> None:
@@ -210,7 +220,4 @@ def _print_side_by_side(answers: dict[str, Answer]) -> None:
 
 
 def _top_sources(answer: Answer, most: int = 3) -> str:
-    return "\n".join(
-        f"{citation.share:.0%} {printable(citation.source or citation.document_id)}:{citation.start}-{citation.end}"
-        for citation in answer.citations[:most]
-    )
+    return "\n".join(f"{citation.share:.0%} {place(citation)}" for citation in answer.citations[:most])

@@ -6,14 +6,14 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from memory3.cli import options
-from memory3.cli.ask import answer_json
+from memory3.cli.ask import answer_json, place
 from memory3.cli.loading import full_name, load_model
 from memory3.cli.output import count, duration, err, message, out, print_json, printable, size
 from memory3.cli.progress import WriteMeter
@@ -116,11 +116,11 @@ def _answer(found: DemoAnswer) -> Text:
     text = Text(printable(found.answer.text))
     if found.answer.citations:
         top = found.answer.citations[0]
-        text.append(f"\n{top.share:.0%} {top.source}:{top.start}-{top.end}", style="dim")
+        text.append(f"\n{top.share:.0%} {place(top)}", style="dim")
     return text
 
 
 def _figures(found: DemoAnswer) -> list[str]:
     usage, timings = found.answer.usage, found.answer.timings
-    read: Any = size(usage.bytes_read) if usage.bytes_read else "-"
+    read = size(usage.bytes_read) if usage.bytes_read else "-"
     return [f"{timings.first_token:.2f} s", f"{timings.tokens_per_second:.1f}", f"{usage.prompt_tokens:,}", read]

@@ -28,13 +28,22 @@ def load_model(name: str, config: MemoryConfig, *, device: str | None = None, ba
         return Memory3.from_pretrained(name, config=config, device=device, batch_size=batch_size)
 
 
-def open_bank(path: Path, model: str | None = None, *, device: str | None = None) -> tuple[Memory3, Bank]:
-    """The bank at ``path`` with the model it remembers, or with another that must be able to read it."""
+def open_bank(
+    path: Path, model: str | None = None, *, device: str | None = None, embedder: bool = True
+) -> tuple[Memory3, Bank]:
+    """The bank at ``path`` with the model it remembers, or with another that must be able to read it.
+
+    ``embedder``: load it now, so that the first answer's time does not count it.
+    """
     from memory3.bank import Bank
 
     manifest = Bank.describe(path)
     m3 = load_model(full_name(model or manifest.model), manifest.config, device=device)
-    return m3, Bank.open(path, m3, create=False)
+    bank = Bank.open(path, m3, create=False)
+    if embedder:
+        with err.status(f"loading {manifest.embedder}"):
+            _ = bank.embedder
+    return m3, bank
 
 
 def full_name(name: str) -> str:
