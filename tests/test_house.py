@@ -18,9 +18,9 @@ FLOORS = (
     {"maths", "codec"},
     {"text", "model"},
     {"bank"},
-    {"reading", "recall", "generate"},
+    {"answer", "chunks", "reading", "recall", "generate"},
     {"training", "evaluation", "theory", "benchmarks"},
-    {"serving"},
+    {"serving", "demo"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -1,4 +1,4 @@
-"""`Memory3`: a language model that writes and reads explicit memories, and `Answer`, what it says.
+"""`Memory3`: a language model that writes and reads explicit memories.
 
 Three modes answer from the same bank: ``memory`` reads key-values, ``text`` puts the same references into the prompt (RAG), ``none`` is closed-book.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
+from memory3.answer import Answer, Timings, Usage
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, InputError
 from memory3.model.attach import ModelShape
@@ -29,67 +29,12 @@ from memory3.values import Citation, Document, Memory, MemoryShape, Reference
 if TYPE_CHECKING:
     from memory3.bank import Bank
 
-__all__ = ["MODES", "Answer", "Memory3", "Timings", "Usage"]
+__all__ = ["MODES", "Memory3"]
 
 MODES = ("memory", "text", "none")
 
 #: A question, or the messages of a chat.
 Prompt = str | Sequence[Mapping[str, str]]
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What an answer took.
-
-    Attributes:
-        prompt_tokens: tokens the model encoded before it answered.
-        answer_tokens: tokens generated, end-of-text not counted.
-        recalls: chunks that looked for memories (mode memory).
-        references: references read, over all recalls.
-        bytes_read: size of the memories read, in the format of the bank (mode memory) or of the passages as UTF-8 (mode text).
-    """
-
-    prompt_tokens: int
-    answer_tokens: int
-    recalls: int = 0
-    references: int = 0
-    bytes_read: int = 0
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Wall-clock seconds. Of a batch: of all its answers together.
-
-    Attributes:
-        first_token: from the call to the first answer token, retrieval included.
-        total: from the call to the last token.
-        tokens_per_second: answer tokens after the first, per second, all rows of the batch together.
-    """
-
-    first_token: float
-    total: float
-    tokens_per_second: float
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the model said, and from what.
-
-    Attributes:
-        text: the answer.
-        citations: references it was read from, largest share of attention first.
-        usage, timings: see there.
-        token_ids: of the answer.
-    """
-
-    text: str
-    citations: list[Citation]
-    usage: Usage
-    timings: Timings
-    token_ids: list[int] = field(repr=False, default_factory=list)
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class _Watch(StoppingCriteria):

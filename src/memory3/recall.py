@@ -3,10 +3,9 @@
     with m3.recall(bank) as recall:
         m3.model.generate(...)          # plain transformers
 
-The clock, per row of a batch. The prompt behind the place of the memories is cut into chunks of 64 tokens; each chunk reads the five references nearest
-to its text; all chunks are read in one forward pass. The first 64 decoded tokens inherit the memories of the last prompt chunk; then every 64 decoded
-tokens become the query for the next 64. A last prompt chunk shorter than 64 tokens is looked up by the last 64 tokens of the prompt, so that a
-question of 70 tokens is not answered from its last six.
+The clock, per row of a batch. The prompt behind the place of the memories is cut into chunks of 64 tokens (`memory3.chunks`); each chunk reads the five
+references nearest to its text; all chunks are read in one forward pass. The first 64 decoded tokens inherit the memories of the last prompt chunk; then every
+64 decoded tokens become the query for the next 64.
 
 Positions. Memories lie in the same 128 positions behind the beginning, the rest of the prompt follows after them: a pre-hook on the model moves the
 ``position_ids`` of all tokens behind the memories and hands the attention its reader. Memories never enter the `Cache`.
@@ -19,13 +18,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import StaticCache
 
+from memory3.chunks import Chunk, Plan, cut
 from memory3.errors import ConfigError, RecallError
 from memory3.maths.batch import gather_memories, select_chunks
 from memory3.model.attach import ModelShape, attached
@@ -39,9 +38,6 @@ __all__ = ["MemorySource", "Recall", "RecallStatistics"]
 
 #: The first parameters of every causal model's forward, for callers that pass them by position.
 _FORWARD = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds")
-
-
-_BOUNDS = (attrgetter("start"), attrgetter("end"))
 
 
 class _Hit(Protocol):
@@ -101,37 +97,6 @@ class _Row:
     mass: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """Tokens of a row that read the same memories.
-
-    Attributes:
-        row: whose.
-        start, end: which, as counted within the row.
-        query: the tokens it is looked up by; None: it reads what the chunk before it reads.
-    """
-
-    row: int
-    start: int
-    end: int
-    query: slice | None
-
-
-@dataclass
-class _Plan:
-    """Chunks of a stretch of prompt, one row after the other.
-
-    Attributes:
-        texts: the tokens of every row up to the end of the stretch.
-        chunks: in order of rows and tokens.
-        batch: what they read; None until looked up.
-    """
-
-    texts: list[list[int]]
-    chunks: list[_Chunk]
-    batch: MemoryBatch | None = None
-
-
 class Recall:
     """Context in which a model reads memories. Made by `Memory3.recall`; one generation at a time.
 
@@ -177,7 +142,7 @@ class Recall:
         self._nothing = False
         self._scores: dict[str, float] = {}
         self._rows: list[_Row] = []
-        self._plan: _Plan | None = None
+        self._plan: Plan | None = None
         self._decoded = 0  # tokens since the last recall
         self._shift: torch.Tensor | None = None  # [B, 1], how far tokens behind the memories move
         self._prompt_reading: Reading | None = None
@@ -306,17 +271,11 @@ class Recall:
 
     def _cut(self, texts: list[list[int]], starts: list[int], answers: Sequence[int] | None = None) -> None:
         """Plan the chunks of all rows' tokens from ``starts`` on; the last ``answers`` of them as decoding would read them."""
-        chunks = []
+        chunks: list[Chunk] = []
         for n, (row, text, start) in enumerate(zip(self._rows, texts, starts, strict=True)):
-            prompt_end = len(text) - (answers[n] if answers else 0)
-            for at in range(start, prompt_end, self._chunk):
-                end = min(at + self._chunk, prompt_end)
-                chunks.append(_Chunk(n, at, end, slice(max(row.place.split, end - self._chunk), end)))
-            for at in range(prompt_end, len(text), self._chunk):
-                before = slice(at - self._chunk, at) if at > prompt_end else None
-                chunks.append(_Chunk(n, at, min(at + self._chunk, len(text)), before))
+            chunks += cut(n, row.place.split, start, len(text), self._chunk, answers[n] if answers else 0)
             row.planned = len(text)
-        self._plan = _Plan(texts, chunks)
+        self._plan = Plan(texts, chunks, self._chunk)
 
     def _prompt(self, ids: torch.Tensor, real: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, Reading]:
         """Positions and reader of a pass over prompt tokens: a whole prompt, a part of it, or a later turn."""
@@ -336,7 +295,7 @@ class Recall:
             self._decoded = 0
         splits = torch.tensor([row.place.split for row in self._rows], device=ids.device)[:, None]
         behind = real & (index >= splits)
-        table = self._table(self._plan, index, behind)
+        table = self._plan.table(index, behind)
         self._settle()
         columns = torch.arange(ids.shape[1], device=ids.device)
         reading = Reading(self._plan.batch, table, watched=torch.where(behind, columns, 0).amax(-1))
@@ -353,21 +312,7 @@ class Recall:
         gap = self._encoder.config.reference_length
         self._shift = torch.tensor([[row.place.missing + gap] for row in self._rows], device=positions.device)
 
-    def _table(self, plan: _Plan, index: torch.Tensor, behind: torch.Tensor) -> torch.Tensor:
-        """int64 ``[N, C]``: the tokens of this pass that belong to each planned chunk, as flat indices; -1 pads."""
-        device = index.device
-        row, column = behind.nonzero(as_tuple=True)
-        number = index[row, column]
-        far = int(max(chunk.end for chunk in plan.chunks)) + 1  # rows one after the other on one line
-        starts, ends = (torch.tensor([c.row * far + at(c) for c in plan.chunks], device=device) for at in _BOUNDS)
-        chunk = torch.searchsorted(ends, row * far + number, right=True)
-        place = row * far + number - starts[chunk]
-        table = torch.full((len(plan.chunks), self._chunk), -1, device=device)
-        table[chunk, place] = row * index.shape[1] + column
-        used = (table >= 0).any(0)
-        return table[:, used] if bool(used.any()) else table[:, :1]
-
-    def _recall_prompt(self, plan: _Plan) -> MemoryBatch:
+    def _recall_prompt(self, plan: Plan) -> MemoryBatch:
         """Look up every chunk by its text, and let the tokens to be decoded inherit the last chunk of their row."""
         text = [self._frame.content(tokens) for tokens in plan.texts]
         queries = [

@@ -215,9 +215,10 @@ class Encoder:
         reader = _Write(self.beginning, self.shape.layers, select, lengths, span, repeat_from, inv_freq, seeds)
         # The mask is the reader's own affair; a ready-made four-dimensional one keeps transformers from building another.
         unused = torch.zeros(1, 1, 1, 1, dtype=self.model.dtype, device=device)
-        with attached(self.model):
-            with suppress(StopForward):
-                self._model_shape.base(tokens, attention_mask=unused, position_ids=positions[None], use_cache=False, memory3=reader)
+        with attached(self.model), suppress(StopForward):
+            self._model_shape.base(
+                tokens, attention_mask=unused, position_ids=positions[None], use_cache=False, memory3=reader
+            )
         return self._cut(reader, lengths)
 
     def _cut(self, reader: _Write, lengths: torch.Tensor) -> list[Memory]:

@@ -43,7 +43,7 @@ def fingerprint(model: PreTrainedModel, shape: ModelShape, tokenizer: Any, frame
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().to("cpu").contiguous().view(-1)
         if flat.numel():
-            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+            digest.update(flat.view(torch.uint8).numpy().data)
     text_config = model.config.get_text_config()
     rules = {
         "config": {name: getattr(text_config, name, None) for name in ACTING},

@@ -46,4 +46,5 @@ def load_model(
         raise ModelError(
             f"model {name!r} has no fast tokenizer (tokenizer.json); memory3 needs one to cut texts into references"
         )
-    return model.to(device).eval(), tokenizer
+    moved: PreTrainedModel = model.to(torch.device(device)).eval()
+    return moved, tokenizer

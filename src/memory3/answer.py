@@ -1,0 +1,64 @@
+"""`Answer`: what a model said, from what, and what that took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from memory3.values import Citation
+
+__all__ = ["Answer", "Timings", "Usage"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an answer took.
+
+    Attributes:
+        prompt_tokens: tokens the model encoded before it answered.
+        answer_tokens: tokens generated, end-of-text not counted.
+        recalls: chunks that looked for memories (mode memory).
+        references: references read, over all recalls.
+        bytes_read: size of the memories read, in the format of the bank (mode memory) or of the passages as UTF-8 (mode text).
+    """
+
+    prompt_tokens: int
+    answer_tokens: int
+    recalls: int = 0
+    references: int = 0
+    bytes_read: int = 0
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall-clock seconds. Of a batch: of all its answers together.
+
+    Attributes:
+        first_token: from the call to the first answer token, retrieval included.
+        total: from the call to the last token.
+        tokens_per_second: answer tokens after the first, per second, all rows of the batch together.
+    """
+
+    first_token: float
+    total: float
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model said, and from what.
+
+    Attributes:
+        text: the answer.
+        citations: references it was read from, largest share of attention first.
+        usage, timings: see there.
+        token_ids: of the answer.
+    """
+
+    text: str
+    citations: list[Citation]
+    usage: Usage
+    timings: Timings
+    token_ids: list[int] = field(repr=False, default_factory=list)
+
+    def __str__(self) -> str:
+        return self.text
