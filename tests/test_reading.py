@@ -181,7 +181,8 @@ def test_scoring_an_answer_is_decoding_it(family: str) -> None:
     assert [q for q in recall.statistics.queries[-2:] if q] == bank.queries[-2:]
     scored[:, :3] = -torch.inf
     assert scored.argmax(-1).tolist() == answer.token_ids
-    total, count = m3.log_likelihood(QUESTION, "the old town", bank)
+    [(_, two), (total, count)] = m3.log_likelihood(["Who?", QUESTION], ["a long answer by the river", "the old town"], bank)
+    assert two == len(m3._ids("a long answer by the river"))
     ids = m3._ids("the old town")
     assert count == len(ids)
     with m3.recall(bank, prompt=[row]), torch.no_grad():

@@ -201,10 +201,7 @@ class Memory3:
             ConfigError: an unknown mode, or a mode that needs a bank without one.
         """
         started = time.perf_counter()
-        if mode not in MODES:
-            raise ConfigError(f"mode {mode!r} is unknown: use one of {', '.join(MODES)}")
-        if mode != "none" and bank is None:
-            raise ConfigError(f"mode {mode!r} needs a bank: pass bank=Bank.open(path, m3), or mode='none' to answer without")
+        self._check_mode(mode, bank)
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}: an answer has at least 1 token")
         single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
@@ -245,39 +242,52 @@ class Memory3:
 
     def log_likelihood(
         self,
-        prompt: Prompt,
-        answer: str,
+        prompts: Sequence[Prompt],
+        answers: Sequence[str],
         bank: Bank | None = None,
         *,
         mode: str = "memory",
         k: int | None = None,
         where: Mapping[str, Any] | None = None,
-        references: Sequence[str] | None = None,
-    ) -> tuple[float, int]:
-        """How likely the model finds an answer, in nats (natural logarithm), and of how many tokens it is.
+        references: Sequence[Sequence[str]] | None = None,
+    ) -> list[tuple[float, int]]:
+        """How likely the model finds an answer to each prompt, in nats (natural logarithm), and of how many tokens it is. One forward pass.
 
         The answer's tokens read the memories they would if they were being decoded. Arguments as in `generate`.
         """
-        answer_ids = self._ids(answer)
-        if not answer_ids:
-            raise InputError("the answer is empty: give at least one word")
-        pinned = None if references is None else [references]
-        rows, _ = self._rows([prompt], bank, mode, k, where, pinned)
-        tokens, mask = self._pad([[*rows[0], *answer_ids]])
+        self._check_mode(mode, bank)
+        answer_ids = [self._ids(answer) for answer in answers]
+        if not answer_ids or not all(answer_ids):
+            raise InputError("an answer is empty: give at least one word")
+        rows, _ = self._rows(prompts, bank, mode, k, where, references)
+        whole = [[*row, *answer] for row, answer in zip(rows, answer_ids, strict=True)]
+        self._check_length(whole, 0, reading=mode == "memory")
+        tokens, mask = self._pad(whole)
+        counts = [len(ids) for ids in answer_ids]
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             if mode == "memory":
-                recall = self.recall(
-                    bank, k=k, where=where, references=pinned, prompt=tokens.tolist(), answer_tokens=[len(answer_ids)]
+                stack.enter_context(
+                    self.recall(bank, k=k, where=where, references=references, prompt=whole, answer_tokens=counts)
                 )
-                stack.enter_context(recall)
-            logits = self.model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=len(answer_ids) + 1).logits[
-                0, :-1
-            ]
-        logs = torch.log_softmax(logits.float(), dim=-1)
-        return float(logs.gather(1, tokens[0, -len(answer_ids) :, None]).sum()), len(answer_ids)
+            # Positions from the mask: transformers itself would count padding.
+            positions = (mask.cumsum(-1) - 1).clamp_min(0)
+            model: Any = self.model
+            logits = model(
+                tokens, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=max(counts) + 1
+            ).logits
+        logs = torch.log_softmax(logits[:, :-1].float(), dim=-1)
+        picked = logs.gather(2, tokens[:, -max(counts) :, None])[..., 0]
+        return [(float(row[-count:].sum()), count) for row, count in zip(picked, counts, strict=True)]
 
     # ---- prompts -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _check_mode(mode: str, bank: Bank | None) -> None:
+        if mode not in MODES:
+            raise ConfigError(f"mode {mode!r} is unknown: use one of {', '.join(MODES)}")
+        if mode != "none" and bank is None:
+            raise ConfigError(f"mode {mode!r} needs a bank: pass bank=Bank.open(path, m3), or mode='none' to answer without")
 
     def _ids(self, text: str) -> list[int]:
         # Text of a user is text: what looks like a control token in it must not open a turn.

@@ -86,9 +86,10 @@ def _score(
         answers = m3.generate(
             [item["question"] for item in group], bank, mode=mode, references=named, max_new_tokens=options["max_new_tokens"]
         )
-        for n, (item, answer) in enumerate(zip(group, answers, strict=True)):
-            references = None if named is None else named[n]
-            total, tokens = m3.log_likelihood(item["question"], item["answers"][0], bank, mode=mode, references=references)
+        likely = m3.log_likelihood(
+            [item["question"] for item in group], [item["answers"][0] for item in group], bank, mode=mode, references=named
+        )
+        for item, answer, (total, tokens) in zip(group, answers, likely, strict=True):
             out.append(
                 {
                     "id": item["id"],
