@@ -192,20 +192,13 @@ def _printer(m3: Memory3) -> Any:
 
 
 def _print_sources(answer: Answer) -> None:
-    """Number, share of attention, place, first line."""
-    if answer.citations:
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), expand=True)
-        table.add_column(style="dim", min_width=3)
-        table.add_column(style="bold", min_width=4, justify="right")
-        table.add_column(overflow="fold")
-        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1, min_width=20)
-        for n, citation in enumerate(answer.citations, 1):
-            table.add_row(
-                f"[{n}]", f"{citation.share:.0%}", Text(place(citation)), Text(first_line(citation.text), style="dim")
-            )
-        out.print()
-        out.print(table)
+    """Number, share of attention and place of each citation, and under it the first line of its text."""
     out.print()
+    for n, citation in enumerate(answer.citations, 1):
+        out.print(Text.assemble(f"{f'[{n}]':>4} ", (f"{citation.share:4.0%}", "bold"), f"  {place(citation)}"), soft_wrap=True)
+        out.print(Text(f"{'':11}{first_line(citation.text)}", style="dim"), no_wrap=True, overflow="ellipsis")
+    if answer.citations:
+        out.print()
     out.print(usage_line(answer), style="dim", soft_wrap=True)
 
 
