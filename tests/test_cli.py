@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import lancedb
@@ -18,6 +17,7 @@ import torch
 from bank_writer import HashingEmbedder
 from typer.testing import CliRunner
 
+from memory3 import benchmarks
 from memory3.bank.embedder import Embedder
 from memory3.bank.store import Store
 from memory3.cli.app import app
@@ -477,15 +477,14 @@ def test_rebuild_for_another_model_and_for_other_settings(bank, other_model):
 
 
 @pytest.fixture
-def benchmarks(monkeypatch):
-    """A stand-in for `memory3.benchmarks` that returns its options."""
-    module = types.ModuleType("memory3.benchmarks")
-    module.BENCHMARKS = {"decode": "tokens per second", "write": "references per second"}
-    module.run = lambda name, options: {"name": name, "options": options, "ratio": 0.98765}
-    monkeypatch.setitem(sys.modules, "memory3.benchmarks", module)
+def _benchmarks(monkeypatch):
+    """Benchmarks that measure nothing and return their options."""
+    known = {"decode": "tokens per second", "write": "references per second"}
+    monkeypatch.setattr(benchmarks, "BENCHMARKS", known)
+    monkeypatch.setattr(benchmarks, "run", lambda name, options: {"name": name, "options": options, "ratio": 0.98765})
 
 
-@pytest.mark.usefixtures("benchmarks")
+@pytest.mark.usefixtures("_benchmarks")
 def test_bench():
     assert "references per second" in run("bench").stdout
     assert run_json("bench") == {"decode": "tokens per second", "write": "references per second"}
@@ -495,7 +494,7 @@ def test_bench():
     assert re.search(r"options.batch +8 *\nratio +0\.9877", run("bench", "decode", "--batch", "8").stdout)
 
 
-@pytest.mark.usefixtures("benchmarks")
+@pytest.mark.usefixtures("_benchmarks")
 def test_bench_refuses():
     assert "use one of decode, write" in error("bench", "deocde", code=2)
     assert "--batch needs a value" in error("bench", "decode", "--batch", code=2)

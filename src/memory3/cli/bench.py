@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from memory3 import benchmarks
 from memory3.cli import options
+from memory3.cli.loading import silence
 from memory3.cli.output import err, facts, message, out, print_json
 from memory3.errors import InputError
 
@@ -31,10 +32,9 @@ def bench(
     [bold]Examples[/bold]
 
         memory3 bench
-        memory3 bench decode --out decode.json --batch 8
+        memory3 bench decode --out decode.json --repeats 5
     """
-    benchmarks = import_module("memory3.benchmarks")
-    known: dict[str, str] = benchmarks.BENCHMARKS
+    known = benchmarks.BENCHMARKS
     if name is None:
         if as_json:
             print_json(known)
@@ -45,11 +45,9 @@ def bench(
         raise typer.BadParameter(f"benchmark {name!r} is unknown: use one of {', '.join(known)}", param_hint="NAME")
     if result is not None and not result.absolute().parent.is_dir():
         raise InputError(f"{result}: its folder does not exist")  # before minutes of measuring
-    from memory3.cli.loading import silence
-
     silence()
     with err.status(f"measuring {name}"):
-        figures: dict[str, Any] = benchmarks.run(name, _pairs(context.args))
+        figures = benchmarks.run(name, _pairs(context.args))
     if result is not None:
         try:
             result.write_text(json.dumps(figures, indent=2) + "\n")
