@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from datetime import timedelta
 
 import lancedb
 import pyarrow as pa
@@ -214,7 +215,7 @@ def test_rows_that_cannot_be_read_are_named_one_by_one(damaged, monkeypatch):
 
 
 def test_compaction_keeps_every_row_and_gives_space_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(upkeep, "GRACE", upkeep.GRACE * 0)
+    monkeypatch.setattr(upkeep, "GRACE", timedelta(milliseconds=1))
     docs = documents()
     with open_bank(tmp_path / "bank", HashingWriter(MemoryShape((1, 4), 2, 64, 99))) as bank:
         for _ in range(3):
@@ -237,7 +238,7 @@ def test_compaction_is_automatic_when_much_was_replaced(tmp_path):
 
 
 def test_a_reader_outlives_compaction_and_the_removal_of_its_version(tmp_path, monkeypatch):
-    monkeypatch.setattr(upkeep, "GRACE", upkeep.GRACE * 0)
+    monkeypatch.setattr(upkeep, "GRACE", timedelta(milliseconds=1))
     docs = documents()
     with open_bank(tmp_path / "bank") as bank, open_bank(tmp_path / "bank") as reader:
         for document in docs:
@@ -278,7 +279,7 @@ def test_rebuild_for_another_model(tmp_path, monkeypatch):
         assert (new.manifest.model, new.manifest.embedder) == ("other", "new")
         assert new.verify().ok
         assert new.write(documents()).unchanged == 12
-        monkeypatch.setattr(store, "GRACE", store.GRACE * 0)
+        monkeypatch.setattr(store, "GRACE", timedelta())
         new.compact()
         assert sorted(os.listdir(path)) == ["CURRENT", "references-2.lance", "writer.lock"]
     Bank.rebuild(path, HashingWriter(), embedder=HashingEmbedder())

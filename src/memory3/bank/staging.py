@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pyarrow as pa
 from lancedb.table import Table
@@ -64,11 +64,15 @@ class Staging:
         with writing(self._store.path):
             self._table.delete(f"document_id = {literal(document_id)}")
 
-    def close(self) -> None:
-        """Remove the table if nothing is left in it. What another, interrupted write left stays for its resumption."""
+    def close(self, written: Collection[str]) -> None:
+        """Remove the table, unless it holds a document that is not among those ``written``: an interrupted write left it to go on.
+
+        A written document is left over where a writer was killed between moving and forgetting it.
+        """
         table = self._store.find_table(self._name)
+        staged: list[str] = []
         if table is not None:
             with reading(self._store.path):
-                left = table.count_rows()
-            if not left:
-                self._store.remove_table(self._name)
+                staged = table.search().select(["document_id"]).limit(None).to_arrow()["document_id"].to_pylist()
+        if all(document_id in written for document_id in staged):
+            self._store.remove_table(self._name)

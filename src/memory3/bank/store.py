@@ -112,8 +112,9 @@ class Store:
             return self._connect().create_table(name, schema=row_schema(manifest))
 
     def find_table(self, name: str) -> Table | None:
-        """A table by name at its newest version, or None."""
-        if not (self.path / f"{name}.lance").is_dir():
+        """A table by name at its newest version. None if there is none, or its making was interrupted."""
+        versions = self.path / f"{name}.lance" / "_versions"
+        if not versions.is_dir() or not any(versions.glob("*.manifest")):
             return None
         with reading(self.path):
             return self._connect().open_table(name)
@@ -133,9 +134,13 @@ class Store:
             os.replace(new, self.path / "CURRENT")
 
     def remove_table(self, name: str) -> None:
-        """Delete a table that nobody reads, if it is there."""
+        """Delete a table, if it is there. It is renamed first, so that an interruption leaves no half of it to be opened."""
         with writing(self.path):
-            shutil.rmtree(self.path / f"{name}.lance", ignore_errors=True)
+            folder = self.path / f"{name}.lance"
+            if folder.exists():
+                os.replace(folder, self.path / f"{name}.removed-{time.time_ns()}")
+            for remains in self.path.glob("references-*.removed-*"):
+                shutil.rmtree(remains, ignore_errors=True)
 
     def remove_superseded(self) -> None:
         """Delete the tables that were in force before, once readers have had time to move on. Needs the lock."""

@@ -94,7 +94,7 @@ class Writing:
         self._flush()
         gone = [id_ for id_ in known if id_ not in seen] if prune else []
         delete_documents(self._store, self._table, gone)
-        self._staging.close()
+        self._staging.close(seen)
         self._tell()
         return WriteReport(
             written=self._written,
