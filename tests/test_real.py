@@ -1,0 +1,120 @@
+"""The numbers two ways, once on the real default model (SmolLM2-135M-Instruct) with a real bank on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ram_bank import RamBank
+
+from memory3.bank import Bank
+from memory3.config import MemoryConfig
+from memory3.generate import Memory3
+from memory3.values import Document
+
+pytestmark = pytest.mark.real
+
+TEXTS = [
+    "The Kestrel Bridge at Holm was opened in 1874. Its engineer, Ada Brennan, had built two lighthouses before. The bridge carries the "
+    "old coast road over the river Tarn and has eleven arches of red stone.",
+    "The annual fair of Holm takes place in the first week of June. Visitors pay three crowns, children nothing.",
+    "Marmots sleep for seven months. Before winter they close the entrance of the burrow with hay and stones.",
+]
+QUESTION = "Who was the engineer of the Kestrel Bridge at Holm?"
+# 30 layers in float32: what two orders of summation differ by.
+CLOSE = {"rtol": 1e-3, "atol": 2e-3}
+
+
+@pytest.fixture(scope="module")
+def loaded(default_model_path: str) -> Memory3:
+    return Memory3.from_pretrained(default_model_path)
+
+
+def with_config(loaded: Memory3, **settings: Any) -> Memory3:
+    return Memory3(loaded.model, loaded.tokenizer, MemoryConfig(**settings), name="smollm2-135m-instruct")
+
+
+def logits(m3: Memory3, rows: list[list[int]]) -> torch.Tensor:
+    tokens, mask = m3._pad(rows)
+    with torch.no_grad():
+        return m3.model(tokens, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp_min(0)).logits
+
+
+def test_whole_memory_is_text(loaded: Memory3) -> None:
+    m3 = with_config(loaded, budget="all", dtype="float32")
+    bank = RamBank(m3, TEXTS[:1], {None: [0]})
+    passage, after = bank.all[bank.order[0]].token_ids, m3.frame.after(m3._ids(QUESTION))
+    assert m3.tokenizer.decode(m3.frame.beginning).endswith("<|im_start|>user\nUse these passages:\n\n")
+    text = [*m3.frame.beginning, *passage, *after]
+    positions = torch.arange(len(text))
+    positions[-len(after) :] += 128 - len(passage)
+    with torch.no_grad():
+        expected = m3.model(
+            torch.tensor([text]), attention_mask=torch.ones(1, len(text), dtype=torch.long), position_ids=positions[None]
+        ).logits[:, -len(after) :]
+    with m3.recall(bank):
+        torch.testing.assert_close(logits(m3, [after]), expected, **CLOSE)
+    assert (logits(m3, [m3.frame.closed_book(m3._ids(QUESTION))])[0, -1] - expected[0, -1]).abs().max() > 1
+
+
+def test_at_once_in_parts_and_in_company(loaded: Memory3) -> None:
+    m3 = with_config(loaded, references_per_chunk=2)
+    bank = RamBank(m3, TEXTS)
+    rows = [m3.frame.after(m3._ids(QUESTION + " " + " ".join(TEXTS[1:]))), m3.frame.after(m3._ids(QUESTION))]
+    assert len(rows[0]) > 64
+    tokens, mask = m3._pad(rows)
+    with m3.recall(bank, prompt=rows):
+        together = logits(m3, rows)
+    for step in (tokens.shape[1] // 3, 1):
+        with m3.recall(bank, prompt=rows), torch.no_grad():
+            cache, parts = None, []
+            for at in range(0, tokens.shape[1], step):
+                end = min(at + step, tokens.shape[1])
+                o = m3.model(tokens[:, at:end], attention_mask=mask[:, :end], past_key_values=cache, use_cache=True)
+                cache = o.past_key_values
+                parts.append(o.logits)
+        torch.testing.assert_close(torch.cat(parts, 1)[mask.bool()], together[mask.bool()], **CLOSE)
+    for n, row in enumerate(rows):
+        with m3.recall(bank):
+            torch.testing.assert_close(logits(m3, [row])[0], together[n][mask[n].bool()], **CLOSE)
+
+
+def test_nothing_to_read_is_the_untouched_model(loaded: Memory3) -> None:
+    rows = [loaded.frame.closed_book(loaded._ids(QUESTION))]
+    expected = logits(loaded, rows)
+    with loaded.recall(RamBank(loaded, [])):
+        torch.testing.assert_close(logits(loaded, rows), expected, rtol=0, atol=1e-4)
+    assert torch.equal(logits(loaded, rows), expected)
+
+
+def test_bank_on_disk_is_ram(loaded: Memory3, default_embedder_path: str, tmp_path: Path) -> None:
+    documents = [Document(f"doc{n}", text, source=f"doc{n}.txt") for n, text in enumerate(TEXTS)]
+    with Bank.open(tmp_path / "bank", loaded, embedder=default_embedder_path) as bank:
+        bank.write(documents)
+    ram = RamBank(loaded, TEXTS)
+    with Bank.open(tmp_path / "bank", loaded, embedder=default_embedder_path, create=False) as bank:
+        for name, kept in ram.stored.items():
+            [read] = bank.memories([name])
+            # The bank may have encoded it in other company: same tokens, and the same numbers but for the order of summation.
+            np.testing.assert_array_equal(read.counts.sum(), kept.counts.sum())
+            same = [len(set(a) & set(b)) for a, b in zip(_pairs(read), _pairs(kept), strict=True)]
+            assert sum(same) >= 0.99 * kept.counts.sum()
+        answer = loaded.generate(QUESTION, bank, max_new_tokens=24, k=1)
+        assert "Ada Brennan" in answer.text
+        assert answer.citations[0].source == "doc0.txt"
+        assert answer.citations[0].share == pytest.approx(1.0)
+        assert answer.usage.prompt_tokens < 30
+        text = loaded.generate(QUESTION, bank, mode="text", max_new_tokens=24, k=1)
+        none = loaded.generate(QUESTION, mode="none", max_new_tokens=24)
+        assert text.citations[0].source == "doc0.txt"
+        assert text.usage.prompt_tokens > answer.usage.prompt_tokens + 40
+        assert "Brennan" not in none.text
+
+
+def _pairs(memory: Any) -> list[list[int]]:
+    """Positions kept by each head."""
+    ends = np.cumsum(memory.counts.reshape(-1))
+    return [list(p) for p in np.split(memory.positions, ends[:-1])]
