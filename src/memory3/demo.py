@@ -38,9 +38,9 @@ PART = (
 )
 #: Chosen to be ones that the part answers in a phrase.
 QUESTIONS = (
-    "What is raised if the import statement cannot find a module?",
-    "When are default parameter values evaluated?",
-    "Which exception is raised by an assert statement?",
+    "In which version of Python was hash randomization enabled by default?",
+    "Which PEP is the proposal that added class decorators?",
+    "Which PEP describes the __getattr__ and __dir__ functions on modules?",
 )
 MAX_NEW_TOKENS = 48
 

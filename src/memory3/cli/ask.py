@@ -37,10 +37,12 @@ def ask(
     mode: Annotated[
         Mode,
         typer.Option(
-            help="memory: read key-values. text: the same references in the prompt. none: closed book. all: one after the other.",
+            help="memory: read key-values. text: the same references in the prompt. none: closed book. all: side by side.",
         ),
     ] = "memory",
-    k: Annotated[int | None, typer.Option(help="References read at once. Default: the bank's setting.", min=0)] = None,
+    k: Annotated[
+        int | None, typer.Option(help="References read at once. Default: the bank's setting.", min=0, metavar="N")
+    ] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
@@ -57,21 +59,19 @@ def ask(
         float | None, typer.Option(help="With --sample: below 1 safer, above 1 wilder.", min=0.01, metavar="T")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="With --sample: the same seed gives the same answer.", metavar="N")] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Catalogue name, hub id or folder. Default: the bank's own.")
-    ] = None,
+    model: options.Model = None,
     device: options.Device = None,
     as_json: options.Json = False,
 ) -> None:
     """Answer a question from a bank, with citations.
 
-    The three modes answer from the same bank, so a comparison is one option away.
+    The three modes answer from the same bank: compare them with --mode all.
 
     [bold]Examples[/bold]
 
         memory3 ask "Who built the bridge?" --bank bank
         memory3 ask "Who built the bridge?" --bank bank --mode all
-        memory3 ask "What changed?" --bank bank --where year=2020 --where year=2021
+        memory3 ask "What changed?" --bank bank --where year=2020
         echo "Who built the bridge?" | memory3 ask - --bank bank --json
     """
     if (temperature is not None or seed is not None) and not sample:

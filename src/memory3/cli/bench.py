@@ -27,7 +27,8 @@ def bench(
 ) -> None:
     """Measure: speed, sizes, answers.
 
-    Options of a benchmark follow its name, each with a value; its description in the list names them.
+    Options of a benchmark follow its name, each with a value. An unknown one is
+    answered with those there are.
 
     [bold]Examples[/bold]
 

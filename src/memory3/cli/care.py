@@ -78,7 +78,8 @@ def info(
 def verify(bank: options.Bank, as_json: options.Json = False) -> None:
     """Read every row of a bank and check it.
 
-    Checksums, lengths, completeness of documents. Exit status 1 if anything is wrong; what is wrong is listed.
+    Checksums, lengths, completeness of documents. What is wrong is listed, and
+    the exit status is 1.
     """
     from memory3.bank import Bank
 
@@ -99,7 +100,7 @@ def verify(bank: options.Bank, as_json: options.Json = False) -> None:
 
 
 def delete(
-    document_ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids as `info --documents` lists them.")],
+    document_ids: Annotated[list[str], typer.Argument(metavar="ID", help="Ids as `info --documents` lists them.")],
     bank: options.Bank,
     wait: options.Wait = 0.0,
     as_json: options.Json = False,
@@ -134,9 +135,10 @@ def delete(
 
 
 def compact(bank: options.Bank, wait: options.Wait = 0.0, as_json: options.Json = False) -> None:
-    """Merge what many writes left, give back the space of what was removed, renew the indexes.
+    """Tidy a bank up: merge files, give back space, renew indexes.
 
-    Needs as much free space as the bank has, for some minutes, while readers may still use the old files.
+    Needs as much free space as the bank has, for some minutes, while readers
+    may still use the old files.
     """
     from memory3.bank import Bank
 

@@ -35,14 +35,18 @@ def demo(
         typer.Option("--bank", "-b", help="Keep the bank in this folder instead of the cache folder.", metavar="DIR"),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Catalogue name, hub id or folder. Default: smollm2-135m-instruct.")
+        str | None,
+        typer.Option(
+            "--model", "-m", help="Catalogue name, hub id or folder. Default: smollm2-135m-instruct.", metavar="MODEL"
+        ),
     ] = None,
     device: options.Device = None,
     as_json: options.Json = False,
 ) -> None:
     """Encode a part of Python's language reference and ask it three questions in every mode.
 
-    The first run encodes for some minutes on two cores. A second run finds everything done and answers at once.
+    The first run encodes for some minutes on two cores. A second run finds
+    everything done and answers at once.
     """
     started = time.monotonic()
     from memory3.model.catalogue import DEFAULT_MODEL

@@ -19,6 +19,7 @@ __all__ = [
     "Dtype",
     "Json",
     "Layers",
+    "Model",
     "Preset",
     "ReferenceLength",
     "Selector",
@@ -26,11 +27,15 @@ __all__ = [
     "settings",
 ]
 
-SETTINGS = "How memories are written (only for a new bank)"
+SETTINGS = "How memories are written (a bank remembers it)"
 MACHINE = "Machine"
 
 Bank = Annotated[Path, typer.Option("--bank", "-b", help="Folder of the bank.", envvar="MEMORY3_BANK", metavar="DIR")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Catalogue name, hub id or folder. Default: the bank's own.", metavar="MODEL"),
+]
 Wait = Annotated[
     float, typer.Option("--wait", help="How long to wait while another process writes this bank.", metavar="SECONDS", min=0)
 ]

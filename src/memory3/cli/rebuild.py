@@ -17,11 +17,10 @@ __all__ = ["rebuild"]
 
 def rebuild(
     bank: options.Bank,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Catalogue name, hub id or folder. Default: the bank's own.")
-    ] = None,
+    model: options.Model = None,
     embedder: Annotated[
-        str | None, typer.Option(help="Sentence embedder: catalogue name, hub id or folder. Default: the bank's own.")
+        str | None,
+        typer.Option(help="Sentence embedder: catalogue name, hub id or folder. Default: the bank's own.", metavar="MODEL"),
     ] = None,
     wait: options.Wait = 0.0,
     preset: options.Preset = None,
@@ -37,8 +36,9 @@ def rebuild(
 ) -> None:
     """Encode a bank's documents anew, from the texts it holds.
 
-    For another model, other settings or another embedder. The bank can be read with the old model until the end, when the new
-    memories take its place at once. Interrupted, the same command goes on where it stopped.
+    For another model, other settings or another embedder. The bank can be read
+    with the old model until the end, when the new memories take its place at
+    once. Interrupted, the same command goes on where it stopped.
 
     [bold]Examples[/bold]
 

@@ -33,7 +33,7 @@ _OPAQUE = (".pdf", ".parquet", ".gz")
 def write(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATH...", help="Files, folders, patterns ('docs/**/*.md'), or - for standard input."),
+        typer.Argument(metavar="PATH", help="Files, folders, patterns ('docs/**/*.md'), or - for standard input."),
     ],
     bank: options.Bank,
     model: Annotated[
@@ -42,12 +42,14 @@ def write(
             "--model",
             "-m",
             help="Catalogue name, hub id or folder. Default: the bank's own; smollm2-135m-instruct for a new one.",
+            metavar="MODEL",
         ),
     ] = None,
     embedder: Annotated[
         str | None,
         typer.Option(
-            help="Sentence embedder: catalogue name, hub id or folder. Default: the bank's own; all-minilm-l6-v2 for a new one."
+            help="Sentence embedder: catalogue name, hub id or folder. Default: the bank's own; all-minilm-l6-v2 for a new one.",
+            metavar="MODEL",
         ),
     ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Remove documents of the bank that are not among these.")] = False,
@@ -74,16 +76,18 @@ def write(
 ) -> None:
     """Encode documents into a bank.
 
-    Documents that are in the bank unchanged cost nothing, changed ones are replaced. Interrupted, the same command goes on
-    where it stopped. A bank remembers its model and settings: later writes need only --bank.
+    Documents that are in the bank unchanged cost nothing, changed ones are
+    replaced. Interrupted, the same command goes on where it stopped. A bank
+    remembers its model and settings: later writes need only --bank.
 
     [bold]Examples[/bold]
 
         memory3 write docs/ --bank bank
         memory3 write 'notes/**/*.md' report.pdf --bank bank
         memory3 write docs/ --bank bank --prune
-        curl -s https://example.com/page.txt | memory3 write - --bank bank
-        memory3 write faq.jsonl --text-field answer --bank faq --model Qwen/Qwen2.5-0.5B-Instruct
+        curl -s https://example.com/a.txt | memory3 write - --bank bank
+        memory3 write faq.jsonl --text-field answer --bank faq
+        memory3 write docs/ --bank big --model Qwen/Qwen2.5-0.5B-Instruct
     """
     from memory3.text.readers import read_documents
 
