@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import resource
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from bank_writer import HashingEmbedder, HashingWriter, contents, documents, expected, open_bank, same_memory
@@ -249,6 +250,31 @@ def test_readers_see_the_version_they_opened_until_they_refresh(tmp_path):
         assert reader.references(["doc1#0"])[0].text == "entirely different"
 
 
+def test_threads_read_while_another_writes(tmp_path):
+    """Every read sees whole documents, of one of the two versions."""
+    docs = {0: documents(6), 1: [changed(d, d.text[: len(d.text) // 2] or d.text) for d in documents(6)]}
+    texts = {d.id: {docs[0][n].text, docs[1][n].text} for n, d in enumerate(docs[0])}
+    with open_bank(tmp_path / "bank") as bank:
+        bank.write(docs[0])
+
+        def read(number):
+            for _ in range(15):
+                hits = bank.search([f"w{number}"], 4)[0]
+                ids = [hit.reference_id for hit in hits]
+                assert len(bank.memories(ids)) == len(bank.references(ids)) == 4
+
+        def write(_):
+            for version in range(8):
+                bank.write(docs[(version + 1) % 2])
+                for entry in bank.documents():
+                    parts = bank.references([f"{entry.id}#{n}" for n in range(entry.references)])
+                    assert "".join(part.text for part in parts) in texts[entry.id]
+
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(write, 0), *(pool.submit(read, n) for n in range(3))]:
+                done.result()
+
+
 def test_rows_found_before_another_thread_refreshed_can_still_be_read(tmp_path):
     with open_bank(tmp_path / "bank") as bank:
         bank.write(documents(4))
@@ -285,6 +311,8 @@ def test_no_bank(tmp_path):
             open_bank(path, create=False)
         with pytest.raises(BankNotFound, match=str(path)):
             Bank.describe(path)
+    with pytest.raises(BankNotFound):
+        Bank.rebuild(tmp_path / "none", HashingWriter())
     assert not (tmp_path / "none").exists()
 
 

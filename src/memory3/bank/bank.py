@@ -12,11 +12,13 @@ from typing import TypeVar
 from memory3.bank.cache import MemoryCache
 from memory3.bank.cold import warm_up
 from memory3.bank.embedder import Embedder, TextEmbedder
+from memory3.bank.info import bank_info
 from memory3.bank.lookup import read_memories, read_references
 from memory3.bank.manifest import BankManifest
 from memory3.bank.rebuild import rebuild
 from memory3.bank.reports import BankInfo, DocumentEntry, Hit, VerifyReport, WriteProgress, WriteReport
 from memory3.bank.retriever import search
+from memory3.bank.rows import FIRST_ROWS
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 from memory3.bank.upkeep import compact, tidy
@@ -33,8 +35,6 @@ __all__ = ["Bank"]
 
 T = TypeVar("T")
 Progress = Callable[[WriteProgress], None]
-
-_FIRST_ROWS = "ordinal = 0 AND document_references > 0"
 
 
 class Bank:
@@ -92,7 +92,7 @@ class Bank:
     def describe(path: str | os.PathLike[str]) -> BankManifest:
         """What the bank at ``path`` says about itself. Needs no model."""
         snapshot = Store(path).snapshot()
-        documents = len(snapshot.scan(["document_id"], _FIRST_ROWS))
+        documents = len(snapshot.scan(["document_id"], FIRST_ROWS))
         return dataclasses.replace(snapshot.manifest, references=snapshot.size, documents=documents)
 
     @staticmethod
@@ -110,9 +110,9 @@ class Bank:
         open go on with the old ones until they refresh. Interrupted, it goes on where it stopped when called again.
         """
         store = Store(path)
+        embedder = embedder or store.snapshot().manifest.embedder
+        chosen = Embedder.load(embedder) if isinstance(embedder, str) else embedder
         with store.lock(wait_seconds):
-            recorded = store.snapshot().manifest.embedder
-            chosen = Embedder.load(embedder or recorded) if embedder is None or isinstance(embedder, str) else embedder
             return rebuild(store, m3, chosen, progress)
 
     @property
@@ -170,7 +170,9 @@ class Bank:
         with self._store.lock(wait_seconds):
             self.refresh()
             there = sorted(wanted & {entry.id for entry in self.documents()})
-            delete_documents(self._store, self._store.snapshot().table, there)
+            if there:
+                delete_documents(self._store, self._store.snapshot().table, there)
+                tidy(self._store)
         self.refresh()
         return len(there)
 
@@ -227,7 +229,7 @@ class Bank:
     def documents(self) -> Iterator[DocumentEntry]:
         """All documents, in no promised order."""
         columns = ["document_id", "source", "document_references", "content_hash"]
-        rows = self._reading(lambda snapshot: snapshot.scan(columns, _FIRST_ROWS))
+        rows = self._reading(lambda snapshot: snapshot.scan(columns, FIRST_ROWS))
         for values in zip(*(rows[name].to_pylist() for name in columns), strict=True):
             yield DocumentEntry(*values)
 
@@ -238,7 +240,8 @@ class Bank:
 
     def info(self) -> BankInfo:
         """Counts, sizes, state of the index and of the cache."""
-        return self._reading(self._describe)
+        statistics = self.cache.statistics()
+        return self._reading(lambda snapshot: bank_info(self._store, snapshot, statistics))
 
     def refresh(self) -> None:
         """See what was written since the bank was opened. The memories kept in RAM are dropped if anything was."""
@@ -254,7 +257,7 @@ class Bank:
         self.cache.clear()
 
     def __len__(self) -> int:
-        return self._snapshot.size
+        return self._reading(lambda snapshot: snapshot.size)
 
     def __enter__(self) -> Bank:
         return self
@@ -294,21 +297,3 @@ class Bank:
         if self._m3 is None:
             raise ConfigError(f"to {task} this bank a model is needed: open it with Bank.open({str(self._store.path)!r}, m3)")
         return self._m3
-
-    def _describe(self, snapshot: Snapshot) -> BankInfo:
-        size = snapshot.size
-        unindexed = snapshot.unindexed()
-        on_disk = self._store.bytes()
-        return BankInfo(
-            references=size,
-            documents=len(snapshot.scan(["document_id"], _FIRST_ROWS)),
-            cold=len(snapshot.scan(["document_id"], "codes_checksum IS NULL")),
-            bytes=on_disk,
-            record_bytes=record_size(snapshot.manifest.shape),
-            bytes_per_reference=on_disk / max(size, 1),
-            index="exact" if snapshot.is_resident else "ivf" if "embedding" in unindexed else "scan",
-            unindexed=unindexed.get("embedding", 0 if snapshot.is_resident else size),
-            fragments=snapshot.fragments()[0],
-            version=snapshot.version,
-            cache=self.cache.statistics(),
-        )

@@ -20,6 +20,7 @@ from memory3.codec.raw import record_size
 from memory3.values import Reference
 
 __all__ = [
+    "FIRST_ROWS",
     "LIVE",
     "TEXT_COLUMNS",
     "Row",
@@ -35,6 +36,8 @@ __all__ = [
 
 #: A row is part of its document. The others are what a shorter new version left over, between two commits (`writing`).
 LIVE = "ordinal < document_references"
+#: One row of each document.
+FIRST_ROWS = "ordinal = 0 AND document_references > 0"
 
 #: Every column but the large one and its companion that covers the others, in the order `checksum` reads them.
 _CHECKED = (

@@ -46,6 +46,11 @@ class Snapshot:
             return int(self.table.count_rows(LIVE))
 
     @property
+    def record_bytes(self) -> int:
+        """Of one memory."""
+        return record_size(self.manifest.shape)
+
+    @property
     def is_resident(self) -> bool:
         """Whether embeddings and ids are kept in RAM."""
         return self.size * self.manifest.dimension * 4 <= RESIDENT_BYTES
@@ -92,7 +97,7 @@ class Snapshot:
 
     def portion(self, columns: Sequence[str]) -> int:
         """Rows that `take` reads at once."""
-        return max(1, _PORTION_BYTES // record_size(self.manifest.shape)) if "codes" in columns else 4096
+        return max(1, _PORTION_BYTES // self.record_bytes) if "codes" in columns else 4096
 
     def unindexed(self) -> dict[str, int]:
         """For each indexed column the number of rows its index does not cover yet."""

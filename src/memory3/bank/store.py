@@ -1,9 +1,9 @@
 """The folder of a bank: Lance tables, the name of the one in force, the writer's lock.
 
-CURRENT                  name of the table in force, one line; replaced by renaming
-references-1.lance/      the rows; the number rises when a bank is rebuilt for another model
-references-1-staging.lance/   rows of a large document that is not complete yet
-writer.lock              held by the one process that writes; the system releases it when that process ends
+- ``CURRENT``: name of the table in force, one line; replaced by renaming.
+- ``references-1.lance/``: the rows; the number rises when a bank is rebuilt for another model.
+- ``references-1-staging.lance/``: rows of a large document that is not complete yet.
+- ``writer.lock``: held by the one process that writes; the system releases it when that process ends.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ class Store:
 
     def create(self, manifest: BankManifest) -> None:
         """Make an empty bank, in a new or empty folder or one where making a bank was interrupted."""
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         with self.lock(wait_seconds=30.0):
             if self.exists():
                 return  # another process was faster
@@ -164,7 +166,6 @@ class Store:
     def lock(self, wait_seconds: float = 0.0) -> Iterator[None]:
         """Be the one writer, or raise BankBusy after ``wait_seconds``."""
         with writing(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / "writer.lock")
             try:
                 lock.acquire(timeout=wait_seconds)

@@ -11,9 +11,12 @@ from memory3.bank.store import GRACE, Store
 
 __all__ = ["compact", "tidy"]
 
-#: More commits than this are merged as soon as they hold more rows than the largest fragment: so a row is rewritten
-#: about log2(rows) times in a bank's life.
+#: More fragments than this are merged as soon as they hold more rows than the largest: so a row is rewritten about
+#: log2(rows) times in a bank's life.
 _MANY_FRAGMENTS = 256
+#: So many small ones, as cold rows leave that are stored a few at a time, are merged in any case.
+_TOO_MANY_FRAGMENTS = 1024
+_SMALL_BYTES = 8 << 20
 
 
 def tidy(store: Store) -> None:
@@ -41,4 +44,7 @@ def _optimize(store: Store, snapshot: Snapshot) -> None:
 
 def _is_compaction_due(snapshot: Snapshot) -> bool:
     fragments, largest, rows = snapshot.fragments()
-    return rows > 2 * snapshot.size or (fragments > _MANY_FRAGMENTS and rows > 2 * largest)
+    replaced = rows > 2 * snapshot.size
+    scattered = fragments > _MANY_FRAGMENTS and rows > 2 * largest
+    crumbled = fragments > _TOO_MANY_FRAGMENTS and (rows - largest) * snapshot.record_bytes < fragments * _SMALL_BYTES
+    return replaced or scattered or crumbled

@@ -1,0 +1,31 @@
+"""Counts and sizes of a bank."""
+
+from __future__ import annotations
+
+from memory3.bank.cache import CacheStatistics
+from memory3.bank.reports import BankInfo
+from memory3.bank.rows import FIRST_ROWS
+from memory3.bank.snapshot import Snapshot
+from memory3.bank.store import Store
+
+__all__ = ["bank_info"]
+
+
+def bank_info(store: Store, snapshot: Snapshot, cache: CacheStatistics) -> BankInfo:
+    """What `memory3 info` shows."""
+    size = snapshot.size
+    unindexed = snapshot.unindexed()
+    on_disk = store.bytes()
+    return BankInfo(
+        references=size,
+        documents=len(snapshot.scan(["document_id"], FIRST_ROWS)),
+        cold=len(snapshot.scan(["document_id"], "codes_checksum IS NULL")),
+        bytes=on_disk,
+        record_bytes=snapshot.record_bytes,
+        bytes_per_reference=on_disk / max(size, 1),
+        index="exact" if snapshot.is_resident else "ivf" if "embedding" in unindexed else "scan",
+        unindexed=unindexed.get("embedding", 0 if snapshot.is_resident else size),
+        fragments=snapshot.fragments()[0],
+        version=snapshot.version,
+        cache=cache,
+    )
