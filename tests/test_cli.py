@@ -572,12 +572,10 @@ def test_processes_print_one_document_and_no_noise(docs, tiny_model_path, defaul
     done = memory3("write", docs, "--bank", "bank", "--model", tiny_model_path, "--json")
     assert (done.returncode, done.stderr) == (0, b"")
     assert json.loads(done.stdout)["written"] == 2
-    done = memory3("ask", "Who built the \udcff bridge?", "--bank", "bank", "--max-new-tokens", 4, "--json")
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert json.loads(done.stdout)["citations"][0]["document_id"] == "bridge.md"
-    done = memory3("ask", "Who?", "--bank", "bank", "--max-new-tokens", 8, env={"PYTHONIOENCODING": "ascii"})
+    done = memory3("ask", "Who built the \udcff bridge?", "--bank", "bank", env={"PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout.isascii()
+    assert b"bridge.md" in done.stdout
 
 
 def test_errors_of_processes():

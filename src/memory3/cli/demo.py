@@ -28,7 +28,7 @@ __all__ = ["demo"]
 
 def demo(
     everything: Annotated[
-        bool, typer.Option("--all", help="All topics (about 1,100 references) instead of a part (about 430).")
+        bool, typer.Option("--all", help="All topics (about 1,100 references) instead of a part (about 410).")
     ] = False,
     bank: Annotated[
         Path | None,
@@ -117,7 +117,11 @@ def _print_answers(answers: Sequence[DemoAnswer]) -> None:
 
 
 def _answer(found: DemoAnswer) -> Text:
-    text = Text(printable(found.answer.text))
+    """The answer in one paragraph, and where most of it was read."""
+    from memory3.demo import MAX_NEW_TOKENS
+
+    cut = "..." if found.answer.usage.answer_tokens == MAX_NEW_TOKENS else ""
+    text = Text(" ".join(printable(found.answer.text).split()) + cut)
     if found.answer.citations:
         top = found.answer.citations[0]
         text.append(f"\n{top.share:.0%} {place(top)}", style="dim")
