@@ -36,6 +36,7 @@ OPTIONS: dict[str, Any] = {
     "split": "dev",
     "model": DEFAULT_MODEL,
     "presets": "full,default,paper",
+    "settings": "gold,retrieved,random",
     "questions": 200,
     "k": 5,
     "max_new_tokens": 32,
@@ -43,6 +44,9 @@ OPTIONS: dict[str, Any] = {
     "seed": 0,
     "items": "",
 }
+
+#: Which text arm each setting is compared with.
+_AGAINST = {"gold": "gold", "retrieved": "retrieved", "random": "retrieved"}
 
 
 def normalise(text: str) -> str:
@@ -119,6 +123,9 @@ def run(**options: Any) -> dict[str, Any]:
     kb = next(iter(sorted(folder.glob("kb.jsonl*"))), None)
     if not options["data"] or kb is None:
         raise InputError(f"data={options['data']!r} is not a folder with kb.jsonl: pass data=FOLDER")
+    unknown = set(options["settings"].split(",")) - set(_AGAINST)
+    if unknown:
+        raise InputError(f"settings={options['settings']!r}: use some of {','.join(_AGAINST)}")
     questions = _read(folder, options["split"])
     rng = random.Random(options["seed"])
     rng.shuffle(questions)
@@ -131,19 +138,24 @@ def run(**options: Any) -> dict[str, Any]:
             # Cold: texts and embeddings now, memories when first read.
             bank = Bank.open(Path(temporary) / name, m3)
             bank.write(read_documents(kb), cold=True)
+            wanted = options["settings"].split(",")
             if not results:
                 items, recall = _items(bank, questions, rng, options)
                 results["questions"], results["retrieval_recall"] = len(items), recall
-                texts = {key: _score(m3, bank, items, "text", key, options) for key in ("gold", "retrieved")}
+                texts = {
+                    key: _score(m3, bank, items, "text", key, options)
+                    for key in ("gold", "retrieved")
+                    if key in {_AGAINST[setting] for setting in wanted}
+                }
                 none = _score(m3, bank, items, "none", "gold", options)
                 results["none"] = _summary(none, None)
                 every += [{"arm": "none", **row} for row in none]
                 for key, rows in texts.items():
                     results[f"text, {key}"] = _summary(rows, None)
                     every += [{"arm": f"text, {key}", **row} for row in rows]
-            for key, against in (("gold", "gold"), ("retrieved", "retrieved"), ("random", "retrieved")):
+            for key in wanted:
                 rows = _score(m3, bank, items, "memory", key, options)
-                results[f"memory {name}, {key}"] = _summary(rows, texts[against])
+                results[f"memory {name}, {key}"] = _summary(rows, texts[_AGAINST[key]])
                 every += [{"arm": f"memory {name}, {key}", **row} for row in rows]
             results[f"pairs per reference, {name}"] = m3.shape.pairs
             bank.close()
