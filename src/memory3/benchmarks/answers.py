@@ -142,7 +142,7 @@ def run(**options: Any) -> dict[str, Any]:
             if not results:
                 items, recall = _items(bank, questions, rng, options)
                 results["questions"], results["retrieval_recall"] = len(items), recall
-                texts = {
+                texts: dict[str, list[dict[str, Any]]] = {
                     key: _score(m3, bank, items, "text", key, options)
                     for key in ("gold", "retrieved")
                     if key in {_AGAINST[setting] for setting in wanted}
