@@ -22,7 +22,7 @@ from memory3.bank.embedder import Embedder
 from memory3.bank.store import Store
 from memory3.cli.app import app
 from memory3.cli.ask import _where
-from memory3.cli.output import duration, first_line, printable, size
+from memory3.cli.output import duration, err, first_line, printable, size
 from memory3.cli.progress import Metered, WriteMeter
 
 BRIDGE = "The bridge was built in 1874 by the engineer of the county. It crosses the river near the old town. "
@@ -544,6 +544,21 @@ def test_the_meter_counts_what_is_encoded_and_what_was_there(docs, bank, cold):
     assert f"{size(total)} of {size(total)}" in seen[-1]
     assert seen[-1].endswith("left")
     assert all("left" not in line for line in seen[:2])  # the unchanged ones say nothing about the rest
+
+
+def test_progress_is_a_line_in_a_log_and_a_bar_on_a_terminal(docs, tiny_model_path, monkeypatch):
+    monkeypatch.setattr("memory3.cli.progress._LOG_EVERY", 0.0)
+    arguments = ["write", docs, "--model", tiny_model_path, "--json", "--bank"]
+    line = r"\d+ references, [\d.]+/s, [\d.]+ (bytes|KB) of [\d.]+ (bytes|KB), .* left"
+    result = run(*arguments, "log")
+    assert re.search(f"^{line}$", result.stderr, re.MULTILINE)
+    assert json.loads(result.stdout)["written"] == 2
+    monkeypatch.setattr(err, "_force_terminal", True)
+    monkeypatch.setattr(err, "is_interactive", True)
+    result = run(*arguments, "terminal", env={"COLUMNS": "80", "TERM": "xterm"})
+    assert "\x1b[" in result.stderr
+    assert re.search(line, result.stderr)
+    assert json.loads(result.stdout)["written"] == 2
 
 
 # ---- as users run it -----------------------------------------------------------------------------------------------------

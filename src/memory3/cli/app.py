@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-import memory3
 from memory3.cli.ask import ask
 from memory3.cli.bench import bench
 from memory3.cli.care import compact, delete, info, verify
@@ -52,7 +51,9 @@ app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args"
 
 def _version(wanted: bool) -> None:
     if wanted:
-        out.print(f"memory3 {memory3.__version__}")
+        from importlib.metadata import version
+
+        out.print(f"memory3 {version('memory3')}")
         raise typer.Exit
 
 

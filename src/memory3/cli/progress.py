@@ -104,7 +104,7 @@ class WriteMeter:
             yield self
             return
         with progress_bar() as bar:
-            bar.add_task("encoding", total=self.total, status="")
+            bar.add_task("", total=self.total, status="")
             self._bar = bar
             try:
                 yield self
@@ -114,5 +114,5 @@ class WriteMeter:
 
 def progress_bar() -> Progress:
     """A bar that disappears when it is done: the summary says what was done."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[status]}"))
+    columns = (SpinnerColumn(), BarColumn(16), TextColumn("{task.fields[status]}"))
     return Progress(*columns, console=err, transient=True)
