@@ -80,11 +80,11 @@ def ask(
         raise typer.BadParameter(f"mode {mode} needs a bank: give --bank DIR, or --mode none to answer without one")
     if stream and (as_json or mode == "all"):
         raise typer.BadParameter("--stream goes with one mode and without --json")
-    text = _question(question)
     choice: dict[str, Any] = {"k": k, "where": _where(where or []), "max_new_tokens": max_new_tokens}
     if sample:
         choice |= {"do_sample": True, "temperature": temperature or 1.0}
-    prompt: Any = [{"role": "system", "content": system}, {"role": "user", "content": text}] if system else text
+    text = _question(question)
+    prompt: Any = [{"role": "system", "content": _clean(system)}, {"role": "user", "content": text}] if system else text
 
     if bank is None:
         from memory3.model.catalogue import DEFAULT_MODEL
@@ -93,23 +93,23 @@ def ask(
     else:
         m3, opened = open_bank(bank, model, device=device, embedder=mode != "none")
 
+    one = mode != "all"
+    streaming = one and not as_json and (out.is_terminal if stream is None else stream)
     answers: dict[str, Answer] = {}
-    for each in ("memory", "text", "none") if mode == "all" else (mode,):
+    for each in (mode,) if one else ("memory", "text", "none"):
         if seed is not None:
             _sow(seed)
-        streaming = mode != "all" and not as_json and (out.is_terminal if stream is None else stream)
-        streamer = _printer(m3) if streaming else None
-        answers[each] = m3.generate(prompt, bank=opened, mode=each, streamer=streamer, **choice)
-        if not as_json and mode != "all":
-            if not streaming:
-                out.print(printable(answers[each].text), soft_wrap=True)
-            _print_sources(answers[each])
-    about = {"question": text, "bank": None if bank is None else str(bank), "model": m3.name}
-    if as_json and mode == "all":
-        print_json({**about, "answers": [answer_json(each, answer) for each, answer in answers.items()]})
-    elif as_json:
-        print_json({**about, **answer_json(mode, answers[mode])})
-    elif mode == "all":
+        answers[each] = m3.generate(prompt, bank=opened, mode=each, streamer=_printer(m3) if streaming else None, **choice)
+
+    if as_json:
+        found = [answer_json(each, answer) for each, answer in answers.items()]
+        about = {"question": text, "bank": None if bank is None else str(bank), "model": m3.name}
+        print_json({**about, **(found[0] if one else {"answers": found})})
+    elif one:
+        if not streaming:
+            out.print(printable(answers[mode].text), soft_wrap=True)
+        _print_sources(answers[mode])
+    else:
         _print_side_by_side(answers)
 
 
@@ -140,12 +140,15 @@ def place(citation: Citation) -> str:
 
 
 def _question(argument: str) -> str:
-    if argument == "-":
-        argument = sys.stdin.buffer.read().decode("utf-8", "replace")
-    text = argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
-    if not text:
+    text = sys.stdin.buffer.read().decode("utf-8", "replace") if argument == "-" else _clean(argument)
+    if not text.strip():
         raise InputError('the question is empty: memory3 ask "What is ...?" --bank DIR')
-    return text
+    return text.strip()
+
+
+def _clean(argument: str) -> str:
+    """An argument whose bytes are not UTF-8 reaches Python as lone surrogates, which no tokenizer takes."""
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _where(conditions: list[str]) -> dict[str, list[str | int | float | bool]]:

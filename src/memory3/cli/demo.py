@@ -96,10 +96,8 @@ def demo(
         )
         return
     _print_answers(answers)
-    out.print(
-        f"\n{duration(seconds)} in all. The questions were chosen to be ones that this part answers; memory and text read the"
-    )
-    out.print(f'same references. Ask your own: memory3 ask "..." --bank {folder} --mode all', soft_wrap=True)
+    out.print(f"\n{duration(seconds)} in all. The questions were chosen to be ones that this part answers.")
+    out.print(f'Ask your own: memory3 ask "..." --bank {folder} --mode all', soft_wrap=True)
 
 
 def _print_answers(answers: Sequence[DemoAnswer]) -> None:
@@ -108,7 +106,7 @@ def _print_answers(answers: Sequence[DemoAnswer]) -> None:
         table.add_column("mode")
         table.add_column("answer, top citation", ratio=1)
         for name in ("first token", "tokens /s", "prompt tokens", "read"):
-            table.add_column(name, justify="right", width=max(map(len, [*name.split(), "188 bytes"[:7]])))
+            table.add_column(name, justify="right", width=8)
         for found in answers:
             if found.question == question:
                 table.add_row(found.mode, _answer(found), *_figures(found))
