@@ -15,7 +15,17 @@ from memory3.generate import MODES, Answer, Memory3
 from memory3.model.catalogue import cache_dir
 from memory3.values import Document
 
-__all__ = ["MAX_NEW_TOKENS", "PART", "PART_NAME", "QUESTIONS", "DemoAnswer", "ask_all", "bank_folder", "documents"]
+__all__ = [
+    "MAX_NEW_TOKENS",
+    "PART",
+    "PART_NAME",
+    "QUESTIONS",
+    "REFERENCES",
+    "DemoAnswer",
+    "ask_all",
+    "bank_folder",
+    "documents",
+]
 
 PART_NAME = "the data model and most statements"
 #: The topics of that part: chapters 3, 7 and 8 of the language reference but for `import`, some more than 400 references.
@@ -41,8 +51,10 @@ QUESTIONS = (
     "Which PEP is the proposal that added class decorators?",
     "Which PEP describes the __getattr__ and __dir__ functions on modules?",
 )
-#: Enough for a phrase, and little enough for nine answers in some seconds.
-MAX_NEW_TOKENS = 20
+#: Enough for a sentence, and little enough for nine answers in some seconds.
+MAX_NEW_TOKENS = 28
+#: References read at once, in both modes that read. Five side by side, the default, confuse a small model that was never trained on memories (docs/log.md).
+REFERENCES = 2
 
 
 @dataclass(frozen=True)
@@ -69,4 +81,6 @@ def ask_all(m3: Memory3, bank: Bank) -> Iterator[DemoAnswer]:
     """Each question in each mode."""
     for question in QUESTIONS:
         for mode in MODES:
-            yield DemoAnswer(question, mode, m3.generate(question, bank=bank, mode=mode, max_new_tokens=MAX_NEW_TOKENS))
+            yield DemoAnswer(
+                question, mode, m3.generate(question, bank=bank, mode=mode, k=REFERENCES, max_new_tokens=MAX_NEW_TOKENS)
+            )

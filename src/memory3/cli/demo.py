@@ -95,9 +95,12 @@ def demo(
             }
         )
         return
+    from memory3.demo import REFERENCES
+
     _print_answers(answers)
     out.print(f"\n{duration(seconds)} in all. The questions were chosen to be ones that this part answers.")
-    out.print(f'Ask your own: memory3 ask "..." --bank {folder} --mode all', soft_wrap=True)
+    out.print(f"memory and text read the same {REFERENCES} references; a model trained on memories would read 5.")
+    out.print(f'Ask your own: memory3 ask "..." --bank {folder} --k {REFERENCES} --mode all', soft_wrap=True)
 
 
 def _print_answers(answers: Sequence[DemoAnswer]) -> None:
