@@ -51,8 +51,8 @@ QUESTIONS = (
     "Which PEP is the proposal that added class decorators?",
     "Which PEP describes the __getattr__ and __dir__ functions on modules?",
 )
-#: Enough for a sentence, and little enough for nine answers in some seconds.
-MAX_NEW_TOKENS = 28
+#: Enough for a phrase, and little enough for nine answers in some seconds.
+MAX_NEW_TOKENS = 20
 #: References read at once, in both modes that read. Five side by side, the default, confuse a small model that was never trained on memories (docs/log.md).
 REFERENCES = 2
 
