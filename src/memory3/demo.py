@@ -45,7 +45,8 @@ PART = (
     "return",
     "compound",
 )
-#: Chosen to be ones that the part answers in a phrase.
+#: Chosen by their outcome: of 48 questions tried, three of the quarter or so that memory mode answers, and that closed book does not. They show how
+#: it works; how often it is right is for ``memory3 bench answers`` to say.
 QUESTIONS = (
     "In which version of Python was hash randomization enabled by default?",
     "Which PEP is the proposal that added class decorators?",
