@@ -72,7 +72,7 @@ def test_whole_memory_equals_text_in_front(family: str, chat: bool) -> None:
 
 
 def test_own_system_prompt_moves_the_memories() -> None:
-    """Behind a longer system prompt, memories are turned to where they now stand; with all pairs of a one-token... see below.
+    """Behind a longer system prompt, memories are turned to where they now stand; they lie where text would.
 
     A memory was encoded behind the default beginning, so behind another it differs from text; but keys must lie where text would. Layer 0 keys depend on
     nothing but token and position: there the two must be equal.
@@ -297,13 +297,12 @@ def test_plain_generate_inside_recall_is_a_manual_loop() -> None:
     manual = tokens
     with m3.recall(bank, prompt=[row]), torch.no_grad():
         cache, feed = None, tokens
-        for n in range(20):
+        for _ in range(20):
             o = m3.model(feed, attention_mask=torch.ones_like(manual), past_key_values=cache, use_cache=True)
             cache, scores = o.past_key_values, o.logits[:, -1]
             scores[:, m3.tokenizer.eos_token_id] = -torch.inf
             feed = scores.argmax(-1, keepdim=True)
             manual = torch.cat([manual, feed], 1)
-            assert n < 20
     assert out.tolist() == manual.tolist()
 
 
