@@ -23,14 +23,15 @@ D = 10
 def random_layer(chunks: int, heads: int, pairs: int, *, padded: bool = True, seed: int = 0) -> LayerMemory:
     g = torch.Generator().manual_seed(seed)
     owner = torch.randint(0, 3, (chunks, heads, pairs), generator=g)
-    bias = None
+    bias, widths = None, (pairs,) * heads
     if padded:
         lengths = torch.randint(1, pairs + 1, (chunks, heads), generator=g)
         hidden = torch.arange(pairs) >= lengths[..., None]
         owner[hidden] = -1
         bias = torch.zeros(chunks, heads, pairs).masked_fill(hidden, masked(torch.float32)).unsqueeze(2)
+        widths = tuple(lengths.max(dim=0).values.tolist())
     keys, values = (torch.randn(chunks, heads, pairs, D, generator=g) for _ in range(2))
-    return LayerMemory(keys, values, bias, owner)
+    return LayerMemory(keys, values, bias, owner, widths)
 
 
 @pytest.mark.parametrize("heads", [6, 2], ids=["gqa", "mha"])
@@ -64,7 +65,11 @@ def test_merge_of_one_token_by_hand() -> None:
     query = torch.tensor([[[[1.0, 0.0]]]])
     key, value = torch.tensor([[[[0.0, 5.0]]]]), torch.tensor([[[[4.0, 0.0]]]])
     memory = LayerMemory(
-        torch.tensor([[[[math.log(3), 9.0]]]]), torch.tensor([[[[0.0, 8.0]]]]), None, torch.zeros(1, 1, 1, dtype=torch.long)
+        torch.tensor([[[[math.log(3), 9.0]]]]),
+        torch.tensor([[[[0.0, 8.0]]]]),
+        None,
+        torch.zeros(1, 1, 1, dtype=torch.long),
+        (1,),
     )
     out, lse = attend(query, key, value, None, memory, None, scale=1.0)
     torch.testing.assert_close(out.flatten(), torch.tensor([1.0, 6.0]))

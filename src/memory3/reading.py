@@ -6,12 +6,19 @@ and token; here the queries are kept as they come (a few KB a layer) and one pro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
-from memory3.maths.attend import attend, memory_mass
-from memory3.values import MemoryBatch
+from memory3.maths.attend import attend, attention_with_lse, memory_mass
+from memory3.model.growing import ROOM, GrowingLayer, grow
+from memory3.values import LayerMemory, MemoryBatch
 
 __all__ = ["Reading"]
+
+#: Bytes of padding that cost as much time to read as one more kernel call: 20 microseconds at 13 GB/s.
+_WORTH_A_CALL = 256 * 1024
 
 
 class Reading:
@@ -29,6 +36,15 @@ class Reading:
         self._watched = watched
         self._seen: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         self._scale = 1.0
+        self._places: list[Any] | None = None
+        self._bias: dict[int, torch.Tensor] = {}
+
+    def follow(self, cache: Any) -> None:
+        """Read single tokens from the layers of a transformers ``cache``, with the memories laid in front of its context (`memory3.model.growing`)."""
+        places = getattr(cache, "layers", None)
+        if places is not self._places:
+            grow(cache)
+            self._places = places
 
     def attend(
         self,
@@ -45,13 +61,71 @@ class Reading:
         memory = self.batch.layers.get(layer)
         if memory is None:
             return None
-        out, lse = attend(query, key, value, bias, memory, self.tokens, causal=causal, scale=scale)
+        place = self._places[layer] if self._places and query.shape[2] == 1 and self.tokens is None else None
+        if isinstance(place, GrowingLayer) and place.holds(key):
+            out, lse = self._decode(layer, query, place, bias, memory, scale)
+        else:
+            out, lse = attend(query, key, value, bias, memory, self.tokens, causal=causal, scale=scale)
         if self._watched is not None:
             rows = torch.arange(query.shape[0], device=query.device)
             query, lse = query[rows, :, self._watched, None], lse[rows, :, self._watched, None]
         self._seen.setdefault(layer, []).append((query, lse))
         self._scale = scale
         return out
+
+    def _decode(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        place: GrowingLayer,
+        bias: torch.Tensor | None,
+        memory: LayerMemory,
+        scale: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One token a row against memories and context in one buffer: nothing to merge."""
+        rows, heads, pairs, dim = memory.keys.shape
+        unused = (heads * pairs - sum(memory.widths)) * rows * dim * 2 * query.element_size()
+        apart = unused > (heads - 1) * _WORTH_A_CALL
+        widths = memory.widths if apart else (pairs,) * heads  # not apart: padding is laid and masked
+        if place.leading is not memory:
+            place.lead(memory, memory.keys, memory.values, widths)
+            self._bias.pop(layer, None)
+        whole = self._joined_bias(query, layer, bias, memory, widths, pairs + place.keys.shape[2])
+        if not apart:
+            return attention_with_lse(query, *place.joined(pairs), whole, scale=scale)
+        group, parts = query.shape[1] // heads, []
+        for head, width in enumerate(widths):
+            mine = slice(head * group, (head + 1) * group)
+            own = None if whole is None else whole[:, mine, :, pairs - width :]
+            parts.append(attention_with_lse(query[:, mine], *place.joined(width, head), own, scale=scale))
+        outs, lses = zip(*parts, strict=True)
+        return torch.cat(outs, dim=1), torch.cat(lses, dim=1)
+
+    def _joined_bias(
+        self,
+        query: torch.Tensor,
+        layer: int,
+        bias: torch.Tensor | None,
+        memory: LayerMemory,
+        widths: Sequence[int],
+        length: int,
+    ) -> torch.Tensor | None:
+        """``[B, A, 1, M + S]``, each head's pairs next to the context; kept with room, since only its context part changes from token to token."""
+        if bias is None and memory.bias is None:
+            return None
+        whole, pairs = self._bias.get(layer), memory.keys.shape[2]
+        if whole is None or whole.shape[-1] < length:
+            group = query.shape[1] // len(widths)
+            whole = query.new_zeros(query.shape[0], query.shape[1], 1, length + ROOM)
+            if memory.bias is not None:
+                for head, width in enumerate(widths):
+                    whole[:, head * group : (head + 1) * group, :, pairs - width : pairs] = memory.bias[
+                        :, head, None, :, :width
+                    ]
+            self._bias[layer] = whole
+        if bias is not None:
+            whole[..., pairs:length] = bias
+        return whole[..., :length]
 
     def settle(self, batch: MemoryBatch) -> torch.Tensor:
         """Attention paid since the last call, float32 ``[B, R]``: row n's queries against chunk n of ``batch``."""

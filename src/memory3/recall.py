@@ -210,7 +210,7 @@ class Recall:
         if positions is None:
             positions = (mask.cumsum(-1)[:, past:] - 1).clamp_min(0)
         if new == 1 and past > 0 and all(row.planned <= len(row.tokens) for row in self._rows):
-            kwargs["memory3"] = self._decode(ids[:, 0].tolist())
+            kwargs["memory3"] = self._decode(ids[:, 0].tolist(), kwargs.get("past_key_values"))
             assert self._shift is not None  # a prompt came before
             positions = positions + self._shift  # all decoded tokens lie behind the memories
         else:
@@ -336,10 +336,13 @@ class Recall:
 
     # ---- decoding ----------------------------------------------------------------------------------------------------
 
-    def _decode(self, tokens: list[int]) -> Reading | None:
+    def _decode(self, tokens: list[int], cache: Any) -> Reading | None:
         """One more token of every row."""
         if self._decoded >= self._chunk:
             self._next_chunk()
+        if self._reading is not None:
+            self._reading.follow(cache)
+        self._plan = None  # the prompt has been read
         self._decoded += 1
         for row, token in zip(self._rows, tokens, strict=True):
             row.tokens.append(token)
@@ -358,6 +361,7 @@ class Recall:
             if not query:  # a row that has ended writes nothing but padding
                 found[i] = list(self._reading.batch.references[i])
         self._settle()
+        self._reading = None  # its memories make room for the next
         self._reading = Reading(self._load(found, range(len(self._rows))))
         self._decoded = 0
 

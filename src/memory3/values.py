@@ -133,12 +133,14 @@ class LayerMemory:
         values: ``[N, H, M, d]``.
         bias: ``[N, H, 1, M]`` additive, 0 for pairs and very negative for padding; None where nothing is padded.
         owner: int64 ``[N, H, M]``: index into the chunk's reference list, -1 for the beginning and for padding.
+        widths: H numbers, M_h: beyond it head h is padding in all chunks.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
     bias: torch.Tensor | None
     owner: torch.Tensor
+    widths: tuple[int, ...]
 
 
 @dataclass

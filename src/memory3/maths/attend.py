@@ -28,16 +28,11 @@ def masked(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).min / 2
 
 
-def _group(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
-    """``[B, A, T, d]`` to ``[B, H, G * T, d]``: the query heads of one KV head become further queries, so that no key is repeated."""
-    rows, heads, tokens, dim = query.shape
-    return query.reshape(rows, kv_heads, heads // kv_heads * tokens, dim)
-
-
 def _fused_cpu(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    # The kernel behind scaled_dot_product_attention on the CPU; the public function drops the lse.
+    # The kernel behind scaled_dot_product_attention on the CPU; the public function drops the lse. It reads the key of each query head's
+    # KV head itself; to give it query heads as further queries of fewer heads would leave threads idle.
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, value, 0.0, causal, attn_mask=bias, scale=scale
     )
@@ -46,6 +41,7 @@ def _fused_cpu(
 def _explicit(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    key, value = (x.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for x in (key, value))
     scores = torch.matmul(query, key.transpose(-1, -2)).float() * scale
     if bias is not None:
         scores = scores + bias
@@ -70,25 +66,21 @@ def attention_with_lse(
     Args:
         query: ``[B, A, T, d]``.
         key, value: ``[B, H, S, d]``, A a multiple of H.
-        bias: additive, broadcastable to ``[B, A or 1, T, S]`` (or ``[B, H, 1, S]``, the same for all queries of a KV head), or None.
+        bias: additive, broadcastable to ``[B, A, T, S]``, or one for each KV head, ``[B, H, 1, S]``, or None.
         causal: query t sees keys 0..t (T == S).
         scale: factor on the logits.
 
     Returns:
         ``[B, A, T, d]`` in the query's dtype and lse ``[B, A, T]`` in float32.
     """
-    heads, tokens, kv_heads = query.shape[1], query.shape[2], key.shape[1]
-    per_kv_head = bias is not None and bias.shape[1] == kv_heads and bias.shape[2] == 1
-    grouped = heads == kv_heads or (not causal and (bias is None or per_kv_head or (bias.shape[1] == 1 and tokens == 1)))
-    if grouped:
-        query = _group(query, kv_heads)
-    else:
-        key, value = (x.repeat_interleave(heads // kv_heads, dim=1) for x in (key, value))
-    kernel = _fused_cpu if query.device.type == "cpu" else _explicit
+    heads, kv_heads = query.shape[1], key.shape[1]
     if bias is not None:
         bias = bias.to(query.dtype)
+        if bias.shape[1] not in (1, heads):
+            bias = bias.repeat_interleave(heads // kv_heads, dim=1)
+    kernel = _fused_cpu if query.device.type == "cpu" else _explicit
     out, lse = kernel(query, key, value, bias, causal, scale)
-    return out.reshape(out.shape[0], heads, tokens, out.shape[-1]), lse.reshape(out.shape[0], heads, tokens).float()
+    return out, lse.float()
 
 
 def attend(
@@ -201,11 +193,16 @@ def memory_mass(query: torch.Tensor, lse: torch.Tensor, memory: LayerMemory, *, 
     Returns:
         float32 ``[N, R]``: softmax weight summed over heads, tokens and pairs of a reference.
     """
-    chunks, kv_heads = memory.keys.shape[:2]
-    scores = torch.matmul(_group(query, kv_heads), memory.keys.transpose(-1, -2)).float() * scale
-    if memory.bias is not None:
-        scores = scores + memory.bias
-    weights = torch.exp(scores - lse.reshape(chunks, kv_heads, -1, 1)).sum(dim=2)  # [N, H, M]
+    chunks, kv_heads, _, dim = memory.keys.shape
+    query = query.reshape(
+        chunks, kv_heads, -1, dim
+    )  # the query heads of one KV head as further queries, so that no key is repeated
+    lse = lse.reshape(chunks, kv_heads, -1, 1)
     mass = torch.zeros(chunks, references + 1, device=query.device)
-    mass.scatter_add_(1, (memory.owner + 1).reshape(chunks, -1), weights.reshape(chunks, -1))
+    for head, width in enumerate(memory.widths):  # head by head, since one may hold most of a layer's pairs
+        scores = torch.matmul(query[:, head], memory.keys[:, head, :width].transpose(-1, -2)).float().mul_(scale)
+        if memory.bias is not None:
+            scores += memory.bias[:, head, :, :width]
+        weights = scores.sub_(lse[:, head]).exp_().sum(dim=1)  # [N, M_h]
+        mass.scatter_add_(1, memory.owner[:, head, :width] + 1, weights)
     return mass[:, 1:]

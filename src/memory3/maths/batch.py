@@ -108,11 +108,12 @@ def _gather_pairs(
     owner = np.full(int(base[-1]), -1)
     owner[where] = np.repeat(np.broadcast_to(np.arange(most), flat_counts.shape).reshape(-1), repeat)
 
-    index = torch.from_numpy(source)
+    # Converted before they are laid out, since there are fewer of them; laid out layer by layer, since an allocator hands small pieces out again
+    # and fetches large ones from the system, page by page.
+    index, owners = torch.from_numpy(source).to(device), torch.from_numpy(owner).to(device)
     zero = chosen[0].keys.new_zeros(1, shape.head_dim)
-    keys = torch.cat([*(m.keys for m in chosen), zero]).index_select(0, index).to(device, dtype)
-    values = torch.cat([*(m.values for m in chosen), zero]).index_select(0, index).to(device, dtype)
-    owners = torch.from_numpy(owner).to(device)
+    keys = torch.cat([*(m.keys for m in chosen), zero]).to(device, dtype)
+    values = torch.cat([*(m.values for m in chosen), zero]).to(device, dtype)
     layers: dict[int, LayerMemory] = {}
     for i, layer in enumerate(shape.layers):
         if width[i] == 0:
@@ -122,10 +123,11 @@ def _gather_pairs(
         padded = bool((per_head[i] < width[i]).any())
         bias = torch.zeros(size, dtype=dtype, device=device).masked_fill_(mine < 0, masked(dtype)) if padded else None
         layers[layer] = LayerMemory(
-            keys=keys[part].view(*size, -1),
-            values=values[part].view(*size, -1),
+            keys=keys.index_select(0, index[part]).view(*size, -1),
+            values=values.index_select(0, index[part]).view(*size, -1),
             bias=None if bias is None else bias.unsqueeze(2),
             owner=mine,
+            widths=tuple(per_head[i].max(axis=0).tolist()),
         )
     return layers
 
@@ -152,7 +154,8 @@ def _prepend_beginning(
         owner = torch.full((chunks, heads, most), -1, device=device)
         own = layers.get(layer)
         if own is None:
-            out[layer] = LayerMemory(keys.contiguous(), values.contiguous(), bias if bool(missing.any()) else None, owner)
+            own_bias = bias if bool(missing.any()) else None
+            out[layer] = LayerMemory(keys.contiguous(), values.contiguous(), own_bias, owner, (most,) * heads)
             continue
         own_bias = own.bias if own.bias is not None else own.keys.new_zeros(chunks, heads, 1, own.keys.shape[2])
         out[layer] = LayerMemory(
@@ -160,6 +163,7 @@ def _prepend_beginning(
             values=torch.cat([values, own.values], 2),
             bias=None if own.bias is None and not bool(missing.any()) else torch.cat([bias, own_bias], -1),
             owner=torch.cat([owner, own.owner], 2),
+            widths=tuple(most + width for width in own.widths),
         )
     return out
 
@@ -173,5 +177,5 @@ def select_chunks(batch: MemoryBatch, chunks: Sequence[int]) -> MemoryBatch:
     for number, layer in batch.layers.items():
         at = index.to(layer.keys.device)
         bias = None if layer.bias is None else layer.bias[at]
-        layers[number] = LayerMemory(layer.keys[at], layer.values[at], bias, layer.owner[at])
+        layers[number] = LayerMemory(layer.keys[at], layer.values[at], bias, layer.owner[at], layer.widths)
     return MemoryBatch(layers=layers, references=[batch.references[c] for c in chunks])
