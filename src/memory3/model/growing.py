@@ -30,6 +30,9 @@ class GrowingLayer(DynamicLayer):
         leading: whatever `lead` was given last, while it stands in front of the context; None: nothing does.
     """
 
+    keys: torch.Tensor
+    values: torch.Tensor
+
     def __init__(self, layer: DynamicLayer) -> None:
         """Takes over the keys and values of ``layer``."""
         super().__init__()
