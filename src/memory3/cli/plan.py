@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import RenderableType
@@ -12,9 +13,16 @@ from memory3.cli import options, planning
 from memory3.cli.output import message, out, print_json
 from memory3.config import MemoryConfig
 
+if TYPE_CHECKING:
+    from memory3.theory.usage import Usage
+
 __all__ = ["plan"]
 
 CORPUS = "What is to be remembered"
+USE = "How it is used"
+
+#: References of made-up traffic where nobody says, and the most that are simulated.
+_SIMULATED, _MOST = 10_000, 10_000_000
 
 
 def plan(
@@ -30,6 +38,25 @@ def plan(
     references: Annotated[
         str | None,
         typer.Option(help="How many references there are, such as 1.12e8.", metavar="N", rich_help_panel=CORPUS),
+    ] = None,
+    usage: Annotated[
+        Path | None,
+        typer.Option(
+            help="How often each document was recalled: CSV or JSON lines of document id and count.",
+            metavar="FILE",
+            rich_help_panel=USE,
+        ),
+    ] = None,
+    zipf: Annotated[
+        float | None,
+        typer.Option(help="Made-up traffic with this exponent, about 1 for most.", metavar="EXPONENT", rich_help_panel=USE),
+    ] = None,
+    recalls: Annotated[str, typer.Option(help="Recalls of made-up traffic.", metavar="N", rich_help_panel=USE)] = "1e5",
+    disk: Annotated[
+        str | None,
+        typer.Option(
+            help="Disk for memories, such as 10GB; those that pay least are dropped.", metavar="SIZE", rich_help_panel=USE
+        ),
     ] = None,
     codec: Annotated[str, typer.Option(help="How vectors are stored: raw, or vq14 (14 bytes each).", metavar="NAME")] = "raw",
     embedder: Annotated[
@@ -56,10 +83,13 @@ def plan(
 
         memory3 plan --model memory3-2.4b --figure costs.png
         memory3 plan --model memory3-2.4b --references 1.12e8
+        memory3 plan --usage recalls.csv --figure allocation.png
+        memory3 plan --zipf 1 --references 1e5 --recalls 1e6 --disk 10GB
         memory3 plan --model Qwen/Qwen2.5-0.5B-Instruct --budget adaptive:1/4
     """
     from memory3.theory.shape import shape_of
     from memory3.theory.storage import reference_count
+    from memory3.theory.usage import read_usage
 
     changes: dict[str, str | int | None] = {
         "layers": layers,
@@ -75,7 +105,13 @@ def plan(
     views: list[tuple[str, Any, list[RenderableType]]] = []
     if number is not None:
         views.append(planning.storage(asked, number))
-    if not views or figure is not None:
+    if usage is not None:
+        views += _used(asked, read_usage(usage), figure, disk)
+    if zipf is not None:
+        views.append(_made_up(asked, zipf, recalls, disk))
+    if disk is not None and usage is None and zipf is None:
+        raise typer.BadParameter("needs --usage or --zipf: a budget is spent on what is recalled", param_hint="--disk")
+    if not views or (figure is not None and usage is None):
         views.insert(0, planning.costs(asked, figure))
     if as_json:
         print_json({"model": model, "config": config.to_dict(), **{name: value for name, value, _ in views}})
@@ -85,3 +121,24 @@ def plan(
                 out.print(table)
     if figure is not None:
         message(f"drawn into {figure}")
+
+
+def _used(asked: planning.Asked, usage: list[Usage], figure: Path | None, disk: str | None) -> list[planning.View]:
+    """A usage log's allocation, and the same counts in random order as traffic."""
+    from memory3.theory.traffic import shuffled
+
+    views = [planning.allocation(asked, usage, figure)]
+    if 0 < sum(use.count for use in usage) <= _MOST:
+        views.append(planning.traffic(asked, shuffled(usage), options.byte_count(disk)))
+    return views
+
+
+def _made_up(asked: planning.Asked, exponent: float, recalls: str, disk: str | None) -> planning.View:
+    from memory3.theory.storage import reference_count
+    from memory3.theory.traffic import zipf
+
+    documents, number = asked.references or _SIMULATED, reference_count(recalls)
+    if max(documents, number) > _MOST:
+        raise typer.BadParameter(f"traffic of at most {_MOST:,} references and recalls is simulated", param_hint="--recalls")
+    asked = dataclasses.replace(asked, references=documents)
+    return planning.traffic(asked, zipf(documents, number, exponent), options.byte_count(disk))

@@ -12,14 +12,17 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from memory3.cli.output import size
+from memory3.cli.output import printable, size
 from memory3.config import MemoryConfig
+from memory3.policy import WritePolicy
+from memory3.theory.allocation import allocate
 from memory3.theory.cost import Costs, paper_costs
 from memory3.theory.library import embedder_of, library_costs
 from memory3.theory.shape import Shape
 from memory3.theory.storage import ReferenceBytes, library_bytes, paper_bytes
+from memory3.theory.usage import Usage
 
-__all__ = ["Asked", "View", "binary", "costs", "digits", "storage"]
+__all__ = ["Asked", "View", "allocation", "binary", "costs", "digits", "storage", "traffic"]
 
 #: Name in JSON, value there, tables for people.
 View = tuple[str, Any, list[RenderableType]]
@@ -47,6 +50,19 @@ class Asked:
     codec: str
     embedder: str
     references: int | None = None
+
+    @property
+    def own_costs(self) -> Costs:
+        """As this library would pay them."""
+        return library_costs(
+            self.shape, self.config, codec=self.codec, embedder=self.embedder, references=self.references or TYPICAL
+        )
+
+    @property
+    def own_bytes(self) -> ReferenceBytes:
+        """Of a reference in a bank."""
+        dimension = embedder_of(self.embedder).dimension
+        return library_bytes(self.shape, self.config, codec=self.codec, dimension=dimension)
 
 
 def digits(value: float) -> str:
@@ -76,9 +92,7 @@ def binary(number: float) -> str:
 def costs(asked: Asked, figure: Path | None) -> View:
     """Writing and reading a reference, term by term; the figure where one is wanted."""
     paper = paper_costs(asked.shape)
-    own = library_costs(
-        asked.shape, asked.config, codec=asked.codec, embedder=asked.embedder, references=asked.references or TYPICAL
-    )
+    own = asked.own_costs
     if figure is not None:
         from memory3.theory.figure import draw_costs
 
@@ -125,9 +139,8 @@ def _costs_json(all_costs: Costs) -> dict[str, Any]:
 
 
 def _costs_table(all_costs: Costs) -> Table:
-    table = Table("TFLOPs", "formula", "write", "read", box=None, header_style="bold", padding=(0, 1, 0, 0))
-    for column in table.columns[2:]:
-        column.justify = "right"
+    table = _table("TFLOPs", "formula", "write", "read")
+    table.columns[1].justify = "left"
     for name, cost in all_costs.formats().items():
         table.add_row(LABELS[name], "", digits(cost.write_flops / 1e12), digits(cost.read_flops / 1e12), style="bold")
         for column, terms in enumerate((cost.write, cost.read)):
@@ -153,8 +166,7 @@ def _between(all_costs: Costs) -> Text:
 def storage(asked: Asked, number: int) -> View:
     """The paper's three sizes, and a bank of this library, for a number of references."""
     paper = paper_bytes(asked.shape)
-    embedder = embedder_of(asked.embedder)
-    own = library_bytes(asked.shape, asked.config, codec=asked.codec, dimension=embedder.dimension)
+    own = asked.own_bytes
     value = {
         "references": number,
         "paper": {name: {"per_reference": each, "bytes": each * number} for name, each in paper.items()},
@@ -162,9 +174,7 @@ def storage(asked: Asked, number: int) -> View:
             **{name: {"per_reference": each, "bytes": round(each * number)} for name, each in _parts(own).items()},
         },
     }
-    table = Table(f"{number:,} references", "each", "all", "", box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for column in table.columns[1:3]:
-        column.justify = "right"
+    table = _table(f"{number:,} references", "each", "all", "")
     for name, each in paper.items():
         table.add_row(f"paper: {name}", size(each), binary(each * number), f"dense / {digits(paper['dense'] / each)}")
     for name, each in _parts(own).items():
@@ -181,3 +191,89 @@ def _parts(own: ReferenceBytes) -> dict[str, float]:
         "all": own.disk,
         "cold (text only)": own.cold,
     }
+
+
+# ---- allocation ----------------------------------------------------------------------------------------------------------
+
+#: Documents of a usage log that are listed; ``--json`` has all.
+_LISTED = 10
+
+
+def allocation(asked: Asked, usage: list[Usage], figure: Path | None) -> View:
+    """The cheapest format of each document, against one format for all."""
+    costs_ = asked.own_costs
+    made = allocate(usage, costs_)
+    if figure is not None:
+        from memory3.theory.figure import draw_policies
+
+        draw_policies([u.count for u in usage], made.each, figure, title=f"{len(usage):,} documents, {asked.name}")
+    totals = made.totals
+    value = {
+        "documents": len(usage),
+        "recalls": sum(u.count for u in usage),
+        "total_flops": totals,
+        "in_format": made.documents,
+        "formats": {u.document_id: name for u, name in zip(usage, made.formats, strict=True)},
+    }
+    policies = _table("policy", "documents", "TFLOPs", "of the cheapest")
+    for name, total in totals.items():
+        number = (
+            f"{len(usage):,}" if name != "cheapest" else ", ".join(f"{n:,} {LABELS[f]}" for f, n in made.documents.items())
+        )
+        label = "cheapest for each" if name == "cheapest" else f"all {LABELS[name]}"
+        policies.add_row(label, number, digits(total / 1e12), f"x {digits(total / totals['cheapest'])}")
+    listing = _table("document", "recalls", "references", "cheapest as")
+    for use, name in list(zip(usage, made.formats, strict=True))[:_LISTED]:
+        listing.add_row(Text(printable(use.document_id)), f"{use.count:,}", f"{use.references:,}", LABELS[name])
+    rest = [Text(f"and {len(usage) - _LISTED:,} more; --json lists all")] if len(usage) > _LISTED else []
+    return "allocation", value, [listing, *rest, Text(""), policies]
+
+
+def traffic(asked: Asked, recalls: Any, disk: int | None) -> View:
+    """What the bank's policy ``auto`` pays for traffic it does not know beforehand, against the best in hindsight.
+
+    ``recalls``: numbers of references in order of their recalls.
+    """
+    from memory3.theory.traffic import break_even, optimum, simulate
+
+    costs_, record = asked.own_costs, asked.own_bytes.record
+    pays = break_even(costs_)
+    capacity = None if disk is None else disk // record
+    policies = {
+        "auto, at the first recall": WritePolicy("auto", 1, disk),
+        f"auto, at recall {pays} (break-even)": WritePolicy("auto", pays, disk),
+    }
+    names = len({str(name) for name in recalls})
+    best = optimum(recalls, costs_, capacity)
+    table = _table("policy", "TFLOPs", "of the best", "written", "dropped", "from memory")
+    value: dict[str, Any] = {
+        "recalls": len(recalls),
+        "references_recalled": names,
+        "break_even": pays,
+        "capacity": capacity,
+        "optimum_flops": best,
+        "policies": {},
+    }
+    table.add_row("best in hindsight", digits(best / 1e12), "x 1", "", "", "")
+    text = len(recalls) * costs_.external.read_flops
+    table.add_row("all text", digits(text / 1e12), f"x {digits(text / best)}", "0", "0", "0%")
+    number = max(names, asked.references or 0)
+    if capacity is None or number <= capacity:
+        at_once = number * costs_.explicit.write_flops + len(recalls) * costs_.explicit.read_flops
+        table.add_row("all memory at once", digits(at_once / 1e12), f"x {digits(at_once / best)}", f"{number:,}", "0", "100%")
+    for label, policy in policies.items():
+        outcome = simulate(recalls, costs_, policy, record)
+        share = outcome.flops / best
+        value["policies"][label] = {**dataclasses.asdict(outcome), "of_optimum": share}
+        counts = (f"{outcome.written:,}", f"{outcome.dropped:,}", f"{outcome.from_memory:.0%}")
+        table.add_row(label, digits(outcome.flops / 1e12), f"x {digits(share)}", *counts)
+    room = "" if capacity is None else f", room for {capacity:,} memories"
+    return "traffic", value, [Text(f"\n{len(recalls):,} recalls of {names:,} references{room}", "bold"), table]
+
+
+def _table(*columns: str) -> Table:
+    """Without borders; all columns but the first to the right."""
+    table = Table(*columns, box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
