@@ -10,6 +10,7 @@ import typer
 from rich.console import RenderableType
 
 from memory3.cli import options, planning
+from memory3.cli.capacity import capacity, chosen_machine, counted
 from memory3.cli.output import message, out, print_json
 from memory3.config import MemoryConfig
 
@@ -39,6 +40,39 @@ def plan(
         str | None,
         typer.Option(help="How many references there are, such as 1.12e8.", metavar="N", rich_help_panel=CORPUS),
     ] = None,
+    path: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Documents to count instead: a file, a folder or a pattern; may be given several times.",
+            metavar="PATH",
+            rich_help_panel=CORPUS,
+        ),
+    ] = None,
+    machine: Annotated[
+        str | None,
+        typer.Option(help="Profile: h100, a100, rtx4090, cpu-16.", metavar="NAME", rich_help_panel=options.MACHINE),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time this machine for a profile; seconds.", rich_help_panel=options.MACHINE)
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Hold the predictions against this machine, with the model and a bank; minutes.",
+            rich_help_panel=options.MACHINE,
+        ),
+    ] = False,
+    price: Annotated[
+        float | None,
+        typer.Option(
+            help="Of the machine per hour. Default: the profile's.", metavar="AMOUNT", rich_help_panel=options.MACHINE
+        ),
+    ] = None,
+    hours: Annotated[
+        float,
+        typer.Option(help="Time there is for writing.", metavar="HOURS", rich_help_panel=options.MACHINE),
+    ] = 168.0,
     usage: Annotated[
         Path | None,
         typer.Option(
@@ -83,10 +117,13 @@ def plan(
 
         memory3 plan --model memory3-2.4b --figure costs.png
         memory3 plan --model memory3-2.4b --references 1.12e8
+        memory3 plan --path docs/ --measure
+        memory3 plan --machine h100 --price 2.5
         memory3 plan --usage recalls.csv --figure allocation.png
         memory3 plan --zipf 1 --references 1e5 --recalls 1e6 --disk 10GB
         memory3 plan --model Qwen/Qwen2.5-0.5B-Instruct --budget adaptive:1/4
     """
+    from memory3.theory.capacity import Corpus
     from memory3.theory.shape import shape_of
     from memory3.theory.storage import reference_count
     from memory3.theory.usage import read_usage
@@ -103,8 +140,23 @@ def plan(
     number = None if references is None else reference_count(references)
     asked = planning.Asked(model, shape, config, codec, embedder, number)
     views: list[tuple[str, Any, list[RenderableType]]] = []
-    if number is not None:
-        views.append(planning.storage(asked, number))
+    if machine is not None and measure:
+        raise typer.BadParameter("is measured or named, not both", param_hint="--machine")
+    if references is not None and path:
+        raise typer.BadParameter("are given or counted, not both", param_hint="--references")
+    corpus = counted(path, model, config) if path else None if number is None else Corpus(number)
+    if corpus is not None:
+        asked = dataclasses.replace(asked, references=corpus.references)
+        views.append(planning.storage(asked, corpus))
+    if machine is not None or measure:
+        chosen = chosen_machine(asked, machine, measure, price, corpus.tokens if corpus else 0.0)
+        views.append(capacity(asked, corpus, chosen, hours))
+    elif price is not None:
+        raise typer.BadParameter("needs --machine or --measure", param_hint="--price")
+    if check:
+        from memory3.cli.plan_check import check as check_predictions
+
+        views.append(check_predictions(asked))
     if usage is not None:
         views += _used(asked, read_usage(usage), figure, disk)
     if zipf is not None:

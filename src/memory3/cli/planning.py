@@ -16,13 +16,14 @@ from memory3.cli.output import printable, size
 from memory3.config import MemoryConfig
 from memory3.policy import WritePolicy
 from memory3.theory.allocation import allocate
+from memory3.theory.capacity import Corpus
 from memory3.theory.cost import Costs, paper_costs
 from memory3.theory.library import embedder_of, library_costs
 from memory3.theory.shape import Shape
 from memory3.theory.storage import ReferenceBytes, library_bytes, paper_bytes
 from memory3.theory.usage import Usage
 
-__all__ = ["Asked", "View", "allocation", "binary", "costs", "digits", "storage", "traffic"]
+__all__ = ["Asked", "View", "allocation", "binary", "columns", "costs", "digits", "storage", "traffic"]
 
 #: Name in JSON, value there, tables for people.
 View = tuple[str, Any, list[RenderableType]]
@@ -58,11 +59,12 @@ class Asked:
             self.shape, self.config, codec=self.codec, embedder=self.embedder, references=self.references or TYPICAL
         )
 
-    @property
-    def own_bytes(self) -> ReferenceBytes:
+    def own_bytes(self, tokens: float = 0.0, text_bytes: float = 0.0) -> ReferenceBytes:
         """Of a reference in a bank."""
         dimension = embedder_of(self.embedder).dimension
-        return library_bytes(self.shape, self.config, codec=self.codec, dimension=dimension)
+        return library_bytes(
+            self.shape, self.config, codec=self.codec, dimension=dimension, tokens=tokens, text_bytes=text_bytes
+        )
 
 
 def digits(value: float) -> str:
@@ -139,7 +141,7 @@ def _costs_json(all_costs: Costs) -> dict[str, Any]:
 
 
 def _costs_table(all_costs: Costs) -> Table:
-    table = _table("TFLOPs", "formula", "write", "read")
+    table = columns("TFLOPs", "formula", "write", "read")
     table.columns[1].justify = "left"
     for name, cost in all_costs.formats().items():
         table.add_row(LABELS[name], "", digits(cost.write_flops / 1e12), digits(cost.read_flops / 1e12), style="bold")
@@ -163,10 +165,11 @@ def _between(all_costs: Costs) -> Text:
 # ---- storage -------------------------------------------------------------------------------------------------------------
 
 
-def storage(asked: Asked, number: int) -> View:
-    """The paper's three sizes, and a bank of this library, for a number of references."""
+def storage(asked: Asked, corpus: Corpus) -> View:
+    """The paper's three sizes, and a bank of this library."""
+    number = corpus.references
     paper = paper_bytes(asked.shape)
-    own = asked.own_bytes
+    own = asked.own_bytes(corpus.tokens, corpus.text_bytes)
     value = {
         "references": number,
         "paper": {name: {"per_reference": each, "bytes": each * number} for name, each in paper.items()},
@@ -174,7 +177,7 @@ def storage(asked: Asked, number: int) -> View:
             **{name: {"per_reference": each, "bytes": round(each * number)} for name, each in _parts(own).items()},
         },
     }
-    table = _table(f"{number:,} references", "each", "all", "")
+    table = columns(f"{number:,} references", "each", "all", "")
     for name, each in paper.items():
         table.add_row(f"paper: {name}", size(each), binary(each * number), f"dense / {digits(paper['dense'] / each)}")
     for name, each in _parts(own).items():
@@ -215,14 +218,14 @@ def allocation(asked: Asked, usage: list[Usage], figure: Path | None) -> View:
         "in_format": made.documents,
         "formats": {u.document_id: name for u, name in zip(usage, made.formats, strict=True)},
     }
-    policies = _table("policy", "documents", "TFLOPs", "of the cheapest")
+    policies = columns("policy", "documents", "TFLOPs", "of the cheapest")
     for name, total in totals.items():
         number = (
             f"{len(usage):,}" if name != "cheapest" else ", ".join(f"{n:,} {LABELS[f]}" for f, n in made.documents.items())
         )
         label = "cheapest for each" if name == "cheapest" else f"all {LABELS[name]}"
         policies.add_row(label, number, digits(total / 1e12), f"x {digits(total / totals['cheapest'])}")
-    listing = _table("document", "recalls", "references", "cheapest as")
+    listing = columns("document", "recalls", "references", "cheapest as")
     for use, name in list(zip(usage, made.formats, strict=True))[:_LISTED]:
         listing.add_row(Text(printable(use.document_id)), f"{use.count:,}", f"{use.references:,}", LABELS[name])
     rest = [Text(f"and {len(usage) - _LISTED:,} more; --json lists all")] if len(usage) > _LISTED else []
@@ -236,7 +239,7 @@ def traffic(asked: Asked, recalls: Any, disk: int | None) -> View:
     """
     from memory3.theory.traffic import break_even, optimum, simulate
 
-    costs_, record = asked.own_costs, asked.own_bytes.record
+    costs_, record = asked.own_costs, asked.own_bytes().record
     pays = break_even(costs_)
     capacity = None if disk is None else disk // record
     policies = {
@@ -245,7 +248,7 @@ def traffic(asked: Asked, recalls: Any, disk: int | None) -> View:
     }
     names = len({str(name) for name in recalls})
     best = optimum(recalls, costs_, capacity)
-    table = _table("policy", "TFLOPs", "of the best", "written", "dropped", "from memory")
+    table = columns("policy", "TFLOPs", "of the best", "written", "dropped", "from memory")
     value: dict[str, Any] = {
         "recalls": len(recalls),
         "references_recalled": names,
@@ -271,9 +274,9 @@ def traffic(asked: Asked, recalls: Any, disk: int | None) -> View:
     return "traffic", value, [Text(f"\n{len(recalls):,} recalls of {names:,} references{room}", "bold"), table]
 
 
-def _table(*columns: str) -> Table:
+def columns(*names: str) -> Table:
     """Without borders; all columns but the first to the right."""
-    table = Table(*columns, box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(*names, box=None, header_style="bold", padding=(0, 2, 0, 0))
     for column in table.columns[1:]:
         column.justify = "right"
     return table
