@@ -1,10 +1,11 @@
-"""The capacity part of ``memory3 plan``: a corpus counted, a machine chosen or measured, and what one takes on the other."""
+"""The capacity part of ``memory3 plan``: a corpus or a bank's usage counted, a machine chosen or measured, and what one takes on the other."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.text import Text
@@ -14,13 +15,14 @@ from memory3.cli.output import err, message, size
 from memory3.cli.planning import Asked, View, columns, digits
 from memory3.cli.progress import progress_bar
 from memory3.config import MemoryConfig
-from memory3.errors import ConfigError
+from memory3.errors import ConfigError, InputError
 from memory3.theory.capacity import Corpus, Plan, plan
 from memory3.theory.library import writing_tokens
 from memory3.theory.machine import Machine, machine_of
 from memory3.theory.shape import PAPER_MODEL
+from memory3.theory.usage import Usage
 
-__all__ = ["capacity", "chosen_machine", "counted"]
+__all__ = ["bank_usage", "capacity", "chosen_machine", "counted"]
 
 #: Numbers of references that are shown where none is asked for.
 DECADES = tuple(10**power for power in range(4, 10))
@@ -69,6 +71,18 @@ def counted(paths: Sequence[str], model: str, config: MemoryConfig) -> Corpus:
             late = time.monotonic() - started > _PATIENCE
             bar.update(task, status=f"{references:,} references, {size(length)}", visible=late)
     return Corpus(references, tokens / references, length / references)
+
+
+def bank_usage(path: Path) -> tuple[MemoryConfig, str, list[Usage]]:
+    """A bank's settings, its model and how often its documents were recalled, most used first."""
+    from memory3.bank import Bank
+
+    with Bank.open(path, None, create=False) as bank:
+        counts = bank.recalls()
+        usage = [Usage(entry.id, counts[entry.id], entry.references) for entry in bank.documents()]
+        if not usage:
+            raise InputError(f"{path}: the bank holds no documents: there is nothing to allocate")
+        return bank.manifest.config, bank.manifest.model, sorted(usage, key=lambda use: (-use.count, use.document_id))
 
 
 def capacity(asked: Asked, corpus: Corpus | None, machine: Machine, within_hours: float) -> View:

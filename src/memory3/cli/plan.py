@@ -10,7 +10,7 @@ import typer
 from rich.console import RenderableType
 
 from memory3.cli import options, planning
-from memory3.cli.capacity import capacity, chosen_machine, counted
+from memory3.cli.capacity import bank_usage, capacity, chosen_machine, counted
 from memory3.cli.output import message, out, print_json
 from memory3.config import MemoryConfig
 
@@ -28,14 +28,14 @@ _SIMULATED, _MOST = 10_000, 10_000_000
 
 def plan(
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--model",
             "-m",
-            help="memory3-2.4b (the paper's), catalogue name, hub id or folder. Only its config is read.",
+            help="memory3-2.4b (the paper's), catalogue name, hub id or folder. Only its config is read. Default: the bank's, else smollm2-135m-instruct.",
             metavar="MODEL",
         ),
-    ] = "smollm2-135m-instruct",
+    ] = None,
     references: Annotated[
         str | None,
         typer.Option(help="How many references there are, such as 1.12e8.", metavar="N", rich_help_panel=CORPUS),
@@ -81,6 +81,16 @@ def plan(
             rich_help_panel=USE,
         ),
     ] = None,
+    bank: Annotated[
+        Path | None,
+        typer.Option(
+            "--bank",
+            "-b",
+            help="Take model, settings and recalls from this bank's own statistics.",
+            metavar="DIR",
+            rich_help_panel=USE,
+        ),
+    ] = None,
     zipf: Annotated[
         float | None,
         typer.Option(help="Made-up traffic with this exponent, about 1 for most.", metavar="EXPONENT", rich_help_panel=USE),
@@ -123,6 +133,7 @@ def plan(
         memory3 plan --zipf 1 --references 1e5 --recalls 1e6 --disk 10GB
         memory3 plan --model Qwen/Qwen2.5-0.5B-Instruct --budget adaptive:1/4
     """
+    from memory3.model.catalogue import DEFAULT_MODEL
     from memory3.theory.capacity import Corpus
     from memory3.theory.shape import shape_of
     from memory3.theory.storage import reference_count
@@ -135,7 +146,16 @@ def plan(
         "reference_length": reference_length,
         "dtype": dtype,
     }
-    config = options.settings(MemoryConfig(), preset, changes)
+    base, used = MemoryConfig(), None
+    if bank is not None:
+        if usage is not None:
+            raise typer.BadParameter("has its own statistics: give --usage or --bank", param_hint="--bank")
+        base, remembered, used = bank_usage(bank)
+        model = model or remembered
+    elif usage is not None:
+        used = read_usage(usage)
+    model = model or DEFAULT_MODEL
+    config = options.settings(base, preset, changes)
     shape = shape_of(model)
     number = None if references is None else reference_count(references)
     asked = planning.Asked(model, shape, config, codec, embedder, number)
@@ -157,13 +177,13 @@ def plan(
         from memory3.cli.plan_check import check as check_predictions
 
         views.append(check_predictions(asked))
-    if usage is not None:
-        views += _used(asked, read_usage(usage), figure, disk)
+    if used is not None:
+        views += _used(asked, used, figure, disk)
     if zipf is not None:
         views.append(_made_up(asked, zipf, recalls, disk))
-    if disk is not None and usage is None and zipf is None:
-        raise typer.BadParameter("needs --usage or --zipf: a budget is spent on what is recalled", param_hint="--disk")
-    if not views or (figure is not None and usage is None):
+    if disk is not None and used is None and zipf is None:
+        raise typer.BadParameter("needs --usage, --bank or --zipf: a budget is spent on what is recalled", param_hint="--disk")
+    if not views or (figure is not None and used is None):
         views.insert(0, planning.costs(asked, figure))
     if as_json:
         print_json({"model": model, "config": config.to_dict(), **{name: value for name, value, _ in views}})
