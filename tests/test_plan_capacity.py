@@ -9,7 +9,7 @@ import math
 import pytest
 
 from memory3.config import Budget, MemoryConfig
-from memory3.errors import ConfigError, InputError
+from memory3.errors import ConfigError, InputError, UnsupportedModel
 from memory3.theory import capacity
 from memory3.theory.capacity import Corpus, plan
 from memory3.theory.cost import Setting, implicit
@@ -20,6 +20,7 @@ from memory3.theory.shape import SHAPES, Shape
 from memory3.theory.storage import library_bytes
 
 ODD = Shape(3, 6, 2, 7, 11, 13, 17)
+TIMED = Shape(3, 6, 2, 8, 12, 13, 17)
 CONFIG = MemoryConfig(layers=(0, 2), budget=Budget("uniform", 3), selector="attention", reference_length=5, chunk_length=8)
 MACHINE = Machine(
     "odd", flops=1e9, memory_bandwidth=1e8, disk_bandwidth=1e7, disk_latency=2e-3, layer_seconds=3e-4, number_bytes=4,
@@ -111,7 +112,7 @@ def test_built_in_machines_plan_every_size(name):
 
 def test_measuring_this_machine_leaves_nothing_behind(tmp_path):
     told = []
-    machine = measure(ODD, 9, batch=2, repeats=1, folder=tmp_path, price=3.5, tell=told.append)
+    machine = measure(TIMED, 9, batch=2, repeats=1, folder=tmp_path, price=3.5, tell=told.append)
     assert machine.price == 3.5
     assert machine.flops > 0
     assert machine.disk_bandwidth > 0
@@ -119,9 +120,14 @@ def test_measuring_this_machine_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_shape_that_cannot_be_built():
+    with pytest.raises(UnsupportedModel, match="no multiple of 6 heads"):
+        measure(ODD, 9)
+
+
 def test_a_disk_that_cannot_be_measured(tmp_path):
     with pytest.raises(InputError, match="cannot be measured"):
-        measure(ODD, 9, batch=2, repeats=1, folder=tmp_path / "no")
+        measure(TIMED, 9, batch=2, repeats=1, folder=tmp_path / "no")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Lock
 from types import TracebackType
@@ -58,6 +59,7 @@ class Bank:
         self._embedder_lock = Lock()
         self.cache = MemoryCache(cache_bytes)
         self._recalls = RecallLog(store.path)
+        weakref.finalize(self, self._recalls.flush)  # a bank that nobody closes has been recalled from, too
         self._keeping = Keeping(store, read_policy(store), snapshot.record_bytes, self._recalls)
 
     @classmethod

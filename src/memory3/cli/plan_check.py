@@ -50,7 +50,8 @@ def check(asked: Asked) -> View:
         measured["references/s"] = report.references / report.seconds
         bank.compact()
         measured["bytes a reference"] = bank._snapshot.bytes / len(bank)
-        source, text = Distinct(bank), [r.text for r in bank_references(bank)]
+        source, chunk = Distinct(bank), asked.config.chunk_length
+        text = [m3.tokenizer.decode(list(r.token_ids)[:chunk]) for r in bank_references(bank)]
         k = asked.config.references_per_chunk
         measured["recall, s"] = statistics.median(_recall(m3, source, text[n], k) for n in range(_REPEATS))
         plain, reading = [], []

@@ -180,8 +180,8 @@ def storage(asked: Asked, corpus: Corpus) -> View:
     table = columns(f"{number:,} references", "each", "all", "")
     for name, each in paper.items():
         table.add_row(f"paper: {name}", size(each), binary(each * number), f"dense / {digits(paper['dense'] / each)}")
-    for name, each in _parts(own).items():
-        table.add_row(f"bank: {name}", size(each), binary(each * number), "")
+    for name, part in _parts(own).items():
+        table.add_row(f"bank: {name}", size(part), binary(part * number), "")
     return "storage", value, [table]
 
 
@@ -243,12 +243,13 @@ def traffic(asked: Asked, recalls: Any, disk: int | None) -> View:
     pays = break_even(costs_)
     capacity = None if disk is None else disk // record
     policies = {
-        "auto, at the first recall": WritePolicy("auto", 1, disk),
-        f"auto, at recall {pays} (break-even)": WritePolicy("auto", pays, disk),
+        "auto, at recall 1": (WritePolicy("auto", 1, disk), True),
+        f"auto, at recall {pays} (break-even)": (WritePolicy("auto", pays, disk), True),
+        f"auto, at recall {pays}, never as text": (WritePolicy("auto", pays, disk), False),
     }
     names = len({str(name) for name in recalls})
     best = optimum(recalls, costs_, capacity)
-    table = columns("policy", "TFLOPs", "of the best", "written", "dropped", "from memory")
+    table = columns("policy", "TFLOPs", "of best", "written", "dropped", "found")
     value: dict[str, Any] = {
         "recalls": len(recalls),
         "references_recalled": names,
@@ -263,9 +264,9 @@ def traffic(asked: Asked, recalls: Any, disk: int | None) -> View:
     number = max(names, asked.references or 0)
     if capacity is None or number <= capacity:
         at_once = number * costs_.explicit.write_flops + len(recalls) * costs_.explicit.read_flops
-        table.add_row("all memory at once", digits(at_once / 1e12), f"x {digits(at_once / best)}", f"{number:,}", "0", "100%")
-    for label, policy in policies.items():
-        outcome = simulate(recalls, costs_, policy, record)
+        table.add_row("memory at once", digits(at_once / 1e12), f"x {digits(at_once / best)}", f"{number:,}", "0", "100%")
+    for label, (policy, cold_as_text) in policies.items():
+        outcome = simulate(recalls, costs_, policy, record, cold_as_text=cold_as_text)
         share = outcome.flops / best
         value["policies"][label] = {**dataclasses.asdict(outcome), "of_optimum": share}
         counts = (f"{outcome.written:,}", f"{outcome.dropped:,}", f"{outcome.from_memory:.0%}")

@@ -23,7 +23,7 @@ __all__ = ["Corpus", "Plan", "Recall", "plan"]
 #: Seconds that a read of a few rows takes in Lance and Python, whatever their size (docs/planner.md).
 LANCE_SECONDS = 3e-3
 #: Seconds of an embedding beside the model's layers: tokenising and the wrapping of sentence-transformers.
-EMBED_SECONDS = 3e-3
+EMBED_SECONDS = 6e-3
 #: How often a record's bytes pass through memory between the disk and the attention: checksum, copy, conversion, gathering, padding.
 UNPACK_PASSES = 10
 #: Extra operations of a memory layer while decoding, as a part of the layer's own: a second kernel and the merging of two sums.

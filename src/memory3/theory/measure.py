@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
-from memory3.errors import InputError
+from memory3.errors import InputError, UnsupportedModel
 from memory3.theory.machine import Machine
 from memory3.theory.shape import Shape
 
@@ -55,6 +55,7 @@ def measure(
 
     Raises:
         InputError: nothing can be written into ``folder``.
+        UnsupportedModel: transformers builds no layers of this shape.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -86,6 +87,10 @@ def measure(
 
 
 def _model(shape: Shape, layers: int, device: torch.device, dtype: torch.dtype) -> LlamaModel:
+    if shape.hidden % shape.heads:
+        raise UnsupportedModel(
+            f"a width of {shape.hidden} is no multiple of {shape.heads} heads: such layers cannot be built to be timed"
+        )
     config = LlamaConfig(
         hidden_size=shape.hidden,
         intermediate_size=shape.mlp,
@@ -96,7 +101,8 @@ def _model(shape: Shape, layers: int, device: torch.device, dtype: torch.dtype) 
         vocab_size=8,
     )
     with torch.device(device):
-        return LlamaModel(config).to(dtype).eval()
+        model: Any = LlamaModel(config)  # its `to` is decorated beyond what type checkers follow
+    return model.to(dtype).eval()
 
 
 def _write(model: LlamaModel, batch: int, tokens: int) -> None:

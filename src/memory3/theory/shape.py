@@ -131,7 +131,7 @@ def _read_config(name: str) -> Any:
         return AutoConfig.from_pretrained(name, trust_remote_code=False).get_text_config()
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         what = "" if Path(name).exists() else ". It is no folder here, and its config could not be fetched from the model hub"
-        raise ModelError(f"the shape of model {name!r} is unknown: {str(error).splitlines()[0]}{what}") from error
+        raise ModelError(f"the shape of model {name!r} is unknown: {str(error).splitlines()[0].rstrip('.')}{what}") from error
 
 
 def _from_config(name: str, config: Any) -> Shape:

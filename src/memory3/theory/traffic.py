@@ -65,7 +65,14 @@ def shuffled(usage: Sequence[Usage], seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).permutation(traffic)
 
 
-def simulate(traffic: Sequence[Hashable] | np.ndarray, costs: Costs, policy: WritePolicy, record_bytes: int = 1) -> Outcome:
+def simulate(
+    traffic: Sequence[Hashable] | np.ndarray,
+    costs: Costs,
+    policy: WritePolicy,
+    record_bytes: int = 1,
+    *,
+    cold_as_text: bool = True,
+) -> Outcome:
     """Follow the traffic with a policy; time is counted in recalls, and one counts half after as many as there are names.
 
     Args:
@@ -73,10 +80,13 @@ def simulate(traffic: Sequence[Hashable] | np.ndarray, costs: Costs, policy: Wri
         costs: of a reference.
         policy: when to write, and what fits.
         record_bytes: of a memory, for the policy's budget.
+        cold_as_text: a cold reference is put into the prompt, as mode ``text`` does. False: it is encoded into a memory that is used and not
+            stored, as mode ``memory`` does today; waiting then saves disk, not work.
     """
     names = [str(name) for name in traffic]
     keeper, tally = Keeper(policy, record_bytes), Tally(half_life=max(1, len(set(names))))
-    cold, warm, write = costs.external.read_flops, costs.explicit.read_flops, costs.explicit.write_flops
+    warm, write = costs.explicit.read_flops, costs.explicit.write_flops
+    cold = costs.external.read_flops if cold_as_text else write + warm
     stored: set[str] = set()
     flops, written, dropped, hits = 0.0, 0, 0, 0
     for now, name in enumerate(names):
