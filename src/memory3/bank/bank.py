@@ -202,9 +202,9 @@ class Bank:
         """
         with self._store.lock(wait_seconds):
             compact(self._store)
-            held = {f"{entry.id}#{number}" for entry in self.documents() for number in range(entry.references)}
+            held = {entry.id for entry in self.documents()}
             self._recalls.flush()
-            self._recalls.sum_up(held.__contains__)
+            self._recalls.sum_up(lambda reference_id: reference_id.rpartition("#")[0] in held)
         self.refresh()
 
     # ---- reading ---------------------------------------------------------------------------------------------------------

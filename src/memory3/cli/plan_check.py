@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import tempfile
 import time
@@ -59,17 +60,19 @@ def check(asked: Asked) -> View:
             plain.append(_decode(m3, None))
             reading.append(_decode(m3, source))
     measured["tokens/s"], measured["tokens/s with memory"] = statistics.median(plain), statistics.median(reading)
+    measured["of them lost"] = 1 - measured["tokens/s with memory"] / measured["tokens/s"]
     predicted = {
         "references/s": made.references_per_second,
         "bytes a reference": made.disk / made.references,
         "recall, s": made.recall.seconds,
         "tokens/s": made.plain_tokens_per_second,
         "tokens/s with memory": made.tokens_per_second,
+        "of them lost": made.lost,
     }
     shown = columns("", "predicted", "measured", "ratio", "")
     value: dict[str, Any] = {}
     for name, figure in measured.items():
-        ratio = predicted[name] / figure
+        ratio = predicted[name] / figure if figure else math.inf
         close = 1 / (1 + CLOSE) <= ratio <= 1 + CLOSE
         value[name] = {"predicted": predicted[name], "measured": figure, "ratio": ratio, "close": close}
         shown.add_row(name, digits(predicted[name]), digits(figure), digits(ratio), "" if close else "not within 25%")

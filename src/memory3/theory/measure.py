@@ -37,7 +37,7 @@ def measure(
     tokens: int,
     *,
     batch: int = 16,
-    repeats: int = 3,
+    repeats: int = 5,
     folder: str | Path | None = None,
     price: float = 0.0,
     tell: Callable[[str], None] = lambda what: None,
