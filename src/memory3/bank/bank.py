@@ -58,7 +58,7 @@ class Bank:
         self._embedder = embedder
         self._embedder_lock = Lock()
         self.cache = MemoryCache(cache_bytes)
-        self._recalls = RecallLog(store.path)
+        self._recalls = RecallLog(store.path, store.lock)
         weakref.finalize(self, self._recalls.flush)  # a bank that nobody closes has been recalled from, too
         self._keeping = Keeping(store, read_policy(store), snapshot.record_bytes, self._recalls)
 

@@ -13,12 +13,12 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from memory3.errors import BankError
 from memory3.policy import Tally
 
 __all__ = ["RecallLog"]
@@ -33,9 +33,16 @@ SUM_BYTES = 16 << 20
 class RecallLog:
     """Counts recalls in RAM, and on disk from time to time. Safe to share between threads."""
 
-    def __init__(self, folder: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        lock: Callable[[], AbstractContextManager[None]] = nullcontext,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``lock``: the writer's, held while a file that has grown large is summed up."""
         self._path = folder / FILE
         self._clock = clock
+        self._writing = lock
         self._lock = Lock()
         self._new: Counter[str] = Counter()
         self._count = 0
@@ -86,23 +93,23 @@ class RecallLog:
                 file.write(line.encode())
                 size = file.tell()
             if size > self._limit:
-                self.sum_up()
-        except OSError:
+                with self._writing():
+                    self.sum_up()
+        except (OSError, BankError):
             return
 
     def sum_up(self, known: Callable[[str], bool] = lambda id_: True) -> None:
-        """Make one line of many, of the references that are ``known``; left for another time while another process does it."""
-        if not self._path.exists():
-            return
+        """Make one line of many, of the references that are ``known``. Needs the writer's lock."""
         try:
-            with FileLock(f"{self._path}.lock", timeout=0):
-                tally = self._read()
-                heats = {id_: [n, round(tally.heats[id_], 6)] for id_, n in tally.counts.items() if known(id_)}
-                new = self._path.with_suffix(".new")
-                new.write_text(json.dumps({"heats": heats}, separators=(",", ":")) + "\n", encoding="utf-8")
-                os.replace(new, self._path)
-                self._limit = max(SUM_BYTES, 2 * self._path.stat().st_size)
-        except (OSError, Timeout):
+            tally = self._read()
+            heats = {id_: [n, round(tally.heats[id_], 6)] for id_, n in tally.counts.items() if known(id_)}
+            if not tally.counts:
+                return
+            new = self._path.with_suffix(".new")
+            new.write_text(json.dumps({"heats": heats}, separators=(",", ":")) + "\n", encoding="utf-8")
+            os.replace(new, self._path)
+            self._limit = max(SUM_BYTES, 2 * self._path.stat().st_size)
+        except OSError:
             return
 
     def _read(self) -> Tally:

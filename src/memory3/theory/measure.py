@@ -29,7 +29,7 @@ _FILE_BYTES = 256 << 20
 _BLOCK_BYTES = 4 << 20
 _RANDOM_READS = 64
 _CONTEXT = 192
-_STEPS = 20
+_STEPS = 40
 
 
 def measure(
