@@ -170,7 +170,7 @@ def test_large_documents_go_through_staging(tmp_path, small_commits):
         assert report.references == len(expected(docs))
         assert contents(bank) == expected(docs)
         assert bank.verify().ok
-    assert sorted(os.listdir(tmp_path / "bank")) == ["CURRENT", "references-1.lance", "writer.lock"]
+    assert sorted(os.listdir(tmp_path / "bank")) == ["CURRENT", "recalls.jsonl", "references-1.lance", "writer.lock"]
 
 
 def test_references_of_several_documents_are_encoded_together(tmp_path):

@@ -94,7 +94,7 @@ def test_killed_while_writing(tmp_path, processes, first, monkeypatch):
             assert bank.verify().ok
             assert bank.write(bank_process.second_version(), prune=True).written == 0
         resumed += 0 < m3.encoded < len(new)
-        assert sorted(os.listdir(path)) == ["CURRENT", "references-1.lance", "writer.lock"]
+        assert sorted(os.listdir(path)) == ["CURRENT", "recalls.jsonl", "references-1.lance", "writer.lock"]
     assert mixed > 5
     assert resumed > 2
 

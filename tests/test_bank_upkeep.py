@@ -281,7 +281,7 @@ def test_rebuild_for_another_model(tmp_path, monkeypatch):
         assert new.write(documents()).unchanged == 12
         monkeypatch.setattr(store, "GRACE", timedelta())
         new.compact()
-        assert sorted(os.listdir(path)) == ["CURRENT", "references-2.lance", "writer.lock"]
+        assert sorted(os.listdir(path)) == ["CURRENT", "recalls.jsonl", "references-2.lance", "writer.lock"]
     Bank.rebuild(path, HashingWriter(), embedder=HashingEmbedder())
     with open_bank(path) as third:
         assert contents(third) == expected(documents())

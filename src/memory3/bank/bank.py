@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Lock
 from types import TracebackType
@@ -13,9 +14,11 @@ from memory3.bank.cache import MemoryCache
 from memory3.bank.cold import warm_up
 from memory3.bank.embedder import Embedder, TextEmbedder
 from memory3.bank.info import bank_info
+from memory3.bank.keeping import Keeping, read_policy, save_policy
 from memory3.bank.lookup import read_memories, read_references
 from memory3.bank.manifest import BankManifest
 from memory3.bank.rebuild import rebuild
+from memory3.bank.recalls import RecallLog
 from memory3.bank.reports import BankInfo, DocumentEntry, Hit, VerifyReport, WriteProgress, WriteReport
 from memory3.bank.retriever import search
 from memory3.bank.rows import FIRST_ROWS
@@ -29,6 +32,7 @@ from memory3.bank.writing import Writing, delete_documents
 from memory3.codec.raw import record_size
 from memory3.errors import BankCorrupt, ConfigError, InputError
 from memory3.model.catalogue import DEFAULT_EMBEDDER
+from memory3.policy import WritePolicy
 from memory3.values import Document, Memory, Reference
 
 __all__ = ["Bank"]
@@ -54,6 +58,9 @@ class Bank:
         self._embedder = embedder
         self._embedder_lock = Lock()
         self.cache = MemoryCache(cache_bytes)
+        self._recalls = RecallLog(store.path, store.lock)
+        weakref.finalize(self, self._recalls.flush)  # a bank that nobody closes has been recalled from, too
+        self._keeping = Keeping(store, read_policy(store), snapshot.record_bytes, self._recalls)
 
     @classmethod
     def open(
@@ -64,6 +71,7 @@ class Bank:
         embedder: str | TextEmbedder | None = None,
         cache_bytes: int = 1 << 30,
         create: bool = True,
+        write: WritePolicy | str | None = None,
     ) -> Bank:
         """Open the bank at ``path``, or make an empty one.
 
@@ -74,6 +82,9 @@ class Bank:
             embedder: name or object; by default the bank's own, for a new bank the catalogue's default.
             cache_bytes: RAM for memories read recently; 0 switches the cache off.
             create: whether a missing bank is made; otherwise it raises BankNotFound.
+            write: what becomes of new documents, remembered by the bank. ``"now"``: they are encoded when written. ``"auto"``: they are
+                kept as text, and memories are stored when recalled; `memory3.policy.WritePolicy` says at which recall, and within what disk
+                budget. None: as the bank remembers; ``"now"`` for a new one.
         """
         store = Store(path)
         given = None if isinstance(embedder, str) else embedder
@@ -86,6 +97,8 @@ class Bank:
             snapshot.manifest.require(m3)
         if name is not None:
             snapshot.manifest.require_embedder(name, given.dimension if given else None)
+        if write is not None and read_policy(store) != (policy := WritePolicy.of(write)):
+            save_policy(store, policy)
         return cls(store, snapshot, m3, given, cache_bytes)
 
     @staticmethod
@@ -113,7 +126,7 @@ class Bank:
         embedder = embedder or store.snapshot().manifest.embedder
         chosen = Embedder.load(embedder) if isinstance(embedder, str) else embedder
         with store.lock(wait_seconds):
-            return rebuild(store, m3, chosen, progress)
+            return rebuild(store, m3, chosen, progress, cold=read_policy(store).write == "auto")
 
     @property
     def manifest(self) -> BankManifest:
@@ -130,6 +143,11 @@ class Bank:
                 self._embedder = embedder
             return self._embedder
 
+    @property
+    def policy(self) -> WritePolicy:
+        """What becomes of new documents and of cold ones that are recalled."""
+        return self._keeping.policy
+
     # ---- writing ---------------------------------------------------------------------------------------------------------
 
     def write(
@@ -137,7 +155,7 @@ class Bank:
         documents: Iterable[Document],
         *,
         prune: bool = False,
-        cold: bool = False,
+        cold: bool | None = None,
         progress: Progress | None = None,
         wait_seconds: float = 0.0,
     ) -> WriteReport:
@@ -148,7 +166,7 @@ class Bank:
         Args:
             documents: read one by one, so they need not fit into RAM.
             prune: remove the documents of the bank that are not among these.
-            cold: store text and embedding only; memories are encoded when first read.
+            cold: store text and embedding only; memories are encoded when first read. None: as the bank's policy says.
             progress: called after each document and each encoded batch.
             wait_seconds: how long to wait for another writer before raising BankBusy.
         """
@@ -157,6 +175,7 @@ class Bank:
         with self._store.lock(wait_seconds):
             self.refresh()
             now = self._store.snapshot()
+            cold = self.policy.write == "auto" if cold is None else cold
             writing = Writing(self._store, now.name, now.table, m3, embedder, cold=cold, progress=progress)
             report = writing.run(documents, prune=prune)
             if report.written or report.removed:
@@ -183,6 +202,9 @@ class Bank:
         """
         with self._store.lock(wait_seconds):
             compact(self._store)
+            held = {entry.id for entry in self.documents()}
+            self._recalls.flush()
+            self._recalls.sum_up(lambda reference_id: reference_id.rpartition("#")[0] in held)
         self.refresh()
 
     # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -201,7 +223,8 @@ class Bank:
         return self._reading(lambda snapshot: search(snapshot, vectors, k, where))
 
     def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
-        """The memories of references, in order: from the cache, else from disk, else (cold) encoded now and stored."""
+        """The memories of references, in order: from the cache, else from disk, else (cold) encoded now, and stored if the policy says so."""
+        self._recalls.add(set(reference_ids))
         found: dict[str, Memory] = {}
         for id_ in dict.fromkeys(reference_ids) if use_cache else ():
             memory = self.cache.get(id_)
@@ -233,6 +256,15 @@ class Bank:
         for values in zip(*(rows[name].to_pylist() for name in columns), strict=True):
             yield DocumentEntry(*values)
 
+    def recalls(self) -> dict[str, int]:
+        """How often references of each document were recalled, by all that read this bank, as far as they have told; 0 for those never."""
+        counts = {entry.id: 0 for entry in self.documents()}
+        for reference_id, count in self._recalls.counts().items():
+            document_id = reference_id.rpartition("#")[0]
+            if document_id in counts:
+                counts[document_id] += count
+        return counts
+
     def verify(self) -> VerifyReport:
         """Read every row and check it: checksums, record lengths, completeness of documents."""
         self.refresh()
@@ -253,7 +285,9 @@ class Bank:
             self.cache.clear()
 
     def close(self) -> None:
-        """Give back the RAM. The bank must not be used after that."""
+        """Give back the RAM, write down the recalls. The bank must not be used after that."""
+        self._recalls.flush()
+        self._keeping.give_back()
         self.cache.clear()
 
     def __len__(self) -> int:
@@ -291,7 +325,12 @@ class Bank:
     def _read_memories(self, snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, Memory]:
         found = read_memories(snapshot, reference_ids)
         cold = [id_ for id_ in reference_ids if id_ not in found]
-        return found | warm_up(self._store, snapshot, self._model("encode cold memories of"), cold) if cold else found
+        if not cold:
+            return found
+        m3 = self._model("encode cold memories of")
+        made, stored = warm_up(self._store, snapshot, m3, cold, self._keeping.chosen)
+        self._keeping.make_room(stored)
+        return found | made
 
     def _model(self, task: str) -> MemoryWriter:
         if self._m3 is None:

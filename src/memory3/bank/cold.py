@@ -1,8 +1,8 @@
-"""Cold rows: references without a memory yet. Encoded when first read, and stored for the next reader if the lock is free."""
+"""Cold rows: references without a memory. Encoded when read, and stored for the next reader if they are wanted and the lock is free."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,11 +19,24 @@ from memory3.codec.raw import encode_record
 from memory3.errors import BankError
 from memory3.values import Memory
 
-__all__ = ["warm_up"]
+__all__ = ["cool_down", "warm_up"]
+
+#: Rows that are rewritten at once.
+_AT_ONCE = 500
 
 
-def warm_up(store: Store, snapshot: Snapshot, m3: MemoryWriter, reference_ids: Sequence[str]) -> dict[str, Memory]:
-    """Memories of rows that are cold in ``snapshot``: read if someone has stored them since, else encoded and stored."""
+def warm_up(
+    store: Store,
+    snapshot: Snapshot,
+    m3: MemoryWriter,
+    reference_ids: Sequence[str],
+    chosen: Callable[[Iterable[str]], list[str]] = list,
+) -> tuple[dict[str, Memory], int]:
+    """Memories of rows that are cold in ``snapshot``: read if someone has stored them since, else encoded; those ``chosen`` are stored.
+
+    Returns:
+        The memories, and how many were stored.
+    """
     newest = store.snapshot()
     known = newest.row_ids(reference_ids)
     found = read_memories(newest, [id_ for id_ in reference_ids if id_ in known])
@@ -33,30 +46,44 @@ def warm_up(store: Store, snapshot: Snapshot, m3: MemoryWriter, reference_ids: S
     for start in range(0, len(references), m3.batch_size):
         some = references[start : start + m3.batch_size]
         made.update(zip((reference.id for reference in some), m3.encode(some), strict=True))
-    _store(store, snapshot, {id_: encode_record(memory, snapshot.manifest.shape) for id_, memory in made.items()})
-    return found | made
+    stored = _store(store, snapshot, {id_: encode_record(made[id_], snapshot.manifest.shape) for id_ in chosen(made)})
+    return found | made, stored
 
 
-def _store(store: Store, snapshot: Snapshot, records: dict[str, bytes]) -> None:
+def cool_down(store: Store, snapshot: Snapshot, reference_ids: Sequence[str]) -> None:
+    """Make rows cold again: their memories are gone, texts and embeddings stay. Needs the lock, and the newest snapshot."""
+    for start in range(0, len(reference_ids), _AT_ONCE):
+        condition = f"{LIVE} AND {is_in('reference_id', reference_ids[start : start + _AT_ONCE])}"
+        rows = snapshot.scan(TEXT_COLUMNS, condition)
+        _fill(store, snapshot, rows, [None] * len(rows))
+
+
+def _store(store: Store, snapshot: Snapshot, records: dict[str, bytes]) -> int:
     """Fill in records, unless the bank is being written or cannot be: then the next reader encodes them again."""
     if not records:
-        return
+        return 0
     try:
         with store.lock():
             newest = store.snapshot()
             before, now = (_cold_texts(version, list(records)) for version in (snapshot, newest))
             rows = now.filter(pc.is_in(now["checksum"], before["checksum"]))
-            if not len(rows):
-                return
-            filled = [records[id_] for id_ in rows["reference_id"].to_pylist()]
-            columns = {name: rows[name].combine_chunks() for name in TEXT_COLUMNS}
-            columns["codes"] = pa.array(filled, newest.table.schema.field("codes").type)
-            columns["codes_checksum"] = pa.array([xxh3_64_intdigest(record) for record in filled], pa.uint64())
-            batch = with_checksums(columns, newest.table.schema)
-            with writing(store.path):
-                newest.table.merge_insert("reference_id").when_matched_update_all().execute(batch)
+            if len(rows):
+                _fill(store, newest, rows, [records[id_] for id_ in rows["reference_id"].to_pylist()])
+            return len(rows)
     except BankError:
-        return
+        return 0
+
+
+def _fill(store: Store, snapshot: Snapshot, rows: pa.Table, records: Sequence[bytes | None]) -> None:
+    """Give rows these records, in one commit."""
+    schema = snapshot.table.schema
+    columns = {name: rows[name].combine_chunks() for name in TEXT_COLUMNS}
+    columns["codes"] = pa.array(records, schema.field("codes").type)
+    checksums = [None if record is None else xxh3_64_intdigest(record) for record in records]
+    columns["codes_checksum"] = pa.array(checksums, pa.uint64())
+    batch = with_checksums(columns, schema)
+    with writing(store.path):
+        snapshot.table.merge_insert("reference_id").when_matched_update_all().execute(batch)
 
 
 def _cold_texts(snapshot: Snapshot, reference_ids: Sequence[str]) -> pa.Table:

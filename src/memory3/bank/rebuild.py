@@ -27,10 +27,12 @@ def rebuild(
     m3: MemoryWriter,
     embedder: TextEmbedder,
     progress: Callable[[WriteProgress], None] | None = None,
+    *,
+    cold: bool = False,
 ) -> WriteReport:
     """Write all documents into a new table and put it in force at the end. An interrupted rebuild goes on where it stopped.
 
-    Needs the lock. Until the end the old table is in force and can be read.
+    Needs the lock. ``cold``: texts only, as the bank's policy has it. Until the end the old table is in force and can be read.
     """
     old = store.snapshot()
     manifest = BankManifest.of(m3, embedder.name, embedder.dimension)
@@ -39,7 +41,9 @@ def rebuild(
     if unfinished is None or store.open(name)[1] != manifest:
         store.remove_table(f"{name}-staging")
         unfinished = store.add_table(name, manifest)
-    report = Writing(store, name, unfinished, m3, embedder, progress=progress).run(stored_documents(old), prune=True)
+    report = Writing(store, name, unfinished, m3, embedder, cold=cold, progress=progress).run(
+        stored_documents(old), prune=True
+    )
     store.switch(name)
     tidy(store)
     return report

@@ -45,6 +45,12 @@ class Snapshot:
         with reading(self.path):
             return int(self.table.count_rows(LIVE))
 
+    @cached_property
+    def cold(self) -> int:
+        """Number of references without a memory."""
+        with reading(self.path):
+            return int(self.table.count_rows(f"{LIVE} AND codes_checksum IS NULL"))
+
     @property
     def record_bytes(self) -> int:
         """Of one memory."""

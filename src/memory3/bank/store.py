@@ -3,6 +3,7 @@
 - ``CURRENT``: name of the table in force, one line; replaced by renaming.
 - ``references-1.lance/``: the rows; the number rises when a bank is rebuilt for another model.
 - ``references-1-staging.lance/``: rows of a large document that is not complete yet.
+- ``policy.json``, ``recalls.jsonl``: what becomes of cold rows, and how often each was recalled (`keeping`, `recalls`).
 - ``writer.lock``: held by the one process that writes; the system releases it when that process ends.
 """
 
@@ -32,7 +33,7 @@ __all__ = ["GRACE", "Store"]
 #: Readers keep the version they opened; what they read is not removed before this long after it was replaced.
 GRACE = timedelta(minutes=10)
 
-_OWN = re.compile(r"references-|writer\.lock$|CURRENT")
+_OWN = re.compile(r"references-|writer\.lock$|CURRENT|policy\.json|recalls\.")
 _TABLE = re.compile(r"references-([1-9][0-9]*)")
 
 

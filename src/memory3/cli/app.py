@@ -15,6 +15,7 @@ from memory3.cli.bench import bench
 from memory3.cli.care import compact, delete, info, verify
 from memory3.cli.demo import demo
 from memory3.cli.output import message, out
+from memory3.cli.plan import plan
 from memory3.cli.rebuild import rebuild
 from memory3.cli.write import write
 from memory3.errors import Memory3Error
@@ -45,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (write, ask, info, verify, delete, compact, rebuild, demo):
+for command in (write, ask, info, verify, delete, compact, rebuild, plan, demo):
     app.command()(command)
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(bench)
 

@@ -100,6 +100,8 @@ def ask(
         if seed is not None:
             _sow(seed)
         answers[each] = m3.generate(prompt, bank=opened, mode=each, streamer=_printer(m3) if streaming else None, **choice)
+    if opened is not None:
+        opened.close()  # writes down what was recalled
 
     if as_json:
         found = [answer_json(each, answer) for each, answer in answers.items()]

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from memory3.cli import options
 from memory3.cli.output import count, err, facts, message, out, print_json, printable, size
+from memory3.policy import WritePolicy
 
 __all__ = ["compact", "delete", "info", "verify"]
 
@@ -44,6 +45,7 @@ def info(
             "codec": manifest.codec,
             "config": config,
             "shape": {**dataclasses.asdict(manifest.shape), "layers": list(manifest.shape.layers)},
+            "policy": dataclasses.asdict(opened.policy),
             **{name: value for name, value in dataclasses.asdict(sizes).items() if name != "cache"},
         }
         if documents:
@@ -61,6 +63,7 @@ def info(
                 "embedder": f"{manifest.embedder} ({manifest.dimension} numbers)",
                 "holds": f"{count(sizes.documents, 'document')}, {count(sizes.references, 'reference')}{cold}",
                 "on disk": f"{size(sizes.bytes)}; a memory has {size(sizes.record_bytes)} ({manifest.codec})",
+                "writing": _policy(opened.policy),
                 "search": f"{sizes.index}{f', {sizes.unindexed:,} not indexed yet' if sizes.unindexed else ''}",
                 "settings": ", ".join(f"{name} {value}" for name, value in config.items()),
                 "memory": f"{manifest.shape.pairs:,} pairs in {len(manifest.shape.layers)} layers x "
@@ -73,6 +76,13 @@ def info(
         for entry in entries:
             table.add_row(Text(printable(entry.id)), Text(printable(entry.source)), f"{entry.references:,}")
         out.print(table)
+
+
+def _policy(policy: WritePolicy) -> str:
+    if policy.write == "now":
+        return "now: documents are encoded when they are written"
+    within = f", within {size(policy.disk_bytes)}" if policy.disk_bytes else ""
+    return f"auto: a memory is stored at recall {policy.after:,} of its reference{within}"
 
 
 def verify(bank: options.Bank, as_json: options.Json = False) -> None:

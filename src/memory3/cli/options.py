@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ __all__ = [
     "ReferenceLength",
     "Selector",
     "Wait",
+    "byte_count",
     "settings",
 ]
 
@@ -97,6 +99,23 @@ Dtype = Annotated[
     str | None,
     typer.Option(help="How numbers are stored: float16, bfloat16, float32.", metavar="NAME", rich_help_panel=SETTINGS),
 ]
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15}
+
+
+def byte_count(text: str | None) -> int | None:
+    """``"10GB"`` as 10,000,000,000; None as None. What is no size is wrong usage."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGTP]?B)?\s*", text, re.IGNORECASE)
+    try:
+        size = int(float(found[1]) * _UNITS[(found[2] or "").upper()]) if found else 0
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise typer.BadParameter(f"{text!r} is no size: write 500MB, 10GB or 2TB")
+    return size
 
 
 def settings(base: MemoryConfig, preset: str | None, changes: dict[str, str | int | None]) -> MemoryConfig:

@@ -15,6 +15,7 @@ from memory3.cli.output import count, duration, err, message, out, print_json, s
 from memory3.cli.progress import WriteMeter
 from memory3.config import MemoryConfig
 from memory3.errors import BankNotFound, ConfigError
+from memory3.policy import WritePolicy
 
 if TYPE_CHECKING:
     from memory3.bank import WriteReport
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["INTERRUPTED", "report_write", "write"]
 
 INTERRUPTED = "interrupted. What was committed is kept and the bank is whole: run the same command again to go on"
+
+POLICY = "What becomes of memories (a bank remembers it)"
 
 #: Skipped files and records that are shown to people; ``--json`` lists all.
 _SHOWN = 20
@@ -56,6 +59,27 @@ def write(
     cold: Annotated[
         bool, typer.Option("--cold", help="Store texts only; each memory is encoded when it is first read.")
     ] = False,
+    auto: Annotated[
+        bool,
+        typer.Option("--auto", help="As --cold, from now on; memories are stored when recalled.", rich_help_panel=POLICY),
+    ] = False,
+    after: Annotated[
+        int | None,
+        typer.Option(
+            help="Store a memory at this recall of it; `memory3 plan` says where it pays. Means --auto.",
+            metavar="N",
+            min=1,
+            rich_help_panel=POLICY,
+        ),
+    ] = None,
+    disk: Annotated[
+        str | None,
+        typer.Option(
+            help="Disk for memories, such as 10GB; those wanted least are dropped. Means --auto.",
+            metavar="SIZE",
+            rich_help_panel=POLICY,
+        ),
+    ] = None,
     text_field: Annotated[
         str | None, typer.Option(help="Field of a record (JSON, CSV, Parquet) that holds its text.", metavar="NAME")
     ] = None,
@@ -86,6 +110,7 @@ def write(
         memory3 write 'notes/**/*.md' report.pdf --bank bank
         memory3 write docs/ --bank bank --prune
         curl -s https://example.com/a.txt | memory3 write - --bank bank
+        memory3 write docs/ --bank bank --after 3 --disk 10GB
         memory3 write faq.jsonl --text-field answer --bank faq
         memory3 write docs/ --bank big --model Qwen/Qwen2.5-0.5B-Instruct
     """
@@ -99,6 +124,8 @@ def write(
         "beginning": beginning,
         "dtype": dtype,
     }
+    budget_bytes = options.byte_count(disk)
+    policy = WritePolicy("auto", after or 1, budget_bytes) if auto or after or budget_bytes else None
     name, config = _remembered(bank, model, preset, changes)
     skipped: list[tuple[str, str]] = []
     documents = read_documents(
@@ -109,12 +136,14 @@ def write(
     try:
         m3 = load_model(name, config, device=device, batch_size=batch_size)
         from memory3.bank import Bank
+        from memory3.bank.keeping import read_policy
+        from memory3.bank.store import Store
 
-        meter = WriteMeter(m3, total, cold=cold)
+        meter = WriteMeter(m3, total, cold=cold or (policy or read_policy(Store(bank))).write == "auto")
         with err.status("opening the bank"):
-            opened = Bank.open(bank, meter.writer, embedder=full_name(embedder) if embedder else None)
+            opened = Bank.open(bank, meter.writer, embedder=full_name(embedder) if embedder else None, write=policy)
         with opened, meter.shown():
-            report = opened.write(meter.reading(documents), prune=prune, cold=cold, progress=meter, wait_seconds=wait)
+            report = opened.write(meter.reading(documents), prune=prune, cold=cold or None, progress=meter, wait_seconds=wait)
     except KeyboardInterrupt:
         message(INTERRUPTED)
         raise typer.Exit(130) from None

@@ -1,0 +1,100 @@
+"""Which memories a bank keeps: its write policy, remembered in ``policy.json``, applied to cold rows as they are recalled."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from functools import cached_property
+
+from memory3.bank.cold import cool_down
+from memory3.bank.faults import writing
+from memory3.bank.recalls import RecallLog
+from memory3.bank.rows import LIVE
+from memory3.bank.store import Store
+from memory3.bank.upkeep import tidy
+from memory3.errors import BankCorrupt, BankError, ConfigError
+from memory3.policy import Keeper, WritePolicy
+
+__all__ = ["Keeping", "read_policy", "save_policy"]
+
+FILE = "policy.json"
+
+
+def read_policy(store: Store) -> WritePolicy:
+    """The bank's policy; one that never had one writes at once."""
+    path = store.path / FILE
+    try:
+        return WritePolicy(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return WritePolicy()
+    except (OSError, ValueError, TypeError, ConfigError) as error:
+        raise BankCorrupt(
+            f"{path} is no write policy ({error}): remove it, and open the bank with the policy wanted"
+        ) from error
+
+
+def save_policy(store: Store, policy: WritePolicy) -> None:
+    """Remember a policy; in force for whoever opens the bank from now on."""
+    with writing(store.path):
+        new = store.path / f"{FILE}.new"
+        new.write_text(json.dumps(dataclasses.asdict(policy)) + "\n", encoding="utf-8")
+        os.replace(new, store.path / FILE)
+
+
+class Keeping:
+    """A policy at work in one process.
+
+    Attributes:
+        policy: see `memory3.policy`.
+        dropped: memories that this process dropped; their space is given back by compaction.
+    """
+
+    def __init__(self, store: Store, policy: WritePolicy, record_bytes: int, recalls: RecallLog) -> None:
+        self.policy = policy
+        self.dropped = 0
+        self._store = store
+        self._keeper = Keeper(policy, record_bytes)
+        self._recalls = recalls
+
+    def chosen(self, reference_ids: Iterable[str]) -> list[str]:
+        """Those of the cold references recalled now whose memory is to be stored."""
+        if self.policy.after == 1 and self._keeper.capacity is None:
+            return list(reference_ids)
+        tally = self._recalls.tally
+        return [id_ for id_ in reference_ids if self._keeper.wants(id_, tally)]
+
+    def make_room(self, stored: int) -> None:
+        """After so many memories were stored: drop those wanted least, if all exceed the budget and nobody else is writing."""
+        capacity = self._keeper.capacity
+        if capacity is None or not stored:
+            return
+        self._held += stored
+        if self._held <= capacity:
+            return
+        try:
+            with self._store.lock():
+                newest = self._store.snapshot()
+                warm = newest.scan(["reference_id"], f"{LIVE} AND codes_checksum IS NOT NULL")["reference_id"].to_pylist()
+                surplus = self._keeper.surplus(warm, self._recalls.tally)
+                cool_down(self._store, newest, surplus)
+                self._held = len(warm) - len(surplus)
+                self.dropped += len(surplus)
+        except BankError:
+            return  # the next one that stores a memory tries again
+
+    def give_back(self) -> None:
+        """The space of what was dropped, where it is so much that compaction is due and nobody else is writing."""
+        if self.dropped:
+            try:
+                with self._store.lock():
+                    tidy(self._store)
+            except BankError:
+                return  # the next write does it
+
+    @cached_property
+    def _held(self) -> int:
+        """Memories there were when first asked, then what this process added and dropped; others are seen at the next dropping."""
+        snapshot = self._store.snapshot()
+        return snapshot.size - snapshot.cold

@@ -1,0 +1,140 @@
+"""Recall statistics of a bank: ``recalls.jsonl`` in its folder, appended now and then, so that reading is not slowed down.
+
+One JSON object per line. ``{"at": seconds, "recalls": {reference id: count}}`` adds recalls of about one moment; ``{"heats": {reference id: [count, heat]}}``,
+written when many lines are made one, is their sum (heat: `memory3.policy`, with its half-life). Counts not yet written are lost when a process is killed;
+a line that cannot be read, cut short by that, is passed over. Several processes append to one file; what one adds while another sums it up may be lost.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from memory3.errors import BankError
+from memory3.policy import Tally
+
+__all__ = ["RecallLog"]
+
+FILE = "recalls.jsonl"
+#: Recalls counted in RAM before they are written, which is what a killed process loses at most.
+FLUSH_EVERY = 1000
+#: A larger file is summed up.
+SUM_BYTES = 16 << 20
+
+
+class RecallLog:
+    """Counts recalls in RAM, and on disk from time to time. Safe to share between threads."""
+
+    def __init__(
+        self,
+        folder: Path,
+        lock: Callable[[], AbstractContextManager[None]] = nullcontext,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """``lock``: the writer's, held while a file that has grown large is summed up."""
+        self._path = folder / FILE
+        self._clock = clock
+        self._writing = lock
+        self._lock = Lock()
+        self._new: Counter[str] = Counter()
+        self._count = 0
+        self._limit = SUM_BYTES
+        self._tally: Tally | None = None
+
+    def add(self, reference_ids: Collection[str]) -> None:
+        """Count one recall of each."""
+        with self._lock:
+            self._new.update(reference_ids)
+            self._count += 1
+            if self._tally is not None:
+                now = self._clock()
+                for id_ in reference_ids:
+                    self._tally.add(id_, now)
+            due = self._count >= FLUSH_EVERY
+        if due:
+            self.flush()
+
+    @property
+    def tally(self) -> Tally:
+        """All recalls known to this process: those on disk when it first asked, and its own since. It goes on counting."""
+        with self._lock:
+            if self._tally is None:
+                self._tally = self._read()
+                now = self._clock()
+                for id_, count in self._new.items():
+                    self._tally.add(id_, now, count)
+            return self._tally
+
+    def counts(self) -> dict[str, int]:
+        """Recalls by reference id, those of other processes included as far as they were written."""
+        with self._lock:
+            read = Counter(self._read().counts)
+            read.update(self._new)
+        return dict(read)
+
+    def flush(self) -> None:
+        """Write what is not written yet. Where that cannot be, a folder that is read only above all, the counts are given up."""
+        with self._lock:
+            new, self._new, self._count = self._new, Counter(), 0
+        if not new:
+            return
+        # A line break first: what a killed process left of a line must not spoil this one.
+        line = "\n" + json.dumps({"at": round(self._clock(), 3), "recalls": new}, separators=(",", ":")) + "\n"
+        try:
+            with open(self._path, "ab") as file:
+                file.write(line.encode())
+                size = file.tell()
+            if size > self._limit:
+                with self._writing():
+                    self.sum_up()
+        except (OSError, BankError):
+            return
+
+    def sum_up(self, known: Callable[[str], bool] = lambda id_: True) -> None:
+        """Make one line of many, of the references that are ``known``. Needs the writer's lock."""
+        try:
+            tally = self._read()
+            heats = {id_: [n, round(tally.heats[id_], 6)] for id_, n in tally.counts.items() if known(id_)}
+            if not tally.counts:
+                return
+            new = self._path.with_suffix(".new")
+            new.write_text(json.dumps({"heats": heats}, separators=(",", ":")) + "\n", encoding="utf-8")
+            os.replace(new, self._path)
+            self._limit = max(SUM_BYTES, 2 * self._path.stat().st_size)
+        except OSError:
+            return
+
+    def _read(self) -> Tally:
+        tally = Tally()
+        try:
+            with open(self._path, encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    if line.strip():
+                        _merge(tally, line)
+        except OSError:
+            pass  # never written, or not to be read: then nothing is known
+        return tally
+
+
+def _merge(tally: Tally, line: str) -> None:
+    """Add a line of the file; one that is damaged is passed over."""
+    try:
+        fields: Any = json.loads(line)
+        if "heats" in fields:
+            summed = [(id_, int(count), float(heat)) for id_, (count, heat) in fields["heats"].items()]
+        else:
+            at = float(fields["at"]) / tally.half_life
+            summed = [(id_, int(count), at + math.log2(count)) for id_, count in fields["recalls"].items()]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return
+    for id_, count, heat in summed:
+        if count > 0 and math.isfinite(heat):
+            tally.merge(id_, count, heat)

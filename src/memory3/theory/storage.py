@@ -1,0 +1,165 @@
+"""How large memories are: the paper's three figures, and what a bank of this library takes on disk and in RAM.
+
+    dense        L x H x 2 x lref x dh numbers     every head of every layer, all tokens
+    sparse       Lmem x Hkv x 2 x lmem x dh        memory layers, KV heads, the kept tokens
+    quantised    Lmem x Hkv x 2 x lmem vectors     each a code of 14 bytes
+
+Knows shapes and settings; opens no bank. `docs/bank-format.md` has the record that `library_bytes` counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from memory3.config import MemoryConfig
+from memory3.errors import ConfigError
+from memory3.theory.cost import PAPER, Setting
+from memory3.theory.shape import Shape
+
+__all__ = [
+    "BYTES_PER_TOKEN",
+    "CODECS",
+    "Codec",
+    "ReferenceBytes",
+    "codec_of",
+    "library_bytes",
+    "paper_bytes",
+    "reference_count",
+]
+
+_NUMBER_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+#: Columns of a row other than texts, embedding and memory, as docs/bank-format.md lists them: ordinals, offsets, hash and checksums in bytes,
+#: a short id, source and metadata. An estimate.
+_ROW_BYTES = 160
+#: Bytes of UTF-8 per token of English with a vocabulary of about 50,000. An estimate; ``--path`` measures it.
+BYTES_PER_TOKEN = 4.5
+
+
+@dataclass(frozen=True)
+class Codec:
+    """How the vectors of a memory are stored.
+
+    Attributes:
+        name: as the bank calls it.
+        vector_bytes: of one key or value; None: its numbers as they are.
+        encode_flops, decode_flops: of a vector of ``dh`` numbers, as (a, b) in ``a dh^2 + b dh``.
+    """
+
+    name: str
+    vector_bytes: int | None = None
+    encode_flops: tuple[int, int] = (0, 0)
+    decode_flops: tuple[int, int] = (0, 0)
+
+    def bytes(self, head_dim: int, dtype: str) -> int:
+        """Of one stored vector."""
+        return head_dim * _NUMBER_BYTES[dtype] if self.vector_bytes is None else self.vector_bytes
+
+    def encoding(self, head_dim: int) -> int:
+        """FLOPs to encode one vector."""
+        return self.encode_flops[0] * head_dim**2 + self.encode_flops[1] * head_dim
+
+    def decoding(self, head_dim: int) -> int:
+        """FLOPs to decode one vector."""
+        return self.decode_flops[0] * head_dim**2 + self.decode_flops[1] * head_dim
+
+
+#: ``raw``: `memory3.codec.raw`. ``vq14``: the paper's composite quantiser OPQ-Residual2x14-PQ8x10, 108 bits. Encoding turns the vector by a full
+#: rotation and compares it with 2 x 2^14 coarse centroids and 2^10 of each part; decoding adds two centroids and the product's and turns back.
+CODECS: Mapping[str, Codec] = {
+    "raw": Codec("raw"),
+    "vq14": Codec("vq14", 14, (2, 2 * (2 * 2**14 + 2**10)), (2, 3)),
+}
+
+
+def codec_of(name: str) -> Codec:
+    """The codec of that name."""
+    if name not in CODECS:
+        raise ConfigError(f"codec {name!r} is unknown: use one of {', '.join(CODECS)}")
+    return CODECS[name]
+
+
+def paper_bytes(shape: Shape, setting: Setting = PAPER) -> dict[str, int]:
+    """Bytes per reference of the paper's three formats: ``dense``, ``sparse`` (bf16 both), ``quantised`` (14 bytes a vector).
+
+    At 1.12e8 references of its model: 7.17 PiB, 45.9 TiB, 4.02 TiB (sections 3.3 and 3.5; PAPER.md section 3).
+    """
+    sparse_vectors = setting.layers(shape) * shape.kv_heads * 2 * setting.kept
+    return {
+        "dense": shape.layers * shape.heads * 2 * setting.reference * shape.head_dim * 2,
+        "sparse": sparse_vectors * shape.head_dim * 2,
+        "quantised": sparse_vectors * 14,
+    }
+
+
+@dataclass(frozen=True)
+class ReferenceBytes:
+    """Where the bytes of one reference in a bank go.
+
+    Attributes:
+        record: the memory, of constant size.
+        text: the text as UTF-8 and its token ids.
+        embedding: float32.
+        other: the row's other columns.
+    """
+
+    record: int
+    text: float
+    embedding: int
+    other: int = _ROW_BYTES
+
+    @property
+    def disk(self) -> float:
+        """All of it."""
+        return self.record + self.text + self.embedding + self.other
+
+    @property
+    def cold(self) -> float:
+        """The same without a memory: what text (RAG) takes."""
+        return self.disk - self.record
+
+
+def library_bytes(
+    shape: Shape,
+    config: MemoryConfig,
+    *,
+    codec: str = "raw",
+    dimension: int = 384,
+    tokens: float = 0.0,
+    text_bytes: float = 0.0,
+) -> ReferenceBytes:
+    """Bytes of one reference in a bank of this library (docs/bank-format.md).
+
+    Args:
+        shape: of the model.
+        config: how memories are written.
+        codec: ``"raw"`` or ``"vq14"``.
+        dimension: numbers of an embedding.
+        tokens: of a reference on average; 0: a full one.
+        text_bytes: of its text; 0: `BYTES_PER_TOKEN` for each token.
+    """
+    tokens = tokens or config.reference_length
+    heads = len(shape.memory_layers(config)) * shape.kv_heads
+    pairs = config.budget.pairs(heads, config.reference_length)
+    vector = codec_of(codec).bytes(shape.head_dim, config.dtype)
+    return ReferenceBytes(
+        record=2 * (heads + pairs) + 2 * pairs * vector,
+        text=(text_bytes or tokens * BYTES_PER_TOKEN) + 4 * tokens,
+        embedding=4 * dimension,
+    )
+
+
+def reference_count(value: float | str) -> int:
+    """A number of references, also as ``"1.12e8"``.
+
+    Raises:
+        ConfigError: it is no whole number from 1 to 1e15.
+    """
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if not 1 <= number <= 1e15 or number != int(number):
+        raise ConfigError(f"{value} references cannot be planned for: give a whole number from 1, such as 1e6")
+    return int(number)
