@@ -29,7 +29,7 @@ from memory3.values import Citation, Document, Memory, MemoryShape, Reference
 if TYPE_CHECKING:
     from memory3.bank import Bank
 
-__all__ = ["MODES", "Memory3"]
+__all__ = ["MODES", "Memory3", "TokenClock"]
 
 MODES = ("memory", "text", "none")
 
@@ -37,13 +37,18 @@ MODES = ("memory", "text", "none")
 Prompt = str | Sequence[Mapping[str, str]]
 
 
-class _Watch(StoppingCriteria):
-    """Takes the time of every token; stops nothing."""
+class TokenClock(StoppingCriteria):
+    """Takes the time of every token, in seconds of `time.perf_counter`; stops nothing.
+
+    Attributes:
+        times: one for each token chosen so far.
+    """
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Asked by transformers after every token."""
         self.times.append(time.perf_counter())
         return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
@@ -215,7 +220,7 @@ class Memory3:
         self._check_length(rows, max_new_tokens, reading=mode == "memory")
 
         options = {"do_sample": False, **options, "max_new_tokens": max_new_tokens}
-        watch = _Watch()
+        watch = TokenClock()
         # The model's own sampling defaults would only make greedy decoding warn.
         if not options["do_sample"]:
             options = {"temperature": None, "top_p": None, "top_k": None, **options}

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import StoppingCriteria
 
 from memory3.benchmarks.measure import Distinct, alternate, bank_references, ratio, temporary_bank
-from memory3.generate import Memory3
+from memory3.generate import Memory3, TokenClock
 from memory3.model.load import DEFAULT_MODEL
 
 __all__ = ["OPTIONS", "run"]
@@ -27,15 +26,6 @@ OPTIONS: dict[str, Any] = {
     "tokens_out": 128,
     "repeats": 5,
 }
-
-
-class _Watch(StoppingCriteria):
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        self.times.append(time.perf_counter())
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
 def run(model: str, preset: str, batches: str, tokens_in: int, tokens_out: int, repeats: int) -> dict[str, Any]:
@@ -53,7 +43,7 @@ def run(model: str, preset: str, batches: str, tokens_in: int, tokens_out: int, 
             ends: dict[str, list[float]] = {"memory": [], "plain": []}
 
             def measure(arm: str, tokens: torch.Tensor, size: int, ends: dict[str, list[float]]) -> float:
-                watch = _Watch()
+                watch = TokenClock()
                 generate: Any = m3.model.generate
                 call = {
                     "attention_mask": torch.ones_like(tokens),

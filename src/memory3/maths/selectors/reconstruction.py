@@ -30,8 +30,7 @@ class Reconstruction(Selector):
         refs, heads, tokens, dim = view.repeat_query.shape
         kv_heads = view.key.shape[1]
         query = view.repeat_query.reshape(refs, kv_heads, heads // kv_heads * tokens, dim)
-        logits = torch.matmul(query, view.key.transpose(-1, -2)).float() * view.scale
-        logits -= view.repeat_lse.reshape(refs, kv_heads, -1, 1)
-        # Padding queries say nothing.
-        padding = ~view.valid.repeat(1, heads // kv_heads)[:, None, :, None]
-        return torch.exp(logits.masked_fill_(padding, -torch.inf).amax(dim=2))
+        # Queries of padding say nothing: an infinite lse makes all their weights zero.
+        lse = view.repeat_lse.masked_fill(~view.valid[:, None], torch.inf).reshape(refs, kv_heads, -1, 1)
+        logits = torch.matmul(query * view.scale, view.key.transpose(-1, -2)).float()
+        return logits.sub_(lse).amax(dim=2).exp_()
