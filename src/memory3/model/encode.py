@@ -95,20 +95,6 @@ class _Write:
         bias[..., before:].masked_fill_(blocked[:, None], masked(query.dtype))
         return bias
 
-    def _attention(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The reference and its repetition apart, since the reference never sees what comes after it: a quarter less to compute."""
-        assert self.bias is not None
-        tokens, seen, parts = query.shape[2], key.shape[2], []
-        for part in (slice(0, self.span), slice(self.span, tokens)):
-            if part.start < part.stop:
-                upto = seen - tokens + part.stop
-                bias = self.bias[:, :, part, :upto]
-                parts.append(attention_with_lse(query[:, :, part], key[:, :, :upto], value[:, :, :upto], bias, scale=scale))
-        outs, lses = zip(*parts, strict=True)
-        return (outs[0], lses[0]) if len(parts) == 1 else (torch.cat(outs, dim=2), torch.cat(lses, dim=2))
-
     def attend(
         self,
         layer: int,
@@ -132,7 +118,7 @@ class _Write:
             rows = key.shape[0]
             all_keys = torch.cat([first_key.expand(rows, -1, -1, -1), key], dim=2)
             all_values = torch.cat([first_value.expand(rows, -1, -1, -1), value], dim=2)
-            out, lse = self._attention(query, all_keys, all_values, scale)
+            out, lse = attention_with_lse(query, all_keys, all_values, self.bias, scale=scale)
         if memory_layer and self.select is not None:
             repeating = slice(self.repeat_from, None)
             view = LayerView(
