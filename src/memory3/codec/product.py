@@ -1,0 +1,67 @@
+"""The composite quantiser of the paper (section 3.3): vectors of 2 d bytes in 14. Encoded by FAISS, decoded by gathers. Knows no bank and no model.
+
+Keys and values have a quantiser each, over all heads: what heads differ by, their place and widths, is taken off before (`memory3.codec.centring`). The paper's head
+dimension is 80: 160 bytes in 14, 11.4 to 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from memory3.codec.base import Codec, Record
+from memory3.codec.books import CodeBook
+from memory3.codec.centring import Centring
+from memory3.codec.layout import Layout
+from memory3.codec.quantiser import Quantiser, default_factory
+from memory3.codec.rows import Rows
+from memory3.values import Memory
+
+__all__ = ["ProductCodec", "factory_of"]
+
+
+def factory_of(codec: str, head_dim: int) -> str:
+    """The FAISS string of ``"product"`` or ``"product:FACTORY"``. One that does not fit raises ConfigError."""
+    factory = codec.partition(":")[2] or default_factory(head_dim)
+    Quantiser.shapes(factory, head_dim)
+    return factory
+
+
+class ProductCodec(Codec):
+    """Codes of FAISS, one after the other; by default 14 bytes a vector."""
+
+    def __init__(self, book: CodeBook) -> None:
+        self.name = book.codec
+        self.shape = book.shape
+        factory = factory_of(book.codec, book.shape.head_dim)
+        sides = [book.side(name) for name in ("keys", "values")]
+        self._centrings = [Centring.of(side) for side in sides]
+        self._quantisers = [Quantiser.of(factory, book.shape.head_dim, side) for side in sides]
+        self._layout = Layout(self.shape, book.positions, *(quantiser.code_size for quantiser in self._quantisers))
+        self.record_size = self._layout.size
+        self._rows: dict[torch.device, list[Rows]] = {}
+
+    def encode(self, memory: Memory) -> bytes:
+        """See `Codec.encode`."""
+        heads, positions = self._layout.places(memory)
+        parts = zip((memory.keys, memory.values), self._centrings, self._quantisers, strict=True)
+        codes = [quantiser.encode(centring.centred(x, heads, positions).numpy()) for x, centring, quantiser in parts]
+        return self._layout.pack(memory, *codes)
+
+    def decode(self, records: Sequence[Record], *, device: torch.device | str = "cpu") -> list[Memory]:
+        """See `Codec.decode`. Only codes go to the device."""
+        if not records:
+            return []
+        coded = self._layout.unpack(records)
+        heads, positions = coded.places(device)
+        codes = (torch.from_numpy(each).to(device) for each in (coded.keys, coded.values))
+        parts = zip(codes, self._tables(torch.device(device)), strict=True)
+        return coded.memories(*(rows.decode(each, heads, positions, self.shape.torch_dtype) for each, rows in parts))
+
+    def _tables(self, device: torch.device) -> list[Rows]:
+        """The tables of keys and of values, on ``device`` from their first use on."""
+        if device not in self._rows:
+            parts = zip(self._quantisers, self._centrings, strict=True)
+            self._rows[device] = [Rows(q.rows(), q.starts, centring, device) for q, centring in parts]
+        return self._rows[device]
