@@ -19,7 +19,7 @@ FLOORS = (
     {"text", "model"},
     {"bank"},
     {"answer", "chunks", "reading", "recall", "generate"},
-    {"training", "evaluation", "theory", "benchmarks"},
+    {"training", "evaluation", "theory", "benchmarks", "calibration"},
     {"serving", "demo"},
     {"cli"},
     {"__init__", "__main__"},

@@ -15,7 +15,6 @@ from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 from memory3.bank.where import is_in
 from memory3.bank.writer import MemoryWriter
-from memory3.codec.raw import encode_record
 from memory3.errors import BankError
 from memory3.values import Memory
 
@@ -33,7 +32,7 @@ def warm_up(store: Store, snapshot: Snapshot, m3: MemoryWriter, reference_ids: S
     for start in range(0, len(references), m3.batch_size):
         some = references[start : start + m3.batch_size]
         made.update(zip((reference.id for reference in some), m3.encode(some), strict=True))
-    _store(store, snapshot, {id_: encode_record(memory, snapshot.manifest.shape) for id_, memory in made.items()})
+    _store(store, snapshot, {id_: snapshot.codec.encode(memory) for id_, memory in made.items()})
     return found | made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
+from memory3.bank.codebooks import new_codec
 from memory3.bank.embedder import TextEmbedder
 from memory3.bank.lookup import references_at
 from memory3.bank.manifest import BankManifest
@@ -14,6 +15,7 @@ from memory3.bank.store import Store
 from memory3.bank.upkeep import tidy
 from memory3.bank.writer import MemoryWriter
 from memory3.bank.writing import Writing
+from memory3.codec import CodeBook
 from memory3.errors import BankCorrupt
 from memory3.values import Document, Reference
 
@@ -27,17 +29,20 @@ def rebuild(
     m3: MemoryWriter,
     embedder: TextEmbedder,
     progress: Callable[[WriteProgress], None] | None = None,
+    code_book: CodeBook | None = None,
 ) -> WriteReport:
     """Write all documents into a new table and put it in force at the end. An interrupted rebuild goes on where it stopped.
 
     Needs the lock. Until the end the old table is in force and can be read.
     """
     old = store.snapshot()
-    manifest = BankManifest.of(m3, embedder.name, embedder.dimension)
+    codec, book = new_codec(m3, code_book)
+    manifest = BankManifest.of(m3, embedder.name, embedder.dimension, codec, book)
     name = store.next_name()
     unfinished = store.find_table(name)
     if unfinished is None or store.open(name)[1] != manifest:
         store.remove_table(f"{name}-staging")
+        store.add_book(book)
         unfinished = store.add_table(name, manifest)
     report = Writing(store, name, unfinished, m3, embedder, progress=progress).run(stored_documents(old), prune=True)
     store.switch(name)

@@ -98,7 +98,11 @@ class CodeBook:
         for name, wanted in shapes.items():
             tensor = self.tensors.get(name)
             found = None if tensor is None else tuple(tensor.shape)
-            fits = found is not None and len(found) == len(wanted) and all(w in (-1, f) for w, f in zip(wanted, found, strict=True))
+            fits = (
+                found is not None
+                and len(found) == len(wanted)
+                and all(w in (-1, f) for w, f in zip(wanted, found, strict=True))
+            )
             if not fits or tensor is None or tensor.dtype != torch.float32:
                 raise BankCorrupt(
                     f"the code book {self.fingerprint} of codec {self.codec!r} has the tensor {name} as {found}, not as float32 "

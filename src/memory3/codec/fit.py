@@ -29,9 +29,11 @@ _SCALAR_VECTORS = 65_536
 _HELD_OUT = 20
 
 
-def wanted_vectors(codec: str) -> int:
-    """Keys that make a good code book."""
-    return _SCALAR_VECTORS if codec in BITS else MOST_VECTORS
+def wanted_vectors(codec: str, head_dim: int) -> int:
+    """Keys that make a good code book: FAISS looks at 256 for each row of a table at most."""
+    if codec in BITS:
+        return _SCALAR_VECTORS
+    return min(MOST_VECTORS, 256 * Quantiser.needed(factory_of(codec, head_dim), head_dim))
 
 
 def needed_vectors(codec: str, head_dim: int) -> int:
@@ -76,7 +78,9 @@ def fit(
             f"{number:,} key-value pairs are too few to fit the codec {codec!r}, which needs {needed_vectors(codec, shape.head_dim):,}: "
             "give more text, or a smaller codec such as int8 or product:RQ14x8"
         )
-    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[: wanted_vectors(codec) * _HELD_OUT // (_HELD_OUT - 1)]
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[
+        : wanted_vectors(codec, shape.head_dim) * _HELD_OUT // (_HELD_OUT - 1)
+    ]
     tested, trained = order[: len(order) // _HELD_OUT + 1], order[len(order) // _HELD_OUT + 1 :]
     tensors: dict[str, torch.Tensor] = {}
     about: dict[str, object] = {"vectors": len(trained), "torch": torch.__version__, "faiss": version("faiss-cpu")}
@@ -93,9 +97,7 @@ def fit(
     return CodeBook(codec, fingerprint, shape, positions, tensors, about)
 
 
-def _gathered(
-    memories: Iterable[Memory], shape: MemoryShape
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _gathered(memories: Iterable[Memory], shape: MemoryShape) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Keys, values ``[n, d]``, heads and positions ``[n]`` of all pairs."""
     keys, values = [torch.zeros(0, shape.head_dim)], [torch.zeros(0, shape.head_dim)]
     heads, places = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -104,7 +106,12 @@ def _gathered(
         values.append(memory.values.float())
         heads.append(np.repeat(np.arange(shape.heads), memory.counts.reshape(-1)))
         places.append(memory.positions.astype(np.int64))
-    return torch.cat(keys), torch.cat(values), torch.from_numpy(np.concatenate(heads)), torch.from_numpy(np.concatenate(places))
+    return (
+        torch.cat(keys),
+        torch.cat(values),
+        torch.from_numpy(np.concatenate(heads)),
+        torch.from_numpy(np.concatenate(places)),
+    )
 
 
 def _scalar(codec: str, z: torch.Tensor) -> Fitted:

@@ -56,7 +56,9 @@ class Quantiser:
             (K whole vectors); those that the family has.
     """
 
-    def __init__(self, factory: str, dimension: int, rotation: torch.Tensor | None, tables: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, factory: str, dimension: int, rotation: torch.Tensor | None, tables: Mapping[str, torch.Tensor]
+    ) -> None:
         self.factory = factory
         self.dimension = dimension
         self.rotation = rotation
@@ -80,7 +82,11 @@ class Quantiser:
         shapes: dict[str, tuple[int, ...]] = {}
         if "groups" in part:
             shapes["rotation"] = (width, dimension)
-        for name, number, bits in (("coarse", "coarse", "coarse_bits"), ("fine", "fine", "fine_bits"), ("fine", "parts", "part_bits")):
+        for name, number, bits in (
+            ("coarse", "coarse", "coarse_bits"),
+            ("fine", "fine", "fine_bits"),
+            ("fine", "parts", "part_bits"),
+        ):
             if number in part:
                 shapes[name] = (part[number], 1 << part[bits], width // max(1, part[number]))
         if "sums" in part:
