@@ -48,15 +48,16 @@ class Coded:
         """Head and position of each pair, int64 ``[n]`` both."""
         return torch.from_numpy(self.heads).to(device), torch.from_numpy(self.positions.astype(np.int64)).to(device)
 
-    def memories(self, keys: torch.Tensor, values: torch.Tensor) -> list[Memory]:
-        """One memory per record, of decoded keys and values ``[n, d]``. Each owns its bytes, so it can be kept or dropped alone."""
-        sizes = [int(each.sum(dtype=np.int64)) for each in self.counts]
-        parts = zip(np.split(self.positions, np.cumsum(sizes)[:-1]), keys.split(sizes), values.split(sizes), strict=True)
-        alone = len(sizes) == 1
-        return [
-            Memory(counts, positions.copy(), k if alone else k.clone(), v if alone else v.clone())
-            for counts, (positions, k, v) in zip(self.counts, parts, strict=True)
-        ]
+    @property
+    def sizes(self) -> list[int]:
+        """Pairs of each record; they add up to n."""
+        return [int(each.sum(dtype=np.int64)) for each in self.counts]
+
+    def memories(self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> list[Memory]:
+        """One memory per record, of decoded keys and values, one tensor ``[size, d]`` per record."""
+        positions = np.split(self.positions, np.cumsum(self.sizes)[:-1])
+        parts = zip(self.counts, positions, keys, values, strict=True)
+        return [Memory(counts, places.copy(), k, v) for counts, places, k, v in parts]
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,10 @@ class Layout:
 
     def unpack(self, records: Sequence[Record]) -> Coded:
         """The pairs of ``records``. Wrong lengths and counts raise BankCorrupt."""
-        counts, positions, keys, values = [], [], [], []
+        counts: list[np.ndarray] = []
+        positions: list[np.ndarray] = []
+        keys: list[np.ndarray] = []
+        values: list[np.ndarray] = []
         for record in records:
             view = memoryview(record).cast("B")
             if view.nbytes != self.size:

@@ -57,7 +57,8 @@ class ProductCodec(Codec):
         heads, positions = coded.places(device)
         codes = (torch.from_numpy(each).to(device) for each in (coded.keys, coded.values))
         parts = zip(codes, self._tables(torch.device(device)), strict=True)
-        return coded.memories(*(rows.decode(each, heads, positions, self.shape.torch_dtype) for each, rows in parts))
+        sizes, dtype = coded.sizes, self.shape.torch_dtype
+        return coded.memories(*(rows.decode(each, heads, positions, sizes, dtype) for each, rows in parts))
 
     def _tables(self, device: torch.device) -> list[Rows]:
         """The tables of keys and of values, on ``device`` from their first use on."""

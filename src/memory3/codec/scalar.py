@@ -58,7 +58,8 @@ class ScalarCodec(Codec):
         for codes, (centring, step) in zip((coded.keys, coded.values), self._sides, strict=True):
             numbers = _unpacked(torch.from_numpy(codes).to(device), self._bits, self.shape.head_dim)
             z = (numbers.float() + low) * step
-            vectors.append(centring.to(device).restored(z, heads, positions).to(self.shape.torch_dtype))
+            x = centring.to(device).restored(z, heads, positions)
+            vectors.append([part.to(self.shape.torch_dtype, copy=True) for part in x.split(coded.sizes)])
         return coded.memories(*vectors)
 
 
