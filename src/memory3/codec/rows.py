@@ -72,11 +72,13 @@ class Rows:
 
         ``heads`` and ``positions`` are int64 ``[n]``; ``sizes`` add up to n.
         """
+        if not len(heads):
+            return [self.table.new_zeros(0, self.table.shape[1], dtype=dtype) for _ in sizes]
         numbers = torch.cat([fields(codes, self._bits, self._starts), heads.int()[:, None]], 1).add_(self._offsets)
         x = embedding_bag(numbers, self.table, mode="sum").mul_(self._scale.index_select(0, heads))
         half, width = self._half, x.shape[1]
         parts = x.split(list(sizes))
-        if not half or not len(x):
+        if not half:
             return [part.to(dtype, copy=True) for part in parts]
         turns = torch.outer(torch.arange(int(positions.max()) + 1, device=x.device, dtype=torch.float32), self._angles)
         turns = torch.polar(torch.ones_like(turns), turns).index_select(0, positions)
