@@ -11,8 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from memory3.benchmarks.measure import progress, python_documents
 from memory3.bank.codebooks import cached_book
+from memory3.benchmarks.measure import progress, python_documents
 from memory3.codec import Codec, RawCodec, coded
 from memory3.config import MemoryConfig
 from memory3.generate import Memory3
