@@ -97,7 +97,8 @@ class MemoryConfig:
             ``"<bos>Reference:"`` otherwise. ``"<bos>"`` in it stands for the model's own token.
         dtype: number format of stored keys and values.
         codec: how a new bank keeps memories: ``"raw"``; ``"int8"`` or ``"int4"`` per channel; ``"product"``, the composite quantiser of the
-            paper at 14 bytes a vector; or ``"product:FACTORY"`` with a FAISS factory string such as ``"product:RQ14x8"``.
+            paper at 14 bytes a vector; or ``"product:FACTORY"`` with a FAISS factory string such as ``"product:RQ14x8"``, or two, for keys and for
+            values: ``"product:PQ32x8+RQ14x8"``.
         chunk_length: tokens between two recalls (paper: 64).
         references_per_chunk: references read at once (paper: 5).
     """
@@ -136,7 +137,9 @@ class MemoryConfig:
                 raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
-        if not isinstance(self.codec, str) or (self.codec not in CODECS and not re.fullmatch(r"product:[\w,]+", self.codec)):
+        if not isinstance(self.codec, str) or (
+            self.codec not in CODECS and not re.fullmatch(r"product:[\w,]+(\+[\w,]+)?", self.codec)
+        ):
             raise ConfigError(f"codec {self.codec!r} is unknown: use one of {', '.join(CODECS)} or product:FACTORY")
         if not isinstance(self.beginning, str):
             raise ConfigError(f"beginning must be text, not {self.beginning!r}")

@@ -10,7 +10,7 @@ import torch
 
 from memory3.codec.books import CodeBook
 from memory3.codec.centring import Centring
-from memory3.codec.product import factory_of
+from memory3.codec.product import factories_of
 from memory3.codec.quantiser import Quantiser
 from memory3.codec.scalar import BITS, fit_step, rounded
 from memory3.errors import InputError
@@ -33,13 +33,18 @@ def wanted_vectors(codec: str, head_dim: int) -> int:
     """Keys that make a good code book: FAISS looks at 256 for each row of a table at most."""
     if codec in BITS:
         return _SCALAR_VECTORS
-    return min(MOST_VECTORS, 256 * Quantiser.needed(factory_of(codec, head_dim), head_dim))
+    return min(MOST_VECTORS, 256 * _rows(codec, head_dim))
 
 
 def needed_vectors(codec: str, head_dim: int) -> int:
     """Keys without which none can be made."""
-    trained = 1 if codec in BITS else Quantiser.needed(factory_of(codec, head_dim), head_dim)
+    trained = 1 if codec in BITS else _rows(codec, head_dim)
     return trained + -(-trained // (_HELD_OUT - 1)) + 1
+
+
+def _rows(codec: str, head_dim: int) -> int:
+    """Of the larger quantiser's largest table."""
+    return max(Quantiser.needed(factory, head_dim) for factory in factories_of(codec, head_dim).values())
 
 
 def fit(
@@ -89,7 +94,7 @@ def fit(
             progress(f"fitting {name}")
         centring = Centring.fit(vectors[trained], heads[trained], places[trained], shape.heads, turned)
         z = centring.centred(vectors[trained], heads[trained], places[trained])
-        of_codec, coarsened = _scalar(codec, z) if codec in BITS else _product(codec, z)
+        of_codec, coarsened = _scalar(codec, z) if codec in BITS else _product(factories_of(codec, shape.head_dim)[name], z)
         tensors |= {f"{name}.{key}": tensor for key, tensor in (centring.tensors() | of_codec).items()}
         original, place = vectors[tested], (heads[tested], places[tested])
         restored = centring.restored(coarsened(centring.centred(original, *place)), *place)
@@ -119,6 +124,6 @@ def _scalar(codec: str, z: torch.Tensor) -> Fitted:
     return {"step": step}, lambda x: rounded(x, float(step), BITS[codec]) * step
 
 
-def _product(codec: str, z: torch.Tensor) -> Fitted:
-    quantiser = Quantiser.train(factory_of(codec, z.shape[1]), z.numpy())
+def _product(factory: str, z: torch.Tensor) -> Fitted:
+    quantiser = Quantiser.train(factory, z.numpy())
     return quantiser.tensors(), lambda x: torch.from_numpy(quantiser.decode(quantiser.encode(x.numpy())))

@@ -18,14 +18,19 @@ from memory3.codec.quantiser import Quantiser, default_factory
 from memory3.codec.rows import Rows
 from memory3.values import Memory
 
-__all__ = ["ProductCodec", "factory_of"]
+__all__ = ["ProductCodec", "factories_of"]
 
 
-def factory_of(codec: str, head_dim: int) -> str:
-    """The FAISS string of ``"product"`` or ``"product:FACTORY"``. One that does not fit raises ConfigError."""
-    factory = codec.partition(":")[2] or default_factory(head_dim)
-    Quantiser.shapes(factory, head_dim)
-    return factory
+def factories_of(codec: str, head_dim: int) -> dict[str, str]:
+    """FAISS strings of ``keys`` and ``values`` in ``"product"``, ``"product:FACTORY"`` or ``"product:KEYS+VALUES"``.
+
+    One that does not fit the head dimension raises ConfigError.
+    """
+    keys, _, values = (codec.partition(":")[2] or default_factory(head_dim)).partition("+")
+    factories = {"keys": keys, "values": values or keys}
+    for factory in factories.values():
+        Quantiser.shapes(factory, head_dim)
+    return factories
 
 
 class ProductCodec(Codec):
@@ -34,10 +39,9 @@ class ProductCodec(Codec):
     def __init__(self, book: CodeBook) -> None:
         self.name = book.codec
         self.shape = book.shape
-        factory = factory_of(book.codec, book.shape.head_dim)
-        sides = [book.side(name) for name in ("keys", "values")]
-        self._centrings = [Centring.of(side) for side in sides]
-        self._quantisers = [Quantiser.of(factory, book.shape.head_dim, side) for side in sides]
+        factories = factories_of(book.codec, book.shape.head_dim)
+        self._centrings = [Centring.of(book.side(name)) for name in factories]
+        self._quantisers = [Quantiser.of(text, book.shape.head_dim, book.side(name)) for name, text in factories.items()]
         self._layout = Layout(self.shape, book.positions, *(quantiser.code_size for quantiser in self._quantisers))
         self.record_size = self._layout.size
         self._rows: dict[torch.device, list[Rows]] = {}
