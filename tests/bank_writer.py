@@ -36,7 +36,9 @@ class HashingWriter:
         self.name = name
         self.config = config or MemoryConfig(reference_length=reference_length)
         self.shape = shape
-        self.fingerprint = f"{xxh3_64_intdigest(repr((name, self.config.to_json(), shape)).encode()):016x}"
+        self.fingerprint = (
+            f"{xxh3_64_intdigest(repr((name, self.config.replace(codec='raw').to_json(), shape)).encode()):016x}"
+        )
         self.batch_size = batch_size
         self.delay = delay
         self.splits = self.encoded = 0

@@ -19,6 +19,7 @@ FLOORS = (
     {"text", "model"},
     {"bank"},
     {"answer", "chunks", "reading", "recall", "generate"},
+    {"calibration"},
     {"training", "evaluation", "theory", "benchmarks"},
     {"serving", "demo"},
     {"cli"},

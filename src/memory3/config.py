@@ -1,8 +1,8 @@
 """`MemoryConfig`: every setting that decides what a memory is and how it is read. Knows no model and no disk.
 
-Settings come in two kinds. *Writing* settings (layers, budget, selector, reference length, beginning, dtype) change the
-bytes of a memory, so they enter the bank's fingerprint. *Reading* settings (chunk length, references per chunk) may differ from
-one question to the next.
+Settings come in three kinds. *Writing* settings (layers, budget, selector, reference length, beginning, dtype) change
+a memory, so they enter the bank's fingerprint. *Storing* settings (codec) change the bytes a memory is kept in and not what it is: a bank
+knows its own. *Reading* settings (chunk length, references per chunk) may differ from one question to the next.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -21,6 +22,7 @@ __all__ = ["PRESETS", "Budget", "MemoryConfig"]
 LAYER_PRESETS = ("all", "first_half", "middle_half", "last_half")
 DTYPES = ("float32", "float16", "bfloat16")
 BUDGET_KINDS = ("uniform", "adaptive", "all")
+CODECS = ("raw", "int8", "int4", "product")
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,9 @@ class MemoryConfig:
         beginning: text every reference is encoded behind. ``"auto"``: cut from the chat template where there is one,
             ``"<bos>Reference:"`` otherwise. ``"<bos>"`` in it stands for the model's own token.
         dtype: number format of stored keys and values.
+        codec: how a new bank keeps memories: ``"raw"``; ``"int8"`` or ``"int4"`` per channel; ``"product"``, the composite quantiser of the
+            paper at 14 bytes a vector; or ``"product:FACTORY"`` with a FAISS factory string such as ``"product:RQ14x8"``, or two, for keys and for
+            values: ``"product:PQ32x8+RQ14x8"``.
         chunk_length: tokens between two recalls (paper: 64).
         references_per_chunk: references read at once (paper: 5).
     """
@@ -104,11 +109,14 @@ class MemoryConfig:
     reference_length: int = 128
     beginning: str = "auto"
     dtype: str = "float16"
+    codec: str = "raw"
     chunk_length: int = 64
     references_per_chunk: int = 5
 
-    #: Settings that change the bytes of a memory.
+    #: Settings that change a memory.
     WRITING = ("layers", "budget", "selector", "reference_length", "beginning", "dtype")
+    #: Settings that change the bytes it is kept in, and nothing else.
+    STORING = ("codec",)
 
     def __post_init__(self) -> None:
         if isinstance(self.budget, str):
@@ -129,6 +137,10 @@ class MemoryConfig:
                 raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
+        if not isinstance(self.codec, str) or (
+            self.codec not in CODECS and not re.fullmatch(r"product:[\w,]+(\+[\w,]+)?", self.codec)
+        ):
+            raise ConfigError(f"codec {self.codec!r} is unknown: use one of {', '.join(CODECS)} or product:FACTORY")
         if not isinstance(self.beginning, str):
             raise ConfigError(f"beginning must be text, not {self.beginning!r}")
         if not isinstance(self.selector, str) or not self.selector:

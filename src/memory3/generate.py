@@ -123,6 +123,11 @@ class Memory3:
         """Hash of everything that can change a memory; see `memory3.model.fingerprint`."""
         return fingerprint(self.model, self._model_shape, self.tokenizer, self.frame, self.config)
 
+    @property
+    def angles(self) -> torch.Tensor:
+        """float32 ``[r/2]``: RoPE's angle per position, by which the keys of a memory are rotated."""
+        return self._model_shape.inv_freq
+
     def split(self, document: Document) -> Iterator[Reference]:
         """References of a document, at most ``config.reference_length`` tokens each."""
         return split(document, self.tokenizer, self.config.reference_length)

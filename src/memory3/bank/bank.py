@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from memory3.bank.cache import MemoryCache
+from memory3.bank.codebooks import new_codec
 from memory3.bank.cold import warm_up
 from memory3.bank.embedder import Embedder, TextEmbedder
 from memory3.bank.info import bank_info
@@ -29,6 +30,7 @@ from memory3.bank.verify import verify
 from memory3.bank.where import Where
 from memory3.bank.writer import MemoryWriter
 from memory3.bank.writing import Writing, delete_documents
+from memory3.codec import CodeBook
 from memory3.codec.raw import record_size
 from memory3.errors import BankCorrupt, ConfigError, InputError
 from memory3.model.catalogue import DEFAULT_EMBEDDER
@@ -72,6 +74,7 @@ class Bank:
         cache_bytes: int = 1 << 30,
         create: bool = True,
         write: WritePolicy | str | None = None,
+        code_book: CodeBook | None = None,
     ) -> Bank:
         """Open the bank at ``path``, or make an empty one.
 
@@ -85,13 +88,16 @@ class Bank:
             write: what becomes of new documents, remembered by the bank. ``"now"``: they are encoded when written. ``"auto"``: they are
                 kept as text, and memories are stored when recalled; `memory3.policy.WritePolicy` says at which recall, and within what disk
                 budget. None: as the bank remembers; ``"now"`` for a new one.
+            code_book: for a new bank whose codec needs one; by default what `memory3 calibrate` keeps in the cache folder. A bank that exists
+                has its own, and keeps its codec whatever ``m3.config`` says: `rebuild` changes it.
         """
         store = Store(path)
         given = None if isinstance(embedder, str) else embedder
         name = embedder if isinstance(embedder, str) else given.name if given else None
         if create and m3 is not None and not store.exists():
             given = given or Embedder.load(name or DEFAULT_EMBEDDER)
-            store.create(BankManifest.of(m3, given.name, given.dimension))
+            codec, book = new_codec(m3, code_book)
+            store.create(BankManifest.of(m3, given.name, given.dimension, codec, book), book)
         snapshot = store.snapshot()
         if m3 is not None:
             snapshot.manifest.require(m3)
@@ -116,8 +122,9 @@ class Bank:
         embedder: str | TextEmbedder | None = None,
         progress: Progress | None = None,
         wait_seconds: float = 0.0,
+        code_book: CodeBook | None = None,
     ) -> WriteReport:
-        """Encode the bank's documents anew, from the texts it holds, for another model, other settings or another embedder.
+        """Encode the bank's documents anew, from the texts it holds, for another model, other settings, another codec or embedder.
 
         The bank can be read with the old model until the end, when the new memories take its place at once; banks that are
         open go on with the old ones until they refresh. Interrupted, it goes on where it stopped when called again.
@@ -126,7 +133,7 @@ class Bank:
         embedder = embedder or store.snapshot().manifest.embedder
         chosen = Embedder.load(embedder) if isinstance(embedder, str) else embedder
         with store.lock(wait_seconds):
-            return rebuild(store, m3, chosen, progress, cold=read_policy(store).write == "auto")
+            return rebuild(store, m3, chosen, progress, code_book, cold=read_policy(store).write == "auto")
 
     @property
     def manifest(self) -> BankManifest:
@@ -235,7 +242,7 @@ class Bank:
             read = self._reading_rows(lambda snapshot: self._read_memories(snapshot, missing))
             found.update(read)
             if use_cache:
-                size = record_size(self.manifest.shape)
+                size = record_size(self.manifest.shape)  # decoded, whatever the codec
                 for id_ in missing:
                     self.cache.put(id_, read[id_], size)
         return [found[id_] for id_ in reference_ids]

@@ -15,7 +15,6 @@ from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 from memory3.bank.where import is_in
 from memory3.bank.writer import MemoryWriter
-from memory3.codec.raw import encode_record
 from memory3.errors import BankError
 from memory3.values import Memory
 
@@ -46,7 +45,7 @@ def warm_up(
     for start in range(0, len(references), m3.batch_size):
         some = references[start : start + m3.batch_size]
         made.update(zip((reference.id for reference in some), m3.encode(some), strict=True))
-    stored = _store(store, snapshot, {id_: encode_record(made[id_], snapshot.manifest.shape) for id_ in chosen(made)})
+    stored = _store(store, snapshot, {id_: snapshot.codec.encode(made[id_]) for id_ in chosen(made)})
     return found | made, stored
 
 

@@ -8,7 +8,6 @@ from xxhash import xxh3_64_intdigest
 
 from memory3.bank.rows import TEXT_COLUMNS, checksums, codes_of, references_of
 from memory3.bank.snapshot import Snapshot
-from memory3.codec.raw import decode_record
 from memory3.errors import BankCorrupt, InputError
 from memory3.values import Memory, Reference
 
@@ -20,12 +19,14 @@ def read_memories(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str,
     found: dict[str, Memory] = {}
     wrong: list[str] = []
     for rows in snapshot.take(_row_ids(snapshot, reference_ids), ["reference_id", "codes", "codes_checksum"]):
+        records: dict[str, bytearray] = {}
         ids, said = rows["reference_id"].to_pylist(), rows["codes_checksum"].to_pylist()
         for id_, record, checksum in zip(ids, codes_of(rows), said, strict=True):
             if (record is None) != (checksum is None) or (record is not None and xxh3_64_intdigest(record) != checksum):
                 wrong.append(id_)
             elif record is not None:
-                found[id_] = decode_record(bytearray(record), snapshot.manifest.shape)
+                records[id_] = bytearray(record)
+        found.update(zip(records, snapshot.codec.decode(list(records.values())), strict=True))
     _refuse(snapshot, wrong)
     return found
 

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory3.bank.writer import MemoryWriter
+from memory3.codec import CodeBook, Codec
+from memory3.codec.raw import record_size
 from memory3.config import MemoryConfig
 from memory3.errors import BankCorrupt, BankVersion, ConfigError, FingerprintMismatch
 from memory3.values import MemoryShape
 
-__all__ = ["FORMAT_VERSION", "METADATA_KEY", "BankManifest"]
+__all__ = ["FORMAT_VERSION", "METADATA_KEY", "RAW_VERSION", "BankManifest"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+#: Of banks whose codec is raw: they are as they were before there were others, so that older releases read them.
+RAW_VERSION = 1
 METADATA_KEY = b"memory3"
 
 
@@ -23,14 +27,16 @@ class BankManifest:
     """Which model and settings wrote a bank, and what its rows look like.
 
     Attributes:
-        format_version: of the columns and the record layout; see docs/bank-format.md.
+        format_version: of the columns and the record layout; see docs/bank-format.md. 1 with the codec raw, 2 with others.
         model: id or path of the model.
         config: settings the memories were written with.
         shape: what all memories have in common.
         fingerprint: of the model and the settings.
         embedder: name of the sentence embedder.
         dimension: numbers per embedding.
-        codec: how codes are stored; ``"raw"`` (`memory3.codec.raw`).
+        codec: how memories are kept, as `MemoryConfig.codec` says it.
+        code_book: fingerprint of the code book, which lies in the bank's folder; "" for raw.
+        record_bytes: of every memory.
         references, documents: counts when the manifest was read (`Bank.describe`); not stored.
     """
 
@@ -42,26 +48,44 @@ class BankManifest:
     embedder: str
     dimension: int
     codec: str = "raw"
+    code_book: str = ""
+    record_bytes: int = 0
     references: int = 0
     documents: int = 0
 
     @classmethod
-    def of(cls, m3: MemoryWriter, embedder: str, dimension: int) -> BankManifest:
-        """The manifest of a new bank."""
-        return cls(FORMAT_VERSION, m3.name, m3.config, m3.shape, m3.fingerprint, embedder, dimension)
+    def of(
+        cls, m3: MemoryWriter, embedder: str, dimension: int, codec: Codec | None = None, book: CodeBook | None = None
+    ) -> BankManifest:
+        """The manifest of a new bank. ``codec`` None: raw, whatever the settings say."""
+        name = codec.name if codec is not None else "raw"
+        return cls(
+            format_version=RAW_VERSION if name == "raw" else FORMAT_VERSION,
+            model=m3.name,
+            config=m3.config.replace(codec=name),
+            shape=m3.shape,
+            fingerprint=m3.fingerprint,
+            embedder=embedder,
+            dimension=dimension,
+            codec=name,
+            code_book=book.fingerprint if book is not None else "",
+            record_bytes=codec.record_size if codec is not None else record_size(m3.shape),
+        )
 
     def to_json(self) -> str:
         """One line of JSON; counts are left out, they belong to the rows."""
         data: dict[str, Any] = {
             "format_version": self.format_version,
             "model": self.model,
-            "config": self.config.to_dict(),
+            "config": {name: value for name, value in self.config.to_dict().items() if name != "codec"},
             "shape": {**dataclasses.asdict(self.shape), "layers": list(self.shape.layers)},
             "fingerprint": self.fingerprint,
             "embedder": self.embedder,
             "dimension": self.dimension,
             "codec": self.codec,
         }
+        if self.codec != "raw":
+            data |= {"code_book": self.code_book, "record_bytes": self.record_bytes}
         return json.dumps(data, sort_keys=True)
 
     @classmethod
@@ -74,20 +98,21 @@ class BankManifest:
             raise BankCorrupt(
                 f"the bank's manifest cannot be read ({error!r}): restore it from a copy or write it anew"
             ) from error
-        if version != FORMAT_VERSION:
+        if version not in (RAW_VERSION, FORMAT_VERSION):
             raise BankVersion(
-                f"this bank has format version {version}, this memory3 reads version {FORMAT_VERSION}: "
+                f"this bank has format version {version}, this memory3 reads versions {RAW_VERSION} and {FORMAT_VERSION}: "
                 f"{'upgrade memory3' if version > FORMAT_VERSION else 'write the documents anew with `memory3 write`'}"
             )
         try:
             shape = MemoryShape(**{**data["shape"], "layers": tuple(data["shape"]["layers"])})
-            manifest = cls(**{**data, "config": MemoryConfig.from_dict(data["config"]), "shape": shape})
+            if version == RAW_VERSION and data["codec"] == "raw":
+                data["record_bytes"] = record_size(shape)
+            config = MemoryConfig.from_dict({**data["config"], "codec": data["codec"]})
+            manifest = cls(**{**data, "config": config, "shape": shape})
         except (KeyError, TypeError, ConfigError) as error:
             raise BankCorrupt(
                 f"the bank's manifest cannot be read ({error!r}): restore it from a copy or write it anew"
             ) from error
-        if manifest.codec != "raw":
-            raise BankVersion(f"this bank's codec {manifest.codec!r} is unknown to this memory3: upgrade memory3")
         return manifest
 
     def require(self, m3: MemoryWriter) -> None:

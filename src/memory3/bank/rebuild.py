@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 
+from memory3.bank.codebooks import new_codec
 from memory3.bank.embedder import TextEmbedder
 from memory3.bank.lookup import references_at
 from memory3.bank.manifest import BankManifest
@@ -14,6 +15,7 @@ from memory3.bank.store import Store
 from memory3.bank.upkeep import tidy
 from memory3.bank.writer import MemoryWriter
 from memory3.bank.writing import Writing
+from memory3.codec import CodeBook
 from memory3.errors import BankCorrupt
 from memory3.values import Document, Reference
 
@@ -27,6 +29,7 @@ def rebuild(
     m3: MemoryWriter,
     embedder: TextEmbedder,
     progress: Callable[[WriteProgress], None] | None = None,
+    code_book: CodeBook | None = None,
     *,
     cold: bool = False,
 ) -> WriteReport:
@@ -35,11 +38,13 @@ def rebuild(
     Needs the lock. ``cold``: texts only, as the bank's policy has it. Until the end the old table is in force and can be read.
     """
     old = store.snapshot()
-    manifest = BankManifest.of(m3, embedder.name, embedder.dimension)
+    codec, book = new_codec(m3, code_book)
+    manifest = BankManifest.of(m3, embedder.name, embedder.dimension, codec, book)
     name = store.next_name()
     unfinished = store.find_table(name)
     if unfinished is None or store.open(name)[1] != manifest:
         store.remove_table(f"{name}-staging")
+        store.add_book(book)
         unfinished = store.add_table(name, manifest)
     report = Writing(store, name, unfinished, m3, embedder, cold=cold, progress=progress).run(
         stored_documents(old), prune=True

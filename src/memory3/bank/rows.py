@@ -16,7 +16,6 @@ from xxhash import xxh3_64_intdigest
 
 from memory3.bank.manifest import METADATA_KEY, BankManifest
 from memory3.bank.where import tags
-from memory3.codec.raw import record_size
 from memory3.values import Reference
 
 __all__ = [
@@ -87,7 +86,7 @@ def row_schema(manifest: BankManifest) -> pa.Schema:
             pa.field("content_hash", pa.string(), nullable=False),
             pa.field("document_references", pa.int32(), nullable=False),
             pa.field("embedding", pa.list_(pa.float32(), manifest.dimension), nullable=False),
-            pa.field("codes", pa.binary(record_size(manifest.shape)), nullable=True, metadata=unpacked),
+            pa.field("codes", pa.binary(manifest.record_bytes), nullable=True, metadata=unpacked),
             pa.field("codes_checksum", pa.uint64(), nullable=True),
             pa.field("checksum", pa.uint64(), nullable=False),
         ],

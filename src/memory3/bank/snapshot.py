@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from lancedb.table import Table
 
+from memory3.bank.codebooks import codec_of
 from memory3.bank.faults import reading
 from memory3.bank.manifest import BankManifest
 from memory3.bank.rows import LIVE, embeddings_of
 from memory3.bank.where import Where, alternatives, is_in, where_sql
-from memory3.codec.raw import record_size
+from memory3.codec import Codec
 from memory3.errors import BankCorrupt
 
 __all__ = ["RESIDENT_BYTES", "Snapshot"]
@@ -54,7 +55,12 @@ class Snapshot:
     @property
     def record_bytes(self) -> int:
         """Of one memory."""
-        return record_size(self.manifest.shape)
+        return self.manifest.record_bytes
+
+    @cached_property
+    def codec(self) -> Codec:
+        """What reads and writes the memories. A code book that is lost or damaged raises BankCorrupt."""
+        return codec_of(self.path, self.manifest)
 
     @property
     def is_resident(self) -> bool:

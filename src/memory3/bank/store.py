@@ -4,11 +4,13 @@
 - ``references-1.lance/``: the rows; the number rises when a bank is rebuilt for another model.
 - ``references-1-staging.lance/``: rows of a large document that is not complete yet.
 - ``policy.json``, ``recalls.jsonl``: what becomes of cold rows, and how often each was recalled (`keeping`, `recalls`).
+- ``codec-<fingerprint>.safetensors``: code book of the tables whose manifest names it.
 - ``writer.lock``: held by the one process that writes; the system releases it when that process ends.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -22,10 +24,12 @@ import lancedb
 from filelock import FileLock, Timeout
 from lancedb.table import Table
 
+from memory3.bank.codebooks import book_name, write_book
 from memory3.bank.faults import reading, writing
 from memory3.bank.manifest import METADATA_KEY, BankManifest
 from memory3.bank.rows import row_schema
 from memory3.bank.snapshot import Snapshot
+from memory3.codec import CodeBook
 from memory3.errors import BankBusy, BankCorrupt, BankNotFound
 
 __all__ = ["GRACE", "Store"]
@@ -33,7 +37,7 @@ __all__ = ["GRACE", "Store"]
 #: Readers keep the version they opened; what they read is not removed before this long after it was replaced.
 GRACE = timedelta(minutes=10)
 
-_OWN = re.compile(r"references-|writer\.lock$|CURRENT|policy\.json|recalls\.")
+_OWN = re.compile(r"references-|codec-|writer\.lock$|CURRENT|policy\.json|recalls\.")
 _TABLE = re.compile(r"references-([1-9][0-9]*)")
 
 
@@ -90,7 +94,7 @@ class Store:
         name = self.current()
         return Snapshot(self.path, name, *self.open(name))
 
-    def create(self, manifest: BankManifest) -> None:
+    def create(self, manifest: BankManifest, book: CodeBook | None = None) -> None:
         """Make an empty bank, in a new or empty folder or one where making a bank was interrupted."""
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -105,8 +109,14 @@ class Store:
             tables = (self.find_table(name) for name in self.tables())
             if any(len(table) for table in tables if table is not None):
                 self.current()  # says that the file CURRENT is missing
+            self.add_book(book)
             self.add_table("references-1", manifest)
             self.switch("references-1")
+
+    def add_book(self, book: CodeBook | None) -> None:
+        """Put a code book beside the tables, before the table that names it."""
+        if book is not None:
+            write_book(self.path / book_name(book.fingerprint), book)
 
     def add_table(self, name: str, manifest: BankManifest) -> Table:
         """An empty table beside the others, in place of what an interruption may have left under that name."""
@@ -162,6 +172,17 @@ class Store:
             if unwanted(_number(name), current):
                 self.remove_table(name)
                 self.remove_table(f"{name}-staging")
+        self._remove_books()
+
+    def _remove_books(self) -> None:
+        """Delete the code books that no table names."""
+        books = list(self.path.glob("codec-*"))
+        tables = [table for table in map(self.find_table, self.tables()) if table is not None] if books else []
+        named = [json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}")).get("code_book") for table in tables]
+        for book in books:
+            if book.name not in [book_name(name) for name in named if name]:
+                with writing(self.path):
+                    book.unlink()
 
     @contextmanager
     def lock(self, wait_seconds: float = 0.0) -> Iterator[None]:

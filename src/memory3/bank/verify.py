@@ -8,20 +8,21 @@ from collections.abc import Iterator
 import pyarrow as pa
 from xxhash import xxh3_64_intdigest
 
+from memory3.bank.codebooks import read_codec
 from memory3.bank.reports import VerifyReport
 from memory3.bank.rows import TEXT_COLUMNS, checksums, codes_of
 from memory3.bank.snapshot import Snapshot
-from memory3.codec.raw import decode_record
+from memory3.codec import Codec
 from memory3.errors import BankCorrupt
-from memory3.values import MemoryShape
 
 __all__ = ["verify"]
 
 
 def verify(snapshot: Snapshot) -> VerifyReport:
-    """Read everything once. Damage is reported, not raised; only a bank whose very list of rows is unreadable gives no ids."""
+    """Read everything once. Damage is reported, not raised; only a bank whose very list of rows, or code book, is unreadable gives no ids."""
     try:
         listing = snapshot.scan(["reference_id", "document_id", "ordinal", "document_references", "content_hash"])
+        codec = read_codec(snapshot.path, snapshot.manifest)
     except BankCorrupt as error:
         return VerifyReport(0, 0, 0, (), (str(error),))
     bad: dict[str, str] = {}
@@ -31,7 +32,7 @@ def verify(snapshot: Snapshot) -> VerifyReport:
         if rows is None:
             bad[names[row_id]] = "cannot be read"
             continue
-        for id_, fault, is_cold in _faults(rows, snapshot.manifest.shape):
+        for id_, fault, is_cold in _faults(rows, codec):
             cold += is_cold
             if fault:
                 bad[id_] = fault
@@ -60,7 +61,7 @@ def _each_readable(snapshot: Snapshot, row_ids: list[int]) -> Iterator[tuple[int
                     yield row_id, None
 
 
-def _faults(rows: pa.Table, shape: MemoryShape) -> Iterator[tuple[str, str, bool]]:
+def _faults(rows: pa.Table, codec: Codec) -> Iterator[tuple[str, str, bool]]:
     """For each row its id, what is wrong ("" if nothing), and whether it is cold."""
     names = ("reference_id", "document_id", "ordinal", "checksum", "codes_checksum")
     values = zip(*(rows[name].to_pylist() for name in names), checksums(rows), codes_of(rows), strict=True)
@@ -74,7 +75,7 @@ def _faults(rows: pa.Table, shape: MemoryShape) -> Iterator[tuple[str, str, bool
             fault = "wrong checksum of its memory"
         elif record is not None:
             try:
-                decode_record(record, shape)
+                codec.decode([record])
             except BankCorrupt as error:
                 fault = str(error)
         yield id_, fault, record is None

@@ -15,15 +15,16 @@ import numpy as np
 import pyarrow as pa
 from lancedb.table import Table
 
+from memory3.bank.codebooks import codec_of
 from memory3.bank.embedder import TextEmbedder
 from memory3.bank.faults import reading, writing
+from memory3.bank.manifest import METADATA_KEY, BankManifest
 from memory3.bank.reports import WriteProgress, WriteReport
 from memory3.bank.rows import LIVE, Row, row_batch, tombstone
 from memory3.bank.staging import Staging
 from memory3.bank.store import Store
 from memory3.bank.where import is_in, tags
 from memory3.bank.writer import MemoryWriter
-from memory3.codec.raw import encode_record, record_size
 from memory3.errors import InputError
 from memory3.values import Document, Reference
 
@@ -61,8 +62,9 @@ class Writing:
         self._started = time.monotonic()
         with reading(store.path):
             self._schema: pa.Schema = table.schema
+        self._codec = codec_of(store.path, BankManifest.from_json(self._schema.metadata[METADATA_KEY]))
         self._staging = Staging(store, f"{name}-staging")
-        self._most = max(1, min(COMMIT_REFERENCES, COMMIT_BYTES // record_size(m3.shape)))
+        self._most = max(1, min(COMMIT_REFERENCES, COMMIT_BYTES // self._codec.record_size))
         self._group_size = min(self._most, max(64, m3.batch_size))
         self._group: list[Row] = []
         self._sizes: dict[str, int] = {}
@@ -168,7 +170,7 @@ class Writing:
             if not self._cold:
                 memories = self._m3.encode([rows[place].reference for place in places])
                 for place, memory in zip(places, memories, strict=True):
-                    records[place] = encode_record(memory, self._m3.shape)
+                    records[place] = self._codec.encode(memory)
             self._references += len(places)
             self._tell()
         return row_batch(rows, embeddings, records, self._schema)

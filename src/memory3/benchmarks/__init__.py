@@ -18,6 +18,7 @@ BENCHMARKS: dict[str, str] = {
     "decode": "tokens per second with memory against without: distinct references, RAM cache off",
     "first_token": "time to first token: memory against the same references as text",
     "write": "references encoded per second against a plain forward pass of the same tokens",
+    "codec": "bytes, error, encoding and decoding time of every codec",
     "resident": "resident memory over many recalls",
     "answers": "answers on a question set: memory, text, none and random memories, with intervals",
 }

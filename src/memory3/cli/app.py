@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from memory3.cli.ask import ask
 from memory3.cli.bench import bench
+from memory3.cli.calibrate import calibrate
 from memory3.cli.care import compact, delete, info, verify
 from memory3.cli.demo import demo
 from memory3.cli.output import message, out
@@ -46,7 +47,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (write, ask, info, verify, delete, compact, rebuild, plan, demo):
+for command in (write, ask, info, verify, delete, compact, rebuild, calibrate, plan, demo):
     app.command()(command)
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(bench)
 

@@ -16,6 +16,7 @@ __all__ = [
     "BatchSize",
     "Beginning",
     "Budget",
+    "Codec",
     "Device",
     "Dtype",
     "Json",
@@ -98,6 +99,15 @@ Beginning = Annotated[
 Dtype = Annotated[
     str | None,
     typer.Option(help="How numbers are stored: float16, bfloat16, float32.", metavar="NAME", rich_help_panel=SETTINGS),
+]
+Codec = Annotated[
+    str | None,
+    typer.Option(
+        help="How memories are kept: raw; int8, int4; product (14 bytes a vector, the paper's quantiser); product:FACTORY (a FAISS "
+        "factory string such as RQ14x8, or two for keys and values, PQ32x8+RQ14x8). All but raw are fitted first, which takes some minutes once.",
+        metavar="NAME",
+        rich_help_panel=SETTINGS,
+    ),
 ]
 
 

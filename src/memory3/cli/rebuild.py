@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from memory3.cli import options
+from memory3.cli.calibrate import ensure_code_book
 from memory3.cli.loading import full_name, load_model
 from memory3.cli.output import message
 from memory3.cli.progress import WriteMeter
@@ -30,13 +31,14 @@ def rebuild(
     reference_length: options.ReferenceLength = None,
     beginning: options.Beginning = None,
     dtype: options.Dtype = None,
+    codec: options.Codec = None,
     device: options.Device = None,
     batch_size: options.BatchSize = 16,
     as_json: options.Json = False,
 ) -> None:
     """Encode a bank's documents anew, from the texts it holds.
 
-    For another model, other settings or another embedder. The bank can be read
+    For another model, settings, codec or embedder. The bank can be read
     with the old model until the end, when the new memories take its place at
     once. Interrupted, the same command goes on where it stopped.
 
@@ -44,8 +46,11 @@ def rebuild(
 
         memory3 rebuild --bank bank --model Qwen/Qwen2.5-0.5B-Instruct
         memory3 rebuild --bank bank --budget adaptive:1/4
+        memory3 rebuild --bank bank --codec product
     """
     from memory3.bank import Bank
+    from memory3.bank.rebuild import stored_documents
+    from memory3.bank.store import Store
 
     manifest = Bank.describe(bank)
     changes: dict[str, str | int | None] = {
@@ -55,11 +60,13 @@ def rebuild(
         "reference_length": reference_length,
         "beginning": beginning,
         "dtype": dtype,
+        "codec": codec,
     }
     config = options.settings(manifest.config, preset, changes)
     name = full_name(model or manifest.model)
     try:
         m3 = load_model(name, config, device=device, batch_size=batch_size)
+        ensure_code_book(m3, lambda: stored_documents(Store(bank).snapshot()))
         meter = WriteMeter(m3, None)
         with meter.shown():
             report = Bank.rebuild(

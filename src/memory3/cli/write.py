@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memory3.cli import options
+from memory3.cli.calibrate import ensure_code_book
 from memory3.cli.loading import full_name, load_model
 from memory3.cli.output import count, duration, err, message, out, print_json, size
 from memory3.cli.progress import WriteMeter
@@ -94,6 +95,7 @@ def write(
     reference_length: options.ReferenceLength = None,
     beginning: options.Beginning = None,
     dtype: options.Dtype = None,
+    codec: options.Codec = None,
     device: options.Device = None,
     batch_size: options.BatchSize = 16,
     as_json: options.Json = False,
@@ -112,6 +114,7 @@ def write(
         curl -s https://example.com/a.txt | memory3 write - --bank bank
         memory3 write docs/ --bank bank --after 3 --disk 10GB
         memory3 write faq.jsonl --text-field answer --bank faq
+        memory3 write docs/ --bank small --codec product
         memory3 write docs/ --bank big --model Qwen/Qwen2.5-0.5B-Instruct
     """
     from memory3.text.readers import read_documents
@@ -123,6 +126,7 @@ def write(
         "reference_length": reference_length,
         "beginning": beginning,
         "dtype": dtype,
+        "codec": codec,
     }
     budget_bytes = options.byte_count(disk)
     policy = WritePolicy("auto", after or 1, budget_bytes) if auto or after or budget_bytes else None
@@ -133,12 +137,23 @@ def write(
     )
     total = _source_bytes(paths)
     documents = _begun(documents)
+
+    def again() -> Iterable[Document]:
+        nonlocal documents
+        if "-" not in paths:
+            return read_documents(*paths, text_field=text_field, id_field=id_field, on_skip=lambda place, reason: None)
+        everything = list(documents)
+        documents = iter(everything)
+        return everything
+
     try:
         m3 = load_model(name, config, device=device, batch_size=batch_size)
         from memory3.bank import Bank
         from memory3.bank.keeping import read_policy
         from memory3.bank.store import Store
 
+        if not Store(bank).exists():
+            ensure_code_book(m3, again)
         meter = WriteMeter(m3, total, cold=cold or (policy or read_policy(Store(bank))).write == "auto")
         with err.status("opening the bank"):
             opened = Bank.open(bank, meter.writer, embedder=full_name(embedder) if embedder else None, write=policy)
@@ -196,7 +211,9 @@ def _remembered(
         return full_name(model or DEFAULT_MODEL), options.settings(MemoryConfig(), preset, changes)
     stored, wanted = manifest.config.to_dict(), options.settings(manifest.config, preset, changes).to_dict()
     differing = [
-        f"{name} {stored[name]!r}, not {wanted[name]!r}" for name in MemoryConfig.WRITING if stored[name] != wanted[name]
+        f"{name} {stored[name]!r}, not {wanted[name]!r}"
+        for name in (*MemoryConfig.WRITING, *MemoryConfig.STORING)
+        if stored[name] != wanted[name]
     ]
     if differing:
         raise ConfigError(

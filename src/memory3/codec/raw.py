@@ -12,15 +12,37 @@ docs/bank-format.md has the same with byte offsets, and a reader that does not n
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
+from memory3.codec.base import Codec, Record
 from memory3.errors import BankCorrupt, InputError
 from memory3.values import Memory, MemoryShape
 
-__all__ = ["decode_record", "encode_record", "record_size"]
+__all__ = ["RawCodec", "checked_pairs", "decode_record", "encode_record", "record_size"]
 
 _COUNT = np.dtype("<u2")
+
+
+class RawCodec(Codec):
+    """Keys and values as they are. Needs no code book."""
+
+    name = "raw"
+
+    def __init__(self, shape: MemoryShape) -> None:
+        self.shape = shape
+        self.record_size = record_size(shape)
+
+    def encode(self, memory: Memory) -> bytes:
+        """See `encode_record`."""
+        return encode_record(memory, self.shape)
+
+    def decode(self, records: Sequence[Record], *, device: torch.device | str = "cpu") -> list[Memory]:
+        """See `decode_record`: on the CPU, writable records are viewed."""
+        memories = (decode_record(record, self.shape) for record in records)
+        return [Memory(m.counts, m.positions, m.keys.to(device), m.values.to(device)) for m in memories]
 
 
 def record_size(shape: MemoryShape) -> int:
@@ -31,7 +53,7 @@ def record_size(shape: MemoryShape) -> int:
 
 def encode_record(memory: Memory, shape: MemoryShape) -> bytes:
     """``memory`` as `record_size` bytes. A memory that does not fit the shape is the caller's mistake: InputError."""
-    pairs = _checked_pairs(memory, shape)
+    pairs = checked_pairs(memory, shape)
     record = bytearray(record_size(shape))
     counts, positions, keys, values = _parts(record, shape)
     counts[:] = memory.counts.reshape(-1)
@@ -41,7 +63,7 @@ def encode_record(memory: Memory, shape: MemoryShape) -> bytes:
     return bytes(record)
 
 
-def decode_record(data: bytes | bytearray | memoryview, shape: MemoryShape) -> Memory:
+def decode_record(data: Record, shape: MemoryShape) -> Memory:
     """The memory in ``data``.
 
     Writable buffers are viewed, not copied, so the memory keeps them alive and must be their only user; read-only ones are
@@ -76,7 +98,8 @@ def _parts(record: bytearray | memoryview, shape: MemoryShape) -> tuple[np.ndarr
     return counts, positions, keys, values
 
 
-def _checked_pairs(memory: Memory, shape: MemoryShape) -> int:
+def checked_pairs(memory: Memory, shape: MemoryShape) -> int:
+    """How many pairs ``memory`` keeps; InputError if it does not fit the shape."""
     pairs = int(memory.counts.sum(dtype=np.int64))
     expected = (len(shape.layers), shape.kv_heads)
     if memory.counts.shape != expected or pairs > shape.pairs:

@@ -1,0 +1,62 @@
+"""Code books for the memories that a model writes with its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from memory3.bank.codebooks import keep_book
+from memory3.calibration.sample import default_documents, memories_of, sample
+from memory3.codec import CodeBook, fit
+from memory3.codec.fit import wanted_vectors
+from memory3.errors import ConfigError
+from memory3.generate import Memory3
+from memory3.values import Document
+
+__all__ = ["calibrate"]
+
+#: Presets that keep many pairs of each reference still see so many references, and those that keep few not more than the other.
+_FEWEST, _MOST = 48, 512
+
+#: Called with what is being done, how many of it are done, and how many there are (0: it cannot be said).
+Progress = Callable[[str, int, int], None]
+
+
+def calibrate(
+    m3: Memory3, documents: Iterable[Document], *, codec: str | None = None, progress: Progress | None = None, seed: int = 0
+) -> CodeBook:
+    """Fit a codec to memories of references drawn uniformly from the documents, and keep its code book in the cache folder.
+
+    Banks that are made with the same model and settings from then on find it there.
+
+    Args:
+        m3: the model, with the settings that memories will be written with.
+        documents: like those that will be written. Where they have too few references, the default text makes up the number.
+        codec: by default the one in ``m3.config``.
+        progress: see `Progress`.
+        seed: of the draw.
+
+    Raises:
+        ConfigError: the codec needs no code book, or does not fit the model's head dimension.
+    """
+    codec = codec or m3.config.codec
+    if codec == "raw":
+        raise ConfigError("codec 'raw' keeps numbers as they are, and has nothing to fit: name int8, int4 or product")
+    number = max(_FEWEST, min(-(-wanted_vectors(codec, m3.shape.head_dim) // m3.shape.pairs), _MOST))
+    references = sample(m3, documents, number, seed=seed)
+    if len(references) < number:
+        references += sample(m3, default_documents(), number - len(references), seed=seed)
+    tell = progress or (lambda what, done, total: None)
+    memories = memories_of(m3, references, lambda done, total: tell("encoding references", done, total))
+    tell("encoding references", 0, len(references))
+    book = fit(
+        codec,
+        memories,
+        m3.shape,
+        fingerprint=m3.fingerprint,
+        positions=m3.config.reference_length,
+        angles=m3.angles,
+        progress=lambda what: tell(what, 0, 0),
+        seed=seed,
+    )
+    keep_book(book)
+    return book

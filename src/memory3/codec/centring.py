@@ -1,0 +1,85 @@
+"""Centring: vectors of all heads brought to one place and width, so that one quantiser serves them all. Knows no quantiser.
+
+    z = (R(-position) x - mean) / scale        x = R(position) (mean + scale z)
+
+``mean`` and ``scale`` belong to the head and the channel and lie in the code book, so they cost a record nothing. R is the rotation of RoPE, for keys only: a
+head's keys share a large mean before that rotation, which the rotation spreads over a circle. Taking it back needs the position, which the record holds.
+Measured on SmolLM2-135M, 14 bytes a vector (PQ16x7), squared error over squared length: keys as they come 0.099, less the head's mean 0.062, rotated back
+before that 0.053, over the channel's width 0.048; values 0.165, 0.151 and 0.127. A rotation of each head onto its principal axes gives no more.
+
+Symbols: n vectors, L*H heads, d head dimension, r <= d rotated dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Centring"]
+
+#: A head that kept few vectors borrows its widths: as many vectors of the average head are counted in.
+_BORROWED = 16
+
+
+@dataclass(frozen=True)
+class Centring:
+    """Means and widths of every head and channel, and the angles by which vectors are rotated back.
+
+    Attributes:
+        mean: float32 ``[L*H, d]``.
+        scale: float32 ``[L*H, d]``, positive.
+        angles: float32 ``[r/2]``, RoPE's angle per position; empty where vectors are not rotated.
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+    angles: torch.Tensor
+
+    @classmethod
+    def fit(
+        cls, vectors: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor, number: int, angles: torch.Tensor | None
+    ) -> Centring:
+        """The means and widths of vectors ``[n, d]`` of ``number`` heads. ``angles`` None: they are not rotated."""
+        angles = vectors.new_zeros(0, dtype=torch.float32) if angles is None else angles.detach().to("cpu", torch.float32)
+        x = _rotated(vectors.float(), -positions, angles)
+        count = torch.bincount(heads, minlength=number)[:, None].float()
+        mean = x.new_zeros(number, x.shape[1]).index_add_(0, heads, x) / count.clamp(min=1)
+        squares = x.new_zeros(number, x.shape[1]).index_add_(0, heads, (x - mean[heads]).square())
+        typical = (squares.sum() / max(1, squares.shape[1] * len(x))).clamp(min=1e-12)
+        of_head = (squares.mean(1, keepdim=True) + _BORROWED * typical) / (count + _BORROWED)
+        variance = (squares + _BORROWED * of_head) / (count + _BORROWED)
+        return cls(mean, variance.sqrt(), angles)
+
+    def centred(self, vectors: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """z, float32 ``[n, d]``, of vectors ``[n, d]`` that belong to ``heads`` and lie at ``positions``, int64 ``[n]`` both."""
+        return (_rotated(vectors.float(), -positions, self.angles) - self.mean[heads]) / self.scale[heads]
+
+    def restored(self, z: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """The vectors, float32 ``[n, d]``: inverse of `centred`."""
+        return _rotated(self.mean[heads] + self.scale[heads] * z, positions, self.angles)
+
+    def to(self, device: torch.device | str) -> Centring:
+        """The same on another device."""
+        return Centring(self.mean.to(device), self.scale.to(device), self.angles.to(device))
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """By name, for a code book."""
+        return {"mean": self.mean, "scale": self.scale, "angles": self.angles}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Centring:
+        """Inverse of `tensors`."""
+        return cls(tensors["mean"], tensors["scale"], tensors["angles"])
+
+
+def _rotated(x: torch.Tensor, positions: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """``x`` ``[n, d]`` rotated by ``positions``, dimension i paired with i + r/2 as in `memory3.maths.rotary`."""
+    half = angles.shape[0]
+    if not half:
+        return x
+    turn = positions.float()[:, None] * angles
+    cos, sin = turn.cos(), turn.sin()
+    a, b = x[:, :half], x[:, half : 2 * half]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, x[:, 2 * half :]], 1)

@@ -1,0 +1,243 @@
+"""FAISS quantisers by factory string: trained, taken apart into plain tensors, and put together again. Knows no memory and no file.
+
+Three families, each with an optional rotation in front that FAISS learns (``OPQ16_64,``):
+
+- ``Residual2x14,PQ8x10``, the paper's: the vector's halves are each one of 2^14 centroids, what is left is cut into 8 parts, each one of 2^10.
+  28 + 80 bits; FAISS fills the first up to whole bytes: 4 + 10 = 14 bytes.
+- ``PQ16x7``: the vector is cut into 16 parts, each one of 2^7.
+- ``RQ14x8``: 14 whole vectors out of 2^8 each, which add up, found by beam search.
+
+In all of them a vector is a sum of rows, one row of a table per number in its code. FAISS's own file format is never read: it is C++ objects, and a bank may
+come from anywhere.
+
+Symbols: n vectors, d head dimension, D dimensions after the rotation, S numbers in a code, c bytes of a code.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from memory3.errors import ConfigError
+
+__all__ = ["Quantiser", "default_factory"]
+
+_FACTORY = re.compile(
+    r"(?:OPQ(?P<groups>\d+)(?:_(?P<width>\d+))?,)?"
+    r"(?:Residual(?P<coarse>\d+)x(?P<coarse_bits>\d+),PQ(?P<fine>\d+)x(?P<fine_bits>\d+)"
+    r"|PQ(?P<parts>\d+)x(?P<part_bits>\d+)|RQ(?P<sums>\d+)x(?P<sum_bits>\d+))"
+)
+#: FAISS's 25 for the large tables and 50 for the rotation take three times as long and gain nothing that held-out vectors show.
+_STEPS = 8
+_ROTATION_STEPS = 5
+
+
+def default_factory(head_dim: int) -> str:
+    """The paper's quantiser for a head dimension: 14 bytes a vector (section 3.3; for 80 the string as printed there)."""
+    if head_dim % 8:
+        raise ConfigError(
+            f"the default quantiser needs a head dimension that 8 divides, not {head_dim}: name one, as in codec 'product:RQ14x8'"
+        )
+    return f"OPQ{head_dim // 4}_{head_dim},Residual2x14,PQ8x10"
+
+
+class Quantiser:
+    """One FAISS quantiser as tensors.
+
+    Attributes:
+        factory: its factory string.
+        dimension: d.
+        rotation: float32 ``[D, d]``, orthonormal rows; D = d without one, the identity.
+        tables: float32 ``[K, 2^bits, width]`` by name: ``coarse`` (K parts of the vector), ``fine`` (K parts of what is left) and ``sums``
+            (K whole vectors); those that the family has.
+    """
+
+    def __init__(
+        self, factory: str, dimension: int, rotation: torch.Tensor | None, tables: Mapping[str, torch.Tensor]
+    ) -> None:
+        self.factory = factory
+        self.dimension = dimension
+        self.rotation = rotation
+        self.tables = dict(tables)
+
+    @classmethod
+    def shapes(cls, factory: str, dimension: int) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor that this quantiser has.
+
+        Raises:
+            ConfigError: the string is of no family, or does not fit the dimension.
+        """
+        match = _FACTORY.fullmatch(factory)
+        if not match:
+            raise ConfigError(
+                f"the quantiser {factory!r} is unknown: write ResidualMxB,PQMxB or PQMxB or RQMxB (M numbers of B bits), optionally "
+                "behind OPQM_D, such as OPQ16_64,Residual2x14,PQ8x10 or RQ14x8"
+            )
+        part = {name: int(text) for name, text in match.groupdict().items() if text is not None}
+        width = part.get("width", dimension)
+        shapes: dict[str, tuple[int, ...]] = {}
+        if "groups" in part:
+            shapes["rotation"] = (width, dimension)
+        for name, number, bits in (
+            ("coarse", "coarse", "coarse_bits"),
+            ("fine", "fine", "fine_bits"),
+            ("fine", "parts", "part_bits"),
+        ):
+            if number in part:
+                shapes[name] = (part[number], 1 << part[bits], width // max(1, part[number]))
+        if "sums" in part:
+            shapes["sums"] = (part["sums"], 1 << part["sum_bits"], width)
+        divisors = [part[name] for name in ("groups", "coarse", "fine", "parts") if name in part]
+        bits_ = [part[name] for name in ("coarse_bits", "fine_bits", "part_bits", "sum_bits") if name in part]
+        fits = width <= dimension and all(count and width % count == 0 for count in divisors) and part.get("sums", 1)
+        if not fits or not all(1 <= bits <= 16 for bits in bits_):
+            raise ConfigError(
+                f"the quantiser {factory!r} does not fit vectors of {dimension} numbers: every count must divide them, and a number "
+                "have 1 to 16 bits"
+            )
+        return shapes
+
+    @classmethod
+    def needed(cls, factory: str, dimension: int) -> int:
+        """Vectors that training needs at least: as many as its largest table has rows."""
+        shapes = cls.shapes(factory, dimension)
+        return max(256 if "rotation" in shapes else 1, *(shape[1] for name, shape in shapes.items() if name != "rotation"))
+
+    @classmethod
+    def train(cls, factory: str, z: np.ndarray) -> Quantiser:
+        """Fit to float32 vectors ``[n, d]``, n at least `needed`."""
+        dimension = z.shape[1]
+        shapes = cls.shapes(factory, dimension)
+        index, parts = _index(factory, dimension)
+        kept = _patient(parts)
+        index.train(np.ascontiguousarray(z, np.float32))
+        del kept
+        tensors = {name: _get(vector, shapes[name]) for name, vector in _vectors(parts).items()}
+        return cls(factory, dimension, tensors.pop("rotation", None), tensors)
+
+    @classmethod
+    def of(cls, factory: str, dimension: int, tensors: Mapping[str, torch.Tensor]) -> Quantiser:
+        """From the tensors that `tensors` gave."""
+        tables = {name: tensors[name] for name in cls.shapes(factory, dimension) if name != "rotation"}
+        return cls(factory, dimension, tensors.get("rotation"), tables)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """By name, for a code book."""
+        return self.tables if self.rotation is None else {"rotation": self.rotation, **self.tables}
+
+    @property
+    def bits(self) -> list[int]:
+        """Bits of the S numbers of a code."""
+        return [int(table.shape[1]).bit_length() - 1 for table in self.tables.values() for _ in range(table.shape[0])]
+
+    @property
+    def starts(self) -> list[int]:
+        """The bit at which each number begins: they follow one another, and ``fine`` begins at a whole byte."""
+        starts, at = [], 0
+        for table in self.tables.values():
+            at = -(-at // 8) * 8
+            for _ in range(table.shape[0]):
+                starts.append(at)
+                at += int(table.shape[1]).bit_length() - 1
+        return starts
+
+    @property
+    def code_size(self) -> int:
+        """Bytes of a code, c."""
+        return -(-(self.starts[-1] + self.bits[-1]) // 8)
+
+    def rows(self) -> list[torch.Tensor]:
+        """One table ``[2^bits, d]`` per number of a code: the rows whose sum is the decoded vector, the rotation undone."""
+        rows = []
+        for name, table in self.tables.items():
+            for place, short in enumerate(table):
+                at = 0 if name == "sums" else place * short.shape[1]
+                rotation = torch.eye(self.dimension) if self.rotation is None else self.rotation
+                rows.append(short @ rotation[at : at + short.shape[1]])
+        return rows
+
+    def encode(self, z: np.ndarray) -> np.ndarray:
+        """Codes uint8 ``[n, c]`` of float32 vectors ``[n, d]``, by FAISS."""
+        codes: np.ndarray = self._faiss().sa_encode(np.ascontiguousarray(z, np.float32))
+        assert codes.shape == (len(z), self.code_size), (codes.shape, self.code_size)
+        return codes
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        """Vectors float32 ``[n, d]``, by FAISS. What `memory3.codec.rows` must equal."""
+        decoded: np.ndarray = self._faiss().sa_decode(np.ascontiguousarray(codes))
+        return decoded
+
+    def _faiss(self) -> Any:
+        """The index, put together at first use."""
+        if not hasattr(self, "_made"):
+            import faiss
+
+            index, parts = _index(self.factory, self.dimension)
+            for name, vector in _vectors(parts).items():
+                faiss.copy_array_to_vector(self.tensors()[name].numpy().astype(np.float32).reshape(-1), vector)
+            for part in (*parts.values(), *(part.rq for part in parts.values() if hasattr(part, "rq"))):
+                part.is_trained = True
+            if "rotation" in parts:
+                parts["rotation"].is_orthonormal = True
+            self._made, self._parts = index, parts
+        return self._made
+
+
+def _index(factory: str, dimension: int) -> tuple[Any, dict[str, Any]]:
+    """An untrained index and the objects in it that are trained."""
+    import faiss
+
+    index = faiss.index_factory(dimension, factory)
+    parts: dict[str, Any] = {"index": index}
+    inner = index
+    if isinstance(index, faiss.IndexPreTransform):
+        parts["rotation"] = faiss.downcast_VectorTransform(index.chain.at(0))
+        inner = faiss.downcast_index(index.index)
+    parts["inner"] = inner
+    if isinstance(inner, faiss.Index2Layer):
+        parts["coarse"] = faiss.downcast_index(inner.q1.quantizer)
+    return index, parts
+
+
+def _vectors(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """FAISS's arrays of numbers by our names."""
+    vectors: dict[str, Any] = {}
+    if "rotation" in parts:
+        vectors["rotation"] = parts["rotation"].A
+    if "coarse" in parts:
+        vectors["coarse"] = parts["coarse"].pq.centroids
+    inner = parts["inner"]
+    if hasattr(inner, "rq"):
+        vectors["sums"] = inner.rq.codebooks
+    else:
+        vectors["fine"] = inner.pq.centroids
+    return vectors
+
+
+def _patient(parts: Mapping[str, Any]) -> Sequence[Any]:
+    """Set how long is trained, and that few vectors are no reason to print a warning. Returns what must live until then."""
+    import faiss
+
+    quantisers = [part.pq for name, part in parts.items() if name in ("inner", "coarse") and hasattr(part, "pq")]
+    if "coarse" in parts:
+        parts["coarse"].pq.cp.niter = _STEPS
+    if "rotation" in parts:
+        rotation = parts["rotation"]
+        rotation.niter = _ROTATION_STEPS
+        quantisers.append(faiss.ProductQuantizer(rotation.d_out, rotation.M, 8))
+        rotation.pq = quantisers[-1]
+    for quantiser in quantisers:
+        quantiser.cp.min_points_per_centroid = 1
+    if hasattr(parts["inner"], "rq"):
+        parts["inner"].rq.cp.min_points_per_centroid = 1
+    return quantisers
+
+
+def _get(vector: Any, shape: tuple[int, ...]) -> torch.Tensor:
+    import faiss
+
+    return torch.from_numpy(faiss.vector_to_array(vector).reshape(shape).copy())
