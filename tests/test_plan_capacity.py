@@ -90,7 +90,7 @@ def test_more_of_anything_takes_no_less():
 
 def test_a_codec_makes_disk_smaller_and_writing_slower():
     raw, coded = (
-        plan(Corpus(1000), SHAPES["smollm2-135m-instruct"], MemoryConfig(), MACHINE, codec=c) for c in ("raw", "vq14")
+        plan(Corpus(1000), SHAPES["smollm2-135m-instruct"], MemoryConfig(), MACHINE, codec=c) for c in ("raw", "product")
     )
     assert coded.disk < raw.disk / 8
     assert coded.references_per_second < raw.references_per_second * 1.5

@@ -53,7 +53,7 @@ def test_the_papers_sizes_are_printed():
 def test_settings_and_codec_change_the_librarys_costs():
     default, paper, coded = (
         run_json(*PAPER, "--references", "1000", "--figure", "a.png", *options)
-        for options in ([], ["--preset", "paper"], ["--codec", "vq14"])
+        for options in ([], ["--preset", "paper"], ["--codec", "product"])
     )
     assert paper["costs"]["library"]["explicit"]["write"] < default["costs"]["library"]["explicit"]["write"]
     assert coded["storage"]["library"]["memory"]["per_reference"] < default["storage"]["library"]["memory"]["per_reference"]
@@ -162,7 +162,7 @@ def test_the_policy_is_kept_by_later_writes(docs, tiny_model_path):  # noqa: F81
         (["--model", "memory4"], "the shape of model 'memory4' is unknown. Did you mean 'memory3-2.4b'?", 1),
         (["--references", "-3"], "-3 references cannot be planned for", 1),
         (["--references", "lots"], "lots references cannot be planned for", 1),
-        (["--codec", "zip"], "codec 'zip' is unknown: use one of raw, vq14", 1),
+        (["--codec", "zip"], "codec 'zip' is unknown: use one of raw, int8, int4, product", 1),
         (["--embedder", "ada"], "embedder 'ada' is unknown", 1),
         (["--machine", "abacus"], "machine 'abacus' is unknown: use one of h100", 1),
         (["--machine", "h100", "--price", "-1"], "a price of -1.0 per hour is none", 1),

@@ -124,7 +124,7 @@ def test_the_library_by_hand(monkeypatch):
     monkeypatch.setattr(library, "BEGINNING_TOKENS", 4)
     monkeypatch.setattr(library, "CUE_TOKENS", 3)
     config = CONFIG.replace(layers=(0, 1))
-    costs = library_costs(ODD, config, codec="vq14", references=1000)
+    costs = library_costs(ODD, config, codec="product", references=1000)
     said = parts(costs.explicit)
     # Two layers run, the last without its output matrix (42 x 11) and MLP; 2 x 5 + 3 = 13 tokens, each beside 4 of the beginning.
     assert said["attention matrices"] == 2 * 13 * (2 * (1232 - 462) + 462)
@@ -180,7 +180,7 @@ def test_bytes_by_hand():
     assert own.record == 2 * 4 + 2 * 12 + 12 * 2 * 7 * 2
     assert (own.text, own.embedding) == (19 + 16, 44)
     assert own.disk - own.cold == own.record
-    assert library_bytes(ODD, config, codec="vq14").record == 2 * 4 + 2 * 12 + 12 * 2 * 14
+    assert library_bytes(ODD, config, codec="product").record == 2 * 4 + 12 + 12 * 2 * 14
 
 
 # ---- shapes --------------------------------------------------------------------------------------------------------------

@@ -43,18 +43,28 @@ class Codec:
 
     Attributes:
         name: as the bank calls it.
-        vector_bytes: of one key or value; None: its numbers as they are.
+        vector_bytes: of one key or value, where that does not depend on its dimension.
+        number_bits: of each of its numbers, where it does; None: as the settings' dtype has it.
+        position_bytes: of the place of a pair in its reference, where references have at most 256 tokens; beyond, 2.
         encode_flops, decode_flops: of a vector of ``dh`` numbers, as (a, b) in ``a dh^2 + b dh``.
     """
 
     name: str
     vector_bytes: int | None = None
+    number_bits: int | None = None
+    position_bytes: int = 1
     encode_flops: tuple[int, int] = (0, 0)
     decode_flops: tuple[int, int] = (0, 0)
 
     def bytes(self, head_dim: int, dtype: str) -> int:
         """Of one stored vector."""
-        return head_dim * _NUMBER_BYTES[dtype] if self.vector_bytes is None else self.vector_bytes
+        if self.vector_bytes is not None:
+            return self.vector_bytes
+        return head_dim * _NUMBER_BYTES[dtype] if self.number_bits is None else -(-head_dim * self.number_bits // 8)
+
+    def position(self, reference_length: int) -> int:
+        """Bytes of the place of one pair."""
+        return self.position_bytes if reference_length <= 256 else 2
 
     def encoding(self, head_dim: int) -> int:
         """FLOPs to encode one vector."""
@@ -65,11 +75,13 @@ class Codec:
         return self.decode_flops[0] * head_dim**2 + self.decode_flops[1] * head_dim
 
 
-#: ``raw``: `memory3.codec.raw`. ``vq14``: the paper's composite quantiser OPQ-Residual2x14-PQ8x10, 108 bits. Encoding turns the vector by a full
+#: The codecs of `memory3.codec`. ``product``: the paper's composite quantiser OPQ-Residual2x14-PQ8x10, 108 bits. Encoding turns the vector by a full
 #: rotation and compares it with 2 x 2^14 coarse centroids and 2^10 of each part; decoding adds two centroids and the product's and turns back.
 CODECS: Mapping[str, Codec] = {
-    "raw": Codec("raw"),
-    "vq14": Codec("vq14", 14, (2, 2 * (2 * 2**14 + 2**10)), (2, 3)),
+    "raw": Codec("raw", position_bytes=2),
+    "int8": Codec("int8", number_bits=8, encode_flops=(0, 2), decode_flops=(0, 2)),
+    "int4": Codec("int4", number_bits=4, encode_flops=(0, 2), decode_flops=(0, 2)),
+    "product": Codec("product", 14, encode_flops=(2, 2 * (2 * 2**14 + 2**10)), decode_flops=(2, 3)),
 }
 
 
@@ -134,7 +146,7 @@ def library_bytes(
     Args:
         shape: of the model.
         config: how memories are written.
-        codec: ``"raw"`` or ``"vq14"``.
+        codec: a name of `CODECS`.
         dimension: numbers of an embedding.
         tokens: of a reference on average; 0: a full one.
         text_bytes: of its text; 0: `BYTES_PER_TOKEN` for each token.
@@ -144,7 +156,7 @@ def library_bytes(
     pairs = config.budget.pairs(heads, config.reference_length)
     vector = codec_of(codec).bytes(shape.head_dim, config.dtype)
     return ReferenceBytes(
-        record=2 * (heads + pairs) + 2 * pairs * vector,
+        record=2 * heads + pairs * codec_of(codec).position(config.reference_length) + 2 * pairs * vector,
         text=(text_bytes or tokens * BYTES_PER_TOKEN) + 4 * tokens,
         embedding=4 * dimension,
     )
