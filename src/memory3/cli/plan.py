@@ -102,7 +102,9 @@ def plan(
             help="Disk for memories, such as 10GB; those that pay least are dropped.", metavar="SIZE", rich_help_panel=USE
         ),
     ] = None,
-    codec: Annotated[str, typer.Option(help="How vectors are stored: raw, int8, int4, product (14 bytes).", metavar="NAME")] = "raw",
+    codec: Annotated[
+        str, typer.Option(help="How vectors are stored: raw, int8, int4, product (14 bytes).", metavar="NAME")
+    ] = "raw",
     embedder: Annotated[
         str, typer.Option(help="Sentence embedder: all-minilm-l6-v2, BAAI/bge-m3.", metavar="NAME")
     ] = "all-minilm-l6-v2",
