@@ -191,9 +191,9 @@ def _index(factory: str, dimension: int) -> tuple[Any, dict[str, Any]]:
     """An untrained index and the objects in it that are trained."""
     import faiss
 
-    index = faiss.index_factory(dimension, factory)
+    index: Any = faiss.index_factory(dimension, factory)  # FAISS's stubs lack what SWIG makes of C++ vectors
     parts: dict[str, Any] = {"index": index}
-    inner = index
+    inner: Any = index
     if isinstance(index, faiss.IndexPreTransform):
         parts["rotation"] = faiss.downcast_VectorTransform(index.chain.at(0))
         inner = faiss.downcast_index(index.index)
