@@ -191,15 +191,17 @@ def _index(factory: str, dimension: int) -> tuple[Any, dict[str, Any]]:
     """An untrained index and the objects in it that are trained."""
     import faiss
 
-    index: Any = faiss.index_factory(dimension, factory)  # FAISS's stubs lack what SWIG makes of C++ vectors
+    index = faiss.index_factory(dimension, factory)
     parts: dict[str, Any] = {"index": index}
     inner: Any = index
     if isinstance(index, faiss.IndexPreTransform):
-        parts["rotation"] = faiss.downcast_VectorTransform(index.chain.at(0))
+        chain: Any = index.chain  # the stubs take it for a list
+        parts["rotation"] = faiss.downcast_VectorTransform(chain.at(0))
         inner = faiss.downcast_index(index.index)
     parts["inner"] = inner
     if isinstance(inner, faiss.Index2Layer):
-        parts["coarse"] = faiss.downcast_index(inner.q1.quantizer)
+        first: Any = inner.q1
+        parts["coarse"] = faiss.downcast_index(first.quantizer)
     return index, parts
 
 
