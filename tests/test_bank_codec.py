@@ -131,7 +131,7 @@ def test_rebuilt_with_another_codec_and_back(tmp_path):
             assert same_memory(bank.memories([id_])[0], m3.memory(reference))
         os.utime(path / "CURRENT", (0, 0))  # readers have had time to move on
         bank.compact()
-        assert sorted(os.listdir(path)) == ["CURRENT", "references-3.lance", "writer.lock"]
+        assert sorted(os.listdir(path)) == ["CURRENT", "recalls.jsonl", "references-3.lance", "writer.lock"]
 
 
 def test_the_code_book_in_the_cache_is_used(tmp_path):
