@@ -68,6 +68,7 @@ def test_written_reopened_read_compacted_and_verified(tmp_path, codec):
     assert sorted(os.listdir(tmp_path / "bank")) == [
         "CURRENT",
         book_name(book.fingerprint),
+        "recalls.jsonl",
         "references-1.lance",
         "writer.lock",
     ]
