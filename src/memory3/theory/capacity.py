@@ -26,9 +26,9 @@ LANCE_SECONDS = 3e-3
 EMBED_SECONDS = 6e-3
 #: How often a record's bytes pass through memory between the disk and the attention: checksum, copy, conversion, gathering, padding.
 UNPACK_PASSES = 10
-#: Extra operations of a memory layer while decoding, as a part of the layer's own: a second kernel and the merging of two sums. Fitted to the default
-#: model on two cores, where they took about 3 ms of a step of 45 ms.
-EXTRA_CALLS = 0.15
+#: Extra operations of a memory layer while decoding, as a part of the layer's own: a longer mask, queries kept for citations. 0.15 was fitted to the default
+#: model on two cores while memories took a second kernel call; one call does now, and a third of it is a guess.
+EXTRA_CALLS = 0.05
 #: Operations of a step outside the layers (sampling, masks, positions), in layers.
 STEP_CALLS = 4.0
 #: References that are written in one forward pass.
