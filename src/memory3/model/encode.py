@@ -78,9 +78,10 @@ class _Write:
         self.inv_freq = inv_freq
         self.seeds = seeds
         self.bias: torch.Tensor | None = None
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
-        self.scores: list[torch.Tensor] = []
+        # By layer: where activations are recomputed for the gradient, a layer is seen twice.
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+        self.scores: dict[int, torch.Tensor] = {}
 
     def _mask(self, query: torch.Tensor, before: int) -> torch.Tensor:
         """``[N or 1, 1, T, b + T]``: all of the beginning, causal after it, padding of the reference hidden from the repetition."""
@@ -111,8 +112,8 @@ class _Write:
             self.bias = self._mask(query, first_key.shape[1])
         memory_layer = layer in self.memory_layers
         if memory_layer:
-            self.keys.append(key[:, :, : self.span])
-            self.values.append(value[:, :, : self.span])
+            self.keys[layer] = key[:, :, : self.span]
+            self.values[layer] = value[:, :, : self.span]
         out = lse = None
         if layer != self.last or (self.select is not None and self.select.repeats):
             rows = key.shape[0]
@@ -133,7 +134,8 @@ class _Write:
                 repeat_query=query[:, :, repeating] if self.select.repeats else None,
                 repeat_lse=lse[:, :, repeating] if self.select.repeats and lse is not None else None,
             )
-            self.scores.append(self.select.score(view))
+            with torch.no_grad():  # which tokens are kept is a choice, not a number one could improve by a little
+                self.scores[layer] = self.select.score(view)
         if layer == self.last:
             raise StopForward
         return out
@@ -168,9 +170,9 @@ class Encoder:
                 f"references of {config.reference_length} tokens behind a beginning of {len(frame.beginning)} need {needed} positions, "
                 f"the model has {model_shape.max_positions}: lower reference_length"
             )
-        self.beginning = self._encode_beginning()
+        with torch.no_grad():
+            self.beginning = self._encode_beginning()
 
-    @torch.no_grad()
     def _encode_beginning(self) -> list[KeyValues]:
         record = _Record()
         tokens = torch.tensor([self.frame.beginning], device=self.model.device)
@@ -187,18 +189,57 @@ class Encoder:
         """
         if not references:
             return []
+        token_ids = self._checked(references)
+        reader, lengths = self._write(token_ids, self._select)
+        kept = self._choose(reader, lengths)
+        keys, values = self._stacked(reader)
+        if not bool(torch.isfinite(keys[kept]).all()):
+            raise ModelError("the model computes keys that are not finite; is its dtype too narrow for its weights?")
+        return self._cut(keys, values, kept, torch.device("cpu"), self.shape.torch_dtype)
+
+    def encode_with_gradients(self, references: Sequence[Reference]) -> list[Memory]:
+        """What `encode` gives, for training: gradients flow through the keys and values that are kept (PAPER.md section 5).
+
+        They stay on the model's device and in its dtype. `beginning` is computed anew, with gradients too. A selector that `repeats`
+        chooses in a pass of its own, so that nothing of the repetition has to be held for the gradient.
+
+        Raises:
+            InputError: as `encode`.
+        """
+        self.beginning = self._encode_beginning()
+        if not references:
+            return []
+        token_ids = self._checked(references)
+        kept = None
+        select = self._select
+        if select is not None and select.repeats:
+            with torch.no_grad():
+                kept = self._choose(*self._write(token_ids, select))
+            select = None
+        reader, lengths = self._write(token_ids, select)
+        kept = self._choose(reader, lengths) if kept is None else kept
+        keys, values = self._stacked(reader)
+        return self._cut(keys, values, kept, keys.device, keys.dtype)
+
+    @property
+    def _select(self) -> Selector | None:
+        """None where everything is kept."""
+        keep_all = self.config.budget.tokens_per_head(self.config.reference_length) == self.config.reference_length
+        return None if keep_all else self._selector
+
+    def _checked(self, references: Sequence[Reference]) -> list[list[int]]:
         for reference in references:
             if not 0 < len(reference.token_ids) <= self.config.reference_length:
                 raise InputError(
                     f"reference {reference.id!r} has {len(reference.token_ids)} tokens: 1 to {self.config.reference_length} can be encoded"
                 )
+        return [list(r.token_ids) for r in references]
+
+    def _write(self, token_ids: Sequence[list[int]], select: Selector | None) -> tuple[_Write, torch.Tensor]:
+        """The writing pass; its reader, and the length of each reference, int64 ``[N]``."""
         device = self.model.device
-        token_ids = [list(r.token_ids) for r in references]
         lengths = torch.tensor([len(t) for t in token_ids], device=device)
         span = int(lengths.max())
-        keep_all = self.config.budget.tokens_per_head(self.config.reference_length) == self.config.reference_length
-        select = None if keep_all else self._selector
-
         first = len(self.frame.beginning)
         tokens = torch.tensor([t + [0] * (span - len(t)) for t in token_ids], device=device)
         positions = torch.arange(first, first + span, device=device)
@@ -206,7 +247,7 @@ class Encoder:
         if select is not None and select.repeats:
             cue = torch.tensor([self.frame.repeat], device=device)
             repeat_from = span + cue.shape[1]
-            tokens = torch.cat([tokens, cue.expand(len(references), -1), tokens], dim=1)
+            tokens = torch.cat([tokens, cue.expand(len(token_ids), -1), tokens], dim=1)
             again = first + self.config.reference_length
             positions = torch.cat([positions, torch.arange(again, again + cue.shape[1] + span, device=device)])
 
@@ -219,16 +260,27 @@ class Encoder:
             self._model_shape.base(
                 tokens, attention_mask=unused, position_ids=positions[None], use_cache=False, memory3=reader
             )
-        return self._cut(reader, lengths)
+        return reader, lengths
 
-    def _cut(self, reader: _Write, lengths: torch.Tensor) -> list[Memory]:
-        keys, values = (torch.stack(x, dim=1) for x in (reader.keys, reader.values))  # [N, L, H, S, d]
-        scores = torch.stack(reader.scores, dim=1) if reader.scores else torch.zeros(keys.shape[:-1], device=keys.device)
-        kept = choose(scores.float(), lengths, self.config.budget, self.config.reference_length)
-        if not bool(torch.isfinite(keys[kept]).all()):
-            raise ModelError("the model computes keys that are not finite; is its dtype too narrow for its weights?")
-        dtype = self.shape.torch_dtype
-        flat_keys, flat_values = keys[kept].to("cpu", dtype), values[kept].to("cpu", dtype)
+    def _stacked(self, reader: _Write) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of all memory layers, ``[N, L, H, S, d]``."""
+        keys, values = (torch.stack([x[layer] for layer in self.shape.layers], dim=1) for x in (reader.keys, reader.values))
+        return keys, values
+
+    def _choose(self, reader: _Write, lengths: torch.Tensor) -> torch.Tensor:
+        """bool ``[N, L, H, S]``: which pairs are kept."""
+        if reader.scores:
+            scores = torch.stack([reader.scores[layer] for layer in self.shape.layers], dim=1)
+        else:
+            like = reader.keys[self.shape.layers[0]]
+            scores = torch.zeros(len(like), len(self.shape.layers), *like.shape[1:3], device=like.device)
+        return choose(scores.float(), lengths, self.config.budget, self.config.reference_length)
+
+    @staticmethod
+    def _cut(
+        keys: torch.Tensor, values: torch.Tensor, kept: torch.Tensor, device: torch.device, dtype: torch.dtype
+    ) -> list[Memory]:
+        flat_keys, flat_values = keys[kept].to(device, dtype), values[kept].to(device, dtype)
         counts = kept.sum(dim=-1).to("cpu").numpy().astype("uint16")  # [N, L, H]
         positions = kept.nonzero()[:, -1].to("cpu").numpy().astype("uint16")
         memories, start = [], 0
