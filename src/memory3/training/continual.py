@@ -1,0 +1,176 @@
+"""Continual training: references encoded inside the step (PAPER.md section 5). From settings to a run's folder.
+
+    RUN/settings.json                what the run is
+    RUN/groups.jsonl, held_back.jsonl    what it trains on, in order, and what it is looked at with
+    RUN/checkpoint-N/                to resume from
+    RUN/log.jsonl, runs/, losses.png     its losses (JSON lines, TensorBoard, a picture)
+    RUN/adapter/  or  RUN/model/     the result
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memory3.errors import InputError, MissingDependency, TrainingError
+from memory3.generate import Memory3
+from memory3.training.checkpoints import last_checkpoint
+from memory3.training.groups import Group, GroupMaker, documents_of
+from memory3.training.logs import RunLog, curves_of, draw_losses, read_log
+from memory3.training.lora import export_adapter, with_lora
+from memory3.training.records import read_records
+from memory3.training.settings import Settings
+from memory3.training.stopping import StopOnSignal
+from memory3.training.trainer import GroupTrainer, arguments
+
+__all__ = ["Progress", "Result", "continual"]
+
+#: What is done, how much of how much (0 of 0: nobody knows), and what to say of it.
+Progress = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        run: its folder.
+        trained: the adapter or the model; None when it was told to stop before its end.
+        step: steps taken, earlier processes' included.
+        seconds_per_step: median over this process; 0.0 when it took none.
+        losses: the last of each curve of the log.
+    """
+
+    run: Path
+    trained: Path | None
+    step: int
+    seconds_per_step: float
+    losses: dict[str, float]
+
+
+def continual(
+    settings: Settings, run: Path, *, resume: bool = False, device: str | None = None, progress: Progress | None = None
+) -> Result:
+    """Train, or go on training.
+
+    Args:
+        settings: of a new run; a run that is resumed has its own (`Settings.read`).
+        run: its folder.
+        resume: go on from the last checkpoint, bit for bit where the device computes so (the CPU does). Without a checkpoint: from the start.
+        device: as `memory3.model.load.load_model` takes it.
+        progress: told how far it is.
+
+    Raises:
+        TrainingError: the folder holds a run and ``resume`` was not said; the loss is not a number; the disk is full.
+        InputError: nothing to train on.
+    """
+    tell = progress or (lambda what, done, total, more: None)
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise MissingDependency("accelerate", "train", "training") from error
+    state = PartialState(cpu=device == "cpu")
+    if (run / "settings.json").exists() and not resume:
+        raise TrainingError(f"{run} holds a training run: resume it with --resume, or give another folder")
+    _make_folder(run)
+    m3 = Memory3.from_pretrained(
+        settings.model, config=settings.memory, dtype=settings.dtype, device=device or str(state.device)
+    )
+    with state.main_process_first():
+        if not (run / "held_back.jsonl").exists():
+            _draw(m3, settings, run, state.num_processes, tell)
+    _replace(run / "settings.json", json.dumps(settings.to_dict(), indent=2) + "\n")
+    groups = _groups(run / "groups.jsonl")
+    held_back: dict[str, list[Group]] = {}
+    for group in _groups(run / "held_back.jsonl"):
+        held_back.setdefault(group.kind, []).append(group)
+
+    checkpoint = last_checkpoint(run)
+    start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    log = RunLog(run, lambda step, steps, loss, left: tell("training", step, steps, f"loss {loss:.3f}"), start)
+    stop = StopOnSignal()
+    model = with_lora(m3.model, settings)
+    if settings.checkpointing:
+        model.enable_input_require_grads()
+    trainer = GroupTrainer(m3, model, arguments(settings, run), groups, held_back)
+    _quiet(trainer)
+    trainer.add_callback(log)
+    trainer.add_callback(stop)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    lines = read_log(run)
+    trained = None
+    if trainer.state.global_step >= settings.steps:
+        trained = run / ("adapter" if settings.rank else "model")
+        if trainer.args.should_save:
+            _export(trainer, m3, settings, trained)
+    if trainer.args.should_save:
+        try:
+            draw_losses(curves_of(lines), run / "losses.png", title=f"{settings.model}, {settings.memory.budget}")
+        except MissingDependency:
+            pass  # the log has them
+    seconds = sorted(log.seconds)
+    last = {name: losses[-1] for name, _, losses in curves_of(lines) if losses}
+    return Result(run, trained, trainer.state.global_step, seconds[len(seconds) // 2] if seconds else 0.0, last)
+
+
+def _draw(m3: Memory3, settings: Settings, run: Path, processes: int, tell: Progress) -> None:
+    """Read the records, retrieve among their passages and texts, and write down every group of the run."""
+    from memory3.bank import Bank
+
+    tell("reading", 0, 0, "")
+    records = read_records(settings.data, settings.held_out)
+    documents = list(documents_of(records))
+    with tempfile.TemporaryDirectory(prefix=".references-", dir=run) as folder:
+        bank = Bank.open(folder, m3)
+        with bank:
+            bank.write(
+                documents,
+                cold=True,
+                progress=lambda at: tell("embedding", at.documents, len(documents), f"{at.references:,} references"),
+            )
+            maker = GroupMaker(m3, bank, records, settings)
+            passes = settings.steps * settings.passes * processes
+            lines = [g.to_json() for g in maker.groups(passes, lambda done: tell("drawing", done, passes, ""))]
+    _replace(run / "groups.jsonl", "".join(line + "\n" for line in lines))
+    held = [group for groups in maker.held_back.values() for group in groups]
+    _replace(run / "held_back.jsonl", "".join(group.to_json() + "\n" for group in held))
+
+
+def _groups(path: Path) -> list[Group]:
+    return [Group.from_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _export(trainer: GroupTrainer, m3: Memory3, settings: Settings, folder: Path) -> None:
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if settings.rank:
+        export_adapter(model, folder, settings)
+    else:
+        model.save_pretrained(str(folder))
+        m3.tokenizer.save_pretrained(str(folder))
+
+
+def _quiet(trainer: GroupTrainer) -> None:
+    """Ours tells the progress."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+
+
+def _make_folder(run: Path) -> None:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{run}: the run's folder cannot be made: {error.strerror}") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".new")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,143 @@
+"""Training records: questions on passages, prompts, and texts, from JSON lines (``.jsonl``, ``.jsonl.gz``).
+
+    {"passage": ..., "question": ..., "answer": ...}     a question
+    {"prompt": ..., "answer": ...}                       a prompt; where a long paragraph of it is a passage, a question too
+    {"text": ...}                                        a text
+
+Other fields are ignored. What must never be trained on is named as held out: a record that shares a text with it is refused.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memory3.errors import InputError, ReadError
+
+__all__ = ["Question", "Records", "read_records"]
+
+#: Characters below which two texts may be equal by chance.
+_TELLING = 24
+#: A prompt's longest paragraph is its passage when it is at least this long, and this share of the prompt.
+_PASSAGE, _SHARE = 200, 0.5
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question that a passage answers."""
+
+    passage: str
+    question: str
+    answer: str
+
+
+@dataclass
+class Records:
+    """What there is to train on.
+
+    Attributes:
+        questions: on passages.
+        prompts: prompt and answer, nothing to be remembered.
+        texts: to be continued.
+    """
+
+    questions: list[Question] = field(default_factory=list)
+    prompts: list[tuple[str, str]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+
+
+def read_records(paths: Sequence[str | Path], held_out: Sequence[str | Path] = ()) -> Records:
+    """All records of the files, in order.
+
+    Args:
+        paths: files.
+        held_out: files or folders of what must not be trained on.
+
+    Raises:
+        ReadError: a file that is missing, damaged or not JSON lines; carries the path.
+        InputError: a record that is held out, or of no known kind; no records at all.
+    """
+    forbidden = {
+        fold(text) for path in held_out for file in _files(path) for _, record in _lines(file) for text in _texts(record)
+    }
+    records = Records()
+    for path in paths:
+        for number, record in _lines(Path(path)):
+            shared = next((t for t in _texts(record) if fold(t) in forbidden), None) if forbidden else None
+            if shared is not None:
+                raise InputError(f"{path}, record {number}: {shared[:80]!r} is held out and must not be trained on")
+            _add(records, record, f"{path}, record {number}")
+    if not (records.questions or records.prompts or records.texts):
+        raise InputError(f"there is nothing to train on in {', '.join(map(str, paths)) or 'no files'}: give files with records")
+    return records
+
+
+def fold(text: str) -> str:
+    """The text without differences of case and spacing."""
+    return " ".join(text.lower().split())
+
+
+def _add(records: Records, record: dict[str, Any], where: str) -> None:
+    def text(name: str) -> str:
+        value = record.get(name)
+        return value.strip() if isinstance(value, str) else ""
+
+    if text("passage") and text("question") and text("answer"):
+        records.questions.append(Question(text("passage"), text("question"), text("answer")))
+    elif text("prompt") and text("answer"):
+        records.prompts.append((text("prompt"), text("answer")))
+        question = _apart(text("prompt"), text("answer"))
+        if question is not None:
+            records.questions.append(question)
+    elif text("text"):
+        records.texts.append(text("text"))
+    else:
+        raise InputError(
+            f"{where} has fields {', '.join(record) or 'none'}: needed are passage, question, answer; prompt, answer; or text, none empty"
+        )
+
+
+def _apart(prompt: str, answer: str) -> Question | None:
+    """Passage and question of a prompt that holds both, where its longest paragraph is plainly the passage."""
+    parts = prompt.split("\n")
+    longest = max(range(len(parts)), key=lambda n: len(parts[n]))
+    passage = parts[longest]
+    rest = "\n".join(part for n, part in enumerate(parts) if n != longest and part.strip(' "\'-'))
+    if len(passage) < max(_PASSAGE, _SHARE * len(prompt)) or len(rest) < 8:
+        return None
+    return Question(passage.strip(), rest.strip(), answer)
+
+
+def _texts(record: dict[str, Any]) -> Iterator[str]:
+    for value in record.values():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and len(text) >= _TELLING:
+                yield text
+
+
+def _files(path: str | Path) -> list[Path]:
+    path = Path(path)
+    return sorted(path.rglob("*.jsonl*")) if path.is_dir() else [path]
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+        for number, line in enumerate(data.splitlines(), 1):
+            if line.strip():
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ReadError(path, f"line {number} is not a JSON object")
+                yield number, record
+    except OSError as error:
+        raise ReadError(path, error.strerror or str(error)) from error
+    except (ValueError, EOFError, zlib.error) as error:
+        if isinstance(error, ReadError):
+            raise
+        raise ReadError(path, f"is not made of JSON lines ({error})") from error

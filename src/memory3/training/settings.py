@@ -1,0 +1,171 @@
+"""`Settings` of a training run: frozen, validated, JSON both ways, so that a run can be resumed and repeated."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memory3.config import MemoryConfig
+from memory3.errors import ConfigError
+
+__all__ = ["KINDS", "Mixture", "Settings"]
+
+#: What a pass trains; see `memory3.training.groups`.
+KINDS = ("memory", "text", "none", "continue", "plain")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of the kinds of passes; they need not add up to 1.
+
+    Attributes:
+        memory: questions answered from memories, distractors among them.
+        text: questions answered from the same references as text in the prompt.
+        none: prompts and questions without references.
+        continue_: texts continued with memories of similar texts. Written ``continue`` in JSON.
+        plain: texts continued without.
+    """
+
+    memory: float = 0.6
+    text: float = 0.15
+    none: float = 0.08
+    continue_: float = 0.1
+    plain: float = 0.07
+
+    def __post_init__(self) -> None:
+        wrong = {name: share for name, share in self.shares().items() if not (isinstance(share, int | float) and share >= 0)}
+        if wrong or not sum(self.shares().values()):
+            raise ConfigError(f"the mixture {self.shares()} needs shares from 0, not all 0")
+
+    def shares(self) -> dict[str, float]:
+        """By kind."""
+        return {kind: getattr(self, "continue_" if kind == "continue" else kind) for kind in KINDS}
+
+    @classmethod
+    def of(cls, shares: Mapping[str, float]) -> Mixture:
+        """From shares by kind; kinds that are not named get none."""
+        unknown = set(shares) - set(KINDS)
+        if unknown:
+            raise ConfigError(f"{', '.join(sorted(unknown))} is no kind of pass: use {', '.join(KINDS)}")
+        all_shares = {kind: shares.get(kind, 0.0) for kind in KINDS}
+        return cls(**{("continue_" if kind == "continue" else kind): share for kind, share in all_shares.items()})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run of continual training with LoRA or full weights.
+
+    Attributes:
+        model: catalogue name, hub id or folder.
+        data: files of records.
+        held_out: files or folders that must not be trained on.
+        memory: how memories are written and read; what is trained is what is served.
+        steps: optimiser steps.
+        passes: forward and backward passes per step (gradient accumulation).
+        groups: groups per pass.
+        questions: questions of a group at most.
+        texts: texts of a group at most.
+        text_length: tokens of a text at most.
+        rate: largest learning rate; warmed up over ``warmup`` steps, constant, decayed over the last ``decay`` share.
+        weight_decay: of AdamW.
+        clip: largest norm of the gradient.
+        rank: of LoRA; 0 trains all weights.
+        alpha: of LoRA; its product is scaled by alpha / rank.
+        targets: ``"all-linear"``, or names of modules with commas between.
+        dtype: of the frozen weights and of activations; LoRA's own weights are float32.
+        checkpointing: recompute activations in the backward pass: less RAM, a third more time.
+        seed: of the data's order, LoRA's start and everything random.
+        save_every: steps between two checkpoints.
+        keep: checkpoints kept.
+        eval_every: steps between two looks at held-back records; 0: none.
+        eval_groups: groups per kind that are held back for it.
+        mixture: see there.
+    """
+
+    model: str = "smollm2-135m-instruct"
+    data: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
+    memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(budget="adaptive:360"))  # type: ignore[arg-type]
+    steps: int = 500
+    passes: int = 3
+    groups: int = 1
+    questions: int = 12
+    texts: int = 3
+    text_length: int = 192
+    rate: float = 3e-4
+    warmup: int = 20
+    decay: float = 0.2
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    rank: int = 16
+    alpha: int = 32
+    targets: str = "all-linear"
+    dtype: str = "bfloat16"
+    checkpointing: bool = False
+    seed: int = 0
+    save_every: int = 50
+    keep: int = 2
+    eval_every: int = 100
+    eval_groups: int = 4
+    mixture: Mixture = field(default_factory=Mixture)
+
+    def __post_init__(self) -> None:
+        for name, low in (
+            *((n, 1) for n in ("steps", "passes", "groups", "questions", "texts", "text_length", "save_every", "keep", "alpha")),
+            *((n, 0) for n in ("warmup", "rank", "seed", "eval_every", "eval_groups")),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise ConfigError(f"{name} must be a whole number from {low}, not {value!r}")
+        for name, low_, high in (("rate", 0.0, 1.0), ("weight_decay", 0.0, 10.0), ("decay", 0.0, 1.0), ("clip", 0.0, 1e9)):
+            if not low_ <= getattr(self, name) <= high:
+                raise ConfigError(f"{name} must lie between {low_:g} and {high:g}, not {getattr(self, name)!r}")
+        if self.warmup + self.decay * self.steps > self.steps:
+            raise ConfigError(f"{self.warmup} steps of warm-up and {self.decay:g} of decay do not fit into {self.steps} steps")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f"dtype {self.dtype!r} cannot be trained in: use float32 or bfloat16")
+
+    def replace(self, **changes: Any) -> Settings:
+        """A copy with some settings changed."""
+        return Settings.from_dict({**self.to_dict(), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return out | {
+            "data": list(self.data),
+            "held_out": list(self.held_out),
+            "memory": self.memory.to_dict(),
+            "mixture": self.mixture.shares(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Settings:
+        """Inverse of `to_dict`; settings that are left out have their defaults, unknown ones are an error."""
+        unknown = set(data) - {f.name for f in dataclasses.fields(cls)}
+        if unknown:
+            raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
+        given: dict[str, Any] = dict(data)
+        if isinstance(given.get("memory"), Mapping):
+            given["memory"] = MemoryConfig.from_dict({**MemoryConfig(budget="adaptive:360").to_dict(), **given["memory"]})  # type: ignore[arg-type]
+        if isinstance(given.get("mixture"), Mapping):
+            given["mixture"] = Mixture.of(given["mixture"])
+        for name in ("data", "held_out"):
+            if name in given:
+                given[name] = tuple(map(str, given[name]))
+        return cls(**given)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Settings:
+        """From a JSON file."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: settings cannot be read ({error})") from error
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path}: settings are one JSON object")
+        return cls.from_dict(data)
