@@ -18,6 +18,7 @@ from memory3.cli.demo import demo
 from memory3.cli.output import message, out
 from memory3.cli.plan import plan
 from memory3.cli.rebuild import rebuild
+from memory3.cli.train import train
 from memory3.cli.write import write
 from memory3.errors import Memory3Error
 
@@ -50,6 +51,7 @@ app = typer.Typer(
 for command in (write, ask, info, verify, delete, compact, rebuild, calibrate, plan, demo):
     app.command()(command)
 app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(bench)
+app.add_typer(train)
 
 
 def _version(wanted: bool) -> None:

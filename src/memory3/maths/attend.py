@@ -78,7 +78,7 @@ def _fused_cpu(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-        return _FusedCPU.apply(query, key, value, bias, causal, scale)  # type: ignore[no-untyped-call]
+        return _FusedCPU.apply(query, key, value, bias, causal, scale)
     return _kernel(query, key, value, 0.0, causal, attn_mask=bias, scale=scale)
 
 
@@ -154,8 +154,9 @@ def attend(
         ``[B, A, T, d]``, and the lse over context and memory together, float32 ``[B, A, T]``.
     """
     out, lse = attention_with_lse(query, key, value, bias, causal=causal, scale=scale)
+    mem_keys, mem_values = memory.keys.to(query.dtype), memory.values.to(query.dtype)  # they differ under autocast alone
     if tokens is None:
-        mem_out, mem_lse = attention_with_lse(query, memory.keys, memory.values, memory.bias, scale=scale)
+        mem_out, mem_lse = attention_with_lse(query, mem_keys, mem_values, memory.bias, scale=scale)
         return torch.lerp(out, mem_out, torch.sigmoid(mem_lse - lse).unsqueeze(-1).to(out.dtype)), torch.logaddexp(
             lse, mem_lse
         )
@@ -164,7 +165,7 @@ def attend(
     inside = tokens >= 0
     flat = query.transpose(1, 2).reshape(rows * length, heads, dim)
     chunked = flat[tokens.clamp_min(0)].transpose(1, 2)  # [N, A, C, d]
-    mem_out, mem_lse = attention_with_lse(chunked, memory.keys, memory.values, memory.bias, scale=scale)
+    mem_out, mem_lse = attention_with_lse(chunked, mem_keys, mem_values, memory.bias, scale=scale)
     where = tokens[inside]
     all_out = out.new_zeros(rows * length, heads, dim)
     all_lse = lse.new_full((rows * length, heads), -torch.inf)

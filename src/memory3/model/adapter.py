@@ -26,7 +26,7 @@ __all__ = ["ABOUT", "adapter_config", "find_adapter", "merge_adapter"]
 ABOUT = "memory3.json"
 
 #: What in a config of peft changes the formula above, and the value that leaves it as it is.
-_PLAIN = {
+_PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "use_dora": (False, None),
     "bias": ("none",),
@@ -75,7 +75,9 @@ def merge_adapter(model: torch.nn.Module, folder: str | Path) -> None:
             continue
         pairs.setdefault(found[1], {})[found[2]] = tensor.float()
     if odd or not pairs or any(len(pair) < 2 for pair in pairs.values()):
-        raise ModelError(f"adapter {str(folder)!r} is not plain LoRA ({', '.join(odd[:3]) or 'halves are missing'}): it cannot be merged")
+        raise ModelError(
+            f"adapter {str(folder)!r} is not plain LoRA ({', '.join(odd[:3]) or 'halves are missing'}): it cannot be merged"
+        )
     scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
     modules: dict[str, Any] = dict(model.named_modules())
     for name, pair in pairs.items():

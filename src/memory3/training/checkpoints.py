@@ -117,8 +117,8 @@ class Checkpointing(Trainer):
         if torch.cuda.is_available():
             tensors["cuda"] = torch.cuda.get_rng_state()
         name, keys, *rest = np.random.get_state()  # noqa: NPY002 (libraries below draw from it)
-        rest = [random.getstate(), [str(name), np.asarray(keys).tolist(), *map(float, rest)]]
-        _write(Path(output_dir) / f"random-{self.args.process_index}", tensors, rest)
+        states = [random.getstate(), [str(name), np.asarray(keys).tolist(), *map(float, rest)]]
+        _write(Path(output_dir) / f"random-{self.args.process_index}", tensors, states)
 
     # ---- reading -----------------------------------------------------------------------------------------------------
 

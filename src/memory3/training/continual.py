@@ -1,10 +1,10 @@
 """Continual training: references encoded inside the step (PAPER.md section 5). From settings to a run's folder.
 
-    RUN/settings.json                what the run is
-    RUN/groups.jsonl, held_back.jsonl    what it trains on, in order, and what it is looked at with
-    RUN/checkpoint-N/                to resume from
-    RUN/log.jsonl, runs/, losses.png     its losses (JSON lines, TensorBoard, a picture)
-    RUN/adapter/  or  RUN/model/     the result
+RUN/settings.json                what the run is
+RUN/groups.jsonl, held_back.jsonl    what it trains on, in order, and what it is looked at with
+RUN/checkpoint-N/                to resume from
+RUN/log.jsonl, runs/, losses.png     its losses (JSON lines, TensorBoard, a picture)
+RUN/adapter/  or  RUN/model/     the result
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from memory3.errors import InputError, MissingDependency, TrainingError
 from memory3.generate import Memory3
@@ -78,8 +81,12 @@ def continual(
     if (run / "settings.json").exists() and not resume:
         raise TrainingError(f"{run} holds a training run: resume it with --resume, or give another folder")
     _make_folder(run)
+    # Frozen weights may be narrow; weights that are trained are float32, and only multiplied in the narrow format.
     m3 = Memory3.from_pretrained(
-        settings.model, config=settings.memory, dtype=settings.dtype, device=device or str(state.device)
+        settings.model,
+        config=settings.memory,
+        dtype=settings.dtype if settings.rank else "float32",
+        device=device or str(state.device),
     )
     with state.main_process_first():
         if not (run / "held_back.jsonl").exists():
@@ -95,9 +102,8 @@ def continual(
     log = RunLog(run, lambda step, steps, loss, left: tell("training", step, steps, f"loss {loss:.3f}"), start)
     stop = StopOnSignal()
     model = with_lora(m3.model, settings)
-    if settings.checkpointing:
-        model.enable_input_require_grads()
-    trainer = GroupTrainer(m3, model, arguments(settings, run), groups, held_back)
+    narrow = torch.bfloat16 if settings.dtype == "bfloat16" else None
+    trainer = GroupTrainer(m3, model, arguments(settings, run), groups, held_back, narrow)
     _quiet(trainer)
     trainer.add_callback(log)
     trainer.add_callback(stop)
@@ -110,10 +116,8 @@ def continual(
         if trainer.args.should_save:
             _export(trainer, m3, settings, trained)
     if trainer.args.should_save:
-        try:
+        with suppress(MissingDependency):  # the log has them
             draw_losses(curves_of(lines), run / "losses.png", title=f"{settings.model}, {settings.memory.budget}")
-        except MissingDependency:
-            pass  # the log has them
     seconds = sorted(log.seconds)
     last = {name: losses[-1] for name, _, losses in curves_of(lines) if losses}
     return Result(run, trained, trainer.state.global_step, seconds[len(seconds) // 2] if seconds else 0.0, last)
@@ -124,7 +128,7 @@ def _draw(m3: Memory3, settings: Settings, run: Path, processes: int, tell: Prog
     from memory3.bank import Bank
 
     tell("reading", 0, 0, "")
-    records = read_records(settings.data, settings.held_out)
+    records = read_records(settings.data, settings.held_out, most=settings.records, seed=settings.seed)
     documents = list(documents_of(records))
     with tempfile.TemporaryDirectory(prefix=".references-", dir=run) as folder:
         bank = Bank.open(folder, m3)

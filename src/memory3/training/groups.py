@@ -306,8 +306,7 @@ class GroupMaker:
         references = [
             reference
             for reference in map(self._reference, found)
-            if reference.document_id not in own
-            and not any(exceeds(text, reference.token_ids, LEAK) for text in tokens)
+            if reference.document_id not in own and not any(exceeds(text, reference.token_ids, LEAK) for text in tokens)
         ][: self._k]
         self._rng.shuffle(references)
         rows = sorted((self._text_row(t) for t in tokens), key=lambda row: len(row.tokens))

@@ -46,13 +46,16 @@ class LiveMemories:
         return len(self._references)
 
 
-def group_loss(m3: Memory3, model: Any, batch: GroupBatch) -> torch.Tensor:
-    """Mean negative log-likelihood, in nats, of the scored tokens of a batch. A float32 scalar.
+def group_loss(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Mean negative log-likelihood, in nats, of the scored tokens of a batch. A scalar, float32 unless the model is float64.
+
+    Where activations are recomputed, the backward pass calls the model's attention again: then both belong inside `memory3.model.attach.attached`.
 
     Args:
         m3: whose weights ``model`` holds.
         model: called for the forward pass: ``m3.model``, or what wraps it.
         batch: rows that all read memories, or all do not.
+        dtype: in which to multiply matrices, whatever the weights are; None: in the weights' own.
     """
     reading: Any = nullcontext()
     if batch.references:
@@ -64,7 +67,7 @@ def group_loss(m3: Memory3, model: Any, batch: GroupBatch) -> torch.Tensor:
         )
     if batch.scored < 1:
         raise InputError("no token of this batch counts for the loss: its sequences are too short")
-    with reading:
+    with reading, torch.autocast(batch.tokens.device.type, dtype, enabled=dtype is not None):
         # Positions from the mask: transformers itself would count padding.
         positions = (batch.mask.cumsum(-1) - 1).clamp_min(0)
         logits = model(
@@ -74,6 +77,6 @@ def group_loss(m3: Memory3, model: Any, batch: GroupBatch) -> torch.Tensor:
             use_cache=False,
             logits_to_keep=batch.labels.shape[1] + 1,
         ).logits
-    return torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().reshape(-1, logits.shape[-1]), batch.labels.reshape(-1), ignore_index=-100
-    )
+    logits = logits[:, :-1]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch.labels.reshape(-1), ignore_index=-100)

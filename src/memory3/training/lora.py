@@ -34,13 +34,23 @@ def with_lora(model: Any, settings: Settings) -> Any:
     targets = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
     # bias and dropout stay out: the adapter is merged into the weights when it is used.
     config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, lora_dropout=0.0, bias="none", task_type="CAUSAL_LM"
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=targets,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
     )
     torch.manual_seed(settings.seed)  # of LoRA's start
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(f"targets {settings.targets!r} cannot be adapted: {str(error).splitlines()[0]}") from error
+    module: Any
+    for module in adapted.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False  # the step runs under autocast, which multiplies in its own dtype
+    return adapted
 
 
 def export_adapter(model: Any, folder: Path, settings: Settings) -> None:

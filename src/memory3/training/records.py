@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -51,11 +52,12 @@ class Records:
     texts: list[str] = field(default_factory=list)
 
 
-def read_records(paths: Sequence[str | Path], held_out: Sequence[str | Path] = ()) -> Records:
-    """All records of the files, in order.
+def read_records(paths: Sequence[str | Path], held_out: Sequence[str | Path] = (), *, most: int = 0, seed: int = 0) -> Records:
+    """The records of the files, in order.
 
     Args:
         paths: files.
+        most: records of each file at most, drawn at random by ``seed``; 0: all.
         held_out: files or folders of what must not be trained on.
 
     Raises:
@@ -67,13 +69,18 @@ def read_records(paths: Sequence[str | Path], held_out: Sequence[str | Path] = (
     }
     records = Records()
     for path in paths:
-        for number, record in _lines(Path(path)):
+        lines = list(_lines(Path(path)))
+        if most and most < len(lines):
+            lines = [lines[n] for n in sorted(random.Random(seed).sample(range(len(lines)), most))]
+        for number, record in lines:
             shared = next((t for t in _texts(record) if fold(t) in forbidden), None) if forbidden else None
             if shared is not None:
                 raise InputError(f"{path}, record {number}: {shared[:80]!r} is held out and must not be trained on")
             _add(records, record, f"{path}, record {number}")
     if not (records.questions or records.prompts or records.texts):
-        raise InputError(f"there is nothing to train on in {', '.join(map(str, paths)) or 'no files'}: give files with records")
+        raise InputError(
+            f"there is nothing to train on in {', '.join(map(str, paths)) or 'no files'}: give files with records"
+        )
     return records
 
 
@@ -107,7 +114,7 @@ def _apart(prompt: str, answer: str) -> Question | None:
     parts = prompt.split("\n")
     longest = max(range(len(parts)), key=lambda n: len(parts[n]))
     passage = parts[longest]
-    rest = "\n".join(part for n, part in enumerate(parts) if n != longest and part.strip(' "\'-'))
+    rest = "\n".join(part for n, part in enumerate(parts) if n != longest and part.strip(" \"'-"))
     if len(passage) < max(_PASSAGE, _SHARE * len(prompt)) or len(rest) < 8:
         return None
     return Question(passage.strip(), rest.strip(), answer)

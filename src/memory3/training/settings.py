@@ -62,6 +62,7 @@ class Settings:
     Attributes:
         model: catalogue name, hub id or folder.
         data: files of records.
+        records: records taken of each file at most, drawn at random; 0: all.
         held_out: files or folders that must not be trained on.
         memory: how memories are written and read; what is trained is what is served.
         steps: optimiser steps.
@@ -76,7 +77,7 @@ class Settings:
         rank: of LoRA; 0 trains all weights.
         alpha: of LoRA; its product is scaled by alpha / rank.
         targets: ``"all-linear"``, or names of modules with commas between.
-        dtype: of the frozen weights and of activations; LoRA's own weights are float32.
+        dtype: of frozen weights and of products; weights that are trained are float32.
         checkpointing: recompute activations in the backward pass: less RAM, a third more time.
         seed: of the data's order, LoRA's start and everything random.
         save_every: steps between two checkpoints.
@@ -88,6 +89,7 @@ class Settings:
 
     model: str = "smollm2-135m-instruct"
     data: tuple[str, ...] = ()
+    records: int = 0
     held_out: tuple[str, ...] = ()
     memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(budget="adaptive:360"))  # type: ignore[arg-type]
     steps: int = 500
@@ -115,8 +117,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, low in (
-            *((n, 1) for n in ("steps", "passes", "groups", "questions", "texts", "text_length", "save_every", "keep", "alpha")),
-            *((n, 0) for n in ("warmup", "rank", "seed", "eval_every", "eval_groups")),
+            *(
+                (n, 1)
+                for n in ("steps", "passes", "groups", "questions", "texts", "text_length", "save_every", "keep", "alpha")
+            ),
+            *((n, 0) for n in ("records", "warmup", "rank", "seed", "eval_every", "eval_groups")),
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:

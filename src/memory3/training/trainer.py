@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 
 from memory3.errors import MissingDependency
 from memory3.generate import Memory3
+from memory3.model.attach import attached
 from memory3.training.checkpoints import Checkpointing
 from memory3.training.collate import GroupBatch, MemoryCollator
 from memory3.training.groups import Group
@@ -40,8 +41,8 @@ def arguments(settings: Settings, run: Path, **changes: Any) -> TrainingArgument
         "lr_scheduler_type": "warmup_stable_decay",
         "warmup_steps": settings.warmup,
         "lr_scheduler_kwargs": {"num_decay_steps": decay, "decay_type": "linear", "warmup_type": "linear"},
-        "gradient_checkpointing": settings.checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "activation_checkpointing": settings.checkpointing,
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
         "seed": settings.seed,
         "save_steps": settings.save_every,
         "save_total_limit": settings.keep,
@@ -69,17 +70,23 @@ class GroupTrainer(Checkpointing):
     """Trains on groups in the order they are given in."""
 
     def __init__(
-        self, m3: Memory3, model: Any, args: TrainingArguments, groups: Sequence[Group], held_back: Mapping[str, Sequence[Group]]
+        self,
+        m3: Memory3,
+        model: Any,
+        args: TrainingArguments,
+        groups: Sequence[Group],
+        held_back: Mapping[str, Sequence[Group]],
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """``model``: m3's, or LoRA around it."""
-        self._m3, self._held_back = m3, held_back
+        """``model``: m3's, or LoRA around it. ``dtype``: see `group_loss`."""
+        self._m3, self._held_back, self._dtype = m3, held_back, dtype
         self._collator = MemoryCollator(m3._pad_id)
         self._by_kind: dict[str, list[float]] = defaultdict(list)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=groups,  # type: ignore[arg-type]
-            eval_dataset=[],  # type: ignore[arg-type]
+            train_dataset=groups,
+            eval_dataset=[],
             data_collator=lambda some: {"batch": self._collator(some)},
         )
         self.model_accepts_loss_kwargs = False  # the loss is a mean over a pass, and passes count alike
@@ -87,10 +94,15 @@ class GroupTrainer(Checkpointing):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # their order was drawn with them
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """As the Trainer's, attached from the forward pass to the end of the backward pass."""
+        with attached(self._m3.model):
+            return super().training_step(*args, **kwargs)
+
     def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
         """Mean loss of a pass."""
         batch: GroupBatch = inputs["batch"]
-        loss = group_loss(self._m3, model, batch)
+        loss = group_loss(self._m3, model, batch, self._dtype)
         self._by_kind[batch.kinds[0]].append(float(loss.detach()))
         return loss
 
@@ -107,10 +119,8 @@ class GroupTrainer(Checkpointing):
         losses: dict[str, float] = {}
         with torch.no_grad():
             for kind, groups in self._held_back.items():
-                each = [
-                    float(group_loss(self._m3, self.model_wrapped, self._collator([group]).to(self.args.device)))
-                    for group in groups
-                ]
+                batches = [self._collator([group]).to(self.args.device) for group in groups]
+                each = [float(group_loss(self._m3, self.model_wrapped, batch, self._dtype)) for batch in batches]
                 losses[f"eval_{kind}"] = sum(each) / len(each)
         self.log(losses)
         return losses

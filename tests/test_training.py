@@ -1,0 +1,407 @@
+"""Training on tiny models: what a step reads, resuming, checkpoints, and what goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import gzip
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ram_bank import RamBank
+from tiny import save_tiny, tiny_chat_tokenizer, tiny_model
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from memory3.config import MemoryConfig
+from memory3.errors import CheckpointFull, ConfigError, InputError, LossNotFinite, ReadError, TrainingError
+from memory3.generate import Memory3
+from memory3.model.adapter import adapter_config, merge_adapter
+from memory3.model.attach import attached
+from memory3.training.collate import MemoryCollator
+from memory3.training.continual import continual
+from memory3.training.groups import Group, Row
+from memory3.training.live import group_loss
+from memory3.training.logs import read_log
+from memory3.training.records import read_records
+from memory3.training.settings import Mixture, Settings
+from memory3.training.trainer import GroupTrainer
+
+TEXTS = [
+    "The river rises in the mountains and reaches the sea near the old town after many miles.",
+    "The bridge was built in 1874 by the engineer of the county, who had studied in the capital.",
+    "Memories are keys and values; the reader reads them while the answer is being written.",
+]
+CONFIG = MemoryConfig(budget="adaptive:29", reference_length=23, dtype="float32", references_per_chunk=3)  # type: ignore[arg-type]
+
+
+def a_model(config: MemoryConfig = CONFIG, **changes: Any) -> Memory3:
+    return Memory3(tiny_model(**changes), tiny_chat_tokenizer(), config)
+
+
+def a_group(m3: Memory3, bank: RamBank, questions: list[tuple[str, str]], kind: str = "memory") -> Group:
+    """A group as `GroupMaker` makes them, without its retrieval and without an end of text."""
+    rows = []
+    for question, answer in questions:
+        prompt, ids = m3.frame.after(m3._ids(question)), m3._ids(answer)
+        rows.append(Row((*prompt, *ids), len(ids), len(ids)))
+    return Group(kind, tuple((r.id, r.token_ids) for r in bank.all.values()), tuple(rows))
+
+
+QUESTIONS = [
+    ("Who built the bridge?", " the engineer"),
+    ("Where does the river rise, as far as one knows?", " in the mountains"),
+]
+
+
+@pytest.mark.parametrize("selector", ["reconstruction", "attention", "random"])
+def test_training_reads_what_serving_reads(selector: str) -> None:
+    """The same loss, to rounding, as the answers' likelihood from a bank that was written beforehand."""
+    m3 = a_model(CONFIG.replace(selector=selector))
+    bank = RamBank(m3, TEXTS)
+    loss = group_loss(m3, m3.model.requires_grad_(True), MemoryCollator(0)([a_group(m3, bank, QUESTIONS)]))
+    served: Any = bank
+    scored = m3.log_likelihood(
+        [q for q, _ in QUESTIONS], [a for _, a in QUESTIONS], served, references=[list(bank.all)] * len(QUESTIONS)
+    )
+    assert float(loss.detach()) == pytest.approx(-sum(s for s, _ in scored) / sum(n for _, n in scored), rel=1e-5)
+
+
+def rms_norm(module: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
+    return module.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
+
+
+def test_gradients_through_a_memory_are_those_of_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64, for weights that write, weights that read, and the embedding of a reference's token."""
+    m3 = a_model(CONFIG.replace(selector="first"))
+    m3.model.double().requires_grad_(True)
+    for module in m3.model.modules():
+        if isinstance(module, LlamaRMSNorm):  # transformers computes it in float32, whose rounding would hide the differences
+            monkeypatch.setattr(module, "forward", functools.partial(rms_norm, module))
+    bank = RamBank(a_model(CONFIG.replace(selector="first")), TEXTS)
+    batch = MemoryCollator(0)([a_group(m3, bank, QUESTIONS)])
+    group_loss(m3, m3.model, batch).backward()  # type: ignore[no-untyped-call]
+    weights = dict(m3.model.named_parameters())
+    only_in_a_reference = bank.all[bank.order[0]].token_ids[2]
+    rng = random.Random(5)
+    checked = 0
+    for name in (
+        "layers.1.self_attn.k_proj",
+        "layers.3.self_attn.v_proj",
+        "layers.2.mlp.up_proj",
+        "layers.4.self_attn.q_proj",
+    ):
+        weight = weights[f"model.{name}.weight"]
+        checked += _agrees(m3, batch, weight, (rng.randrange(weight.shape[0]), rng.randrange(weight.shape[1])))
+    checked += _agrees(m3, batch, weights["model.embed_tokens.weight"], (only_in_a_reference, 3))
+    assert checked == 5
+
+
+def _agrees(m3: Memory3, batch: Any, weight: torch.Tensor, place: tuple[int, int]) -> bool:
+    assert weight.grad is not None
+    expected, step, sides = float(weight.grad[place]), 1e-6, []
+    with torch.no_grad():
+        for sign in (1, -1):
+            weight[place] += sign * step
+            sides.append(float(group_loss(m3, m3.model, batch)))
+            weight[place] -= sign * step
+    assert (sides[0] - sides[1]) / (2 * step) == pytest.approx(expected, rel=1e-5, abs=1e-9)
+    return abs(expected) > 1e-6
+
+
+def test_recomputed_activations_give_the_same_gradients() -> None:
+    m3 = a_model()
+    bank = RamBank(m3, TEXTS)
+    batch = MemoryCollator(0)([a_group(m3, bank, QUESTIONS)])
+    weight = m3.model.requires_grad_(True).get_parameter("model.layers.1.self_attn.v_proj.weight")
+    found = []
+    for recompute in (False, True):
+        m3.model.train()
+        if recompute:
+            m3.model.activation_checkpointing_enable({"use_reentrant": False})
+        m3.model.zero_grad()
+        with attached(m3.model):
+            group_loss(m3, m3.model, batch).backward()  # type: ignore[no-untyped-call]
+        assert weight.grad is not None
+        found.append(weight.grad.clone())
+    assert float(found[0].abs().max()) > 0
+    torch.testing.assert_close(*found)
+
+
+def test_each_reference_of_a_pass_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    m3 = a_model()
+    bank = RamBank(m3, TEXTS)
+    seen: list[int] = []
+    write = m3.encoder.encode_with_gradients
+    monkeypatch.setattr(m3.encoder, "encode_with_gradients", lambda some: seen.append(len(some)) or write(some))
+    first, second = (a_group(m3, bank, [question]) for question in QUESTIONS)
+    together = group_loss(m3, m3.model, MemoryCollator(0)([first, second]))
+    assert seen == [len(bank.all)]
+    alone = [float(group_loss(m3, m3.model, MemoryCollator(0)([group]))) * group.rows[0].scored for group in (first, second)]
+    assert float(together) == pytest.approx(sum(alone) / (first.rows[0].scored + second.rows[0].scored), rel=1e-5)
+
+
+def test_collator_refuses_what_cannot_share_a_pass() -> None:
+    read = Group("memory", (("a#0", (5, 6)),), (Row((7, 8, 9), 2, 2),))
+    plain = Group("plain", (), (Row((7, 8, 9, 10), 3),))
+    with pytest.raises(InputError, match="cannot share"):
+        MemoryCollator(0)([read, plain])
+    with pytest.raises(InputError, match="without rows"):
+        MemoryCollator(0)([])
+    batch = MemoryCollator(0)([plain, Group("plain", (), (Row((3, 4), 1),))])
+    assert batch.tokens.tolist() == [[7, 8, 9, 10], [0, 0, 3, 4]]
+    assert batch.mask.tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
+    assert batch.labels.tolist() == [[8, 9, 10], [-100, -100, 4]]
+
+
+# ---- records ---------------------------------------------------------------------------------------------------------
+
+
+def write_records(path: Path, records: list[Any]) -> str:
+    data = "".join(json.dumps(record) + "\n" for record in records).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return str(path)
+
+
+def test_records_of_every_kind(tmp_path: Path) -> None:
+    passage = "The bridge was built in 1874 by the engineer of the county. " * 5
+    path = write_records(
+        tmp_path / "a.jsonl.gz",
+        [
+            {"passage": "P", "question": "Q", "answer": "A", "source": 3},
+            {"prompt": f"Read this:\n\n{passage}\n\nWho built the bridge, and when?", "answer": "the engineer"},
+            {"prompt": "Say hello.", "answer": "hello"},
+            {"text": "T"},
+        ],
+    )
+    records = read_records([path])
+    assert [(q.question, q.answer) for q in records.questions] == [
+        ("Q", "A"),
+        ("Read this:\nWho built the bridge, and when?", "the engineer"),
+    ]
+    assert records.questions[1].passage == passage.strip()
+    assert len(records.prompts) == 2
+    assert records.texts == ["T"]
+    few = write_records(tmp_path / "few.jsonl", [{"text": str(n)} for n in range(11)])
+    assert read_records([few], most=3, seed=2).texts == read_records([few], most=3, seed=2).texts
+    assert len(set(read_records([few], most=3).texts) & set(map(str, range(11)))) == 3
+
+
+def test_bad_records(tmp_path: Path) -> None:
+    with pytest.raises(ReadError, match=r"none\.jsonl"):
+        read_records([tmp_path / "none.jsonl"])
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 99)[:-9])
+    with pytest.raises(ReadError, match=r"cut\.jsonl"):
+        read_records([tmp_path / "cut.jsonl.gz"])
+    with pytest.raises(InputError, match="record 2 has fields title"):
+        read_records([write_records(tmp_path / "b.jsonl", [{"text": "a"}, {"title": "b"}])])
+    with pytest.raises(InputError, match="nothing to train on"):
+        read_records([write_records(tmp_path / "c.jsonl", [])])
+
+
+def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    write_records(
+        tmp_path / "test" / "qa.jsonl.gz", [{"id": 1, "question": "Who was it that built the bridge?", "answers": []}]
+    )
+    path = write_records(
+        tmp_path / "a.jsonl",
+        [{"text": "a"}, {"passage": "P", "question": "who was it  that built the Bridge?", "answer": "A"}],
+    )
+    with pytest.raises(InputError, match=r"record 2: 'who was it"):
+        read_records([path], [tmp_path / "test"])
+    assert len(read_records([path]).questions) == 1
+
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("data")
+    rng, records = random.Random(3), []
+    things = ["river", "bridge", "town", "county", "reader", "engineer", "sea", "answer", "capital", "mountain"]
+    for n in range(17):
+        thing, year = rng.choice(things), rng.randrange(1000, 2000)
+        passage = f"The {thing} number {n} was built in {year}. It stands near the {rng.choice(things)}."
+        records.append({"passage": passage, "question": f"When was {thing} {n} built?", "answer": str(year)})
+        records.append({"text": f"{passage} Many people came to see the {thing} in the years that followed, and wrote of it."})
+    records.append({"prompt": "Say the name of the river.", "answer": "the river"})
+    return write_records(folder / "data.jsonl", records)
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_tiny(tmp_path_factory.mktemp("tiny"), chat=True)
+
+
+def run_settings(model_path: str, data: str, **changes: Any) -> Settings:
+    given: dict[str, Any] = {
+        "model": model_path,
+        "data": [data],
+        "memory": CONFIG.to_dict(),
+        "steps": 6,
+        "passes": 2,
+        "questions": 3,
+        "texts": 2,
+        "text_length": 40,
+        "rate": 1e-2,
+        "warmup": 1,
+        "rank": 3,
+        "alpha": 5,
+        "dtype": "float32",
+        "save_every": 3,
+        "eval_every": 3,
+        "eval_groups": 1,
+        "mixture": Mixture().shares(),
+    }
+    return Settings.from_dict(given | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, model_path: str, data: str) -> Path:
+    """A run of six steps without interruption."""
+    run = tmp_path_factory.mktemp("run") / "straight"
+    result = continual(run_settings(model_path, data), run)
+    assert result.step == 6
+    assert result.trained == run / "adapter"
+    assert result.seconds_per_step > 0
+    return run
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from memory3.training import checkpoints
+from memory3.training.continual import continual
+from memory3.training.settings import Settings
+
+run, where = Path(sys.argv[2]), sys.argv[3]
+if where == "after":  # the step behind the first checkpoint
+    step = checkpoints.Checkpointing.training_step
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, *args, **kwargs)
+    checkpoints.Checkpointing.training_step = training_step
+else:  # the second checkpoint is half written
+    write = checkpoints._write
+    def half(path, tensors, rest):
+        if "checkpoint-6" in str(path):
+            path.with_suffix(".safetensors").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, tensors, rest)
+    checkpoints._write = half
+continual(Settings.read(sys.argv[1]), run)
+"""
+
+
+@pytest.mark.parametrize("where", ["after", "inside"])
+def test_a_killed_run_resumes_bit_for_bit(where: str, tmp_path: Path, model_path: str, data: str, finished: Path) -> None:
+    """Killed at step 5, and while it writes its second checkpoint."""
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps(run_settings(model_path, data).to_dict()))
+    run = tmp_path / "run"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(settings), str(run), where], env=environment, capture_output=True, timeout=120
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-3"]
+    result = continual(Settings.read(run / "settings.json"), run, resume=True)
+    assert result.step == 6
+    for name in (
+        "adapter/adapter_model.safetensors",
+        "checkpoint-6/optimizer.safetensors",
+        "checkpoint-6/random-0.safetensors",
+    ):
+        assert (run / name).read_bytes() == (finished / name).read_bytes(), name
+    assert (run / "groups.jsonl").read_bytes() == (finished / "groups.jsonl").read_bytes()
+    kept = ("step", "loss", "grad_norm", "learning_rate", "eval_memory", "eval_text")
+    ours, theirs = ([{k: line[k] for k in kept if k in line} for line in read_log(r)] for r in (run, finished))
+    assert ours == theirs
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    lines = read_log(finished)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5, 6]
+    assert {name for line in lines for name in line if name.startswith("eval_")} == {
+        f"eval_{kind}" for kind in ("memory", "text", "none", "continue", "plain")
+    }
+    assert (finished / "losses.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((finished / "runs").rglob("events.*"))
+    files = {path.name for path in (finished / "checkpoint-6").iterdir()}
+    assert not any(name.endswith((".pt", ".pth", ".bin", ".pkl")) for name in files), files
+    assert adapter_config(finished / "adapter") == CONFIG
+
+
+def test_an_adapter_merged_is_the_model_that_was_trained(finished: Path, model_path: str) -> None:
+    from peft import PeftModel
+
+    question: Any = torch.tensor([[5, 9, 33, 70, 41]])
+    with torch.no_grad():
+        base = tiny_model()
+        plain = base(question).logits
+        merged = tiny_model()
+        merge_adapter(merged, finished / "adapter")
+        theirs = PeftModel.from_pretrained(tiny_model(), str(finished / "adapter")).eval()
+        torch.testing.assert_close(merged(question).logits, theirs(question).logits, rtol=1e-4, atol=1e-4)
+        assert float((merged(question).logits - plain).abs().max()) > 1e-3
+
+
+def test_a_folder_with_a_run_is_not_overwritten(finished: Path, model_path: str, data: str) -> None:
+    with pytest.raises(TrainingError, match="--resume"):
+        continual(run_settings(model_path, data), finished)
+    again = continual(Settings.read(finished / "settings.json"), finished, resume=True)
+    assert again.step == 6
+    assert again.trained == finished / "adapter"
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run(
+    tmp_path: Path, model_path: str, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights blow up behind the first checkpoint, which stays."""
+    compute = GroupTrainer.compute_loss
+
+    def spoiled(self: GroupTrainer, *args: Any, **kwargs: Any) -> Any:
+        return compute(self, *args, **kwargs) * (float("nan") if self.state.global_step == 4 else 1.0)
+
+    monkeypatch.setattr(GroupTrainer, "compute_loss", spoiled)
+    with pytest.raises(LossNotFinite, match=r"nan at step 5.*checkpoint-3, is intact"):
+        continual(run_settings(model_path, data, eval_every=0), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-3"]
+
+
+def test_a_full_disk_is_said(tmp_path: Path, model_path: str, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from memory3.training import checkpoints
+
+    write = checkpoints._write
+
+    def full(path: Path, *rest: Any) -> None:
+        if "checkpoint-6" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, *rest)
+
+    monkeypatch.setattr(checkpoints, "_write", full)
+    with pytest.raises(CheckpointFull, match=r"step 6\. The last checkpoint, checkpoint-3, is intact"):
+        continual(run_settings(model_path, data, eval_every=0), tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").glob("*check*")) == ["checkpoint-3"]
+    monkeypatch.undo()
+    assert continual(Settings.read(tmp_path / "run" / "settings.json"), tmp_path / "run", resume=True).step == 6
+
+
+def test_nothing_to_train_on_is_said_before_any_step(tmp_path: Path, model_path: str) -> None:
+    path = write_records(tmp_path / "a.jsonl", [{"text": TEXTS[0] * 3}])
+    with pytest.raises(InputError, match="memory and text passes"):
+        continual(run_settings(model_path, path), tmp_path / "run")
+    with pytest.raises(ConfigError, match="do not fit into 6 steps"):
+        run_settings(model_path, path, warmup=6)
+    with pytest.raises(ConfigError, match="no kind of pass"):
+        run_settings(model_path, path, mixture={"memroy": 1.0})
