@@ -8,6 +8,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,20 @@ import torch
 from ram_bank import RamBank
 from tiny import save_tiny, tiny_chat_tokenizer, tiny_model
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from typer.testing import CliRunner
 
+from memory3.cli.app import app
 from memory3.config import MemoryConfig
-from memory3.errors import CheckpointFull, ConfigError, InputError, LossNotFinite, ReadError, TrainingError
+from memory3.errors import (
+    CheckpointFull,
+    ConfigError,
+    FingerprintMismatch,
+    InputError,
+    LossNotFinite,
+    ModelError,
+    ReadError,
+    TrainingError,
+)
 from memory3.generate import Memory3
 from memory3.model.adapter import adapter_config, merge_adapter
 from memory3.model.attach import attached
@@ -405,3 +417,73 @@ def test_nothing_to_train_on_is_said_before_any_step(tmp_path: Path, model_path:
         run_settings(model_path, path, warmup=6)
     with pytest.raises(ConfigError, match="no kind of pass"):
         run_settings(model_path, path, mixture={"memroy": 1.0})
+
+
+# ---- the adapter in use ----------------------------------------------------------------------------------------------
+
+
+def test_a_bank_knows_the_adapter_it_was_written_with(finished: Path, model_path: str, tmp_path: Path) -> None:
+    from memory3.bank import Bank
+    from memory3.values import Document
+
+    adapter = finished / "adapter"
+    plain = Memory3.from_pretrained(model_path, config=CONFIG)
+    adapted = Memory3.from_pretrained(model_path, adapter=str(adapter))
+    assert adapted.config == CONFIG  # what it was trained for
+    assert adapted.name == f"{model_path}+{adapter.resolve()}"
+    with Bank.open(tmp_path / "bank", adapted) as bank:
+        bank.write([Document("a", TEXTS[0])])
+        assert Bank.describe(tmp_path / "bank").model == adapted.name
+    with pytest.raises(FingerprintMismatch, match=r"model is .*\+.* in the bank"):
+        Bank.open(tmp_path / "bank", plain)
+    again = Memory3.from_pretrained(Bank.describe(tmp_path / "bank").model)
+    assert again.fingerprint == adapted.fingerprint
+    off = Memory3.from_pretrained(adapted.name, adapter="none", config=CONFIG)
+    assert off.name == model_path
+    assert off.fingerprint == plain.fingerprint
+    for ours, theirs in zip(off.model.parameters(), plain.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_bad_adapters(finished: Path, model_path: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no folder"):
+        Memory3.from_pretrained(model_path, adapter=str(tmp_path / "none"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match=r"cannot be read.*adapter_config\.json"):
+        merge_adapter(tiny_model(), tmp_path / "empty")
+    with pytest.raises(ModelError, match=r"made for another model: .* is absent here"):
+        merge_adapter(tiny_model(num_hidden_layers=3), finished / "adapter")
+    with pytest.raises(ModelError, match="made for another model"):
+        merge_adapter(tiny_model(hidden_size=36), finished / "adapter")
+    odd = tmp_path / "odd"
+    shutil.copytree(finished / "adapter", odd)
+    config = json.loads((odd / "adapter_config.json").read_text())
+    (odd / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    with pytest.raises(ModelError, match=r"not plain LoRA \(use_dora=True\)"):
+        merge_adapter(tiny_model(), odd)
+
+
+def test_the_command_trains_and_its_adapter_is_written_and_asked_with(tmp_path: Path, model_path: str, data: str) -> None:
+    def command(*arguments: str) -> dict[str, Any]:
+        result = CliRunner().invoke(app, [*arguments, "--json"])
+        assert result.exit_code == 0, result.output
+        out: dict[str, Any] = json.loads(result.stdout)
+        return out
+
+    run, bank = str(tmp_path / "run"), str(tmp_path / "bank")
+    options = "--steps 2 --warmup 0 --passes 1 --rank 2 --questions 2 --text-length 30 --eval-every 0 --train-dtype float32"
+    memory = "--budget adaptive:29 --reference-length 23 --k 3 --mixture memory=1,plain=1"
+    done = command(
+        "train", "continual", "--out", run, "--data", data, "--model", model_path, *options.split(), *memory.split()
+    )
+    assert done["step"] == 2
+    assert set(done["losses"]) <= {"loss", "loss_memory", "loss_plain"}
+    (tmp_path / "a.txt").write_text(TEXTS[1])
+    command("write", str(tmp_path / "a.txt"), "--bank", bank, "--model", model_path, "--adapter", done["trained"])
+    answer = command("ask", "Who built the bridge?", "--bank", bank, "--max-new-tokens", "3")
+    assert answer["model"].endswith(f"+{done['trained']}")
+    refused = CliRunner().invoke(app, ["ask", "Who?", "--bank", bank, "--adapter", "none"])
+    assert refused.exit_code == 1
+    refused = CliRunner().invoke(app, ["train", "continual", "--out", run, "--resume", "--steps", "9"])
+    assert refused.exit_code == 1
+    assert command("train", "continual", "--out", run, "--resume")["step"] == 2

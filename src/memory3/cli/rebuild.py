@@ -19,6 +19,7 @@ __all__ = ["rebuild"]
 def rebuild(
     bank: options.Bank,
     model: options.Model = None,
+    adapter: options.Adapter = None,
     embedder: Annotated[
         str | None,
         typer.Option(help="Sentence embedder: catalogue name, hub id or folder. Default: the bank's own.", metavar="MODEL"),
@@ -63,7 +64,7 @@ def rebuild(
         "codec": codec,
     }
     config = options.settings(manifest.config, preset, changes)
-    name = full_name(model or manifest.model)
+    name = full_name(model or manifest.model, adapter)
     try:
         m3 = load_model(name, config, device=device, batch_size=batch_size)
         ensure_code_book(m3, lambda: stored_documents(Store(bank).snapshot()))

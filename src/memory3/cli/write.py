@@ -49,6 +49,7 @@ def write(
             metavar="MODEL",
         ),
     ] = None,
+    adapter: options.Adapter = None,
     embedder: Annotated[
         str | None,
         typer.Option(
@@ -130,7 +131,7 @@ def write(
     }
     budget_bytes = options.byte_count(disk)
     policy = WritePolicy("auto", after or 1, budget_bytes) if auto or after or budget_bytes else None
-    name, config = _remembered(bank, model, preset, changes)
+    name, config = _remembered(bank, model, adapter, preset, changes)
     skipped: list[tuple[str, str]] = []
     documents = read_documents(
         *paths, text_field=text_field, id_field=id_field, on_skip=lambda place, reason: skipped.append((place, reason))
@@ -199,16 +200,19 @@ def report_write(bank: Path, model: str, report: WriteReport, skipped: Sequence[
 
 
 def _remembered(
-    bank: Path, model: str | None, preset: str | None, changes: dict[str, str | int | None]
+    bank: Path, model: str | None, adapter: str | None, preset: str | None, changes: dict[str, str | int | None]
 ) -> tuple[str, MemoryConfig]:
     """Model and settings to write with: those of the bank where there is one, which must not be contradicted."""
     from memory3.bank import Bank
+    from memory3.model.adapter import adapter_config, adapter_of
     from memory3.model.catalogue import DEFAULT_MODEL
 
     try:
         manifest = Bank.describe(bank)
     except BankNotFound:
-        return full_name(model or DEFAULT_MODEL), options.settings(MemoryConfig(), preset, changes)
+        name = full_name(model or DEFAULT_MODEL, adapter)
+        folder = adapter_of(name)[1]
+        return name, options.settings((adapter_config(folder) if folder else None) or MemoryConfig(), preset, changes)
     stored, wanted = manifest.config.to_dict(), options.settings(manifest.config, preset, changes).to_dict()
     differing = [
         f"{name} {stored[name]!r}, not {wanted[name]!r}"
@@ -220,7 +224,7 @@ def _remembered(
             f"the bank {bank} was written with {'; '.join(differing)}. Leave these options out to add to it, give another "
             f"folder, or re-encode it with `memory3 rebuild --bank {bank}` and these options"
         )
-    return full_name(model or manifest.model), manifest.config
+    return full_name(model or manifest.model, adapter), manifest.config
 
 
 def _source_bytes(paths: Sequence[str]) -> int | None:

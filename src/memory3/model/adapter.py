@@ -3,7 +3,8 @@
     W' = W + (alpha / rank) B A
 
 The folder is peft's: ``adapter_config.json`` and ``adapter_model.safetensors``. It is merged into the weights when the model is loaded, so an adapted model
-is as fast as any other and its fingerprint is its own; without an adapter, the model is untouched. Reading needs no peft.
+is as fast as any other and its fingerprint is its own; without an adapter, the model is untouched. Reading needs no peft. A model's name may end in its adapter,
+``NAME+FOLDER``; so a bank knows both.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, ModelError
 
-__all__ = ["ABOUT", "adapter_config", "find_adapter", "merge_adapter"]
+__all__ = ["ABOUT", "adapter_config", "adapter_of", "merge_adapter", "with_adapter"]
 
 #: Beside peft's files: the model the adapter was made for, and the settings its memories want.
 ABOUT = "memory3.json"
@@ -90,14 +91,25 @@ def merge_adapter(model: torch.nn.Module, folder: str | Path) -> None:
         weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
 
 
-def find_adapter(name: str | None) -> str:
-    """The folder of an adapter, absolute; "" for ``"none"`` and None.
+def adapter_of(name: str) -> tuple[str, str]:
+    """A model's name and its adapter's folder: ``"smollm2-135m-instruct+runs/a/adapter"``; no adapter: ``""``."""
+    if "+" not in name or Path(name).is_dir():
+        return name, ""
+    places = [n for n, letter in enumerate(name) if letter == "+"]  # folders may have one in their names
+    at = next((n for n in places if Path(name[n + 1 :]).is_dir()), places[0])
+    return name[:at], name[at + 1 :]
+
+
+def with_adapter(name: str, adapter: str | None) -> str:
+    """The name of a model with another adapter, its folder absolute. ``"none"``: without. None: as it is.
 
     Raises:
         ConfigError: no such folder.
     """
-    if name is None or name in ("", "none"):
-        return ""
-    if not Path(name).is_dir():
-        raise ConfigError(f"adapter {name!r} is no folder: give one with adapter_config.json, or none")
-    return str(Path(name).resolve())
+    model, present = adapter_of(name)
+    wanted = present if adapter is None else adapter
+    if wanted in ("", "none"):
+        return model
+    if not Path(wanted).is_dir():
+        raise ConfigError(f"adapter {wanted!r} is no folder: give one with adapter_config.json, or none to do without")
+    return f"{model}+{Path(wanted).resolve()}"
