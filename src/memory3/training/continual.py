@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -90,8 +90,8 @@ def continual(
     )
     with state.main_process_first():
         if not (run / "held_back.jsonl").exists():
+            _replace(run / "settings.json", json.dumps(settings.to_dict(), indent=2) + "\n")
             _draw(m3, settings, run, state.num_processes, tell)
-    _replace(run / "settings.json", json.dumps(settings.to_dict(), indent=2) + "\n")
     groups = _groups(run / "groups.jsonl")
     held_back: dict[str, list[Group]] = {}
     for group in _groups(run / "held_back.jsonl"):
@@ -124,26 +124,28 @@ def continual(
 
 
 def _draw(m3: Memory3, settings: Settings, run: Path, processes: int, tell: Progress) -> None:
-    """Read the records, retrieve among their passages and texts, and write down every group of the run."""
+    """Read the records, retrieve among their passages and texts, and write down every group of the run. Interrupted, embeddings are kept."""
     from memory3.bank import Bank
 
     tell("reading", 0, 0, "")
     records = read_records(settings.data, settings.held_out, most=settings.records, seed=settings.seed)
     documents = list(documents_of(records))
-    with tempfile.TemporaryDirectory(prefix=".references-", dir=run) as folder:
-        bank = Bank.open(folder, m3)
-        with bank:
-            bank.write(
-                documents,
-                cold=True,
-                progress=lambda at: tell("embedding", at.documents, len(documents), f"{at.references:,} references"),
-            )
-            maker = GroupMaker(m3, bank, records, settings)
-            passes = settings.steps * settings.passes * processes
-            lines = [g.to_json() for g in maker.groups(passes, lambda done: tell("drawing", done, passes, ""))]
+    folder = run / "references"
+    with Bank.open(folder, m3) as bank:
+        bank.write(
+            documents,
+            cold=True,
+            progress=lambda at: tell(
+                "embedding", at.documents + at.unchanged, len(documents), f"{at.references:,} references"
+            ),
+        )
+        maker = GroupMaker(m3, bank, records, settings)
+        passes = settings.steps * settings.passes * processes
+        lines = [g.to_json() for g in maker.groups(passes, lambda done: tell("drawing", done, passes, ""))]
     _replace(run / "groups.jsonl", "".join(line + "\n" for line in lines))
     held = [group for groups in maker.held_back.values() for group in groups]
     _replace(run / "held_back.jsonl", "".join(group.to_json() + "\n" for group in held))
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _groups(path: Path) -> list[Group]:
