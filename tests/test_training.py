@@ -32,19 +32,22 @@ from memory3.errors import (
     LossNotFinite,
     ModelError,
     ReadError,
+    RecallError,
     TrainingError,
 )
 from memory3.generate import Memory3
+from memory3.maths.overlap import overlap
 from memory3.model.adapter import adapter_config, merge_adapter
 from memory3.model.attach import attached
 from memory3.training.collate import MemoryCollator
 from memory3.training.continual import continual
-from memory3.training.groups import Group, Row
+from memory3.training.groups import LEAK, Group, GroupMaker, Row, documents_of
 from memory3.training.live import group_loss
 from memory3.training.logs import read_log
-from memory3.training.records import read_records
+from memory3.training.records import Records, read_records
 from memory3.training.settings import Mixture, Settings
 from memory3.training.trainer import GroupTrainer
+from memory3.values import Reference
 
 TEXTS = [
     "The river rises in the mountains and reaches the sea near the old town after many miles.",
@@ -487,3 +490,84 @@ def test_the_command_trains_and_its_adapter_is_written_and_asked_with(tmp_path: 
     refused = CliRunner().invoke(app, ["train", "continual", "--out", run, "--resume", "--steps", "9"])
     assert refused.exit_code == 1
     assert command("train", "continual", "--out", run, "--resume")["step"] == 2
+
+
+# ---- the paper's sequences of chunks ---------------------------------------------------------------------------------
+
+
+def chunk_maker(tmp_path: Path, texts: list[str], **changes: Any) -> tuple[Memory3, GroupMaker]:
+    from memory3.bank import Bank
+
+    config = CONFIG.replace(chunk_length=7, references_per_chunk=3)
+    settings = Settings(memory=config, sequence_length=37, mixture=Mixture.of({"chunks": 1}), eval_every=0, **changes)
+    m3 = a_model(config)
+    records = Records(texts=texts)
+    with Bank.open(tmp_path / "bank", m3) as bank:
+        bank.write(documents_of(records), cold=True)
+        maker = GroupMaker(m3, bank, records, settings)
+        maker.made = list(maker.groups(5))  # type: ignore[attr-defined]  # while the bank is open
+    return m3, maker
+
+
+def test_a_chunk_reads_its_own_reference_and_those_of_the_chunks_before(tmp_path: Path) -> None:
+    texts = [f"{text} This is the text of number {n}, and it goes on for a while." for n in range(5) for text in TEXTS]
+    _, maker = chunk_maker(tmp_path, texts)
+    groups: list[Group] = maker.made  # type: ignore[attr-defined]
+    for group in groups:
+        (row,) = group.rows
+        tokens = dict(group.references)
+        assert len(row.tokens) == 37
+        assert len(row.chunks) == 6  # 5 of 7 tokens and one of 2
+        for n, names in enumerate(row.chunks):
+            assert 1 <= len(names) <= min(n + 1, 3)
+            before = {name for earlier in row.chunks[max(0, n - 2) : n] for name in earlier}
+            assert len(set(names) - before) <= 1  # one new reference at most
+        for ids in tokens.values():
+            assert overlap(row.tokens, ids) <= LEAK
+    assert len({group.rows[0].tokens for group in groups}) > 1
+
+
+def test_what_a_chunk_reads_is_what_it_would_read_alone(tmp_path: Path) -> None:
+    """Loss of a sequence of chunks against the plain twin: a forward pass for each chunk, which reads its references in every layer's attention."""
+    texts = [f"{text} This is the text of number {n}, and it goes on for a while." for n in range(3) for text in TEXTS]
+    m3, maker = chunk_maker(tmp_path, texts)
+    group: Group = maker.made[0]  # type: ignore[attr-defined]
+    (row,) = group.rows
+    batch = MemoryCollator(0)([group])
+    fast = float(group_loss(m3, m3.model, batch).detach())
+    references = [Reference(name, name, 0, 0, 0, "", ids) for name, ids in group.references]
+    stored = dict(zip([r.id for r in references], m3.encode(references), strict=True))
+
+    class Stored:
+        def search(self, *_: Any, **__: Any) -> Any:
+            raise AssertionError("named")
+
+        def memories(self, names: Any, **_: Any) -> Any:
+            return [stored[name] for name in names]
+
+        def count(self, where: Any = None) -> int:
+            return len(stored)
+
+    total, ids = 0.0, torch.tensor([row.tokens])
+    for n, names in enumerate(row.chunks):
+        # Up to chunk n, everything before it reads as it did; the loss of chunk n alone is taken.
+        upto = min((n + 1) * 7, ids.shape[1])
+        source: Any = Stored()
+        with torch.no_grad(), m3.recall(source, chunk_references=[[*row.chunks[:n], names]]):
+            logits = m3.model(ids[:, :upto], use_cache=False).logits
+        logs = torch.log_softmax(logits[0, :-1], -1)
+        for at in range(max(n * 7, 1), upto):
+            total -= float(logs[at - 1, ids[0, at]])
+    assert fast == pytest.approx(total / (ids.shape[1] - 1), rel=1e-5)
+    with (
+        pytest.raises(RecallError, match=r"\[1\] chunks of the prompts, which have \[6\]"),
+        m3.recall(source, chunk_references=[[[references[0].id]]]),
+    ):
+        m3.model(ids)
+
+
+def test_sequences_need_a_chunk(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="chunks passes, but the data has no sequence of 7 tokens"):
+        chunk_maker(tmp_path, ["short"])
+    with pytest.raises(ConfigError, match="less than a chunk of 64"):
+        Settings(sequence_length=63)

@@ -154,6 +154,7 @@ class Memory3:
         prompt: Sequence[Sequence[int]] | None = None,
         answer_tokens: Sequence[int] | None = None,
         references: Sequence[Sequence[str]] | None = None,
+        chunk_references: Sequence[Sequence[Sequence[str]]] | None = None,
         use_cache: bool = True,
     ) -> Recall:
         """Context in which plain ``model.generate()`` and ``model()`` read memories of a bank.
@@ -166,6 +167,7 @@ class Memory3:
             answer_tokens: how many of the last tokens of each announced prompt are an answer to be scored: they read what they would if they were
                 being decoded.
             references: per prompt, the reference ids to read, instead of looking them up.
+            chunk_references: the same for each chunk of each prompt (`memory3.chunks`); for prompts that are read and not continued.
             use_cache: keep memories in the bank's RAM cache.
         """
         return Recall(
@@ -180,6 +182,7 @@ class Memory3:
             prompt=prompt,
             answer_tokens=answer_tokens,
             references=references,
+            chunk_references=chunk_references,
             use_cache=use_cache,
         )
 

@@ -86,6 +86,7 @@ def continual(
     groups: Annotated[int | None, _option("Groups per pass: more where there is RAM for it.")] = None,
     questions: Annotated[int | None, _option("Questions of a group at most.")] = None,
     text_length: Annotated[int | None, _option("Tokens of a text at most.")] = None,
+    sequence_length: Annotated[int | None, _option("Tokens of a sequence of chunks (mixture chunks=1).")] = None,
     mixture: Annotated[
         str | None,
         _option("Shares of passes, such as memory=6,text=2,none=1,continue=1,plain=1.", "SHARES"),
@@ -128,6 +129,7 @@ def continual(
 
         memory3 train continual --out run --data questions.jsonl --data texts.jsonl
         memory3 train continual --out run --resume
+        memory3 train continual --out paper --data texts.jsonl --mixture chunks=1 --rank 0
         memory3 train continual --out run8 --data qa.jsonl.gz --budget adaptive:1/8 --steps 300
         accelerate launch --num_processes 2 $(which memory3) train continual --out run --data qa.jsonl
     """

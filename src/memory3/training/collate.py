@@ -27,6 +27,7 @@ class GroupBatch:
         answers: how many of each row's last tokens read what they would while being decoded.
         references: every reference of the pass, once.
         reads: ids of the references that each row reads.
+        chunk_reads: ids of the references that each chunk of each row reads; empty where a row's chunks read alike.
     """
 
     kinds: tuple[str, ...]
@@ -37,6 +38,7 @@ class GroupBatch:
     answers: tuple[int, ...]
     references: tuple[Reference, ...]
     reads: tuple[tuple[str, ...], ...]
+    chunk_reads: tuple[tuple[tuple[str, ...], ...], ...] = ()
 
     @property
     def scored(self) -> int:
@@ -68,6 +70,9 @@ class MemoryCollator:
         reading = {bool(group.references) for group in groups}
         if len(reading) > 1:
             raise InputError("groups that read memories and groups that do not cannot share a pass")
+        chunked = {bool(row.chunks) for row, _ in rows}
+        if len(chunked) > 1:
+            raise InputError("rows whose chunks read by themselves and rows whose chunks read alike cannot share a pass")
         width, most = max(len(row.tokens) for row, _ in rows), max(row.scored for row, _ in rows)
         pad = self._pad_id
         return GroupBatch(
@@ -85,4 +90,5 @@ class MemoryCollator:
                 for name, tokens in {name: tokens for group in groups for name, tokens in group.references}.items()
             ),
             reads=tuple(tuple(name for name, _ in group.references) for _, group in rows),
+            chunk_reads=tuple(row.chunks for row, _ in rows) if chunked == {True} else (),
         )

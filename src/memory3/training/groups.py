@@ -8,6 +8,7 @@ near misses; every further question that one of them answers joins the group, so
     none       prompts of the records as they are, and questions without references
     continue   texts behind memories of similar texts, none of which they overlap by 90% (`memory3.maths.overlap`)
     plain      texts alone
+    chunks     the paper's recipe: sequences of many chunks; each chunk retrieves one reference and reads those of the chunks before it, too
 
 Nothing here knows a model's weights: groups are drawn before training and kept in the run's folder, so a resumed run reads the same ones.
 """
@@ -52,11 +53,13 @@ class Row:
         tokens: ids, what stands behind the memories included and the memories not.
         scored: how many of the last tokens count for the loss.
         answer: how many of them read what they would while being decoded (`memory3.chunks`).
+        chunks: ids of the references that each chunk reads; empty: all chunks read all of the group's.
     """
 
     tokens: tuple[int, ...]
     scored: int
     answer: int = 0
+    chunks: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Group:
 
     def to_json(self) -> str:
         """One line."""
-        rows = [[list(r.tokens), r.scored, r.answer] for r in self.rows]
+        rows = [[list(r.tokens), r.scored, r.answer, [list(ids) for ids in r.chunks]] for r in self.rows]
         return json.dumps([self.kind, [[name, list(tokens)] for name, tokens in self.references], rows])
 
     @classmethod
@@ -85,7 +88,7 @@ class Group:
         return cls(
             kind,
             tuple((name, tuple(tokens)) for name, tokens in references),
-            tuple(Row(tuple(tokens), scored, answer) for tokens, scored, answer in rows),
+            tuple(Row(tuple(tokens), scored, answer, tuple(map(tuple, chunks))) for tokens, scored, answer, chunks in rows),
         )
 
 
@@ -144,6 +147,19 @@ class GroupMaker:
                     self._answered_by[name].append(len(self._questions))
                 self._questions.append(question)
                 self._needed.append(needed)
+        end = m3.tokenizer.eos_token_id
+        self._stream = [
+            token
+            for document in self._texts
+            for reference in self._references[document.id]
+            for token in (
+                *reference.token_ids,
+                *([end] if reference is self._references[document.id][-1] and end is not None else []),
+            )
+        ]
+        # The last sequence is shorter than the others, and left out where it is shorter than a chunk.
+        starts = range(0, len(self._stream), settings.sequence_length)
+        self._starts = [start for start in starts if len(self._stream) - start >= settings.memory.chunk_length]
         self._bags = {
             name: _Bag(size, self._rng)
             for name, size in (
@@ -151,6 +167,7 @@ class GroupMaker:
                 ("closed", len(self._questions)),
                 ("prompt", len(self._prompts)),
                 ("text", len(self._texts)),
+                ("sequence", len(self._starts)),
             )
         }
         self._lookahead: list[tuple[int, list[str]]] = []
@@ -172,6 +189,7 @@ class GroupMaker:
         for kinds, there, what in (
             (("memory", "text"), self._questions, "questions on passages"),
             (("continue", "plain"), self._texts, f"texts of {_SHORTEST} tokens or more"),
+            (("chunks",), self._starts, f"sequence of {self._settings.memory.chunk_length} tokens of text, one chunk"),
             (("none",), self._questions or self._prompts, "questions or prompts"),
         ):
             wanted = [kind for kind in kinds if shares[kind]]
@@ -193,6 +211,11 @@ class GroupMaker:
             group = self._continued()
             held["continue"].append(group)
             held["plain"].append(Group("plain", (), group.rows))
+        if self._settings.mixture.chunks:
+            for _ in range(min(count, len(self._starts) - 1)):
+                group = self._chunked()
+                held["chunks"].append(group)
+                held["chunks_without"].append(Group("plain", (), tuple(Row(r.tokens, r.scored) for r in group.rows)))
         return dict(held)
 
     def _retire(self, numbers: Sequence[int]) -> None:
@@ -211,7 +234,7 @@ class GroupMaker:
         if kind == "plain":
             tokens = [self._tokens(self._texts[self._bags["text"].take()].id) for _ in range(self._settings.texts)]
             return Group(kind, (), tuple(self._text_row(t) for t in tokens))
-        return self._unread()
+        return self._chunked() if kind == "chunks" else self._unread()
 
     # ---- questions ---------------------------------------------------------------------------------------------------
 
@@ -311,6 +334,28 @@ class GroupMaker:
         self._rng.shuffle(references)
         rows = sorted((self._text_row(t) for t in tokens), key=lambda row: len(row.tokens))
         return Group("continue", tuple((r.id, r.token_ids) for r in references), tuple(rows))
+
+    def _chunked(self) -> Group:
+        """A sequence cut into chunks (PAPER.md section 5). Chunk n reads the references that chunks n - k + 1 to n found, one each."""
+        start = self._starts[self._bags["sequence"].take()]
+        tokens = self._stream[start : start + self._settings.sequence_length]
+        size = self._settings.memory.chunk_length
+        texts = [
+            self._m3.tokenizer.decode(tokens[at : at + size], skip_special_tokens=True) for at in range(0, len(tokens), size)
+        ]
+        found = iter(self._bank.search([text for text in texts if text.strip()], _NEAR, where=None))
+        own: list[str | None] = []
+        for text in texts:
+            hits = [hit.reference_id for hit in next(found)] if text.strip() else []
+            own.append(next((name for name in hits if not exceeds(tokens, self._reference(name).token_ids, LEAK)), None))
+        reads = []
+        for n in range(len(texts)):
+            newest = reversed(own[max(0, n - self._k + 1) : n + 1])
+            reads.append(tuple(dict.fromkeys(name for name in newest if name is not None)))
+        names = dict.fromkeys(name for ids in reads for name in ids)
+        references = tuple((name, self._reference(name).token_ids) for name in names)
+        row = Row(tuple(tokens), len(tokens) - 1, 0, tuple(reads) if references else ())
+        return Group("chunks", references, (row,))
 
     def _tokens(self, document: str) -> list[int]:
         every = itertools.chain.from_iterable(r.token_ids for r in self._references[document])

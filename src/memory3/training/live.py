@@ -61,7 +61,8 @@ def group_loss(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | 
     if batch.references:
         reading = m3.recall(
             LiveMemories(m3.encoder, batch.references),
-            references=batch.reads,
+            references=None if batch.chunk_reads else batch.reads,
+            chunk_references=batch.chunk_reads or None,
             prompt=batch.prompts,
             answer_tokens=batch.answers,
         )

@@ -15,7 +15,7 @@ from memory3.errors import ConfigError
 __all__ = ["KINDS", "Mixture", "Settings"]
 
 #: What a pass trains; see `memory3.training.groups`.
-KINDS = ("memory", "text", "none", "continue", "plain")
+KINDS = ("memory", "text", "none", "continue", "plain", "chunks")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Mixture:
         none: prompts and questions without references.
         continue_: texts continued with memories of similar texts. Written ``continue`` in JSON.
         plain: texts continued without.
+        chunks: the paper's sequences.
     """
 
     memory: float = 0.6
@@ -35,6 +36,7 @@ class Mixture:
     none: float = 0.08
     continue_: float = 0.1
     plain: float = 0.07
+    chunks: float = 0.0
 
     def __post_init__(self) -> None:
         wrong = {name: share for name, share in self.shares().items() if not (isinstance(share, int | float) and share >= 0)}
@@ -71,6 +73,7 @@ class Settings:
         questions: questions of a group at most.
         texts: texts of a group at most.
         text_length: tokens of a text at most.
+        sequence_length: tokens of a sequence of chunks (paper: 2048).
         rate: largest learning rate; warmed up over ``warmup`` steps, constant, decayed over the last ``decay`` share.
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
@@ -98,6 +101,7 @@ class Settings:
     questions: int = 12
     texts: int = 3
     text_length: int = 192
+    sequence_length: int = 2048
     rate: float = 3e-4
     warmup: int = 20
     decay: float = 0.2
@@ -119,7 +123,18 @@ class Settings:
         for name, low in (
             *(
                 (n, 1)
-                for n in ("steps", "passes", "groups", "questions", "texts", "text_length", "save_every", "keep", "alpha")
+                for n in (
+                    "steps",
+                    "passes",
+                    "groups",
+                    "questions",
+                    "texts",
+                    "text_length",
+                    "sequence_length",
+                    "save_every",
+                    "keep",
+                    "alpha",
+                )
             ),
             *((n, 0) for n in ("records", "warmup", "rank", "seed", "eval_every", "eval_groups")),
         ):
@@ -129,6 +144,10 @@ class Settings:
         for name, low_, high in (("rate", 0.0, 1.0), ("weight_decay", 0.0, 10.0), ("decay", 0.0, 1.0), ("clip", 0.0, 1e9)):
             if not low_ <= getattr(self, name) <= high:
                 raise ConfigError(f"{name} must lie between {low_:g} and {high:g}, not {getattr(self, name)!r}")
+        if self.sequence_length < self.memory.chunk_length:
+            raise ConfigError(
+                f"sequence_length {self.sequence_length} is less than a chunk of {self.memory.chunk_length} tokens"
+            )
         if self.warmup + self.decay * self.steps > self.steps:
             raise ConfigError(f"{self.warmup} steps of warm-up and {self.decay:g} of decay do not fit into {self.steps} steps")
         if self.dtype not in ("float32", "bfloat16"):
