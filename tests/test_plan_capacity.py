@@ -10,13 +10,13 @@ import pytest
 
 from memory3.config import Budget, MemoryConfig
 from memory3.errors import ConfigError, InputError, UnsupportedModel
+from memory3.model.shape import SHAPES, Shape
 from memory3.theory import capacity
 from memory3.theory.capacity import Corpus, plan
 from memory3.theory.cost import Setting, implicit
 from memory3.theory.library import EMBEDDERS, Search, library_costs
 from memory3.theory.machine import MACHINES, Machine, machine_of
 from memory3.theory.measure import measure
-from memory3.theory.shape import SHAPES, Shape
 from memory3.theory.storage import library_bytes
 
 ODD = Shape(3, 6, 2, 7, 11, 13, 17)

@@ -18,10 +18,10 @@ from memory3.generate import Memory3
 from memory3.maths.selectors import SELECTORS
 from memory3.model.beginning import Frame
 from memory3.model.encode import Encoder
+from memory3.model.shape import PAPER_MODEL, SHAPES, Shape, shape_of
 from memory3.theory import figure, library
 from memory3.theory.cost import Cost, Costs, Setting, Term, explicit, external, implicit, paper_costs
 from memory3.theory.library import Search, library_costs
-from memory3.theory.shape import PAPER_MODEL, SHAPES, Shape, shape_of
 from memory3.theory.storage import codec_of, library_bytes, paper_bytes, reference_count
 
 PAPER_SHAPE = SHAPES[PAPER_MODEL]

@@ -39,13 +39,16 @@ from memory3.generate import Memory3
 from memory3.maths.overlap import overlap
 from memory3.model.adapter import adapter_config, merge_adapter
 from memory3.model.attach import attached
+from memory3.model.scratch import from_scratch
+from memory3.model.shape import SHAPES, Shape
 from memory3.training.collate import MemoryCollator
 from memory3.training.continual import continual
-from memory3.training.groups import LEAK, Group, GroupMaker, Row, documents_of
+from memory3.training.groups import LEAK, Group, GroupMaker, Row, documents_of, read_groups
 from memory3.training.live import group_loss
 from memory3.training.logs import read_log
 from memory3.training.records import Records, read_records
-from memory3.training.settings import Mixture, Settings
+from memory3.training.settings import KINDS, Mixture, Settings
+from memory3.training.stages import two_stages
 from memory3.training.trainer import GroupTrainer
 from memory3.values import Reference
 
@@ -571,3 +574,118 @@ def test_sequences_need_a_chunk(tmp_path: Path) -> None:
         chunk_maker(tmp_path, ["short"])
     with pytest.raises(ConfigError, match="less than a chunk of 64"):
         Settings(sequence_length=63)
+
+
+# ---- from scratch ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_shape(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setitem(SHAPES, "tiny", Shape(5, 6, 2, 14, 24, 22, 331))  # type: ignore[index]
+    return "tiny"
+
+
+def test_from_scratch_has_the_shape_and_a_seed(small_shape: str, model_path: str) -> None:
+    model, tokenizer = from_scratch(small_shape, model_path, seed=3)
+    embedding = 331 * 24
+    norms = sum(p.numel() for name, p in model.named_parameters() if "norm" in name)
+    assert sum(p.numel() for p in model.parameters()) - norms == SHAPES[small_shape].block_weights + embedding
+    again, other = (from_scratch(small_shape, model_path, seed=seed)[0] for seed in (3, 4))
+    assert torch.equal(model.lm_head.weight, again.lm_head.weight)
+    assert not torch.equal(model.lm_head.weight, other.lm_head.weight)
+    assert tokenizer("the river")["input_ids"]
+    with pytest.raises(ConfigError, match="shape 'none' is unknown"):
+        from_scratch("none", model_path)
+    SHAPES[small_shape] = Shape(5, 6, 2, 14, 24, 22, 7)  # type: ignore[index]
+    with pytest.raises(ConfigError, match=r"tokens, the shape tiny 7: choose"):
+        from_scratch(small_shape, model_path)
+
+
+@pytest.mark.parametrize(("name", "billions"), [("memory3-2.4b", 2.4), ("memory3-0.92b", 0.92), ("memory3-27m", 0.027)])
+def test_the_papers_shapes_have_its_sizes(name: str, billions: float) -> None:
+    assert SHAPES[name].block_weights / 1e9 == pytest.approx(billions, rel=0.02)
+
+
+def test_warm_up_then_continual(tmp_path: Path, small_shape: str, model_path: str, data: str) -> None:
+    """A packed sequence is the text without memories, and the second stage starts from the model that the first left."""
+    first = run_settings(
+        model_path, data, shape=small_shape, rank=0, sequence_length=70, mixture={"packed": 1}, steps=4, groups=2, save_every=2
+    )
+    result = continual(first, tmp_path / "warm")
+    assert result.trained == tmp_path / "warm" / "model"
+    assert not (tmp_path / "warm" / "references").exists()
+    assert set(result.losses) == {"loss", "loss_packed", "eval_packed"}
+    assert result.losses["eval_packed"] < 6.5
+    second = run_settings(
+        str(result.trained),
+        data,
+        rank=0,
+        sequence_length=50,
+        mixture={"chunks": 1},
+        steps=2,
+        eval_every=1,
+        memory=CONFIG.replace(chunk_length=7).to_dict(),
+    )
+    done = continual(second, tmp_path / "second")
+    assert set(done.losses) == {"loss", "loss_chunks", "eval_chunks", "eval_packed"}
+    m3 = Memory3.from_pretrained(str(done.trained), config=CONFIG)
+    before = Memory3.from_pretrained(str(result.trained), config=CONFIG)
+    assert m3.fingerprint != before.fingerprint
+
+
+def test_the_warm_up_command(tmp_path: Path, small_shape: str, model_path: str, data: str) -> None:
+    options = f"--shape {small_shape} --tokenizer {model_path} --steps 2 --warmup 1 --groups 2 --sequence-length 70 --eval-every 0 --json"
+    result = CliRunner().invoke(app, ["train", "warmup", "--out", str(tmp_path / "run"), "--data", data, *options.split()])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["trained"] == str(tmp_path / "run" / "model")
+    stored = Settings.read(tmp_path / "run" / "settings.json")
+    assert (stored.weight_decay, stored.rank, stored.mixture.packed) == (0.1, 0, 1)
+
+
+def test_what_is_looked_at_is_never_trained_on(tmp_path: Path, model_path: str, data: str) -> None:
+    """Over several rounds of the data: no held-back question's passage, text or sequence comes back."""
+    from memory3.bank import Bank
+
+    settings = run_settings(model_path, data, sequence_length=64, eval_groups=2, mixture=dict.fromkeys(KINDS, 1.0))
+    settings = settings.replace(memory=CONFIG.replace(chunk_length=16).to_dict())
+    m3 = a_model(settings.memory)
+    records = read_records([data])
+    with Bank.open(tmp_path / "bank", m3) as bank:
+        bank.write(documents_of(records), cold=True)
+        maker = GroupMaker(m3, bank, records, settings)
+        trained = list(maker.groups(90))
+    assert {group.kind for group in trained} == set(KINDS)
+    for kind in ("memory", "chunks", "packed", "continue", "plain"):
+        held = {row.tokens for group in maker.held_back[kind] for row in group.rows}
+        assert held
+        for other in trained:
+            if other.kind == kind or {other.kind, kind} <= {"chunks", "packed"} or {other.kind, kind} <= {"continue", "plain"}:
+                assert not held & {row.tokens for row in other.rows}, kind
+
+
+def test_the_two_ways_see_the_same_sequences(tmp_path: Path, small_shape: str, model_path: str, data: str) -> None:
+    options = (
+        f"--shape {small_shape} --tokenizer {model_path} --steps 4 --warmup 0 --groups 2 --sequence-length 70 --eval-every 1"
+    )
+    more = f"--eval-groups 1 --seeds 2 --rate 0.01 --train-dtype float32 --data {data} --out {tmp_path / 'out'} --json"
+    result = CliRunner().invoke(app, ["train", "two-stage", *options.split(), *more.split()])
+    assert result.exit_code == 0, result.output
+    figures = json.loads(result.stdout)
+    assert figures == json.loads((tmp_path / "out" / "stages.json").read_text())
+    assert (tmp_path / "out" / "stages.png").read_bytes()[:4] == b"\x89PNG"
+    for seed in (0, 1):
+        start, warm, later = (
+            read_groups(tmp_path / f"out/seed-{seed}/{n}/groups.jsonl") for n in ("from-start", "warm", "continual")
+        )
+        assert [g.rows[0].tokens for g in start] == [g.rows[0].tokens for g in (*warm, *later)]
+        assert all(g.references and g.rows[0].chunks for g in (*start, *later))
+        assert not any(g.references or g.rows[0].chunks for g in warm)
+        curves = figures["seeds"][seed]
+        assert [step for step, _ in curves["two_stages"]["eval_chunks"]] == [1, 2, 3, 4]
+    ends = [f["two_stages"]["eval_packed"][-1][1] - f["two_stages"]["eval_chunks"][-1][1] for f in figures["seeds"]]
+    assert figures["summary"]["two_stages"]["gain"]["mean"] == pytest.approx(sum(ends) / 2)
+    assert figures["summary"]["continual_step_over_warmup_step"] > 0
+    with pytest.raises(ConfigError, match=r"even number of steps \(not 3\)"):
+        two_stages(
+            run_settings(model_path, data, shape=small_shape, rank=0, steps=3, sequence_length=70), tmp_path / "odd", [0]
+        )

@@ -136,8 +136,8 @@ def plan(
         memory3 plan --model Qwen/Qwen2.5-0.5B-Instruct --budget adaptive:1/4
     """
     from memory3.model.catalogue import DEFAULT_MODEL
+    from memory3.model.shape import shape_of
     from memory3.theory.capacity import Corpus
-    from memory3.theory.shape import shape_of
     from memory3.theory.storage import reference_count
     from memory3.theory.usage import read_usage
 

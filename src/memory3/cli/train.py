@@ -163,6 +163,137 @@ def continual(
     _report(result, settings, time.monotonic() - started, as_json)
 
 
+@train.command()
+def warmup(
+    run: Out,
+    data: Data = None,
+    held_out: HeldOut = None,
+    config: Config = None,
+    resume: Resume = False,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Of the model: memory3-2.4b, memory3-0.92b, memory3-27m, memory3-4m, ...", metavar="NAME"),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Model whose tokenizer it uses: catalogue name, hub id or folder.", metavar="MODEL")
+    ] = None,
+    records: Annotated[int | None, _option("Records of each file at most, drawn at random.", panel=RUN)] = None,
+    steps: Steps = None,
+    passes: Annotated[int | None, _option("Forward and backward passes per step.")] = None,
+    groups: Annotated[int | None, _option("Sequences per pass.")] = None,
+    sequence_length: Annotated[int | None, _option("Tokens of a sequence.")] = None,
+    rate: Annotated[float | None, _option("Largest learning rate.", "X")] = None,
+    warmup_steps: Annotated[int | None, typer.Option("--warmup", help="Steps over which it rises.", metavar="N")] = None,
+    decay: Annotated[float | None, _option("Last share of the steps, over which it falls.", "X")] = None,
+    weight_decay: Annotated[float | None, _option("Of AdamW.", "X")] = None,
+    train_dtype: Annotated[str | None, _option("float32 or bfloat16: of products; weights are float32.", "NAME")] = None,
+    checkpointing: Annotated[bool | None, _option("Recompute activations: less RAM, a third more time.", "")] = None,
+    seed: Seed = None,
+    save_every: Annotated[int | None, _option("Steps between checkpoints.", panel=RUN)] = None,
+    eval_every: Annotated[int | None, _option("Steps between looks at held-back sequences; 0: none.", panel=RUN)] = None,
+    eval_groups: Annotated[int | None, _option("Sequences held back for that.", panel=RUN)] = None,
+    device: options.Device = None,
+    as_json: options.Json = False,
+) -> None:
+    """Pretrain a model from scratch, without memories: the first of two stages.
+
+    Texts are packed into sequences; AdamW with weight decay 0.1; the learning
+    rate warms up, stays and decays. The second stage is `memory3 train continual`
+    with the model that this leaves in RUN/model.
+
+    [bold]Examples[/bold]
+
+        memory3 train warmup --shape memory3-4m --data texts.jsonl.gz --out warm
+        memory3 train continual --model warm/model --rank 0 --mixture chunks=1 --data texts.jsonl.gz --out second
+    """
+    from memory3.training.continual import continual as start
+    from memory3.training.settings import WARMUP
+
+    changes: dict[str, Any] = {
+        "model": full_name(tokenizer) if tokenizer else None,
+        "data": [str(Path(path).resolve()) for path in data] if data else None,
+        "held_out": [str(Path(path).resolve()) for path in held_out] if held_out else None,
+        "dtype": train_dtype,
+        "warmup": warmup_steps,
+    }
+    given = locals()
+    names = {f.name for f in fields(_settings_class())} - {*changes, "memory"}
+    changes |= {name: given[name] for name in names if name in given}
+    settings = _settings(run, resume, config, changes, None, {}, WARMUP)
+    meter = _Meter()
+    silence()
+    started = time.monotonic()
+    with meter:
+        result = start(settings, run, resume=resume, device=device, progress=meter)
+    _report(result, settings, time.monotonic() - started, as_json)
+
+
+@train.command(name="two-stage")
+def two_stage(
+    out_: Annotated[Path, typer.Option("--out", "-o", help="Folder of the experiment.", metavar="DIR")],
+    data: Data = None,
+    config: Config = None,
+    shape: Annotated[str | None, typer.Option(help="Of the models, such as memory3-4m.", metavar="NAME")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Model whose tokenizer they use.", metavar="MODEL")] = None,
+    seeds: Annotated[int, typer.Option(help="How many pairs of runs.", metavar="N", min=1)] = 3,
+    records: Annotated[int | None, _option("Records of each file at most, drawn at random.", panel=RUN)] = None,
+    steps: Annotated[int | None, _option("Steps of either way; half of them are the warm-up of the second.")] = None,
+    groups: Annotated[int | None, _option("Sequences per step.")] = None,
+    sequence_length: Annotated[int | None, _option("Tokens of a sequence.")] = None,
+    rate: Annotated[float | None, _option("Largest learning rate.", "X")] = None,
+    warmup: Annotated[int | None, _option("Steps over which it rises.")] = None,
+    train_dtype: Annotated[str | None, _option("float32 or bfloat16: of products.", "NAME")] = None,
+    eval_every: Annotated[int | None, _option("Steps between looks at held-back sequences.", panel=RUN)] = None,
+    eval_groups: Annotated[int | None, _option("Sequences held back for that.", panel=RUN)] = None,
+    preset: options.Preset = "paper",
+    layers: options.Layers = None,
+    budget: options.Budget = None,
+    selector: options.Selector = None,
+    device: options.Device = None,
+    as_json: options.Json = False,
+) -> None:
+    """Memories from the first step, or after a warm-up? (the paper's figure 11)
+
+    Trains pairs of small models on the same sequences: one reads memories from
+    its first step, the other from the middle on. Their losses with and without
+    memories are written to stages.json and drawn to stages.png. Interrupted, the
+    same command goes on.
+
+    [bold]Examples[/bold]
+
+        memory3 train two-stage --out stages --data texts.jsonl.gz
+        memory3 train two-stage --out stages --data texts.jsonl.gz --steps 4000 --shape memory3-27m
+    """
+    from memory3.training.settings import WARMUP
+    from memory3.training.stages import two_stages
+
+    memory = {"layers": layers, "budget": budget, "selector": selector}
+    changes: dict[str, Any] = {
+        "model": full_name(tokenizer) if tokenizer else None,
+        "data": [str(Path(path).resolve()) for path in data] if data else None,
+        "dtype": train_dtype,
+    }
+    given = locals()
+    names = {f.name for f in fields(_settings_class())} - {*changes, "memory"}
+    changes |= {name: given[name] for name in names if name in given}
+    settings = _settings(out_, False, config, changes, preset, memory, WARMUP)
+    meter = _Meter()
+    silence()
+    with meter:
+        figures = two_stages(settings, out_, range(seeds), device=device, progress=meter)
+    if as_json:
+        print_json(figures)
+    elif not figures["complete"]:
+        out.print("stopped before its end: go on with the same command")
+    else:
+        for way in ("from_start", "two_stages"):
+            last = {name: value["mean"] for name, value in figures["summary"][way].items()}
+            out.print(
+                f"{way.replace('_', ' '):<12} loss with memories {last['eval_chunks']:.3f}, without {last['eval_packed']:.3f}, gain {last['gain']:.3f}"
+            )
+        out.print(f"written to {out_ / 'stages.json'}", soft_wrap=True)
+
+
 def _settings_class() -> type[Settings]:
     from memory3.training.settings import Settings
 
@@ -170,7 +301,13 @@ def _settings_class() -> type[Settings]:
 
 
 def _settings(
-    run: Path, resume: bool, config: Path | None, changes: dict[str, Any], preset: str | None, memory: dict[str, Any]
+    run: Path,
+    resume: bool,
+    config: Path | None,
+    changes: dict[str, Any],
+    preset: str | None,
+    memory: dict[str, Any],
+    defaults: Settings | None = None,
 ) -> Settings:
     """Of a run that is resumed: its own. Else those of the file, with what the options change."""
     kind = _settings_class()
@@ -180,7 +317,7 @@ def _settings(
         if changed or config or preset or any(value is not None for value in memory.values()):
             raise ConfigError(f"{run} is resumed with its own settings ({stored}): leave other settings out")
         return kind.read(stored)
-    base = kind.read(config) if config else kind()
+    base = kind.read(config) if config else defaults or kind()
     wanted = options.settings(base.memory if not preset else MemoryConfig(), preset, memory)
     try:
         return base.replace(**{**changed, "memory": wanted.to_dict()})
@@ -252,4 +389,4 @@ def _report(result: Result, settings: Settings, seconds: float, as_json: bool) -
     if result.trained:
         out.print(f"trained: {result.trained}", soft_wrap=True)
     else:
-        out.print(f"stopped before its end: go on with memory3 train continual --out {result.run} --resume", soft_wrap=True)
+        out.print("stopped before its end: go on with the same command and --resume", soft_wrap=True)

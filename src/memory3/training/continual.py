@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ import torch
 
 from memory3.errors import InputError, MissingDependency, TrainingError
 from memory3.generate import Memory3
+from memory3.model.scratch import from_scratch
 from memory3.training.checkpoints import last_checkpoint
-from memory3.training.groups import Group, GroupMaker, documents_of
+from memory3.training.groups import Group, GroupMaker, documents_of, read_groups, write_groups
 from memory3.training.logs import RunLog, curves_of, draw_losses, read_log
 from memory3.training.lora import export_adapter, with_lora
 from memory3.training.records import read_records
@@ -31,7 +32,7 @@ from memory3.training.settings import Settings
 from memory3.training.stopping import StopOnSignal
 from memory3.training.trainer import GroupTrainer, arguments
 
-__all__ = ["Progress", "Result", "continual"]
+__all__ = ["Progress", "Result", "continual", "draw_groups"]
 
 #: What is done, how much of how much (0 of 0: nobody knows), and what to say of it.
 Progress = Callable[[str, int, int, str], None]
@@ -81,20 +82,15 @@ def continual(
     if (run / "settings.json").exists() and not resume:
         raise TrainingError(f"{run} holds a training run: resume it with --resume, or give another folder")
     _make_folder(run)
-    # Frozen weights may be narrow; weights that are trained are float32, and only multiplied in the narrow format.
-    m3 = Memory3.from_pretrained(
-        settings.model,
-        config=settings.memory,
-        dtype=settings.dtype if settings.rank else "float32",
-        device=device or str(state.device),
-    )
+    m3 = _load(settings, device or str(state.device))
     with state.main_process_first():
-        if not (run / "held_back.jsonl").exists():
+        if not (run / "settings.json").exists() or not (run / "held_back.jsonl").exists():
             _replace(run / "settings.json", json.dumps(settings.to_dict(), indent=2) + "\n")
+        if not (run / "held_back.jsonl").exists():
             _draw(m3, settings, run, state.num_processes, tell)
-    groups = _groups(run / "groups.jsonl")
+    groups = read_groups(run / "groups.jsonl")
     held_back: dict[str, list[Group]] = {}
-    for group in _groups(run / "held_back.jsonl"):
+    for group in read_groups(run / "held_back.jsonl"):
         held_back.setdefault(group.kind, []).append(group)
 
     checkpoint = last_checkpoint(run)
@@ -123,6 +119,22 @@ def continual(
     return Result(run, trained, trainer.state.global_step, seconds[len(seconds) // 2] if seconds else 0.0, last)
 
 
+def draw_groups(settings: Settings, run: Path, *, device: str | None = None, progress: Progress) -> None:
+    """What a run of one process would train on, in its folder; nothing where that was done before."""
+    _make_folder(run)
+    if not (run / "held_back.jsonl").exists():
+        _draw(_load(settings, device or "cpu"), settings, run, 1, progress)
+
+
+def _load(settings: Settings, device: str) -> Memory3:
+    # Frozen weights may be narrow; weights that are trained are float32, and only multiplied in the narrow format.
+    if settings.shape:
+        model, tokenizer = from_scratch(settings.shape, settings.model, seed=settings.seed)
+        return Memory3(model.to(device), tokenizer, settings.memory, name=settings.shape)
+    dtype = settings.dtype if settings.rank else "float32"
+    return Memory3.from_pretrained(settings.model, config=settings.memory, dtype=dtype, device=device)
+
+
 def _draw(m3: Memory3, settings: Settings, run: Path, processes: int, tell: Progress) -> None:
     """Read the records, retrieve among their passages and texts, and write down every group of the run. Interrupted, embeddings are kept."""
     from memory3.bank import Bank
@@ -131,25 +143,21 @@ def _draw(m3: Memory3, settings: Settings, run: Path, processes: int, tell: Prog
     records = read_records(settings.data, settings.held_out, most=settings.records, seed=settings.seed)
     documents = list(documents_of(records))
     folder = run / "references"
-    with Bank.open(folder, m3) as bank:
-        bank.write(
-            documents,
-            cold=True,
-            progress=lambda at: tell(
-                "embedding", at.documents + at.unchanged, len(documents), f"{at.references:,} references"
-            ),
-        )
+    with ExitStack() as stack:
+        bank = None
+        if settings.mixture.retrieves:
+            bank = stack.enter_context(Bank.open(folder, m3))
+            bank.write(
+                documents,
+                cold=True,
+                progress=lambda at: tell("embedding", at.documents, len(documents), f"{at.references:,} references"),
+            )
         maker = GroupMaker(m3, bank, records, settings)
         passes = settings.steps * settings.passes * processes
-        lines = [g.to_json() for g in maker.groups(passes, lambda done: tell("drawing", done, passes, ""))]
-    _replace(run / "groups.jsonl", "".join(line + "\n" for line in lines))
-    held = [group for groups in maker.held_back.values() for group in groups]
-    _replace(run / "held_back.jsonl", "".join(group.to_json() + "\n" for group in held))
+        groups = list(maker.groups(passes, lambda done: tell("drawing", done, passes, "")))
+    write_groups(run / "groups.jsonl", groups)
+    write_groups(run / "held_back.jsonl", [group for some in maker.held_back.values() for group in some])
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _groups(path: Path) -> list[Group]:
-    return [Group.from_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _export(trainer: GroupTrainer, m3: Memory3, settings: Settings, folder: Path) -> None:

@@ -8,6 +8,7 @@ near misses; every further question that one of them answers joins the group, so
     none       prompts of the records as they are, and questions without references
     continue   texts behind memories of similar texts, none of which they overlap by 90% (`memory3.maths.overlap`)
     plain      texts alone
+    packed     sequences of many chunks, without memories: ordinary pretraining
     chunks     the paper's recipe: sequences of many chunks; each chunk retrieves one reference and reads those of the chunks before it, too
 
 Nothing here knows a model's weights: groups are drawn before training and kept in the run's folder, so a resumed run reads the same ones.
@@ -17,10 +18,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memory3.errors import InputError
@@ -33,7 +36,7 @@ from memory3.values import Document, Reference
 if TYPE_CHECKING:
     from memory3.bank import Bank
 
-__all__ = ["LEAK", "Group", "GroupMaker", "Row", "documents_of"]
+__all__ = ["LEAK", "Group", "GroupMaker", "Row", "documents_of", "read_groups", "write_groups"]
 
 #: A text is not trained with a reference that overlaps it more (PAPER.md eq. 6).
 LEAK = 0.9
@@ -92,6 +95,18 @@ class Group:
         )
 
 
+def read_groups(path: Path) -> list[Group]:
+    """The groups of a file that `write_groups` wrote."""
+    return [Group.from_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_groups(path: Path, groups: Iterable[Group]) -> None:
+    """One line each; the file is there whole or not at all."""
+    temporary = path.with_suffix(".new")
+    temporary.write_text("".join(group.to_json() + "\n" for group in groups), encoding="utf-8")
+    os.replace(temporary, path)
+
+
 def documents_of(records: Records) -> Iterator[Document]:
     """Every distinct passage and text, under the id by which `GroupMaker` knows it."""
     passages = dict.fromkeys(question.passage for question in records.questions)
@@ -101,21 +116,27 @@ def documents_of(records: Records) -> Iterator[Document]:
 
 @dataclass
 class _Bag:
-    """Numbers 0..n-1 in random order, over and over; what has been used is passed over until the next round."""
+    """Numbers 0..n-1 in random order, over and over; what has been used is passed over until the next round, what is gone for ever."""
 
+    name: str
     size: int
     rng: random.Random
     used: set[int] = field(default_factory=set)
+    gone: set[int] = field(default_factory=set)
     queue: list[int] = field(default_factory=list)
 
     def take(self) -> int:
         while True:
             if not self.queue:
-                self.queue = list(range(self.size))
+                self.queue = [n for n in range(self.size) if n not in self.gone]
+                if not self.queue:
+                    raise InputError(
+                        f"all {self.size} {self.name}s are held back for looking at: give more data, or lower eval_groups"
+                    )
                 self.rng.shuffle(self.queue)
                 self.used = set()
             number = self.queue.pop()
-            if number not in self.used:
+            if number not in self.used and number not in self.gone:
                 self.used.add(number)
                 return number
 
@@ -127,7 +148,7 @@ class GroupMaker:
         held_back: groups that are not trained on, by kind.
     """
 
-    def __init__(self, m3: Memory3, bank: Bank, records: Records, settings: Settings) -> None:
+    def __init__(self, m3: Memory3, bank: Bank | None, records: Records, settings: Settings) -> None:
         self._m3, self._bank, self._settings = m3, bank, settings
         self._k = settings.memory.references_per_chunk
         self._rng = random.Random(settings.seed)
@@ -161,7 +182,7 @@ class GroupMaker:
         starts = range(0, len(self._stream), settings.sequence_length)
         self._starts = [start for start in starts if len(self._stream) - start >= settings.memory.chunk_length]
         self._bags = {
-            name: _Bag(size, self._rng)
+            name: _Bag(name, size, self._rng)
             for name, size in (
                 ("question", len(self._questions)),
                 ("closed", len(self._questions)),
@@ -171,7 +192,6 @@ class GroupMaker:
             )
         }
         self._lookahead: list[tuple[int, list[str]]] = []
-        self._retired: set[int] = set()
         self._check()
         self.held_back = self._hold_back()
 
@@ -201,21 +221,24 @@ class GroupMaker:
     def _hold_back(self) -> dict[str, list[Group]]:
         """Groups for looking at: the same questions and texts with memories, as text and without. They are drawn first, and not trained on."""
         count = self._settings.eval_groups if self._settings.eval_every else 0
+        mixture = self._settings.mixture
         held: dict[str, list[Group]] = defaultdict(list)
-        for _ in range(count if self._questions else 0):
+        for _ in range(count if self._questions and (mixture.memory or mixture.text) else 0):
             numbers, names = self._related()
             for kind in ("memory", "text", "none"):
                 held[kind].append(self._asked(kind, numbers, names))
             self._retire(numbers)
-        for _ in range(count if self._texts else 0):
+        for _ in range(count if self._texts and mixture.continue_ else 0):
             group = self._continued()
             held["continue"].append(group)
             held["plain"].append(Group("plain", (), group.rows))
-        if self._settings.mixture.chunks:
-            for _ in range(min(count, len(self._starts) - 1)):
-                group = self._chunked()
-                held["chunks"].append(group)
-                held["chunks_without"].append(Group("plain", (), tuple(Row(r.tokens, r.scored) for r in group.rows)))
+        for _ in range(min(count, len(self._starts) - 1) if mixture.chunks or mixture.packed else 0):
+            group = self._group("chunks" if mixture.chunks else "packed")
+            held[group.kind].append(group)
+            if mixture.chunks:
+                held["packed"].append(Group("packed", (), tuple(Row(row.tokens, row.scored) for row in group.rows)))
+        for name in ("text", "sequence"):
+            self._bags[name].gone |= self._bags[name].used
         return dict(held)
 
     def _retire(self, numbers: Sequence[int]) -> None:
@@ -224,7 +247,8 @@ class GroupMaker:
         gone = {n for n, question in enumerate(self._questions) if question.passage in passages}
         for name, members in self._answered_by.items():
             self._answered_by[name] = [n for n in members if n not in gone]
-        self._retired |= gone
+        for name in ("question", "closed"):
+            self._bags[name].gone |= gone
 
     def _group(self, kind: str) -> Group:
         if kind in ("memory", "text"):
@@ -234,7 +258,17 @@ class GroupMaker:
         if kind == "plain":
             tokens = [self._tokens(self._texts[self._bags["text"].take()].id) for _ in range(self._settings.texts)]
             return Group(kind, (), tuple(self._text_row(t) for t in tokens))
-        return self._chunked() if kind == "chunks" else self._unread()
+        if kind == "chunks":
+            return self._chunked()
+        return Group(kind, (), (self._text_row(self._sequence()),)) if kind == "packed" else self._unread()
+
+    def _search(self, texts: Sequence[str], k: int) -> list[list[str]]:
+        assert self._bank is not None, "mixtures that retrieve are given a bank"
+        return [[hit.reference_id for hit in hits] for hits in self._bank.search(list(texts), k)]
+
+    def _sequence(self) -> list[int]:
+        start = self._starts[self._bags["sequence"].take()]
+        return self._stream[start : start + self._settings.sequence_length]
 
     # ---- questions ---------------------------------------------------------------------------------------------------
 
@@ -261,18 +295,16 @@ class GroupMaker:
         return numbers, names
 
     def _next_question(self) -> tuple[int, list[str]]:
-        bag, retired = self._bags["question"], self._retired
+        bag = self._bags["question"]
         while True:
             if not self._lookahead:
-                numbers = [bag.take() for _ in range(min(_AT_ONCE, len(self._questions)))]
+                numbers = [bag.take() for _ in range(min(_AT_ONCE, len(self._questions) - len(bag.gone)))] or [bag.take()]
                 bag.used.difference_update(numbers)  # not asked yet
-                hits = self._bank.search([self._questions[n].question for n in numbers], self._k, where=None)
-                self._lookahead = [(n, [hit.reference_id for hit in row]) for n, row in zip(numbers, hits, strict=True)]
-            number, found = self._lookahead.pop(0)
-            if number not in retired and number not in bag.used:
-                return number, found
-            if len(retired) >= len(self._questions):
-                raise InputError("every question is held back for looking at: give more data or lower eval_groups")
+                found = self._search([self._questions[n].question for n in numbers], self._k)
+                self._lookahead = list(zip(numbers, found, strict=True))
+            number, names = self._lookahead.pop(0)
+            if number not in bag.gone and number not in bag.used:
+                return number, names
 
     def _asked(self, kind: str, numbers: Sequence[int], names: Sequence[str]) -> Group:
         m3 = self._m3
@@ -298,15 +330,13 @@ class GroupMaker:
         sources = [name for name, there in (("prompt", self._prompts), ("closed", self._questions)) if there]
         for _, source in zip(range(max(1, self._settings.questions // 2)), itertools.cycle(sources), strict=False):
             number = self._bags[source].take()
-            if source == "closed" and number in self._retired:
-                continue
             question, answer = (
                 self._prompts[number]
                 if source == "prompt"
                 else (self._questions[number].question, self._questions[number].answer)
             )
             rows.append(self._answer_row(frame.closed_book(self._m3._ids(question)), answer))
-        return Group("none", (), tuple(sorted(rows, key=lambda row: len(row.tokens)))) if rows else self._unread()
+        return Group("none", (), tuple(sorted(rows, key=lambda row: len(row.tokens))))
 
     def _answer_row(self, prompt: Sequence[int], answer: str) -> Row:
         end = self._m3.tokenizer.eos_token_id
@@ -318,13 +348,14 @@ class GroupMaker:
     def _continued(self) -> Group:
         """A text and its nearest companions, read with memories of what is nearest after them and overlaps none of them."""
         first = self._texts[self._bags["text"].take()]
-        hits = self._bank.search([first.text], _NEAR + self._k, where=None)[0]
-        found = [h.reference_id for h in hits]
+        found = self._search([first.text], _NEAR + self._k)[0]
         near = dict.fromkeys(name.rpartition("#")[0] for name in found)
-        texts = {document.id for document in self._texts}
-        own = [first.id, *(name for name in near if name != first.id and name in texts)][: self._settings.texts]
+        bag, number = self._bags["text"], {document.id: n for n, document in enumerate(self._texts)}
+        others = [name for name in near if name != first.id and name in number and number[name] not in bag.gone]
+        own = [first.id, *others][: self._settings.texts]
         if len(near) <= self._k + len(own):  # few documents: references come first
             own = own[:1]
+        bag.used.update(number[name] for name in own)
         tokens = [self._tokens(name) for name in own]
         references = [
             reference
@@ -337,16 +368,15 @@ class GroupMaker:
 
     def _chunked(self) -> Group:
         """A sequence cut into chunks (PAPER.md section 5). Chunk n reads the references that chunks n - k + 1 to n found, one each."""
-        start = self._starts[self._bags["sequence"].take()]
-        tokens = self._stream[start : start + self._settings.sequence_length]
+        tokens = self._sequence()
         size = self._settings.memory.chunk_length
         texts = [
             self._m3.tokenizer.decode(tokens[at : at + size], skip_special_tokens=True) for at in range(0, len(tokens), size)
         ]
-        found = iter(self._bank.search([text for text in texts if text.strip()], _NEAR, where=None))
+        found = iter(self._search([text for text in texts if text.strip()], _NEAR))
         own: list[str | None] = []
         for text in texts:
-            hits = [hit.reference_id for hit in next(found)] if text.strip() else []
+            hits = next(found) if text.strip() else []
             own.append(next((name for name in hits if not exceeds(tokens, self._reference(name).token_ids, LEAK)), None))
         reads = []
         for n in range(len(texts)):

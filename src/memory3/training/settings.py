@@ -12,10 +12,10 @@ from typing import Any
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError
 
-__all__ = ["KINDS", "Mixture", "Settings"]
+__all__ = ["KINDS", "WARMUP", "Mixture", "Settings"]
 
 #: What a pass trains; see `memory3.training.groups`.
-KINDS = ("memory", "text", "none", "continue", "plain", "chunks")
+KINDS = ("memory", "text", "none", "continue", "plain", "chunks", "packed")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class Mixture:
         continue_: texts continued with memories of similar texts. Written ``continue`` in JSON.
         plain: texts continued without.
         chunks: the paper's sequences.
+        packed: the same without memories: ordinary pretraining.
     """
 
     memory: float = 0.6
@@ -37,6 +38,12 @@ class Mixture:
     continue_: float = 0.1
     plain: float = 0.07
     chunks: float = 0.0
+    packed: float = 0.0
+
+    @property
+    def retrieves(self) -> bool:
+        """Whether any kind needs references."""
+        return bool(self.memory or self.text or self.continue_ or self.chunks)
 
     def __post_init__(self) -> None:
         wrong = {name: share for name, share in self.shares().items() if not (isinstance(share, int | float) and share >= 0)}
@@ -63,6 +70,7 @@ class Settings:
 
     Attributes:
         model: catalogue name, hub id or folder.
+        shape: of a model from scratch (`memory3.model.shape`), which uses the tokenizer of ``model``; "": the model itself.
         data: files of records.
         records: records taken of each file at most, drawn at random; 0: all.
         held_out: files or folders that must not be trained on.
@@ -91,6 +99,7 @@ class Settings:
     """
 
     model: str = "smollm2-135m-instruct"
+    shape: str = ""
     data: tuple[str, ...] = ()
     records: int = 0
     held_out: tuple[str, ...] = ()
@@ -150,6 +159,8 @@ class Settings:
             )
         if self.warmup + self.decay * self.steps > self.steps:
             raise ConfigError(f"{self.warmup} steps of warm-up and {self.decay:g} of decay do not fit into {self.steps} steps")
+        if self.shape and self.rank:
+            raise ConfigError("a model from scratch has no weights worth freezing: give rank 0")
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"dtype {self.dtype!r} cannot be trained in: use float32 or bfloat16")
 
@@ -193,3 +204,21 @@ class Settings:
         if not isinstance(data, dict):
             raise ConfigError(f"{path}: settings are one JSON object")
         return cls.from_dict(data)
+
+
+#: Of `memory3 train warmup`: ordinary pretraining (PAPER.md section 5: weight decay 0.1, the last tenth decays), at a size for two CPU cores.
+WARMUP = Settings(
+    shape="memory3-4m",
+    steps=2000,
+    passes=1,
+    groups=8,
+    sequence_length=512,
+    rate=1e-3,
+    warmup=100,
+    decay=0.1,
+    weight_decay=0.1,
+    rank=0,
+    save_every=200,
+    eval_every=200,
+    mixture=Mixture.of({"packed": 1}),
+)

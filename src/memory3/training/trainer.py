@@ -123,4 +123,5 @@ class GroupTrainer(Checkpointing):
                 each = [float(group_loss(self._m3, self.model_wrapped, batch, self._dtype)) for batch in batches]
                 losses[f"eval_{kind}"] = sum(each) / len(each)
         self.log(losses)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, losses)
         return losses
