@@ -13,10 +13,11 @@ from bank_writer import SHAPE, HashingWriter, same_memory
 from codebooks import ANGLES, by_hand, fitted, memories
 from test_records import golden_memory
 
-from memory3.codec import CodeBook, RawCodec, coded
+from memory3.codec import CodeBook, CodedCodec, RawCodec
 from memory3.codec.centring import Centring
+from memory3.codec.coded import sides
 from memory3.codec.layout import Layout
-from memory3.codec.product import factories_of
+from memory3.codec.product import ProductCoder
 from memory3.codec.quantiser import Quantiser, default_factory
 from memory3.codec.rows import Rows, fields
 from memory3.codec.scalar import fit_step, rounded
@@ -137,7 +138,7 @@ def test_quantisers_that_do_not_exist(factory, dimension, says):
 
 def test_no_default_for_an_odd_head_dimension():
     with pytest.raises(ConfigError, match=r"not 14: name one"):
-        factories_of("product", 14)
+        ProductCoder.shapes("product", 14)
 
 
 def test_settings_name_a_codec():
@@ -187,7 +188,7 @@ def test_a_step_of_least_error():
 @pytest.mark.parametrize("codec", CODECS)
 def test_records_have_one_size_and_decode_to_what_is_near(codec):
     book = fitted(codec)
-    made = coded(book)
+    made = CodedCodec(book)
     given = memories(53)
     records = [made.encode(memory) for memory in given]
     assert {len(record) for record in records} == {made.record_size}
@@ -210,7 +211,7 @@ def test_records_have_one_size_and_decode_to_what_is_near(codec):
 def test_decoding_the_slow_way(codec):
     """Each vector by itself: its code's rows or number, its head's place and width, its position's rotation."""
     book = fitted(codec)
-    made = coded(book)
+    made = CodedCodec(book)
     for memory in memories(5):
         record = made.encode(memory)
         (decoded,) = made.decode([record])
@@ -220,13 +221,14 @@ def test_decoding_the_slow_way(codec):
         for name, codes in (("keys", keys), ("values", values)):
             side = book.side(name)
             for place, head in enumerate(heads):
-                if codec == "int8":
+                kind = sides(codec)[name]
+                if kind == "int8":
                     z = (torch.from_numpy(codes[place].copy()).float() - 128) * side["step"]
-                elif codec == "int4":
+                elif kind == "int4":
                     nibbles = [half for byte in codes[place].tolist() for half in (byte & 15, byte >> 4)][:5]
                     z = (torch.tensor(nibbles).float() - 8) * side["step"]
                 else:
-                    quantiser = Quantiser.of(factories_of(codec, 5)[name], 5, side)
+                    quantiser = Quantiser.of(kind.removeprefix("product:"), 5, side)
                     z = torch.from_numpy(quantiser.decode(codes[place : place + 1].copy()))[0]
                 x = side["mean"][head] + side["scale"][head] * z
                 if name == "keys":
@@ -243,7 +245,7 @@ def test_a_memory_without_pairs(codec):
         keys=torch.zeros(0, 5, dtype=torch.float16),
         values=torch.zeros(0, 5, dtype=torch.float16),
     )
-    made = coded(fitted(codec))
+    made = CodedCodec(fitted(codec))
     records = [made.encode(empty), made.encode(golden_memory()), made.encode(empty)]
     assert [len(memory.keys) for memory in made.decode(records)] == [0, 4, 0]
     assert same_memory(made.decode([records[0]])[0], empty)
@@ -264,7 +266,7 @@ def test_the_raw_codec_is_the_raw_record():
 )
 def test_golden_bytes(codec, tables):
     """Format version 2. If this fails, banks on people's disks cannot be read any more."""
-    made = coded(by_hand(codec, tables))
+    made = CodedCodec(by_hand(codec, tables))
     golden = bytes.fromhex((GOLDEN / f"record-v2-{codec.partition(':')[0]}.hex").read_text())
     assert made.encode(golden_memory()) == golden
     counts = struct.unpack_from("<6H", golden, 0)
@@ -283,7 +285,7 @@ def test_golden_bytes(codec, tables):
 
 
 def test_positions_of_long_references_take_two_bytes():
-    short, long = (coded(by_hand("int8", [("step", torch.tensor(0.1))], positions)) for positions in (256, 257))
+    short, long = (CodedCodec(by_hand("int8", [("step", torch.tensor(0.1))], positions)) for positions in (256, 257))
     assert long.record_size - short.record_size == SHAPE.pairs
     memory = dataclasses.replace(golden_memory(), positions=np.array([256, 1, 2, 3], np.uint16))
     assert long.decode([long.encode(memory)])[0].positions.tolist() == [256, 1, 2, 3]
@@ -293,7 +295,7 @@ def test_positions_of_long_references_take_two_bytes():
 
 @pytest.mark.parametrize("codec", CODECS)
 def test_damaged_records(codec):
-    made = coded(fitted(codec))
+    made = CodedCodec(fitted(codec))
     record = made.encode(golden_memory())
     with pytest.raises(BankCorrupt, match=f"{len(record) - 1} bytes.*{len(record)}"):
         made.decode([record, record[:-1]])
@@ -343,7 +345,7 @@ def test_books_that_lack_a_tensor_or_have_another_shape(name):
     without = {key: tensor for key, tensor in book.tensors.items() if key != name}
     for tensors in (without, {**without, name: torch.zeros(2, 2, 2, 2)}, {**without, name: book.tensors[name].double()}):
         with pytest.raises(BankCorrupt, match=name):
-            coded(CodeBook(**{**vars_of(book), "tensors": tensors}))
+            CodedCodec(CodeBook(**{**vars_of(book), "tensors": tensors}))
 
 
 def test_too_few_memories():

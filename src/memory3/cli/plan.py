@@ -27,6 +27,7 @@ _SIMULATED, _MOST = 10_000, 10_000_000
 
 
 def plan(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Option(
@@ -141,13 +142,6 @@ def plan(
     from memory3.theory.storage import reference_count
     from memory3.theory.usage import read_usage
 
-    changes: dict[str, str | int | None] = {
-        "layers": layers,
-        "budget": budget,
-        "selector": selector,
-        "reference_length": reference_length,
-        "dtype": dtype,
-    }
     base, used = MemoryConfig(), None
     if bank is not None:
         if usage is not None:
@@ -157,7 +151,7 @@ def plan(
     elif usage is not None:
         used = read_usage(usage)
     model = model or DEFAULT_MODEL
-    config = options.settings(base, preset, changes)
+    config = options.settings(base, context.params)
     shape = shape_of(model)
     number = None if references is None else reference_count(references)
     asked = planning.Asked(model, shape, config, codec, embedder, number)
