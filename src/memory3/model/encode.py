@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import torch
 import xxhash
@@ -28,7 +29,7 @@ from memory3.model.attach import ModelShape, StopForward, attached
 from memory3.model.beginning import Frame
 from memory3.values import Memory, MemoryShape, Reference
 
-__all__ = ["Encoder"]
+__all__ = ["Dense", "Encoder", "cut"]
 
 KeyValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -55,38 +56,41 @@ class _Record:
 
 
 class _Write:
-    """Reader of the writing pass: attention behind the beginning, scores and key-values of the memory layers on the way."""
+    """Reader of the writing pass: attention behind the beginning, scores and key-values of the memory layers on the way.
+
+    ``later``: the column where queries begin to count, and bool ``[N, T]``, which of them are no padding.
+    """
 
     def __init__(
         self,
         beginning: Sequence[KeyValues],
         memory_layers: Sequence[int],
-        select: Selector | None,
+        selectors: Sequence[Selector],
         lengths: torch.Tensor,
         span: int,
-        repeat_from: int | None,
+        later: tuple[int, torch.Tensor] | None,
         inv_freq: torch.Tensor,
         seeds: tuple[int, ...],
     ) -> None:
         self.beginning = beginning
         self.memory_layers = frozenset(memory_layers)
         self.last = max(memory_layers)
-        self.select = select
+        self.selectors = selectors
         self.lengths = lengths
         self.span = span
-        self.repeat_from = repeat_from
+        self.later = later
         self.inv_freq = inv_freq
         self.seeds = seeds
         self.bias: torch.Tensor | None = None
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
-        self.scores: list[torch.Tensor] = []
+        self.scores: list[list[torch.Tensor]] = [[] for _ in selectors]
 
     def _mask(self, query: torch.Tensor, before: int) -> torch.Tensor:
-        """``[N or 1, 1, T, b + T]``: all of the beginning, causal after it, padding of the reference hidden from the repetition."""
+        """``[N or 1, 1, T, b + T]``: all of the beginning, causal after it, padding of the reference hidden from what follows."""
         tokens, device = query.shape[2], query.device
         blocked = torch.ones(tokens, tokens, dtype=torch.bool, device=device).triu(1)[None]
-        if self.repeat_from is not None:
+        if self.later is not None:
             at = torch.arange(tokens, device=device)
             padding = (at >= self.lengths[:, None]) & (at < self.span)
             # A padded token still sees itself: a row that sees nothing is what kernels stumble over.
@@ -114,29 +118,48 @@ class _Write:
             self.keys.append(key[:, :, : self.span])
             self.values.append(value[:, :, : self.span])
         out = lse = None
-        if layer != self.last or (self.select is not None and self.select.repeats):
+        if layer != self.last or self.later is not None:
             rows = key.shape[0]
             all_keys = torch.cat([first_key.expand(rows, -1, -1, -1), key], dim=2)
             all_values = torch.cat([first_value.expand(rows, -1, -1, -1), value], dim=2)
             out, lse = attention_with_lse(query, all_keys, all_values, self.bias, scale=scale)
-        if memory_layer and self.select is not None:
-            repeating = slice(self.repeat_from, None)
+        if memory_layer and self.selectors:
             view = LayerView(
                 layer=layer,
                 query=query[:, :, : self.span],
                 key=key[:, :, : self.span],
+                value=value[:, :, : self.span],
                 lengths=self.lengths,
                 offset=first_key.shape[1],
                 inv_freq=self.inv_freq,
                 scale=scale,
                 seeds=self.seeds,
-                repeat_query=query[:, :, repeating] if self.select.repeats else None,
-                repeat_lse=lse[:, :, repeating] if self.select.repeats and lse is not None else None,
             )
-            self.scores.append(self.select.score(view))
+            if self.later is not None and lse is not None:
+                start, real = self.later
+                later_lse = lse[:, :, start:].masked_fill(~real[:, None], torch.inf)
+                view = replace(view, later_query=query[:, :, start:], later_lse=later_lse)
+            for selector, scores in zip(self.selectors, self.scores, strict=True):
+                scores.append(selector.score(view))
         if layer == self.last:
             raise StopForward
         return out
+
+
+@dataclass(frozen=True)
+class Dense:
+    """All key-values of some references in the memory layers, and how important they are, on the model's device.
+
+    Attributes:
+        keys, values: ``[N, L, H, S, d]``.
+        scores: float32 ``[N, L, H, S]``, one tensor per selector.
+        lengths: int64 ``[N]``.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    scores: Sequence[torch.Tensor]
+    lengths: torch.Tensor
 
 
 class Encoder:
@@ -178,7 +201,6 @@ class Encoder:
             self._model_shape.base(tokens, use_cache=False, memory3=record)
         return record.layers
 
-    @torch.no_grad()
     def encode(self, references: Sequence[Reference]) -> list[Memory]:
         """Memories of the references, in their order; one forward pass.
 
@@ -187,60 +209,82 @@ class Encoder:
         """
         if not references:
             return []
+        keep_all = self.config.budget.tokens_per_head(self.config.reference_length) == self.config.reference_length
+        dense = self.dense(references, () if keep_all else (self._selector,))
+        scores = dense.scores[0] if dense.scores else dense.keys.new_zeros(dense.keys.shape[:-1], dtype=torch.float32)
+        kept = choose(scores, dense.lengths, self.config.budget, self.config.reference_length)
+        if not bool(torch.isfinite(dense.keys[kept]).all()):
+            raise ModelError("the model computes keys that are not finite; is its dtype too narrow for its weights?")
+        return cut(dense.keys, dense.values, kept, self.shape.torch_dtype)
+
+    @torch.no_grad()
+    def dense(
+        self, references: Sequence[Reference], selectors: Sequence[Selector], *, asked: Sequence[Sequence[int]] | None = None
+    ) -> Dense:
+        """Everything a memory is cut from; one forward pass.
+
+        Args:
+            references: one or more.
+            selectors: whose scores are wanted.
+            asked: per reference, tokens that are read after it in place of its repetition: what they look at is the score.
+
+        Raises:
+            InputError: as `encode`.
+        """
         for reference in references:
             if not 0 < len(reference.token_ids) <= self.config.reference_length:
                 raise InputError(
                     f"reference {reference.id!r} has {len(reference.token_ids)} tokens: 1 to {self.config.reference_length} can be encoded"
                 )
-        device = self.model.device
+        device, first = self.model.device, len(self.frame.beginning)
         token_ids = [list(r.token_ids) for r in references]
-        lengths = torch.tensor([len(t) for t in token_ids], device=device)
-        span = int(lengths.max())
-        keep_all = self.config.budget.tokens_per_head(self.config.reference_length) == self.config.reference_length
-        select = None if keep_all else self._selector
-
-        first = len(self.frame.beginning)
-        tokens = torch.tensor([t + [0] * (span - len(t)) for t in token_ids], device=device)
+        tokens, real = _padded(token_ids, device)
+        lengths, span = real.sum(1), tokens.shape[1]
         positions = torch.arange(first, first + span, device=device)
-        repeat_from = None
-        if select is not None and select.repeats:
-            cue = torch.tensor([self.frame.repeat], device=device)
-            repeat_from = span + cue.shape[1]
-            tokens = torch.cat([tokens, cue.expand(len(references), -1), tokens], dim=1)
+        later = None
+        if any(selector.repeats for selector in selectors):
+            cue = torch.tensor([() if asked is not None else self.frame.repeat], dtype=torch.int64, device=device)
+            then, counted = _padded(token_ids if asked is None else asked, device)
+            later = (span + cue.shape[1], counted)
+            tokens = torch.cat([tokens, cue.expand(len(references), -1), then], dim=1)
             again = first + self.config.reference_length
-            positions = torch.cat([positions, torch.arange(again, again + cue.shape[1] + span, device=device)])
-
+            positions = torch.cat([positions, torch.arange(again, again + tokens.shape[1] - span, device=device)])
         seeds = tuple(xxhash.xxh3_64_intdigest(repr(t).encode()) % 2**31 for t in token_ids)
         inv_freq = self._model_shape.inv_freq
-        reader = _Write(self.beginning, self.shape.layers, select, lengths, span, repeat_from, inv_freq, seeds)
+        reader = _Write(self.beginning, self.shape.layers, selectors, lengths, span, later, inv_freq, seeds)
         # The mask is the reader's own affair; a ready-made four-dimensional one keeps transformers from building another.
         unused = torch.zeros(1, 1, 1, 1, dtype=self.model.dtype, device=device)
         with attached(self.model), suppress(StopForward):
             self._model_shape.base(
                 tokens, attention_mask=unused, position_ids=positions[None], use_cache=False, memory3=reader
             )
-        return self._cut(reader, lengths)
+        keys, values = (torch.stack(x, dim=1) for x in (reader.keys, reader.values))
+        return Dense(keys, values, [torch.stack(scores, dim=1).float() for scores in reader.scores], lengths)
 
-    def _cut(self, reader: _Write, lengths: torch.Tensor) -> list[Memory]:
-        keys, values = (torch.stack(x, dim=1) for x in (reader.keys, reader.values))  # [N, L, H, S, d]
-        scores = torch.stack(reader.scores, dim=1) if reader.scores else torch.zeros(keys.shape[:-1], device=keys.device)
-        kept = choose(scores.float(), lengths, self.config.budget, self.config.reference_length)
-        if not bool(torch.isfinite(keys[kept]).all()):
-            raise ModelError("the model computes keys that are not finite; is its dtype too narrow for its weights?")
-        dtype = self.shape.torch_dtype
-        flat_keys, flat_values = keys[kept].to("cpu", dtype), values[kept].to("cpu", dtype)
-        counts = kept.sum(dim=-1).to("cpu").numpy().astype("uint16")  # [N, L, H]
-        positions = kept.nonzero()[:, -1].to("cpu").numpy().astype("uint16")
-        memories, start = [], 0
-        for count in counts:
-            end = start + int(count.sum())
-            memories.append(
-                Memory(
-                    counts=count,
-                    positions=positions[start:end].copy(),
-                    keys=flat_keys[start:end].clone(),
-                    values=flat_values[start:end].clone(),
-                )
+
+def cut(keys: torch.Tensor, values: torch.Tensor, kept: torch.Tensor, dtype: torch.dtype) -> list[Memory]:
+    """One memory per reference, of the kept pairs: keys, values ``[N, L, H, S, d]``, kept bool ``[N, L, H, S]``."""
+    flat_keys, flat_values = keys[kept].to("cpu", dtype), values[kept].to("cpu", dtype)
+    counts = kept.sum(dim=-1).to("cpu").numpy().astype("uint16")  # [N, L, H]
+    positions = kept.nonzero()[:, -1].to("cpu").numpy().astype("uint16")
+    memories, start = [], 0
+    for count in counts:
+        end = start + int(count.sum())
+        memories.append(
+            Memory(
+                counts=count,
+                positions=positions[start:end].copy(),
+                keys=flat_keys[start:end].clone(),
+                values=flat_values[start:end].clone(),
             )
-            start = end
-        return memories
+        )
+        start = end
+    return memories
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids int64 ``[N, T]``, zero beyond the end of each row, and bool ``[N, T]``, where they are not."""
+    longest = max(map(len, rows))
+    tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return tokens, torch.arange(longest, device=device) < lengths[:, None]
