@@ -42,19 +42,18 @@ class Codec:
     """How the vectors of a memory are stored.
 
     Attributes:
-        name: as the bank calls it.
         vector_bytes: of one key or value, where that does not depend on its dimension.
         number_bits: of each of its numbers, where it does; None: as the settings' dtype has it.
         position_bytes: of the place of a pair in its reference, where references have at most 256 tokens; beyond, 2.
-        encode_flops, decode_flops: of a vector of ``dh`` numbers, as (a, b) in ``a dh^2 + b dh``.
+        encode_flops: of a vector of ``dh`` numbers, as (a, b) in ``a dh^2 + b dh``.
+        decode_flops: of each of its numbers.
     """
 
-    name: str
     vector_bytes: int | None = None
     number_bits: int | None = None
     position_bytes: int = 1
     encode_flops: tuple[int, int] = (0, 0)
-    decode_flops: tuple[int, int] = (0, 0)
+    decode_flops: int = 0
 
     def bytes(self, head_dim: int, dtype: str) -> int:
         """Of one stored vector."""
@@ -72,23 +71,24 @@ class Codec:
 
     def decoding(self, head_dim: int) -> int:
         """FLOPs to decode one vector."""
-        return self.decode_flops[0] * head_dim**2 + self.decode_flops[1] * head_dim
+        return self.decode_flops * head_dim
 
 
 #: The codecs of `memory3.codec`. ``product``: the paper's composite quantiser OPQ-Residual2x14-PQ8x10, 108 bits. Encoding turns the vector by a full
-#: rotation and compares it with 2 x 2^14 coarse centroids and 2^10 of each part; decoding adds two centroids and the product's and turns back.
+#: rotation and compares each half with 2^14 coarse centroids and each eighth of what is left with 2^10; decoding adds the rows of its ten numbers, which
+#: are kept turned back, and its head's, and multiplies by the head's widths.
 CODECS: Mapping[str, Codec] = {
-    "raw": Codec("raw", position_bytes=2),
-    "int8": Codec("int8", number_bits=8, encode_flops=(0, 2), decode_flops=(0, 2)),
-    "int4": Codec("int4", number_bits=4, encode_flops=(0, 2), decode_flops=(0, 2)),
-    "product": Codec("product", 14, encode_flops=(2, 2 * (2 * 2**14 + 2**10)), decode_flops=(2, 3)),
+    "raw": Codec(position_bytes=2),
+    "int8": Codec(number_bits=8, encode_flops=(0, 2), decode_flops=2),
+    "int4": Codec(number_bits=4, encode_flops=(0, 2), decode_flops=2),
+    "product": Codec(14, encode_flops=(2, 2 * (2**14 + 2**10)), decode_flops=12),
 }
 
 
 def codec_of(name: str) -> Codec:
-    """The codec of that name."""
+    """The codec of that name. Of the quantisers that ``product:FACTORY`` names, costs are not known."""
     if name not in CODECS:
-        raise ConfigError(f"codec {name!r} is unknown: use one of {', '.join(CODECS)}")
+        raise ConfigError(f"codec {name!r} is unknown to the planner: use one of {', '.join(CODECS)}")
     return CODECS[name]
 
 
@@ -136,7 +136,6 @@ def library_bytes(
     shape: Shape,
     config: MemoryConfig,
     *,
-    codec: str = "raw",
     dimension: int = 384,
     tokens: float = 0.0,
     text_bytes: float = 0.0,
@@ -145,8 +144,7 @@ def library_bytes(
 
     Args:
         shape: of the model.
-        config: how memories are written.
-        codec: a name of `CODECS`.
+        config: how memories are written and stored; its codec is one of `CODECS`.
         dimension: numbers of an embedding.
         tokens: of a reference on average; 0: a full one.
         text_bytes: of its text; 0: `BYTES_PER_TOKEN` for each token.
@@ -154,9 +152,10 @@ def library_bytes(
     tokens = tokens or config.reference_length
     heads = len(shape.memory_layers(config)) * shape.kv_heads
     pairs = config.budget.pairs(heads, config.reference_length)
-    vector = codec_of(codec).bytes(shape.head_dim, config.dtype)
+    codec = codec_of(config.codec)
+    vector = codec.bytes(shape.head_dim, config.dtype)
     return ReferenceBytes(
-        record=2 * heads + pairs * codec_of(codec).position(config.reference_length) + 2 * pairs * vector,
+        record=2 * heads + pairs * codec.position(config.reference_length) + 2 * pairs * vector,
         text=(text_bytes or tokens * BYTES_PER_TOKEN) + 4 * tokens,
         embedding=4 * dimension,
     )
