@@ -138,7 +138,7 @@ def test_quantisers_that_do_not_exist(factory, dimension, says):
 
 def test_no_default_for_an_odd_head_dimension():
     with pytest.raises(ConfigError, match=r"not 14: name one"):
-        ProductCoder.shapes("product", 14)
+        ProductCoder.shapes("product", 3, 14)
 
 
 def test_settings_name_a_codec():

@@ -22,7 +22,9 @@ __all__ = ["PRESETS", "Budget", "MemoryConfig"]
 LAYER_PRESETS = ("all", "first_half", "middle_half", "last_half")
 DTYPES = ("float32", "float16", "bfloat16")
 BUDGET_KINDS = ("uniform", "adaptive", "all")
-CODECS = ("raw", "int8", "int4", "product")
+CODECS = ("raw", "int8", "int4", "product", "transform")
+_SIDE = r"(int8|int4|product(:[\w,]+)?|transform(:\d+)?)"
+_CODEC = re.compile(rf"raw|{_SIDE}(\+({_SIDE}|[\w,]+))?")
 
 
 @dataclass(frozen=True)
@@ -137,10 +139,11 @@ class MemoryConfig:
                 raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
-        if not isinstance(self.codec, str) or (
-            self.codec not in CODECS and not re.fullmatch(r"product:[\w,]+(\+[\w,]+)?", self.codec)
-        ):
-            raise ConfigError(f"codec {self.codec!r} is unknown: use one of {', '.join(CODECS)} or product:FACTORY")
+        if not isinstance(self.codec, str) or not _CODEC.fullmatch(self.codec):
+            raise ConfigError(
+                f"codec {self.codec!r} is unknown: use one of {', '.join(CODECS)}, product:FACTORY, transform:BITS, or two for keys and "
+                "values, such as int8+int4"
+            )
         if not isinstance(self.beginning, str):
             raise ConfigError(f"beginning must be text, not {self.beginning!r}")
         if not isinstance(self.selector, str) or not self.selector:

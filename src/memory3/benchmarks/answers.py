@@ -29,7 +29,7 @@ from memory3.generate import Memory3
 from memory3.model.load import DEFAULT_MODEL
 from memory3.text.readers import read_documents
 
-__all__ = ["OPTIONS", "contains", "f1", "normalise", "run"]
+__all__ = ["OPTIONS", "contains", "f1", "normalise", "read_items", "run"]
 
 OPTIONS: dict[str, Any] = {
     "data": "",
@@ -126,9 +126,6 @@ def run(**options: Any) -> dict[str, Any]:
     unknown = set(options["settings"].split(",")) - set(_AGAINST)
     if unknown:
         raise InputError(f"settings={options['settings']!r}: use some of {','.join(_AGAINST)}")
-    questions = _read(folder, options["split"])
-    rng = random.Random(options["seed"])
-    rng.shuffle(questions)
     loaded = Memory3.from_pretrained(options["model"])
     results: dict[str, Any] = {}
     every: list[dict[str, Any]] = []
@@ -140,7 +137,7 @@ def run(**options: Any) -> dict[str, Any]:
             bank.write(read_documents(kb), cold=True)
             wanted = options["settings"].split(",")
             if not results:
-                items, recall = _items(bank, questions, rng, options)
+                items, recall = read_items(bank, options)
                 results["questions"], results["retrieval_recall"] = len(items), recall
                 texts: dict[str, list[dict[str, Any]]] = {
                     key: _score(m3, bank, items, "text", key, options)
@@ -166,10 +163,14 @@ def run(**options: Any) -> dict[str, Any]:
     return results
 
 
-def _items(
-    bank: Bank, questions: list[dict[str, Any]], rng: random.Random, options: dict[str, Any]
-) -> tuple[list[dict[str, Any]], float]:
-    """Questions whose answer stands in one reference of their document, with gold, retrieved and random reference ids."""
+def read_items(bank: Bank, options: dict[str, Any]) -> tuple[list[dict[str, Any]], float]:
+    """Questions whose answer stands in one reference of their document, with gold, retrieved and random reference ids; and retrieval's recall.
+
+    Of ``options``: data, split, questions, k, seed.
+    """
+    questions = _read(Path(options["data"]), options["split"])
+    rng = random.Random(options["seed"])
+    rng.shuffle(questions)
     sizes = {entry.id: entry.references for entry in bank.documents()}
     names = sorted(f"{doc}#{n}" for doc, size in sizes.items() for n in range(size))
     items: list[dict[str, Any]] = []

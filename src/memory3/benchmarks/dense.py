@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
+from memory3.bank import Bank
 from memory3.benchmarks.measure import progress
 from memory3.codec import CodedCodec
 from memory3.config import MemoryConfig
@@ -28,17 +29,20 @@ from memory3.maths.selectors import Selector
 from memory3.model.encode import cut
 from memory3.values import Memory, MemoryShape, Reference
 
-__all__ = ["DenseStore", "Sparse", "random_scores"]
+__all__ = ["MARK", "DenseStore", "Sparse", "random_scores"]
 
 _SHARD = 32
+#: Between a reference's name and what else tells its memories apart.
+MARK = "\x1f"
 
 
 class DenseStore:
-    """The dense memories of some references. ``m3`` must keep all layers (preset ``full``)."""
+    """The dense memories of some references of a bank. ``m3`` must keep all layers (preset ``full``)."""
 
-    def __init__(self, folder: Path, m3: Memory3) -> None:
+    def __init__(self, folder: Path, m3: Memory3, bank: Bank) -> None:
         self.folder = folder
         self.m3 = m3
+        self.bank = bank
         self._places: dict[str, str] = {}
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob("*.safetensors")):
@@ -47,6 +51,11 @@ class DenseStore:
     def _enter(self, path: Path) -> None:
         with safe_open(path, "pt") as file:
             self._places.update(dict.fromkeys(json.loads(file.metadata()["references"]), path.name))
+
+    @property
+    def names(self) -> list[str]:
+        """Of all references here."""
+        return sorted(self._places)
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
@@ -98,7 +107,7 @@ class Sparse:
         store: where the key-values are.
         config: layers, budget, selector.
         codec: memories go through its bytes and back; None: fp16.
-        oracle: scores by reference in place of the selector's.
+        oracle: scores in place of the selector's. Their names may say for whom they are: what follows `MARK` in a name is not the reference's.
     """
 
     store: DenseStore
@@ -116,17 +125,18 @@ class Sparse:
 
     def cut(self, name: str) -> Memory:
         """One reference's memory, of the layers of `shape`."""
-        keys, values = self.store.tensors(name, "keys", "values")
+        reference = name.partition(MARK)[0]
+        keys, values = self.store.tensors(reference, "keys", "values")
         layers = list(self.shape.layers)
         length = torch.tensor([keys.shape[2]])
         if self.oracle is not None:
             scores = self.oracle[name]
         elif self.config.selector == "random":
-            scores = random_scores(name, keys.shape[:3])
+            scores = random_scores(reference, keys.shape[:3])
         elif self.config.selector == "first":
             scores = -torch.arange(keys.shape[2]).float().expand(keys.shape[:3])
         else:
-            (scores,) = self.store.tensors(name, self.config.selector)
+            (scores,) = self.store.tensors(reference, self.config.selector)
         kept = choose(scores[None, layers], length, self.config.budget, self.config.reference_length)
         return cut(keys[None, layers], values[None, layers], kept, torch.float16)[0]
 
@@ -139,6 +149,10 @@ class Sparse:
         if mine.layers != full.layers:
             made = [_widened(memory, mine, full) for memory in made]
         return made
+
+    def references(self, reference_ids: Sequence[str]) -> list[Reference]:
+        """Their texts, for citations."""
+        return self.store.bank.references([name.partition(MARK)[0] for name in reference_ids])
 
     def search(self, queries: Sequence[str], k: int, where: Mapping[str, Any] | None = None) -> Sequence[Sequence[Any]]:
         """References are named, never looked up."""

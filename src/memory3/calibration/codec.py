@@ -10,15 +10,20 @@ from memory3.codec import CodeBook, fit
 from memory3.codec.fit import wanted_vectors
 from memory3.errors import ConfigError
 from memory3.generate import Memory3
-from memory3.values import Document
+from memory3.values import Document, MemoryShape
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "wanted_references"]
 
 #: Presets that keep many pairs of each reference still see so many references, and those that keep few not more than the other.
 _FEWEST, _MOST = 48, 512
 
 #: Called with what is being done, how many of it are done, and how many there are (0: it cannot be said).
 Progress = Callable[[str, int, int], None]
+
+
+def wanted_references(codec: str, shape: MemoryShape) -> int:
+    """How many references of this shape make a good code book."""
+    return max(_FEWEST, min(-(-wanted_vectors(codec, shape.head_dim) // shape.pairs), _MOST))
 
 
 def calibrate(
@@ -41,7 +46,7 @@ def calibrate(
     codec = codec or m3.config.codec
     if codec == "raw":
         raise ConfigError("codec 'raw' keeps numbers as they are, and has nothing to fit: name int8, int4 or product")
-    number = max(_FEWEST, min(-(-wanted_vectors(codec, m3.shape.head_dim) // m3.shape.pairs), _MOST))
+    number = wanted_references(codec, m3.shape)
     references = sample(m3, documents, number, seed=seed)
     if len(references) < number:
         references += sample(m3, default_documents(), number - len(references), seed=seed)

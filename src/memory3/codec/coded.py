@@ -11,25 +11,32 @@ from memory3.codec.books import CodeBook
 from memory3.codec.layout import Layout
 from memory3.codec.product import ProductCoder
 from memory3.codec.scalar import BITS, ScalarCoder
+from memory3.codec.transform import TransformCoder
 from memory3.codec.vectors import VectorCoder
 from memory3.values import Memory
 
 __all__ = ["CodedCodec", "coder", "sides"]
 
+_CODERS: dict[str, type[VectorCoder]] = {
+    **dict.fromkeys(BITS, ScalarCoder),
+    "product": ProductCoder,
+    "transform": TransformCoder,
+}
+
 
 def sides(codec: str) -> dict[str, str]:
-    """Names of the coders of ``keys`` and ``values`` in ``NAME`` or ``KEYS+VALUES``, such as ``int8+int4`` or ``product:PQ32x8+RQ14x8``."""
+    """Names of the coders of ``keys`` and ``values`` in ``NAME`` or ``KEYS+VALUES``, such as ``int8+int4``, ``product:PQ32x8+RQ14x8`` or ``transform:128+144``."""
     keys, _, values = codec.partition("+")
     if not values:
         values = keys
-    elif keys.startswith("product") and values not in BITS and not values.startswith("product"):
-        values = f"product:{values}"
+    elif values.partition(":")[0] not in _CODERS:
+        values = f"{keys.partition(':')[0]}:{values}"
     return {"keys": keys, "values": values}
 
 
 def coder(name: str) -> type[VectorCoder]:
     """The coder of this name."""
-    return ScalarCoder if name in BITS else ProductCoder
+    return _CODERS[name.partition(":")[0]]
 
 
 class CodedCodec(Codec):
@@ -41,8 +48,7 @@ class CodedCodec(Codec):
         heads, width = book.shape.heads, book.shape.head_dim
         self._coders: list[VectorCoder] = []
         for side, name in sides(book.codec).items():
-            centring = {"mean": (heads, width), "scale": (heads, width), "angles": (-1,)}
-            book.require({f"{side}.{key}": shape for key, shape in (centring | coder(name).shapes(name, width)).items()})
+            book.require({f"{side}.{key}": shape for key, shape in coder(name).shapes(name, heads, width).items()})
             self._coders.append(coder(name)(name, width, book.side(side)))
         self._layout = Layout(self.shape, book.positions, *(each.width for each in self._coders))
         self.record_size = self._layout.size

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 
 import numpy as np
 import torch
 
 from memory3.codec.books import CodeBook
-from memory3.codec.centring import Centring
 from memory3.codec.coded import coder, sides
+from memory3.codec.vectors import Sample
 from memory3.errors import InputError
 from memory3.values import Memory, MemoryShape
 
@@ -39,6 +39,7 @@ def fit(
     fingerprint: str,
     positions: int,
     angles: torch.Tensor | None = None,
+    metrics: Mapping[str, torch.Tensor] | None = None,
     progress: Callable[[str], None] | None = None,
     seed: int = 0,
 ) -> CodeBook:
@@ -51,6 +52,7 @@ def fit(
         fingerprint: of the model and settings that wrote them.
         positions: tokens a reference may have.
         angles: ``[r/2]``, RoPE's angle per position. None: keys are taken as they come.
+        metrics: what errors in ``keys`` and in ``values`` cost, see `memory3.codec.vectors.Sample`. None: their squared length.
         progress: called with what is being done.
         seed: of the choice of vectors, where there are more than are wanted.
 
@@ -77,9 +79,8 @@ def fit(
     for name, kind, vectors, turned in (("keys", of["keys"], keys, angles), ("values", of["values"], values, None)):
         if progress is not None:
             progress(f"fitting {name}")
-        centring = Centring.fit(vectors[trained], heads[trained], places[trained], shape.heads, turned)
-        z = centring.centred(vectors[trained], heads[trained], places[trained])
-        of_side = centring.tensors() | coder(kind).fit(kind, z)
+        sample = Sample(vectors[trained], heads[trained], places[trained], shape.heads, turned, (metrics or {}).get(name))
+        of_side = coder(kind).fit(kind, sample)
         tensors |= {f"{name}.{key}": tensor for key, tensor in of_side.items()}
         original, place = vectors[tested], (heads[tested], places[tested])
         fitted = coder(kind)(kind, shape.head_dim, of_side)

@@ -14,7 +14,7 @@ import torch
 from memory3.codec.centring import Centring
 from memory3.codec.quantiser import Quantiser, default_factory
 from memory3.codec.rows import Rows
-from memory3.codec.vectors import VectorCoder
+from memory3.codec.vectors import CentredCoder
 
 __all__ = ["ProductCoder"]
 
@@ -23,7 +23,7 @@ __all__ = ["ProductCoder"]
 _MOST_VECTORS = 262_144
 
 
-class ProductCoder(VectorCoder):
+class ProductCoder(CentredCoder):
     """``product`` or ``product:FACTORY``: codes of FAISS, by default 14 bytes a vector."""
 
     def __init__(self, name: str, head_dim: int, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -33,8 +33,8 @@ class ProductCoder(VectorCoder):
         self._rows: dict[torch.device, Rows] = {}
 
     @classmethod
-    def shapes(cls, name: str, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """See `VectorCoder.shapes`."""
+    def shared_shapes(cls, name: str, head_dim: int) -> dict[str, tuple[int, ...]]:
+        """See `CentredCoder.shared_shapes`."""
         return Quantiser.shapes(_factory(name, head_dim), head_dim)
 
     @classmethod
@@ -44,8 +44,8 @@ class ProductCoder(VectorCoder):
         return rows, min(_MOST_VECTORS, 256 * rows)
 
     @classmethod
-    def fit(cls, name: str, z: torch.Tensor) -> dict[str, torch.Tensor]:
-        """See `VectorCoder.fit`."""
+    def fit_shared(cls, name: str, z: torch.Tensor) -> dict[str, torch.Tensor]:
+        """See `CentredCoder.fit_shared`."""
         return Quantiser.train(_factory(name, z.shape[1]), z.numpy()).tensors()
 
     def _encode(self, z: torch.Tensor) -> np.ndarray:

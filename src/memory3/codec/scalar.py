@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from memory3.codec.centring import Centring
-from memory3.codec.vectors import VectorCoder
+from memory3.codec.vectors import CentredCoder
 
 __all__ = ["BITS", "ScalarCoder", "fit_step", "rounded"]
 
@@ -23,7 +23,7 @@ BITS = {"int8": 8, "int4": 4}
 _WANTED_VECTORS = 65_536
 
 
-class ScalarCoder(VectorCoder):
+class ScalarCoder(CentredCoder):
     """``int8``: d bytes a vector. ``int4``: two numbers a byte, the first in the lower half."""
 
     def __init__(self, name: str, head_dim: int, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -32,8 +32,8 @@ class ScalarCoder(VectorCoder):
         self.width = -(-head_dim * self._bits // 8)
 
     @classmethod
-    def shapes(cls, name: str, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """See `VectorCoder.shapes`."""
+    def shared_shapes(cls, name: str, head_dim: int) -> dict[str, tuple[int, ...]]:
+        """See `CentredCoder.shared_shapes`."""
         return {"step": ()}
 
     @classmethod
@@ -42,8 +42,8 @@ class ScalarCoder(VectorCoder):
         return 1, _WANTED_VECTORS
 
     @classmethod
-    def fit(cls, name: str, z: torch.Tensor) -> dict[str, torch.Tensor]:
-        """See `VectorCoder.fit`."""
+    def fit_shared(cls, name: str, z: torch.Tensor) -> dict[str, torch.Tensor]:
+        """See `CentredCoder.fit_shared`."""
         return {"step": fit_step(z, BITS[name])}
 
     def _encode(self, z: torch.Tensor) -> np.ndarray:
