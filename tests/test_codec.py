@@ -384,3 +384,32 @@ def test_sizes_of_the_default_preset():
     """1440 pairs of SmolLM2: 371,700 bytes raw, 41,940 at 14 bytes a vector."""
     shape = MemoryShape(tuple(range(30)), 3, 64, 1440)
     assert [Layout(shape, 128, width, width).size for width in (64, 32, 14)] == [185_940, 93_780, 41_940]
+
+
+# ---- transform coding ------------------------------------------------------------------------------------------------------
+
+
+def test_transform_decodes_to_the_nearest_levels_the_slow_way():
+    book = fitted("transform:16+24")
+    made = CodedCodec(book)
+    memory = memories(3)[2]
+    (decoded,) = made.decode([made.encode(memory)])
+    heads = [head for head, count in enumerate(memory.counts.reshape(-1)) for _ in range(int(count))]
+    for name, angles in (("keys", ANGLES), ("values", None)):
+        side = book.side(name)
+        for place, head in enumerate(heads):
+            x = getattr(memory, name)[place].float()
+            turn = torch.tensor([int(memory.positions[place])])
+            if angles is not None:
+                x = rotate(x[None], -turn, ANGLES)[0]
+            z = (x - side["mean"][head]) @ side["analysis"][head]
+            coarse = torch.zeros(5)
+            for axis, bits in enumerate(int(b) for b in side["bits"]):
+                if bits:
+                    grid = [(level + 0.5 - 2 ** (bits - 1)) * float(side["steps"][bits]) for level in range(2**bits)]
+                    coarse[axis] = min(grid, key=lambda value, at=float(z[axis]): abs(value - at))
+            x = side["mean"][head] + coarse @ side["synthesis"][head]
+            if angles is not None:
+                x = rotate(x[None], turn, ANGLES)[0]
+            torch.testing.assert_close(getattr(decoded, name)[place].float(), x, atol=4e-3, rtol=4e-3)
+    assert made.record_size == Layout(SHAPE, 128, 2, 3).size
