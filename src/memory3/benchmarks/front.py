@@ -49,7 +49,6 @@ OPTIONS: dict[str, Any] = {
     "batch": 20,
     "seed": 0,
     "dense": "",
-    "figure": "",
     "items": "",
 }
 
@@ -138,7 +137,7 @@ def summary(figures: Mapping[str, Sequence[float]], beside: Mapping[str, Mapping
 
 
 def run(**options: Any) -> dict[str, Any]:
-    """Every arm's bytes and figures; ``figure=FILE.png`` draws them, ``items=FILE`` keeps every answer, ``dense=DIR`` the encoded knowledge base."""
+    """Every arm's bytes and figures; ``items=FILE`` keeps every answer, ``dense=DIR`` the encoded knowledge base."""
     kb = next(iter(sorted(Path(options["data"]).glob("kb.jsonl*"))), None) if options["data"] else None
     if kb is None:
         raise InputError(f"data={options['data']!r} is not a folder with kb.jsonl: pass data=FOLDER")
@@ -170,10 +169,6 @@ def run(**options: Any) -> dict[str, Any]:
     if options["items"]:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in front.rows)
         Path(options["items"]).write_text("".join(lines), encoding="utf-8")
-    if options["figure"]:
-        from memory3.benchmarks.front_figure import draw
-
-        draw(results, settings, Path(options["figure"]))
     return results
 
 
