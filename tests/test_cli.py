@@ -26,7 +26,21 @@ from memory3.cli.output import duration, err, first_line, printable, size
 from memory3.cli.progress import Metered, WriteMeter
 
 BRIDGE = "The bridge was built in 1874 by the engineer of the county. It crosses the river near the old town. "
-COMMANDS = ("write", "ask", "info", "verify", "delete", "compact", "rebuild", "calibrate", "plan", "demo", "bench")
+COMMANDS = (
+    "write",
+    "ask",
+    "info",
+    "verify",
+    "delete",
+    "compact",
+    "rebuild",
+    "calibrate",
+    "plan",
+    "demo",
+    "bench",
+    "eval",
+    "report",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -40,6 +40,6 @@ def run(name: str, options: dict[str, str]) -> dict[str, Any]:
             values[key] = kind(text)
         except ValueError:
             raise ConfigError(f"option {key}={text!r} of benchmark {name!r} must be of type {kind.__name__}") from None
-    from memory3.benchmarks.measure import machine
+    from memory3.evaluation.machine import machine
 
     return {"benchmark": name, "options": values, "machine": machine(), **module.run(**values)}
