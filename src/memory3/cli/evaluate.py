@@ -74,6 +74,15 @@ def evaluate(
         typer.Option(help="Share of what: reference, question, either. Default: as the task says.", metavar="NAME"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the draw of items and of the controls.", metavar="N")] = 0,
+    shots: Annotated[
+        int | None,
+        typer.Option(
+            help="Examples in front of each question of a benchmark. Default: as on the leaderboards.", min=0, metavar="N"
+        ),
+    ] = None,
+    hub: Annotated[
+        bool, typer.Option("--hub", help="Also the tasks whose questions must be fetched from the model hub.")
+    ] = False,
     batch_size: Annotated[
         int | None, typer.Option(help="Questions at once. Default: found by trying.", min=1, metavar="N")
     ] = None,
@@ -107,12 +116,12 @@ def evaluate(
     from memory3.evaluation.modes import parse_modes
     from memory3.evaluation.run import run_suite
     from memory3.evaluation.runner import Plan
-    from memory3.evaluation.suites import load_suite
+    from memory3.evaluation.suites import Options, load_suite
 
     threshold = Guard.parse(guard, guard_of or "reference").threshold
     wanted = modes.split(",") if modes else list(SUITES[suite].modes)
     parse_modes(wanted, 1)  # a typing error is told before a model is loaded
-    found = load_suite(suite, data, split, tasks)
+    found = load_suite(suite, Options(data, split, shots, seed, hub), tasks or ())
     opened = None
     if bank is not None:
         m3, opened = open_bank(bank, model, device=device)
