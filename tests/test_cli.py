@@ -37,9 +37,10 @@ COMMANDS = (
     "calibrate",
     "plan",
     "demo",
-    "bench",
     "eval",
     "report",
+    "bench",
+    "lm-eval",
 )
 
 
@@ -100,7 +101,7 @@ def test_every_command_has_help(command):
 
 
 def test_the_table_of_commands_is_complete():
-    assert [command.callback.__name__ for command in app.registered_commands] == list(COMMANDS)
+    assert [command.name or command.callback.__name__ for command in app.registered_commands] == list(COMMANDS)
 
 
 def test_version():

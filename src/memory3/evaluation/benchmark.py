@@ -13,7 +13,7 @@ from memory3.bank import Bank
 from memory3.evaluation.generation import generate_rows
 from memory3.evaluation.likelihood import Likelihood, likelihoods
 from memory3.evaluation.modes import Mode
-from memory3.evaluation.prompts import prompt_row
+from memory3.evaluation.prompts import Row, prompt_row
 from memory3.evaluation.task import Item, Metric, Task
 from memory3.generate import Memory3
 
@@ -134,7 +134,9 @@ class BenchmarkTask(Task):
         self, m3: Memory3, bank: Bank | None, mode: Mode, asked: Sequence[Sequence[Any]], references: Sequence[Sequence[str]]
     ) -> list[list[Any]]:
         """Choices behind the same context share a row."""
-        rows, continuations, places = [], [], []
+        rows: list[Row] = []
+        continuations: list[list[list[int]]] = []
+        places: list[list[tuple[int, int]]] = []
         for requests, names in zip(asked, references, strict=True):
             by_context: dict[tuple[int, ...], int] = {}
             mine = []

@@ -66,15 +66,16 @@ def _stock(options: Options, name: str, *, style: str = "plain", knowledge: str 
         shots = 0
     shown = "No examples at hand: 0 shots. " if source.shots or options.shots else ""
     notes = (shown if not task.has_training_docs() else "") + notes
-    wrap = {
-        "data": digest,
-        "query": source.query,
-        "knowledge": knowledge,
-        "style": style,
-        "shots": shots,
-        "seed": options.seed,
-    }
-    return BenchmarkTask.of(task, notes=notes, **wrap)
+    return BenchmarkTask.of(
+        task,
+        data=digest,
+        query=source.query,
+        knowledge=knowledge,
+        style=style,
+        shots=shots,
+        seed=options.seed,
+        notes=notes,
+    )
 
 
 def _own(options: Options, name: str, *, knowledge: str, guard_of: str = "reference", notes: str = "") -> Task:
