@@ -32,7 +32,7 @@ TEXTS = {
 QUESTIONS = [
     ("Who built the bridge?", [" The engineer of the county", " The reader", " Nobody at all, it was always there"]),
     ("Where does the river reach the sea?", [" Near the old town", " In the mountains"]),
-    ("What are memories? " * 20 + "Say.", [" Keys", " Values", " Both of them are right"]),
+    ("What are memories? " * 12 + "Say.", [" Keys", " Values", " Both of them are right"]),
 ]
 
 
