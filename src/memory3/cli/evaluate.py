@@ -73,6 +73,10 @@ def evaluate(
         str | None,
         typer.Option(help="Share of what: reference, question, either. Default: as the task says.", metavar="NAME"),
     ] = None,
+    guard_table: Annotated[
+        bool,
+        typer.Option("--guard-table", help="Also answer under every threshold: none, 80%, 2/3. Costs only what they change."),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of the draw of items and of the controls.", metavar="N")] = 0,
     shots: Annotated[
         int | None,
@@ -132,7 +136,13 @@ def evaluate(
         m3 = load_model(full_name(model or DEFAULT_MODEL), config, device=device)
     silence()
     plan = Plan(
-        parse_modes(wanted, m3.config.references_per_chunk if k is None else k), limit, seed, threshold, guard_of, batch_size
+        parse_modes(wanted, m3.config.references_per_chunk if k is None else k),
+        limit,
+        seed,
+        threshold,
+        guard_of,
+        guard_table,
+        batch_size,
     )
     with _meter() as tell:
         figures = run_suite(

@@ -40,9 +40,9 @@ class Found:
 class Lookup:
     """References for the items of one task from one bank."""
 
-    def __init__(self, m3: Memory3, bank: Bank, task: Task, guard: Guard, *, k: int, seed: int) -> None:
+    def __init__(self, m3: Memory3, bank: Bank, task: Task, *, k: int, seed: int) -> None:
         """``k``: the most that any mode reads."""
-        self.m3, self.bank, self.task, self.guard, self.seed = m3, bank, task, guard, seed
+        self.m3, self.bank, self.task, self.seed = m3, bank, task, seed
         self.k = k
         self._hits: dict[str, list[tuple[str, str, float]]] = {}
         self._question: dict[str, list[int]] = {}
@@ -55,8 +55,8 @@ class Lookup:
         random.Random(seed).shuffle(partners)  # as the runner draws its items, so that these are among those of a limited run
         self._partners = partners[:POOL]
 
-    def find(self, items: Sequence[Item], mode: Mode) -> list[Found]:
-        """What each item reads in this mode."""
+    def find(self, items: Sequence[Item], mode: Mode, guard: Guard) -> list[Found]:
+        """What each item reads in this mode, without what the guard drops."""
         if not mode.source:
             return [Found([]) for _ in items]
         others = [self._partner(item) for item in items] if mode.source == "other" else []
@@ -74,7 +74,7 @@ class Lookup:
                     hits = [hit for hit in hits if hit[1] not in item.gold]
                 names = [(name, score) for name, _, score in hits]
             names = names[: mode.k]
-            kept = [(name, score) for name, score in names if not self._gives_away(item, name)]
+            kept = [(name, score) for name, score in names if not self._gives_away(guard, item, name)]
             found.append(Found([name for name, _ in kept], len(names) - len(kept), tuple(score for _, score in kept)))
         return found
 
@@ -109,10 +109,10 @@ class Lookup:
             counts.append((sum(drops), sum(d > 0 for d in drops)))
         return counts
 
-    def _gives_away(self, item: Item, name: str) -> bool:
-        if self.guard.threshold is None:
+    def _gives_away(self, guard: Guard, item: Item, name: str) -> bool:
+        if guard.threshold is None:
             return False
-        return self.guard.drops(self._question_tokens(item), self._reference_tokens(name))
+        return guard.drops(self._question_tokens(item), self._reference_tokens(name))
 
     def _question_tokens(self, item: Item) -> list[int]:
         if item.id not in self._question:

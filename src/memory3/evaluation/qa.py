@@ -166,8 +166,8 @@ class AbstainTask(QaTask):
         if not asked or not absent:
             return {}
         table = {}
-        twin = {row["id"]: row for row in absent}
-        pairs = [(row, twin[row["id"]]) for row in asked if row["id"] in twin]
+        twin = {row["item"]: row for row in absent}
+        pairs = [(row, twin[row["item"]]) for row in asked if row["item"] in twin]
         for name, label in SCORES.items():
             if name == "cosine":
                 values = [(max(a["scores"], default=-1.0), max(b["scores"], default=-1.0)) for a, b in pairs]

@@ -102,6 +102,8 @@ def _task(name: str, task: Mapping[str, Any]) -> Section:
         )
     if task.get("overlap"):
         tables.append(_overlap(task))
+    if task.get("guard_table"):
+        tables.append(_guards(task))
     parts = [Section("Flagged", [_flag(flag, metrics) for flag in task["flags"]])] if task["flags"] else []
     return Section(name, paragraphs, tables, parts)
 
@@ -141,6 +143,22 @@ def _overlap(task: Mapping[str, Any]) -> Table:
     return Table(
         ["threshold", "references dropped", "items touched"], rows, f"Contamination guard. In force here: {task['guard']}."
     )
+
+
+def _guards(task: Mapping[str, Any]) -> Table:
+    metrics = task["metrics"]
+    rows = [
+        [
+            line["guard"],
+            mode,
+            *(figure(f["value"], f["interval"], metrics[m]["percent"]) for m, f in found["metrics"].items()),
+            str(found["dropped"]),
+        ]
+        for line in task["guard_table"]
+        for mode, found in line["modes"].items()
+    ]
+    columns = ["threshold", "mode", *(metrics[m]["label"] for m in next(iter(task["modes"].values()))["metrics"]), "dropped"]
+    return Table(columns, rows, "The same questions under each threshold of the guard.")
 
 
 def _flag(flag: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
