@@ -17,6 +17,7 @@ __all__ = ["BENCHMARKS", "run"]
 BENCHMARKS: dict[str, str] = {
     "decode": "tokens per second with memory against without: distinct references, RAM cache off",
     "first_token": "time to first token: memory against the same references as text",
+    "speed": "the speed table: tokens per second, first token and peak memory of all modes, worst case and warm",
     "write": "references encoded per second against a plain forward pass of the same tokens",
     "codec": "bytes, error, encoding and decoding time of every codec",
     "resident": "resident memory over many recalls",

@@ -67,10 +67,10 @@ def python_documents(m3: Memory3, references: int) -> list[Document]:
 
 
 @contextmanager
-def temporary_bank(m3: Memory3, references: int) -> Iterator[Bank]:
+def temporary_bank(m3: Memory3, references: int, cache_bytes: int = 0) -> Iterator[Bank]:
     """A real bank of real text, gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="memory3-bench-") as folder:
-        bank = Bank.open(Path(folder) / "bank", m3, cache_bytes=0)
+        bank = Bank.open(Path(folder) / "bank", m3, cache_bytes=cache_bytes)
         with Console(stderr=True).status(f"writing {references} references"):
             bank.write(python_documents(m3, references))
         yield bank

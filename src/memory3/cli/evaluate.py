@@ -19,6 +19,8 @@ from memory3.config import MemoryConfig
 
 __all__ = ["evaluate"]
 
+SPEED = "The suite speed"
+
 #: Seconds between two lines in a log.
 _LOG_EVERY = 15.0
 
@@ -84,6 +86,20 @@ def evaluate(
             help="Examples in front of each question of a benchmark. Default: as on the leaderboards.", min=0, metavar="N"
         ),
     ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Length of generated answers at most. Default: as the task has it.", min=1, metavar="N")
+    ] = None,
+    judge: Annotated[
+        str, typer.Option(help="mt-bench: the model that grades, at OPENAI_BASE_URL with OPENAI_API_KEY.", metavar="MODEL")
+    ] = "",
+    batches: Annotated[str, typer.Option(help="speed: batch sizes.", metavar="N,N", rich_help_panel=SPEED)] = "1,8",
+    tokens_in: Annotated[
+        int, typer.Option(help="speed: tokens of a prompt.", min=1, metavar="N", rich_help_panel=SPEED)
+    ] = 128,
+    tokens_out: Annotated[
+        int, typer.Option(help="speed: tokens of an answer.", min=2, metavar="N", rich_help_panel=SPEED)
+    ] = 128,
+    repeats: Annotated[int, typer.Option(help="speed: turns.", min=1, metavar="N", rich_help_panel=SPEED)] = 5,
     hub: Annotated[
         bool, typer.Option("--hub", help="Also the tasks whose questions must be fetched from the model hub.")
     ] = False,
@@ -106,14 +122,23 @@ def evaluate(
         memory3 eval qa --data shared/data --limit 100 --out results/qa
         memory3 eval qa --data shared/data --modes memory:2,text:2,none,random:2 --split dev --out results/qa2
         memory3 eval abstain --data shared/data --limit 200 --out results/abstain --json
+        memory3 eval speed --batches 1,8 --tokens-in 128 --tokens-out 128 --out results/speed
     """
+    from memory3.benchmarks import BENCHMARKS
     from memory3.evaluation.suites import SUITES
 
+    known = {**{name: s.about for name, s in SUITES.items()}, "speed": BENCHMARKS["speed"]}
     if suite is None:
-        _list({name: s.about for name, s in SUITES.items()}, as_json)
+        _list(known, as_json)
         return
-    if suite not in SUITES:
-        raise typer.BadParameter(f"suite {suite!r} is unknown: use one of {', '.join(SUITES)}", param_hint="SUITE")
+    if suite not in known:
+        raise typer.BadParameter(f"suite {suite!r} is unknown: use one of {', '.join(known)}", param_hint="SUITE")
+    if suite == "speed":
+        if results is None:
+            raise typer.BadParameter("give --out DIR, where results go")
+        asked = {"batches": batches, "tokens_in": tokens_in, "tokens_out": tokens_out, "repeats": repeats}
+        _speed(results, {"model": model, "preset": preset, **asked}, as_json)
+        return
     if data is None or results is None:
         raise typer.BadParameter("give --data DIR, the folder of data, and --out DIR, where results go")
     from memory3.evaluation.guard import Guard
@@ -125,7 +150,7 @@ def evaluate(
     threshold = Guard.parse(guard, guard_of or "reference").threshold
     wanted = modes.split(",") if modes else list(SUITES[suite].modes)
     parse_modes(wanted, 1)  # a typing error is told before a model is loaded
-    found = load_suite(suite, Options(data, split, shots, seed, hub), tasks or ())
+    found = load_suite(suite, Options(data, split, shots, seed, max_new_tokens, judge, hub), tasks or ())
     opened = None
     if bank is not None:
         m3, opened = open_bank(bank, model, device=device)
@@ -155,6 +180,33 @@ def evaluate(
         return
     _print(figures)
     message(f"{results / 'report.html'} shows it all")
+
+
+def _speed(results: Path, asked: dict[str, Any], as_json: bool) -> None:
+    """The speed table as a folder of results."""
+    from memory3 import benchmarks
+    from memory3.benchmarks.speed import tables
+    from memory3.evaluation.run import write_results
+    from memory3.evaluation.runner import now
+
+    silence()
+    with err.status("measuring speed"):
+        measured = benchmarks.run("speed", {name: str(value) for name, value in asked.items() if value is not None})
+    options = measured.pop("options")
+    figures = {
+        "suite": "speed",
+        "model": options["model"],
+        "finished": now(),
+        "machine": measured.pop("machine"),
+        "options": options,
+        "measured": measured,
+        "speed": tables(measured, options),
+    }
+    write_results(results, figures)
+    if as_json:
+        print_json(figures)
+    else:
+        _print(figures)
 
 
 def _list(known: dict[str, str], as_json: bool) -> None:

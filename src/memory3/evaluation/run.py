@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memory3.bank import Bank
+from memory3.errors import InputError
 from memory3.evaluation.folder import ResultsFolder, write_atomically
 from memory3.evaluation.knowledge import knowledge_bank
 from memory3.evaluation.machine import machine
@@ -16,7 +17,7 @@ from memory3.evaluation.runner import Plan, Progress, now, run_task
 from memory3.evaluation.task import Task
 from memory3.generate import Memory3
 
-__all__ = ["run_suite"]
+__all__ = ["run_suite", "write_results"]
 
 
 def run_suite(
@@ -69,8 +70,17 @@ def run_suite(
                 mine = opened[task.knowledge]
             results["tasks"][task.name] = run_task(task, m3, mine, plan, folder, progress)
             results["finished"] = now()
-            write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
-            write_report(out, results)
+            write_results(out, results)
     for each in opened.values():
         each.close()
     return results
+
+
+def write_results(out: Path, results: dict[str, Any]) -> None:
+    """results.json and the reports, each whole or not at all."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")
+        write_report(out, results)
+    except OSError as error:
+        raise InputError(f"{out}: results cannot be written: {error.strerror}") from None

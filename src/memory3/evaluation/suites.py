@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memory3.errors import ConfigError
+from memory3.evaluation.judge import Judge
+from memory3.evaluation.mt_bench import MtBenchTask
 from memory3.evaluation.qa import AbstainTask, QaTask
 from memory3.evaluation.task import Task
 
@@ -22,6 +24,8 @@ class Options:
         split: ``"dev"`` or ``"test"``, where a task has both.
         shots: few-shot examples; None: as the leaderboards have it, where there are examples.
         seed: that chooses the examples.
+        max_new_tokens: length of generated answers; None: as the task has it.
+        judge: name of the model that grades, for mt-bench.
         hub: whether tasks whose questions are on the model hub take part.
     """
 
@@ -29,6 +33,8 @@ class Options:
     split: str = "test"
     shots: int | None = None
     seed: int = 0
+    max_new_tokens: int | None = None
+    judge: str = ""
     hub: bool = False
 
 
@@ -48,11 +54,17 @@ class Suite:
 
 
 def _qa(options: Options) -> list[Task]:
-    return [QaTask.load(options.data / "wiki_qa", options.split, knowledge="wiki_qa")]
+    return [
+        QaTask.load(options.data / "wiki_qa", options.split, knowledge="wiki_qa", max_new_tokens=options.max_new_tokens or 32)
+    ]
 
 
 def _abstain(options: Options) -> list[Task]:
-    return [AbstainTask.load(options.data / "wiki_qa", options.split, knowledge="wiki_qa")]
+    return [
+        AbstainTask.load(
+            options.data / "wiki_qa", options.split, knowledge="wiki_qa", max_new_tokens=options.max_new_tokens or 32
+        )
+    ]
 
 
 def _stock(options: Options, name: str, *, style: str = "plain", knowledge: str = "wiki_qa", notes: str = "") -> Task:
@@ -152,6 +164,13 @@ def _professional(options: Options) -> list[Task]:
     ]
 
 
+def _mt_bench(options: Options) -> list[Task]:
+    if not options.judge:
+        raise ConfigError("mt-bench needs a judge: give --judge MODEL, and set OPENAI_BASE_URL and OPENAI_API_KEY")
+    judge = Judge.from_environment(options.judge)
+    return [MtBenchTask.load(options.data, judge, knowledge="wiki_qa", max_new_tokens=options.max_new_tokens or 512)]
+
+
 _ALL = ("memory", "text", "none", "random", "other")
 
 SUITES: dict[str, Suite] = {
@@ -163,6 +182,9 @@ SUITES: dict[str, Suite] = {
     ),
     "hallucination": Suite("TruthfulQA MC1 and MC2, HaluEval", _ALL, _hallucination),
     "abstain": Suite("does the model show that the answer is not in the bank?", ("memory", "absent"), _abstain),
+    "mt-bench": Suite(
+        "80 conversations graded by a judge (OpenAI-compatible)", ("memory", "text", "none", "random"), _mt_bench
+    ),
     "general": Suite("ARC, OpenBookQA, GSM8k, Winogrande; with a hub HellaSwag, MMLU, C-Eval, CMMLU", _ALL, _general),
     "retro": Suite("BoolQ, LAMBADA, PIQA, Winogrande; with a hub HellaSwag, RACE, ANLI-R2, WiC", _ALL, _retro),
 }
