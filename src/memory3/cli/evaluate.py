@@ -251,13 +251,14 @@ def _print(figures: dict[str, Any]) -> None:
     for section in sections(figures):
         if not section.tables:
             continue
-        table = section.tables[0]
-        shown = RichTable(title=section.title, title_justify="left", box=None, pad_edge=False)
-        for column in table.columns:
-            shown.add_column(column)
-        for row in table.rows:
-            shown.add_row(*map(str, row))
-        out.print(shown)
+        for table in section.tables if figures["suite"] == "speed" else section.tables[:1]:
+            title = f"{section.title}. {table.caption}" if table.caption else section.title
+            shown = RichTable(title=title, title_justify="left", box=None, pad_edge=False)
+            for column in table.columns:
+                shown.add_column(column)
+            for row in table.rows:
+                shown.add_row(*map(str, row))
+            out.print(shown)
         for part in section.parts:
             for text in part.paragraphs:
                 message(text, kind="flagged", style="bold yellow")

@@ -40,11 +40,10 @@ class MtBenchTask(Task):
             items = [Item(str(r["question_id"]), str(r["turns"][0]), (), r) for r in records if len(r["turns"]) > 0]
         except (KeyError, TypeError):
             raise InputError(f"{data}/bench/mt_bench: a record has no question_id and turns[]") from None
-        grade = {"higher_is_better": True, "percent": False}
         metrics = {
-            "score": Metric("Score (1 to 10)", **grade),
-            "first": Metric("First turn", **grade),
-            "second": Metric("Second turn", **grade),
+            "score": Metric("Score (1 to 10)", percent=False),
+            "first": Metric("First turn", percent=False),
+            "second": Metric("Second turn", percent=False),
         }
         settings = {"data": digest, "judge": judge.model, "max_new_tokens": max_new_tokens, "version": 1}
         title = f"MT-Bench, answers of up to {max_new_tokens} tokens, graded by {judge.model}"
