@@ -307,6 +307,10 @@ def test_other_settings_never_mix(tmp_path):
     with ResultsFolder(tmp_path) as folder:
         folder.append(settings_key({"k": 5}), [{"id": "1", "x": 1}])
         assert folder.rows(settings_key({"k": 3})) == {}
+    with ResultsFolder(tmp_path / "second", [tmp_path]) as folder:
+        assert folder.rows(settings_key({"k": 5})) == {"1": {"id": "1", "x": 1}}
+    with pytest.raises(InputError, match="nothing to reuse"):
+        ResultsFolder(tmp_path / "third", [tmp_path / "second"])
     with ResultsFolder(tmp_path) as folder, pytest.raises(ConfigError, match="another evaluation"), ResultsFolder(tmp_path):
         pass
     (tmp_path / "items.jsonl").write_text("no json\n")

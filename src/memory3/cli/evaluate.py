@@ -45,6 +45,10 @@ def evaluate(
         Path | None,
         typer.Option(help="Where banks of knowledge bases are made and found again. Default: banks in --out.", metavar="DIR"),
     ] = None,
+    reuse: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another results folder: what it measured in the same way is not measured again.", metavar="DIR"),
+    ] = None,
     modes: Annotated[
         str | None,
         typer.Option(
@@ -171,7 +175,16 @@ def evaluate(
     )
     with _meter() as tell:
         figures = run_suite(
-            suite, found, m3, plan, results, data=data, banks=banks or results / "banks", bank=opened, progress=tell
+            suite,
+            found,
+            m3,
+            plan,
+            results,
+            data=data,
+            banks=banks or results / "banks",
+            bank=opened,
+            reuse=reuse or (),
+            progress=tell,
         )
     if opened is not None:
         opened.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -47,12 +47,13 @@ class BenchmarkTask(Task):
         task: lm_eval's object.
         style: how its contexts are put to the model: ``"plain"``, the field's standard, or ``"chat"``.
         shots: examples in front of each question.
+        max_new_tokens: of a generated answer; None: as the task says.
     """
 
     task: Any = None
     style: str = "plain"
     shots: int = 0
-    _gold: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    max_new_tokens: int | None = None
 
     @classmethod
     def of(
@@ -67,6 +68,7 @@ class BenchmarkTask(Task):
         seed: int = 0,
         gold: Any = None,
         guard_of: str = "reference",
+        max_new_tokens: int | None = None,
         notes: str = "",
     ) -> BenchmarkTask:
         """Wrap lm_eval's task. ``data`` identifies its documents, ``query`` is the field references are looked up by (or empty), ``gold`` tells the right documents of one."""
@@ -75,7 +77,8 @@ class BenchmarkTask(Task):
             asked = doc[query] if query else task.doc_to_text(doc)
             items.append(Item(str(number), str(asked) or "?", tuple(gold(doc)) if gold else (), doc))
         name = task.task_name
-        settings = {
+        max_new_tokens = max_new_tokens if task.OUTPUT_TYPE == "generate_until" else None
+        settings: dict[str, Any] = {
             "data": data,
             "version": str(task.VERSION),
             "style": style,
@@ -96,7 +99,20 @@ class BenchmarkTask(Task):
                 percent=is_mean,
                 aggregate=None if is_mean else aggregate,
             )
-        return cls(name, title, knowledge, items, metrics, settings, guard_of, notes, task=task, style=style, shots=shots)
+        return cls(
+            name,
+            title,
+            knowledge,
+            items,
+            metrics,
+            settings,
+            guard_of,
+            notes,
+            task=task,
+            style=style,
+            shots=shots,
+            max_new_tokens=max_new_tokens,
+        )
 
     def answer(
         self, m3: Memory3, bank: Bank | None, mode: Mode, items: Sequence[Item], references: Sequence[Sequence[str]]
@@ -157,7 +173,7 @@ class BenchmarkTask(Task):
         self, m3: Memory3, bank: Bank | None, mode: Mode, asked: Sequence[Sequence[Any]], references: Sequence[Sequence[str]]
     ) -> list[list[Any]]:
         options = dict(asked[0][0].args[1])
-        length = int(options.get("max_gen_toks", 256))
+        length = self.max_new_tokens or int(options.get("max_gen_toks", 256))
         until = options.get("until", [])
         contexts = [requests[0].args[0] for requests in asked]
         ids = [m3._ids(text) if self.style == "chat" else list(m3.tokenizer(text)["input_ids"]) for text in contexts]

@@ -52,8 +52,13 @@ class ResultsFolder:
         ConfigError: another evaluation is writing it.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], reuse: Sequence[str | os.PathLike[str]] = ()) -> None:
+        """``reuse``: other folders, whose rows are read as if they were here."""
         self.path = Path(path)
+        self._reuse = [Path(other) for other in reuse]
+        for other in self._reuse:
+            if not (other / ITEMS).is_file():
+                raise InputError(f"{other}: has no {ITEMS}, so there is nothing to reuse")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -70,7 +75,10 @@ class ResultsFolder:
             ) from None
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written: {error.strerror}") from None
-        self._load()
+        for other in self._reuse:
+            self._load(other / ITEMS)
+        self._mend()
+        self._load(self.path / ITEMS)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -93,16 +101,20 @@ class ResultsFolder:
         for row in rows:
             self._rows.setdefault(key, {})[str(row["id"])] = dict(row)
 
-    def _load(self) -> None:
+    def _mend(self) -> None:
+        """Cut off a batch that a crash cut short."""
         path = self.path / ITEMS
+        if path.exists():
+            data = path.read_bytes()
+            whole = data.rfind(b"\n") + 1
+            if whole < len(data):
+                with path.open("r+b") as file:
+                    file.truncate(whole)
+
+    def _load(self, path: Path) -> None:
         if not path.exists():
             return
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):  # a batch that a crash cut short
-            with path.open("r+b") as file:
-                file.truncate(whole)
-        for number, line in enumerate(data[:whole].decode("utf-8", "surrogatepass").split("\n")[:-1], 1):
+        for number, line in enumerate(path.read_bytes().decode("utf-8", "surrogatepass").split("\n")[:-1], 1):
             try:
                 row = json.loads(line)
                 self._rows.setdefault(row["key"], {})[str(row["id"])] = {k: v for k, v in row.items() if k != "key"}

@@ -30,6 +30,7 @@ def run_suite(
     data: Path,
     banks: Path,
     bank: Bank | None = None,
+    reuse: Sequence[Path] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Run the tasks and write results.json, items.jsonl, report.md and report.html. Results are written after each task.
@@ -40,6 +41,7 @@ def run_suite(
         data: where knowledge bases come from.
         banks: folder of their banks.
         bank: read this one instead, in all tasks.
+        reuse: other results folders, whose items are not measured again.
     """
     reading = any(mode.source for mode in plan.modes)
     results: dict[str, Any] = {
@@ -56,7 +58,7 @@ def run_suite(
         "tasks": {},
     }
     opened: dict[str, Bank] = {}
-    with ResultsFolder(out) as folder:
+    with ResultsFolder(out, reuse) as folder:
         for task in tasks:
             mine = bank
             if mine is None and reading:

@@ -86,6 +86,7 @@ def _stock(options: Options, name: str, *, style: str = "plain", knowledge: str 
         style=style,
         shots=shots,
         seed=options.seed,
+        max_new_tokens=options.max_new_tokens,
         notes=notes,
     )
 
