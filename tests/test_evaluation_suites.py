@@ -17,10 +17,12 @@ from test_evaluation import QUESTIONS, TEXTS
 from tiny import save_tiny, tiny_model
 from typer.testing import CliRunner
 
+from memory3 import benchmarks
 from memory3.bank.embedder import Embedder
 from memory3.cli.app import app
-from memory3.errors import ConfigError, InputError
+from memory3.errors import ConfigError, InputError, MissingDependency
 from memory3.evaluation.judge import Judge
+from memory3.evaluation.knowledge import KNOWLEDGE
 from memory3.evaluation.suites import SUITES, Options, load_suite
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -167,6 +169,20 @@ def test_documents_are_what_the_stock_tasks_expect(data):
     assert load_suite("general", Options(data, shots=0), ["gsm8k"])[0].shots == 0
 
 
+def test_ids_that_come_twice(data, tmp_path):
+    (tmp_path / "wiki_qa").mkdir()
+    records = [
+        {"id": "a", "text": "One."},
+        {"id": "b", "text": "Two."},
+        {"id": "a", "text": "One."},
+        {"id": "a", "text": "Three."},
+        {"id": "c", "text": " "},
+    ]
+    (tmp_path / "wiki_qa" / "kb.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    assert [(d.id, d.text) for d in KNOWLEDGE["wiki_qa"](tmp_path)] == [("a", "One."), ("b", "Two."), ("a-2", "Three.")]
+    assert [d.id for d in KNOWLEDGE["anatomy"](data)] == ["1"]
+
+
 def test_what_is_missing_is_told(data, tmp_path):
     with pytest.raises(InputError, match=r"has no truthfulqa_mc\.jsonl"):
         load_suite("hallucination", Options(tmp_path))
@@ -270,6 +286,7 @@ KILLED = """
 import sys
 sys.path.insert(0, {tests!r})
 from bank_writer import HashingEmbedder
+from memory3 import benchmarks
 from memory3.bank.embedder import Embedder
 Embedder.load = lambda name, **_: HashingEmbedder(name)
 from memory3.cli import main
@@ -396,3 +413,27 @@ def test_speed(model, tmp_path):
     report = (tmp_path / "out" / "report.md").read_text()
     assert "| 733 | 1131 | 0.648 |" in report
     assert report.count("| memory, worst case |") == 2
+
+
+# ---- the rest ------------------------------------------------------------------------------------------------------------
+
+
+def test_bench_answers_is_the_same_measurement(model, data, tmp_path):
+    options = {"data": str(data / "wiki_qa"), "split": "test", "model": model, "presets": "full,default", "modes": "none,gold,memory",
+               "questions": "3", "k": "2", "max_new_tokens": "5", "out": str(tmp_path / "out")}  # fmt: skip
+    found = benchmarks.run("answers", options)
+    assert found["full"]["pairs_per_reference"] > found["default"]["pairs_per_reference"]
+    assert found["full"]["modes"]["none"] == found["default"]["modes"]["none"]  # measured once
+    assert found["full"]["modes"]["gold"]["metrics"] != found["default"]["modes"]["gold"]["metrics"]
+    said = json.loads(run("eval", "qa", "--model", model, "--data", data, "--out", tmp_path / "eval", "--modes", "none,gold,memory", "--k", 2,
+                          "--limit", 3, "--max-new-tokens", 5, "--guard", "none", "--json"))["tasks"]["wiki_qa/test"]  # fmt: skip
+    for mode, figures in said["modes"].items():
+        for metric, value in figures["metrics"].items():
+            assert found["default"]["modes"][mode]["metrics"][metric]["value"] == pytest.approx(value["value"], abs=1e-3)
+
+
+def test_without_lm_eval_the_extra_is_named(data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(MissingDependency, match=r"memory3\[eval\]"):
+        load_suite("hallucination", Options(data))
+    assert load_suite("qa", Options(data))  # needs none of it

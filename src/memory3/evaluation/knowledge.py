@@ -23,9 +23,17 @@ Progress = Callable[[str, int, float], None]
 
 def _plain(file: str, **wanted: str) -> Callable[[Path], Iterator[Document]]:
     def documents(data: Path) -> Iterator[Document]:
+        seen: dict[str, set[str]] = {}
         for record in read_records(data / Path(file).parent, Path(file).name)[0]:
-            if all(record.get(name) == value for name, value in wanted.items()) and record["text"].strip():
-                yield Document(str(record["id"]), record["text"], source=str(record.get("title", "")) or file)
+            text = record["text"]
+            if not text.strip() or any(record.get(name) != value for name, value in wanted.items()):
+                continue
+            # Some files have an id twice: the same text again is left out, another text gets a number behind.
+            name, texts = str(record["id"]), seen.setdefault(str(record["id"]), set())
+            if text not in texts:
+                texts.add(text)
+                name = name if len(texts) == 1 else f"{name}-{len(texts)}"
+                yield Document(name, text, source=str(record.get("title", "")) or file)
 
     return documents
 
