@@ -58,7 +58,7 @@ lock:
 	mv build/requirements.lock requirements.lock
 	rm -rf build/lock
 
-# The limits fit into about 70 minutes of two cores. Suites share banks, so that a reference is encoded once for all.
+# The limits are meant for about 70 minutes of two cores (an estimate; docs/evaluation.md). Suites share banks, so that a reference is encoded once for all.
 RESULTS ?= results
 EVAL = $(BIN)/memory3 eval --data $(DATA) --banks $(RESULTS)/banks
 results: models
