@@ -4,7 +4,7 @@ Every point is a selector, a budget, and optionally a codec and memory layers: `
 base is encoded once (`memory3.benchmarks.dense`) and every point is cut from that. Lines beside them: no memory, the same references as text, all their
 key-values, and the oracle, which keeps what the question itself attends to.
 
-The data folder is that of `memory3.benchmarks.answers`. Questions are drawn by ``seed``. Answer NLL is of all points; answers are generated for the
+The data folder is that of `memory3.evaluation.qa`. Questions are drawn by ``seed``. Answer NLL is of all points; answers are generated for the
 points named in ``answers``, and for the lines. ``gold`` reads the one reference that holds the answer, ``retrieved`` what search finds.
 """
 
@@ -20,13 +20,15 @@ from typing import Any
 import numpy as np
 
 from memory3.bank import Bank
-from memory3.benchmarks.answers import contains, f1, normalise, read_items
 from memory3.benchmarks.dense import MARK, DenseStore, Sparse
-from memory3.benchmarks.measure import interval, progress
+from memory3.benchmarks.measure import progress
 from memory3.calibration.codec import wanted_references
 from memory3.codec import CodedCodec, RawCodec, fit
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, InputError
+from memory3.evaluation.intervals import interval
+from memory3.evaluation.metrics import contains, exact_match, f1
+from memory3.evaluation.task import read_records
 from memory3.generate import Memory3
 from memory3.maths.selectors import SELECTORS, selector
 from memory3.model.load import DEFAULT_MODEL
@@ -94,7 +96,7 @@ class _Front:
             said = [a.text for a in self.m3.generate(questions, source, mode=mode, references=named, max_new_tokens=new)]
             for item, text in zip(group, said, strict=True):
                 answers = item["answers"]
-                exact = float(normalise(text) in {normalise(answer) for answer in answers})
+                exact = exact_match(text, answers)
                 for metric, value in (("contains", contains(text, answers)), ("exact", exact), ("f1", f1(text, answers))):
                     figures.setdefault(metric, []).append(value)
                 self.rows.append({"arm": name, "id": item["id"], "text": text})
@@ -122,6 +124,28 @@ class _Front:
         memories = (plain.cut(name) for name in progress(drawn, f"fitting {config.codec}"))
         positions = config.reference_length
         return CodedCodec(fit(config.codec, memories, shape, fingerprint="", positions=positions, angles=self.m3.angles))
+
+
+def read_items(bank: Bank, options: Mapping[str, Any]) -> tuple[list[dict[str, Any]], float]:
+    """Questions whose answer stands in a reference of their document, with ids ``gold`` (that one) and ``retrieved``; and the share that retrieval finds.
+
+    Of ``options``: data, split, questions, k, seed.
+    """
+    questions, _ = read_records(Path(options["data"]), options["split"])
+    random.Random(options["seed"]).shuffle(questions)
+    sizes = {entry.id: entry.references for entry in bank.documents()}
+    items: list[dict[str, Any]] = []
+    for question in questions:
+        mine = [f"{doc}#{n}" for doc in question["references"] for n in range(sizes.get(doc, 0))]
+        gold = [r.id for r in bank.references(mine) if any(a in r.text for a in question["answers"])]
+        if gold:
+            items.append({**question, "gold": gold[:1]})
+        if len(items) == options["questions"]:
+            break
+    found = bank.search([item["question"] for item in items], options["k"])
+    for item, hits in zip(items, found, strict=True):
+        item["retrieved"] = [hit.reference_id for hit in hits]
+    return items, float(np.mean([item["gold"][0] in item["retrieved"] for item in items]))
 
 
 def summary(figures: Mapping[str, Sequence[float]], beside: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Any]:
