@@ -27,7 +27,7 @@ from memory3.theory import figure, library, storage
 from memory3.theory.cost import Cost, Costs, Setting, Term, explicit, external, implicit, paper_costs
 from memory3.theory.library import Search, library_costs
 from memory3.theory.shape import PAPER_MODEL, SHAPES, Shape, shape_of
-from memory3.theory.storage import codec_of, library_bytes, paper_bytes, reference_count
+from memory3.theory.storage import codecs_of, library_bytes, paper_bytes, reference_count
 
 PAPER_SHAPE = SHAPES[PAPER_MODEL]
 #: All sizes different: L=3, H=6, Hkv=2, dh=7, d=11, W=13, vocabulary 17, so H dh = 42 is not d.
@@ -191,7 +191,7 @@ def test_a_coded_record_has_the_size_that_its_codec_gives_it(codec, positions):
 
 @pytest.mark.parametrize("head_dim", [64, 80])
 def test_the_product_codec_is_the_quantiser_that_the_library_uses(head_dim):
-    factory, product = default_factory(head_dim), codec_of("product")
+    factory, product = default_factory(head_dim), codecs_of("product")[0]
     shapes = Quantiser.shapes(factory, head_dim)
     quantiser = Quantiser.of(factory, head_dim, {name: torch.zeros(shape) for name, shape in shapes.items()})
     assert product.bytes(head_dim, "float16") == quantiser.code_size
@@ -293,7 +293,7 @@ def test_the_planner_and_the_model_agree_on_the_memory_layers(tiny_model, tiny_t
         (lambda: explicit(ODD, Setting(memory_layers=4)), ConfigError, "4 memory layers cannot be had"),
         (lambda: lines().explicit.total(-1), ConfigError, "cannot be used -1 times"),
         (lambda: lines().explicit.total(math.nan), ConfigError, "cannot be used nan times"),
-        (lambda: codec_of("zip"), ConfigError, "'zip' is unknown"),
+        (lambda: codecs_of("zip"), ConfigError, "'zip' is unknown"),
         (lambda: library_costs(ODD, CONFIG, tokens=6), ConfigError, "references of 6 tokens"),
         (lambda: library_costs(ODD, CONFIG, embedder="ada"), ConfigError, "'ada' is unknown"),
         (lambda: reference_count("-3"), ConfigError, "-3 references"),

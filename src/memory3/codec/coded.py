@@ -13,25 +13,16 @@ from memory3.codec.product import ProductCoder
 from memory3.codec.scalar import BITS, ScalarCoder
 from memory3.codec.transform import TransformCoder
 from memory3.codec.vectors import VectorCoder
+from memory3.config import codec_sides
 from memory3.values import Memory
 
-__all__ = ["CodedCodec", "coder", "sides"]
+__all__ = ["CodedCodec", "coder"]
 
 _CODERS: dict[str, type[VectorCoder]] = {
     **dict.fromkeys(BITS, ScalarCoder),
     "product": ProductCoder,
     "transform": TransformCoder,
 }
-
-
-def sides(codec: str) -> dict[str, str]:
-    """Names of the coders of ``keys`` and ``values`` in ``NAME`` or ``KEYS+VALUES``, such as ``int8+int4``, ``product:PQ32x8+RQ14x8`` or ``transform:128+144``."""
-    keys, _, values = codec.partition("+")
-    if not values:
-        values = keys
-    elif values.partition(":")[0] not in _CODERS:
-        values = f"{keys.partition(':')[0]}:{values}"
-    return {"keys": keys, "values": values}
 
 
 def coder(name: str) -> type[VectorCoder]:
@@ -47,7 +38,7 @@ class CodedCodec(Codec):
         self.shape = book.shape
         heads, width = book.shape.heads, book.shape.head_dim
         self._coders: list[VectorCoder] = []
-        for side, name in sides(book.codec).items():
+        for side, name in codec_sides(book.codec).items():
             book.require({f"{side}.{key}": shape for key, shape in coder(name).shapes(name, heads, width).items()})
             self._coders.append(coder(name)(name, width, book.side(side)))
         self._layout = Layout(self.shape, book.positions, *(each.width for each in self._coders))

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from memory3.codec.books import CodeBook
-from memory3.codec.coded import coder, sides
+from memory3.codec.coded import coder
 from memory3.codec.vectors import Sample
+from memory3.config import codec_sides
 from memory3.errors import InputError
 from memory3.values import Memory, MemoryShape
 
@@ -22,12 +23,12 @@ _HELD_OUT = 20
 
 def wanted_vectors(codec: str, head_dim: int) -> int:
     """Keys, and as many values, that make a good code book."""
-    return max(coder(name).appetite(name, head_dim)[1] for name in sides(codec).values())
+    return max(coder(name).appetite(name, head_dim)[1] for name in codec_sides(codec).values())
 
 
 def needed_vectors(codec: str, head_dim: int) -> int:
     """Keys without which none can be made."""
-    trained = max(coder(name).appetite(name, head_dim)[0] for name in sides(codec).values())
+    trained = max(coder(name).appetite(name, head_dim)[0] for name in codec_sides(codec).values())
     return trained + -(-trained // (_HELD_OUT - 1)) + 1
 
 
@@ -75,7 +76,7 @@ def fit(
     tested, trained = order[: len(order) // _HELD_OUT + 1], order[len(order) // _HELD_OUT + 1 :]
     tensors: dict[str, torch.Tensor] = {}
     about: dict[str, object] = {"vectors": len(trained), "torch": torch.__version__, "faiss": version("faiss-cpu")}
-    of = sides(codec)
+    of = codec_sides(codec)
     for name, kind, vectors, turned in (("keys", of["keys"], keys, angles), ("values", of["values"], values, None)):
         if progress is not None:
             progress(f"fitting {name}")

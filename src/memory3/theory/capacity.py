@@ -16,7 +16,7 @@ from memory3.theory.cost import Cost
 from memory3.theory.library import EMBEDDERS, Search, embedder_of, library_costs, padding
 from memory3.theory.machine import Machine
 from memory3.theory.shape import Shape
-from memory3.theory.storage import codec_of, library_bytes
+from memory3.theory.storage import codecs_of, library_bytes
 
 __all__ = ["Corpus", "Plan", "Recall", "plan"]
 
@@ -187,7 +187,7 @@ def _recall(shape: Shape, config: MemoryConfig, machine: Machine, embedder: str,
         search=search.bytes / (machine.memory_bandwidth if in_ram else machine.disk_bandwidth),
         read=LANCE_SECONDS + k * (machine.disk_latency + record / machine.disk_bandwidth),
         unpack=UNPACK_PASSES * (k * record + decoded) / 2 / machine.memory_bandwidth
-        + k * 2 * pairs * codec_of(config.codec).decoding(shape.head_dim) / machine.flops,
+        + k * pairs * sum(codec.decoding(shape.head_dim) for codec in codecs_of(config.codec)) / machine.flops,
     )
 
 

@@ -19,7 +19,7 @@ from memory3.config import MemoryConfig
 from memory3.errors import ConfigError
 from memory3.theory.cost import Cost, Costs, Setting, Term, implicit
 from memory3.theory.shape import Shape
-from memory3.theory.storage import codec_of
+from memory3.theory.storage import codecs_of
 
 __all__ = [
     "EMBEDDERS",
@@ -145,7 +145,7 @@ def library_costs(
 
     Args:
         shape: of the model.
-        config: layers, budget, selector, codec (one of `memory3.theory.storage.CODECS`), reference length, chunk length, references per chunk.
+        config: layers, budget, selector, codec (of those in `memory3.theory.storage.CODECS`), reference length, chunk length, references per chunk.
         embedder: name of `EMBEDDERS`.
         references: in the bank, for the search.
         tokens: of a reference on average; 0: a full one.
@@ -177,7 +177,11 @@ def _writing(shape: Shape, config: MemoryConfig, tokens: int) -> tuple[Term, ...
         Term("attention", "2 R 2 T (b+T) H dh", 4 * attended * passed * (BEGINNING_TOKENS + passed) * width),
         Term("MLP", "2 (R-1) T 3dW", 2 * (run - 1) * passed * shape.mlp_weights),
         Term("selection of tokens", "2 Lmem S^2 H dh", chosen),
-        Term(f"codec {config.codec}", "2 P encode(dh)", 2 * kept * codec_of(config.codec).encoding(shape.head_dim)),
+        Term(
+            f"codec {config.codec}",
+            "P encode(dh), keys and values",
+            kept * sum(codec.encoding(shape.head_dim) for codec in codecs_of(config.codec)),
+        ),
     )
 
 
@@ -187,7 +191,11 @@ def _reading(shape: Shape, config: MemoryConfig) -> tuple[Term, ...]:
     return (
         Term("attention to memory", "2 2 lchunk P G dh", attention),
         Term("attention to padding", "", (padding(config) - 1) * attention),
-        Term(f"codec {config.codec}", "2 P decode(dh)", 2 * kept * codec_of(config.codec).decoding(shape.head_dim)),
+        Term(
+            f"codec {config.codec}",
+            "P decode(dh), keys and values",
+            kept * sum(codec.decoding(shape.head_dim) for codec in codecs_of(config.codec)),
+        ),
     )
 
 
