@@ -407,7 +407,7 @@ def test_transform_decodes_to_the_nearest_levels_the_slow_way():
                 if bits:
                     grid = [(level + 0.5 - 2 ** (bits - 1)) * float(side["steps"][bits]) for level in range(2**bits)]
                     coarse[axis] = min(grid, key=lambda value, at=float(z[axis]): abs(value - at))
-            x = side["mean"][head] + coarse @ side["synthesis"][head]
+            x = side["mean"][head] + torch.linalg.solve(side["analysis"][head].T, coarse)
             if angles is not None:
                 x = rotate(x[None], turn, ANGLES)[0]
             torch.testing.assert_close(getattr(decoded, name)[place].float(), x, atol=4e-3, rtol=4e-3)

@@ -67,7 +67,9 @@ def calibrate(
 
     config = options.settings(MemoryConfig(), context.params)
     if config.codec == "raw":
-        raise ConfigError("codec 'raw' keeps numbers as they are, and has nothing to fit: name int8, int4 or product")
+        raise ConfigError(
+            "codec 'raw' keeps numbers as they are, and has nothing to fit: name int8, int4, product or transform"
+        )
     from memory3.model.catalogue import DEFAULT_MODEL
 
     name = full_name(model or DEFAULT_MODEL)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -41,6 +42,8 @@ _STEP = (1.0, 1.596, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308)
 class TransformCoder(VectorCoder):
     """``transform`` or ``transform:BITS``: so many bits a vector, 128 by default."""
 
+    uses_metric: ClassVar[bool] = True
+
     def __init__(self, name: str, head_dim: int, tensors: Mapping[str, torch.Tensor]) -> None:
         self.width = _bits(name, head_dim) // 8
         self._mean, self._angles = tensors["mean"], tensors["angles"]
@@ -48,21 +51,19 @@ class TransformCoder(VectorCoder):
         self._starts = np.cumsum([0, *self._bits[:-1]]).tolist()
         self._steps = tensors["steps"][self._bits]
         self._analysis = tensors["analysis"][:, :, : len(self._bits)].contiguous()
-        self._synthesis = tensors["synthesis"][:, : len(self._bits)].contiguous()
+        self._synthesis = torch.linalg.inv(tensors["analysis"])[:, : len(self._bits)].contiguous()
         self._on: dict[torch.device, tuple[torch.Tensor, ...]] = {}
 
     @classmethod
     def shapes(cls, name: str, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
         """See `VectorCoder.shapes`."""
         _bits(name, head_dim)
-        square = (heads, head_dim, head_dim)
         return {
             "mean": (heads, head_dim),
             "angles": (-1,),
             "bits": (head_dim,),
             "steps": (_MOST_BITS + 1,),
-            "analysis": square,
-            "synthesis": square,
+            "analysis": (heads, head_dim, head_dim),
         }
 
     @classmethod
@@ -80,7 +81,7 @@ class TransformCoder(VectorCoder):
         count = torch.bincount(sample.heads, minlength=sample.number)[:, None].float()
         mean = x.new_zeros(sample.number, dim).index_add_(0, sample.heads, x) / count.clamp(min=1)
         metric = torch.eye(dim).expand(sample.number, dim, dim) if sample.metric is None else sample.metric.float().cpu()
-        analysis, synthesis, variance = axes(x - mean[sample.heads], sample.heads, metric)
+        analysis, variance = axes(x - mean[sample.heads], sample.heads, metric)
         weight = count[:, 0] / count.sum()
         bits = allotted((weight[:, None] * variance).sum(0), _bits(name, dim))
         z = torch.cat([(x[sample.heads == h] - mean[h]) @ analysis[h] for h in range(sample.number)])
@@ -90,7 +91,6 @@ class TransformCoder(VectorCoder):
             "bits": torch.tensor(bits, dtype=torch.float32),
             "steps": _steps(z, bits),
             "analysis": analysis,
-            "synthesis": synthesis,
         }
 
     def encode(self, vectors: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> np.ndarray:
@@ -114,11 +114,11 @@ class TransformCoder(VectorCoder):
         return [part.to(dtype, copy=True) for part in turned(x, positions, angles).split(list(sizes))]
 
 
-def axes(x: torch.Tensor, heads: torch.Tensor, metric: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """W over width, its inverse, and each axis's variance in the metric, largest first, of centred vectors ``[n, d]``.
+def axes(x: torch.Tensor, heads: torch.Tensor, metric: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """W over width, and each axis's variance in the metric, largest first, of centred vectors ``[n, d]``.
 
     Returns:
-        analysis ``[L*H, d, d]`` (z = x analysis has variance 1), synthesis ``[L*H, d, d]`` (x = z synthesis), variances ``[L*H, d]``.
+        analysis ``[L*H, d, d]`` (z = x analysis has variance 1), variances ``[L*H, d]``.
     """
     number, dim = len(metric), x.shape[1]
     eye = torch.eye(dim)
@@ -133,7 +133,7 @@ def axes(x: torch.Tensor, heads: torch.Tensor, metric: torch.Tensor) -> tuple[to
     variance, turn = variance.flip(1).clamp(min=1e-12), turn.flip(2)
     width = variance.sqrt()
     analysis = root @ turn / width[:, None, :]
-    return analysis, torch.linalg.inv(analysis), variance
+    return analysis, variance
 
 
 def allotted(variance: torch.Tensor, total: int) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -43,9 +44,11 @@ class VectorCoder(ABC):
 
     Attributes:
         width: c.
+        uses_metric: is it fitted to `Sample.metric`?
     """
 
     width: int
+    uses_metric: ClassVar[bool] = False
 
     @abstractmethod
     def __init__(self, name: str, head_dim: int, tensors: Mapping[str, torch.Tensor]) -> None:
