@@ -12,13 +12,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint setup models lock clean
+.PHONY: help demo test lint setup models lock results clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    set up, fetch the default models, build a small bank and ask it"
 	@echo "make test    run all tests"
 	@echo "make lint    ruff and mypy"
+	@echo "make results DATA=DIR   measure what docs/results.md reports, and write it (an hour or more; goes on where it stopped)"
 	@echo "make lock    write requirements.lock anew with the newest versions that pyproject.toml allows"
 	@echo "make clean   remove .venv and what tools left; models stay in their cache folder"
 
@@ -56,6 +57,21 @@ lock:
 	  | sed -E 's/\+cpu$$//' | grep -v -E '^(pip|nvidia-.*|cuda-.*|triton)==' >> build/requirements.lock
 	mv build/requirements.lock requirements.lock
 	rm -rf build/lock
+
+# The limits are meant for about 70 minutes of two cores (an estimate; docs/evaluation.md). Suites share banks, so that a reference is encoded once for all.
+RESULTS ?= results
+EVAL = $(BIN)/memory3 eval --data $(DATA) --banks $(RESULTS)/banks
+results: models
+	@test -n "$(DATA)" || { echo "give DATA=DIR, the folder of data that docs/evaluation.md lists"; exit 2; }
+	$(EVAL) qa --k 2 --limit 1000 --guard-table --out $(RESULTS)/qa
+	$(EVAL) qa --k 2 --limit 200 --modes none,gold_text,gold,text,memory --reuse $(RESULTS)/qa --out $(RESULTS)/qa-why
+	$(EVAL) abstain --k 2 --limit 150 --out $(RESULTS)/abstain
+	$(EVAL) professional --limit 40 --out $(RESULTS)/professional
+	$(EVAL) hallucination --k 3 --limit 80 --out $(RESULTS)/hallucination
+	$(EVAL) general --k 3 --shots 0 --limit 25 --max-new-tokens 64 --out $(RESULTS)/general
+	$(EVAL) retro --k 3 --limit 25 --out $(RESULTS)/retro
+	$(BIN)/memory3 eval speed --repeats 3 --out $(RESULTS)/speed
+	$(BIN)/memory3 report $(foreach suite,qa qa-why abstain professional hallucination general retro speed,$(RESULTS)/$(suite)) --out docs/results.md
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache

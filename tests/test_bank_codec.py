@@ -13,7 +13,7 @@ from codebooks import fitted
 
 from memory3.bank import Bank
 from memory3.bank.codebooks import book_name, cached_book, cached_path, keep_book
-from memory3.codec import coded
+from memory3.codec import CodedCodec
 from memory3.config import MemoryConfig
 from memory3.errors import BankCorrupt, ConfigError, FingerprintMismatch
 from memory3.values import MemoryShape
@@ -32,7 +32,7 @@ def writer(codec, **options):
 
 def as_decoded(written, m3, book):
     """What memories must be after a round trip through the codec."""
-    codec = coded(book)
+    codec = CodedCodec(book)
     return {
         id_: codec.decode([codec.encode(m3.memory(reference))])[0] for id_, (reference, _) in expected(written, m3).items()
     }
@@ -64,7 +64,7 @@ def test_written_reopened_read_compacted_and_verified(tmp_path, codec):
         bank.compact()
         assert same_contents(bank, wanted)
         assert bank.verify().ok
-        assert bank.info().record_bytes == coded(book).record_size
+        assert bank.info().record_bytes == CodedCodec(book).record_size
     assert sorted(os.listdir(tmp_path / "bank")) == [
         "CURRENT",
         book_name(book.fingerprint),
@@ -94,7 +94,7 @@ def test_the_manifest_names_codec_and_code_book(tmp_path):
     open_bank(tmp_path / "bank", writer("int4"), code_book=book).close()
     manifest = Bank.describe(tmp_path / "bank")
     assert (manifest.format_version, manifest.codec, manifest.code_book) == (2, "int4", book.fingerprint)
-    assert (manifest.record_bytes, manifest.config.codec) == (coded(book).record_size, "int4")
+    assert (manifest.record_bytes, manifest.config.codec) == (CodedCodec(book).record_size, "int4")
     table = lancedb.connect(tmp_path / "bank").open_table("references-1")
     told = json.loads(table.schema.metadata[b"memory3"])
     assert "codec" not in told["config"]

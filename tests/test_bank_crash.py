@@ -69,12 +69,12 @@ def first(tmp_path_factory):
 
 
 def test_killed_while_writing(tmp_path, processes, first, monkeypatch):
-    """Killed at 20 random moments: always a whole bank, of old and new documents, that goes on to the same end."""
+    """Killed at 20 random moments or more: always a whole bank, of old and new documents, that goes on to the same end."""
     monkeypatch.setattr(writing, "COMMIT_REFERENCES", 6)
     rng = np.random.default_rng(3)
     old, new = expected(bank_process.first_version()), expected(bank_process.second_version())
     kills = mixed = resumed = rounds = 0
-    while kills < 20:
+    while kills < 20 or (resumed <= 2 and rounds < 40):  # on a slow machine fewer are killed after their first commit
         path = tmp_path / f"bank{(rounds := rounds + 1)}"  # both of a round may end before they are killed
         shutil.copytree(first, path)
         for _ in range(2):
@@ -96,7 +96,7 @@ def test_killed_while_writing(tmp_path, processes, first, monkeypatch):
         resumed += 0 < m3.encoded < len(new)
         assert sorted(os.listdir(path)) == ["CURRENT", "recalls.jsonl", "references-1.lance", "writer.lock"]
     assert mixed > 5
-    assert resumed > 0
+    assert resumed > 2
 
 
 def rows_of(all_rows, document_id):

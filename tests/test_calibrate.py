@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 
+import numpy as np
 import pytest
+import torch
 from bank_writer import HashingWriter, documents
 from typer.testing import CliRunner
 
@@ -13,12 +15,15 @@ from memory3.bank import Bank
 from memory3.bank.codebooks import cached_book
 from memory3.calibration import codec as codec_calibration
 from memory3.calibration.codec import calibrate
-from memory3.calibration.sample import memories_of, sample
+from memory3.calibration.metrics import error_metrics
+from memory3.calibration.sample import default_documents, memories_of, sample
 from memory3.cli.app import app
-from memory3.codec import fit
+from memory3.codec import CodedCodec, fit
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError
 from memory3.generate import Memory3
+from memory3.maths.rotary import rotate
+from memory3.maths.selectors import Selector
 from memory3.values import Document
 
 
@@ -65,10 +70,78 @@ def test_calibrating_keeps_a_book_for_these_memories(tiny_model, tiny_tokenizer)
         calibrate(m3, texts, codec="raw")
 
 
+class Queries(Selector):
+    """Keeps what later queries are, one by one."""
+
+    name, repeats = "queries", True
+
+    def __init__(self):
+        self.of = defaultdict(list)
+
+    def score(self, view):
+        for row, lse in zip(view.later_query, view.later_lse, strict=True):
+            for head, (queries, seen) in enumerate(zip(row, lse, strict=True)):
+                group = head // (row.shape[0] // view.key.shape[1])
+                self.of[view.layer, group] += [
+                    query * view.scale for query, one in zip(queries, seen, strict=True) if torch.isfinite(one)
+                ]
+        return torch.zeros(view.key.shape[:3])
+
+
+def test_what_errors_cost_the_slow_way(tiny_model, tiny_tokenizer):
+    """An error in a key at any place against the squared errors of the logits; in a value, of the attention's output."""
+    m3 = Memory3(
+        tiny_model(), tiny_tokenizer, MemoryConfig(budget="uniform:3", layers=(1, 3), reference_length=17), name="tiny"
+    )
+    m3.batch_size = 2
+    references = sample(m3, documents(2), 3)
+    metrics = error_metrics(m3, references)
+    queries = Queries()
+    for reference in references:
+        m3.encoder.dense([reference], [queries])
+    generator = torch.Generator().manual_seed(5)
+    for at, layer in enumerate((1, 3)):
+        for head in range(m3.shape.kv_heads):
+            error = torch.randn(m3.shape.head_dim, generator=generator)
+            # Places are taken every 8 tokens: 0, 8 and 16 of the 17.
+            costs = [
+                float(query @ rotate(error[None], torch.tensor([place]), m3.angles)[0]) ** 2
+                for place in (0, 8, 16)
+                for query in queries.of[layer, head]
+            ]
+            cost = float(error @ metrics["keys"][at * m3.shape.kv_heads + head] @ error)
+            assert cost == pytest.approx(sum(costs) / len(costs), rel=1e-3)
+            output = m3.model.model.layers[layer].self_attn.o_proj.weight
+            grouped = output.shape[1] // m3.shape.kv_heads // m3.shape.head_dim
+            costs = []
+            for query_head in range(head * grouped, (head + 1) * grouped):
+                given = torch.zeros(output.shape[1])
+                given[query_head * m3.shape.head_dim : (query_head + 1) * m3.shape.head_dim] = error
+                costs.append(float((output @ given).square().sum()))
+            cost = float(error @ metrics["values"][at * m3.shape.kv_heads + head] @ error)
+            assert cost == pytest.approx(sum(costs) / grouped, rel=1e-3)
+
+
+def test_a_codec_that_knows_what_errors_cost_is_fitted_to_it(tiny_model, tiny_tokenizer):
+    m3 = Memory3(tiny_model(), tiny_tokenizer, MemoryConfig(codec="transform:16+24", budget="uniform:31"), name="tiny")
+    references = sample(m3, default_documents()[:20], 11)
+    book = calibrate(m3, [Document("d", "The river rises in the mountains. " * 40)])
+    assert (book.codec, book.memories) == ("transform:16+24", m3.fingerprint)
+    memories, metrics = m3.encode(references), error_metrics(m3, references)
+    costs = []
+    for given in (metrics, None):
+        fitted = CodedCodec(
+            fit("transform:16+24", memories, m3.shape, fingerprint="", positions=128, angles=m3.angles, metrics=given)
+        )
+        heads = [np.repeat(np.arange(m3.shape.heads), memory.counts.reshape(-1)) for memory in memories]
+        decoded = fitted.decode([fitted.encode(memory) for memory in memories])
+        errors = [(a.values.float() - b.values.float(), of) for a, b, of in zip(memories, decoded, heads, strict=True)]
+        costs.append(sum(float(torch.einsum("pd,pde,pe->", e, metrics["values"][of], e)) for e, of in errors))
+    assert costs[0] < costs[1]
+
+
 def test_taking_rope_back_makes_keys_of_a_model_easier(tiny_model, tiny_tokenizer):
     m3 = Memory3(tiny_model(), tiny_tokenizer, MemoryConfig(budget="uniform:31"), name="tiny")
-    from memory3.calibration.sample import default_documents
-
     memories = m3.encode(sample(m3, default_documents()[:20], 11))
     errors = [
         fit("int4", memories, m3.shape, fingerprint="", positions=128, angles=angles).about["keys_error"]

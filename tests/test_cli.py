@@ -26,7 +26,22 @@ from memory3.cli.output import duration, err, first_line, printable, size
 from memory3.cli.progress import Metered, WriteMeter
 
 BRIDGE = "The bridge was built in 1874 by the engineer of the county. It crosses the river near the old town. "
-COMMANDS = ("write", "ask", "info", "verify", "delete", "compact", "rebuild", "calibrate", "plan", "demo", "bench")
+COMMANDS = (
+    "write",
+    "ask",
+    "info",
+    "verify",
+    "delete",
+    "compact",
+    "rebuild",
+    "calibrate",
+    "plan",
+    "demo",
+    "eval",
+    "report",
+    "bench",
+    "lm-eval",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +101,7 @@ def test_every_command_has_help(command):
 
 
 def test_the_table_of_commands_is_complete():
-    assert [command.callback.__name__ for command in app.registered_commands] == list(COMMANDS)
+    assert [command.name or command.callback.__name__ for command in app.registered_commands] == list(COMMANDS)
 
 
 def test_version():

@@ -151,18 +151,20 @@ def test_rotation_by_complex_numbers() -> None:
 def view(lengths: list[int], *, repeats: bool = False, seed: int = 0) -> LayerView:
     g = torch.Generator().manual_seed(seed)
     refs, span = len(lengths), max(lengths)
+    padding = (torch.arange(span) >= torch.tensor(lengths)[:, None])[:, None]
     query = torch.randn(refs, 6, span, D, generator=g)
     return LayerView(
         layer=1,
         query=query,
         key=torch.randn(refs, 2, span, D, generator=g),
+        value=torch.randn(refs, 2, span, D, generator=torch.Generator().manual_seed(seed + 1)),
         lengths=torch.tensor(lengths),
         offset=3,
         inv_freq=torch.tensor([1.0, 0.4, 0.1, 0.05, 0.01]),
         scale=0.3,
         seeds=tuple(range(refs)),
-        repeat_query=torch.randn(refs, 6, span, D, generator=g) if repeats else None,
-        repeat_lse=torch.randn(refs, 6, span, generator=g) + 4 if repeats else None,
+        later_query=torch.randn(refs, 6, span, D, generator=g) if repeats else None,
+        later_lse=(torch.randn(refs, 6, span, generator=g) + 4).masked_fill(padding, torch.inf) if repeats else None,
     )
 
 
@@ -182,14 +184,14 @@ def test_attention_mass_is_the_papers_formula() -> None:
 
 def test_reconstruction_is_the_largest_attention_of_a_repeated_token() -> None:
     v = view([7, 4], repeats=True)
-    assert v.repeat_query is not None
-    assert v.repeat_lse is not None
+    assert v.later_query is not None
+    assert v.later_lse is not None
     score = selector("reconstruction").score(v)
     for n, length in enumerate([7, 4]):
         for h in range(2):
             for j in range(length):
                 best = max(
-                    float(torch.exp(v.repeat_query[n, a, i] @ v.key[n, h, j] * 0.3 - v.repeat_lse[n, a, i]))
+                    float(torch.exp(v.later_query[n, a, i] @ v.key[n, h, j] * 0.3 - v.later_lse[n, a, i]))
                     for a in range(3 * h, 3 * h + 3)
                     for i in range(length)
                 )
@@ -203,13 +205,14 @@ def test_padding_never_changes_a_score(name: str) -> None:
         layer=1,
         query=long.query[1:, :, :4],
         key=long.key[1:, :, :4],
+        value=long.value[1:, :, :4],
         lengths=torch.tensor([4]),
         offset=3,
         inv_freq=long.inv_freq,
         scale=0.3,
         seeds=(1,),
-        repeat_query=None if long.repeat_query is None else long.repeat_query[1:, :, :4],
-        repeat_lse=None if long.repeat_lse is None else long.repeat_lse[1:, :, :4],
+        later_query=None if long.later_query is None else long.later_query[1:, :, :4],
+        later_lse=None if long.later_lse is None else long.later_lse[1:, :, :4],
     )
     torch.testing.assert_close(s.score(long)[1, :, :4], s.score(short)[0])
 

@@ -11,6 +11,7 @@ from test_cli import _stand_in, bank, docs, error, run, run_json  # noqa: F401 (
 
 from memory3.bank import Bank
 from memory3.cli.planning import binary, digits
+from memory3.theory.library import EMBEDDERS
 from memory3.theory.machine import MACHINES
 
 PAPER = ["plan", "--model", "memory3-2.4b"]
@@ -144,6 +145,38 @@ def test_a_bank_is_allocated_by_its_own_statistics(docs, tiny_model_path):  # no
     assert set(said["formats"]) == {"bridge.md", "memory.txt"}
 
 
+@pytest.fixture
+def _few(monkeypatch, tmp_path):
+    """Codecs are fitted to few references, and kept in a cache of the test's own."""
+    monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("memory3.calibration.codec._FEWEST", 7)
+    monkeypatch.setattr("memory3.calibration.codec._MOST", 11)
+
+
+@pytest.mark.usefixtures("_few")
+def test_predictions_are_checked_with_the_codec_that_was_planned(docs, tiny_model_path):  # noqa: F811
+    options = ["--model", tiny_model_path, "--codec", "int8"]
+    run("calibrate", *options, "--data", docs)
+    said = run_json("plan", *options, "--references", "5", "--check")
+    assert all(each["ratio"] == each["predicted"] / each["measured"] for each in said["check"].values())
+    stored, measured = said["storage"]["library"]["memory"]["per_reference"], said["check"]["bytes a reference"]["measured"]
+    assert stored < measured < 1.5 * stored
+
+
+@pytest.mark.usefixtures("_few")
+def test_a_banks_codec_and_embedder_are_planned_with(docs, tiny_model_path):  # noqa: F811
+    options = ["--model", tiny_model_path, "--codec", "int8", "--embedder", "BAAI/bge-m3"]
+    run("write", docs, "--bank", "bank", *options)
+    said = run_json("plan", "--bank", "bank", "--references", "5", "--figure", "a.png")
+    assert said["config"]["codec"] == "int8"
+    stored, manifest = said["storage"]["library"], Bank.describe("bank")
+    assert stored["memory"]["per_reference"] == manifest.record_bytes
+    assert stored["embedding"]["per_reference"] == 4 * EMBEDDERS["BAAI/bge-m3"].dimension
+    other = run_json("plan", "--bank", "bank", "--references", "5", "--codec", "raw", "--embedder", "all-minilm-l6-v2")
+    assert other["storage"]["library"]["memory"]["per_reference"] > manifest.record_bytes
+    assert other["storage"]["library"]["embedding"]["per_reference"] == 4 * 384
+
+
 def test_the_policy_is_kept_by_later_writes(docs, tiny_model_path):  # noqa: F811
     run("write", docs, "--bank", "bank", "--model", tiny_model_path, "--disk", "1MB")
     (docs / "new.txt").write_text("News.")
@@ -162,10 +195,11 @@ def test_the_policy_is_kept_by_later_writes(docs, tiny_model_path):  # noqa: F81
         (["--model", "memory4"], "the shape of model 'memory4' is unknown. Did you mean 'memory3-2.4b'?", 1),
         (["--references", "-3"], "-3 references cannot be planned for", 1),
         (["--references", "lots"], "lots references cannot be planned for", 1),
-        (["--codec", "zip"], "codec 'zip' is unknown: use one of raw, int8, int4, product", 1),
+        (["--codec", "zip"], "codec 'zip' is unknown: use one of raw, int8, int4, product", 2),
+        (["--codec", "product:RQ3x4"], "codec 'product:RQ3x4' is unknown to the planner: use one of raw", 1),
         (["--embedder", "ada"], "embedder 'ada' is unknown", 1),
         (["--machine", "abacus"], "machine 'abacus' is unknown: use one of h100", 1),
-        (["--machine", "h100", "--price", "-1"], "a price of -1.0 per hour is none", 1),
+        (["--machine", "h100", "--price", "-1"], "machine 'h100': price is -1.0", 1),
         (["--machine", "h100", "--hours", "0"], "within 0.0 hours", 1),
         (["--path", "nowhere"], "nowhere does not exist", 1),
         (["--usage", "nowhere.csv"], "nowhere.csv", 1),

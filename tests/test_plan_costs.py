@@ -8,21 +8,26 @@ import sys
 
 import pytest
 import tiny
+import torch
+from bank_writer import SHAPE
+from codebooks import by_hand
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from memory3.bank import indexes, snapshot
+from memory3.codec import CodedCodec
+from memory3.codec.quantiser import Quantiser, default_factory
 from memory3.codec.raw import record_size
-from memory3.config import PRESETS, Budget, MemoryConfig
+from memory3.config import CODECS, PRESETS, Budget, MemoryConfig
 from memory3.errors import ConfigError, InputError, MissingDependency, ModelError, UnsupportedModel
 from memory3.generate import Memory3
 from memory3.maths.selectors import SELECTORS
 from memory3.model.beginning import Frame
 from memory3.model.encode import Encoder
 from memory3.model.shape import PAPER_MODEL, SHAPES, Shape, shape_of
-from memory3.theory import figure, library
+from memory3.theory import figure, library, storage
 from memory3.theory.cost import Cost, Costs, Setting, Term, explicit, external, implicit, paper_costs
 from memory3.theory.library import Search, library_costs
-from memory3.theory.storage import codec_of, library_bytes, paper_bytes, reference_count
+from memory3.theory.storage import codecs_of, library_bytes, paper_bytes, reference_count
 
 PAPER_SHAPE = SHAPES[PAPER_MODEL]
 #: All sizes different: L=3, H=6, Hkv=2, dh=7, d=11, W=13, vocabulary 17, so H dh = 42 is not d.
@@ -87,6 +92,7 @@ def test_the_total_is_writing_once_and_reading_so_often():
 
 
 def lines(implicit=(100, 0), explicit=(10, 1), external=(0, 6)):
+    """Costs with these (write, read)."""
     return Costs(*(Cost((Term("", "", write),), (Term("", "", read),)) for write, read in (implicit, explicit, external)))
 
 
@@ -123,8 +129,8 @@ def parts(cost):
 def test_the_library_by_hand(monkeypatch):
     monkeypatch.setattr(library, "BEGINNING_TOKENS", 4)
     monkeypatch.setattr(library, "CUE_TOKENS", 3)
-    config = CONFIG.replace(layers=(0, 1))
-    costs = library_costs(ODD, config, codec="product", references=1000)
+    config = CONFIG.replace(layers=(0, 1), codec="product")
+    costs = library_costs(ODD, config, references=1000)
     said = parts(costs.explicit)
     # Two layers run, the last without its output matrix (42 x 11) and MLP; 2 x 5 + 3 = 13 tokens, each beside 4 of the beginning.
     assert said["attention matrices"] == 2 * 13 * (2 * (1232 - 462) + 462)
@@ -135,8 +141,8 @@ def test_the_library_by_hand(monkeypatch):
     assert said["attention to padding"] == pytest.approx(1.1 * 4 * 8 * 9 * 3 * 7)
     assert costs.explicit.read[-1].flops == pytest.approx(2 * 1000 * 384 / 3)
     assert costs.external.read[-1].flops == costs.explicit.read[-1].flops
-    assert [term.flops for term in costs.explicit.write if "codec" in term.name] == [2 * 9 * (2 * 49 + 2 * 33792 * 7)]
-    assert [term.flops for term in costs.explicit.read if "codec" in term.name] == [2 * 9 * (2 * 49 + 3 * 7)]
+    assert [term.flops for term in costs.explicit.write if "codec" in term.name] == [2 * 9 * (2 * 49 + 2 * 17408 * 7)]
+    assert [term.flops for term in costs.explicit.read if "codec" in term.name] == [2 * 9 * 12 * 7]
 
 
 def test_one_pass_without_selection_where_everything_is_kept():
@@ -156,6 +162,7 @@ def test_the_librarys_text_is_the_papers_bound_and_one_mlp():
 def test_what_the_planner_repeats_of_the_library_is_what_the_library_does(tiny_chat_tokenizer):
     assert library.RESIDENT_BYTES == snapshot.RESIDENT_BYTES
     assert tuple(name for name, chosen in SELECTORS.items() if chosen.repeats) == library.TWO_PASSES
+    assert tuple(storage.CODECS) == CODECS
     for references in (1, 90_000, 1_000_003, 10**9):
         search = Search(references, 384)
         cells, probed = indexes.partitions(references), indexes.nprobes(references)
@@ -173,6 +180,27 @@ def test_a_record_has_the_size_that_the_bank_gives_it(preset, dtype, tiny_model,
     assert library_bytes(shape, config).record == record_size(m3.shape)
 
 
+@pytest.mark.parametrize("codec", ["int8", "int4"])
+@pytest.mark.parametrize("positions", [128, 257])
+def test_a_coded_record_has_the_size_that_its_codec_gives_it(codec, positions):
+    made = CodedCodec(by_hand(codec, [("step", torch.tensor(1.0))], positions))
+    shape = Shape(7, 6, SHAPE.kv_heads, SHAPE.head_dim, 11, 13, 17)
+    config = MemoryConfig(layers=SHAPE.layers, budget=Budget("adaptive", SHAPE.pairs), reference_length=positions, codec=codec)
+    assert library_bytes(shape, config).record == made.record_size
+
+
+@pytest.mark.parametrize("head_dim", [64, 80])
+def test_the_product_codec_is_the_quantiser_that_the_library_uses(head_dim):
+    factory, product = default_factory(head_dim), codecs_of("product")[0]
+    shapes = Quantiser.shapes(factory, head_dim)
+    quantiser = Quantiser.of(factory, head_dim, {name: torch.zeros(shape) for name, shape in shapes.items()})
+    assert product.bytes(head_dim, "float16") == quantiser.code_size
+    # To encode, every number of the rotation and of the tables is multiplied and added once; to decode, a row of each table is
+    # added and the head's, and the sum multiplied by the head's width.
+    assert product.encoding(head_dim) == 2 * sum(math.prod(shape) for shape in shapes.values())
+    assert product.decoding(head_dim) == (len(quantiser.rows()) + 1 + 1) * head_dim
+
+
 def test_bytes_by_hand():
     config = MemoryConfig(layers=(0, 2), budget=Budget("uniform", 3), reference_length=5)
     own = library_bytes(ODD, config, dimension=11, tokens=4, text_bytes=19)
@@ -180,7 +208,7 @@ def test_bytes_by_hand():
     assert own.record == 2 * 4 + 2 * 12 + 12 * 2 * 7 * 2
     assert (own.text, own.embedding) == (19 + 16, 44)
     assert own.disk - own.cold == own.record
-    assert library_bytes(ODD, config, codec="product").record == 2 * 4 + 12 + 12 * 2 * 14
+    assert library_bytes(ODD, config.replace(codec="product")).record == 2 * 4 + 12 + 12 * 2 * 14
 
 
 # ---- shapes --------------------------------------------------------------------------------------------------------------
@@ -265,7 +293,7 @@ def test_the_planner_and_the_model_agree_on_the_memory_layers(tiny_model, tiny_t
         (lambda: explicit(ODD, Setting(memory_layers=4)), ConfigError, "4 memory layers cannot be had"),
         (lambda: lines().explicit.total(-1), ConfigError, "cannot be used -1 times"),
         (lambda: lines().explicit.total(math.nan), ConfigError, "cannot be used nan times"),
-        (lambda: codec_of("zip"), ConfigError, "'zip' is unknown"),
+        (lambda: codecs_of("zip"), ConfigError, "'zip' is unknown"),
         (lambda: library_costs(ODD, CONFIG, tokens=6), ConfigError, "references of 6 tokens"),
         (lambda: library_costs(ODD, CONFIG, embedder="ada"), ConfigError, "'ada' is unknown"),
         (lambda: reference_count("-3"), ConfigError, "-3 references"),
@@ -316,8 +344,6 @@ def test_the_arithmetic_imports_no_torch():
 
 def test_meta_models_count_the_same(tmp_path):
     """The default model's weights, counted without having them."""
-    import torch
-
     config = AutoConfig.for_model(
         "llama", hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
         num_key_value_heads=3, head_dim=64, vocab_size=49152, tie_word_embeddings=True,

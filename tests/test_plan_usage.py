@@ -9,20 +9,14 @@ import random
 
 import numpy as np
 import pytest
+from test_plan_costs import lines
 
 from memory3.errors import ConfigError, InputError, ReadError
 from memory3.policy import Keeper, Tally, WritePolicy
 from memory3.theory.allocation import allocate
-from memory3.theory.cost import Cost, Costs, Term
 from memory3.theory.figure import draw_policies
 from memory3.theory.traffic import break_even, optimum, shuffled, simulate, zipf
 from memory3.theory.usage import Usage, read_usage
-
-
-def lines(implicit=(100.0, 0.0), explicit=(10.0, 1.0), external=(0.0, 6.0)):
-    """Costs with these (write, read)."""
-    return Costs(*(Cost((Term("", "", write),), (Term("", "", read),)) for write, read in (implicit, explicit, external)))
-
 
 # ---- logs ----------------------------------------------------------------------------------------------------------------
 

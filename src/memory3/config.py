@@ -17,12 +17,24 @@ from typing import Any
 
 from memory3.errors import ConfigError
 
-__all__ = ["PRESETS", "Budget", "MemoryConfig"]
+__all__ = ["PRESETS", "Budget", "MemoryConfig", "codec_sides"]
 
 LAYER_PRESETS = ("all", "first_half", "middle_half", "last_half")
 DTYPES = ("float32", "float16", "bfloat16")
 BUDGET_KINDS = ("uniform", "adaptive", "all")
-CODECS = ("raw", "int8", "int4", "product")
+CODECS = ("raw", "int8", "int4", "product", "transform")
+_SIDE = r"(int8|int4|product(:[\w,]+)?|transform(:\d+)?)"
+_CODEC = re.compile(rf"raw|{_SIDE}(\+({_SIDE}|[\w,]+))?")
+
+
+def codec_sides(codec: str) -> dict[str, str]:
+    """Codecs of ``keys`` and ``values`` in ``NAME`` or ``KEYS+VALUES``, such as ``int8+int4``, ``product:PQ32x8+RQ14x8`` or ``transform:128+160``."""
+    keys, _, values = codec.partition("+")
+    if not values:
+        values = keys
+    elif values.partition(":")[0] not in CODECS:
+        values = f"{keys.partition(':')[0]}:{values}"
+    return {"keys": keys, "values": values}
 
 
 @dataclass(frozen=True)
@@ -97,8 +109,8 @@ class MemoryConfig:
             ``"<bos>Reference:"`` otherwise. ``"<bos>"`` in it stands for the model's own token.
         dtype: number format of stored keys and values.
         codec: how a new bank keeps memories: ``"raw"``; ``"int8"`` or ``"int4"`` per channel; ``"product"``, the composite quantiser of the
-            paper at 14 bytes a vector; or ``"product:FACTORY"`` with a FAISS factory string such as ``"product:RQ14x8"``, or two, for keys and for
-            values: ``"product:PQ32x8+RQ14x8"``.
+            paper at 14 bytes a vector; or ``"product:FACTORY"`` with a FAISS factory string such as ``"product:RQ14x8"``; ``"transform:BITS"``, each head's own axes
+            with so many bits a vector; or two, for keys and for values: ``"transform:128+160"``, ``"int8+int4"``.
         chunk_length: tokens between two recalls (paper: 64).
         references_per_chunk: references read at once (paper: 5).
     """
@@ -137,10 +149,11 @@ class MemoryConfig:
                 raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
-        if not isinstance(self.codec, str) or (
-            self.codec not in CODECS and not re.fullmatch(r"product:[\w,]+(\+[\w,]+)?", self.codec)
-        ):
-            raise ConfigError(f"codec {self.codec!r} is unknown: use one of {', '.join(CODECS)} or product:FACTORY")
+        if not isinstance(self.codec, str) or not _CODEC.fullmatch(self.codec):
+            raise ConfigError(
+                f"codec {self.codec!r} is unknown: use one of {', '.join(CODECS)}, product:FACTORY, transform:BITS, or two for keys and "
+                "values, such as int8+int4"
+            )
         if not isinstance(self.beginning, str):
             raise ConfigError(f"beginning must be text, not {self.beginning!r}")
         if not isinstance(self.selector, str) or not self.selector:

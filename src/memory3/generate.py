@@ -313,6 +313,10 @@ class Memory3:
         # Text of a user is text: what looks like a control token in it must not open a turn.
         return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
+    def question_tokens(self, question: str) -> list[int]:
+        """What follows the memories in a prompt: a question and the rest of its turn."""
+        return self.frame.after(self._ids(question))
+
     def _chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         if not self.tokenizer.chat_template:
             raise InputError(f"{self.name} has no chat template: give a question as text instead of messages")

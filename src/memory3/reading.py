@@ -27,12 +27,14 @@ class Reading:
     Attributes:
         batch: what N chunks read.
         tokens: int64 ``[N, C]``, which tokens belong to which chunk, as `attend` takes them; None: chunk n is row n.
+        looked: attention that each row could have paid so far, one for every query of every head and layer that `settle` has counted.
     """
 
     def __init__(self, batch: MemoryBatch, tokens: torch.Tensor | None = None, watched: torch.Tensor | None = None) -> None:
         """``watched``: ``[B]``, the one column of each row whose attention counts (a prompt's last token); None: all tokens."""
         self.batch = batch
         self.tokens = tokens
+        self.looked = 0
         self._watched = watched
         self._seen: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         self._scale = 1.0
@@ -136,5 +138,6 @@ class Reading:
         for layer, kept in self._seen.items():
             query, lse = (torch.cat(parts, dim=2) for parts in zip(*kept, strict=True))
             total += memory_mass(query, lse, batch.layers[layer], references=most, scale=self._scale).cpu()
+            self.looked += query.shape[1] * query.shape[2]
         self._seen = {}
         return total

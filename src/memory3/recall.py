@@ -88,6 +88,7 @@ class _Row:
         planned: how many tokens the chunks cut so far reach to.
         moved: by how many positions its memories move from where they were written.
         mass: attention its decoded tokens paid, by reference.
+        looked: attention they paid in all, to memories and to the context, in the layers that have memories.
     """
 
     place: Place
@@ -95,6 +96,7 @@ class _Row:
     planned: int = 0
     moved: int = 0
     mass: dict[str, float] = field(default_factory=dict)
+    looked: int = 0
 
 
 class Recall:
@@ -183,6 +185,16 @@ class Recall:
         mass = self._rows[row].mass
         total = sum(mass.values()) or 1.0
         return [(name, mass[name] / total, self._scores.get(name, 0.0)) for name in sorted(mass, key=lambda n: -mass[n])]
+
+    def attention(self, row: int = 0) -> float:
+        """Share of its attention that the last answer of a row paid to its references, 0 to 1, over the heads of the memory layers and the answer's tokens.
+
+        In a batch, tokens count that a row was padded with after its end.
+        """
+        self._settle()
+        if not 0 <= row < len(self._rows) or not self._rows[row].looked:
+            return 0.0
+        return sum(self._rows[row].mass.values()) / self._rows[row].looked
 
     # ---- every forward pass ------------------------------------------------------------------------------------------
 
@@ -429,7 +441,10 @@ class Recall:
         readings = [r for r in (self._prompt_reading, self._reading) if r is not None]
         self._prompt_reading = None
         for reading in readings:
+            before = reading.looked
             mass = reading.settle(self._reading.batch).tolist()
+            for row in self._rows:
+                row.looked += reading.looked - before
             for row, names, values in zip(self._rows, self._reading.batch.references, mass, strict=True):
                 for name, value in zip(names, values, strict=False):
                     row.mass[name] = row.mass.get(name, 0.0) + value

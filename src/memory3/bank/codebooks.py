@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from memory3.bank.faults import reading, writing
 from memory3.bank.writer import MemoryWriter
-from memory3.codec import CodeBook, Codec, RawCodec, coded
+from memory3.codec import CodeBook, Codec, CodedCodec, RawCodec
 from memory3.errors import BankCorrupt, ConfigError, FingerprintMismatch
 from memory3.model.catalogue import cache_dir
 
@@ -60,7 +60,7 @@ def read_codec(folder: Path, manifest: BankManifest) -> Codec:
     """As `codec_of`, from the file as it is now."""
     if manifest.codec == "raw":
         return RawCodec(manifest.shape)
-    codec = coded(_read(folder / book_name(manifest.code_book), manifest.code_book))
+    codec = CodedCodec(_read(folder / book_name(manifest.code_book), manifest.code_book))
     if (codec.name, codec.shape, codec.record_size) != (manifest.codec, manifest.shape, manifest.record_bytes):
         raise BankCorrupt(
             f"{folder}: the code book {manifest.code_book} is of codec {codec.name!r} and {codec.record_size} bytes a memory, the bank of "
@@ -126,4 +126,4 @@ def new_codec(m3: MemoryWriter, book: CodeBook | None) -> tuple[Codec, CodeBook 
         )
     if (book.memories, book.shape) != (m3.fingerprint, m3.shape):
         raise FingerprintMismatch(book.memories, m3.fingerprint, "the code book was fitted on memories of the first")
-    return coded(book), book
+    return CodedCodec(book), book

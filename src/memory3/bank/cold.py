@@ -29,7 +29,7 @@ def warm_up(
     snapshot: Snapshot,
     m3: MemoryWriter,
     reference_ids: Sequence[str],
-    chosen: Callable[[Iterable[str]], list[str]] = list,
+    chosen: Callable[[Iterable[str]], list[str]],
 ) -> tuple[dict[str, Memory], int]:
     """Memories of rows that are cold in ``snapshot``: read if someone has stored them since, else encoded; those ``chosen`` are stored.
 

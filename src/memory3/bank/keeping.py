@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable
-from functools import cached_property
 
 from memory3.bank.cold import cool_down
 from memory3.bank.faults import writing
@@ -57,6 +56,8 @@ class Keeping:
         self._store = store
         self._keeper = Keeper(policy, record_bytes)
         self._recalls = recalls
+        #: Memories there were after this process first stored one, then what it added and dropped; others are seen at the next dropping.
+        self._held: int | None = None
 
     def chosen(self, reference_ids: Iterable[str]) -> list[str]:
         """Those of the cold references recalled now whose memory is to be stored."""
@@ -70,7 +71,11 @@ class Keeping:
         capacity = self._keeper.capacity
         if capacity is None or not stored:
             return
-        self._held += stored
+        if self._held is None:
+            snapshot = self._store.snapshot()
+            self._held = snapshot.size - snapshot.cold
+        else:
+            self._held += stored
         if self._held <= capacity:
             return
         try:
@@ -92,9 +97,3 @@ class Keeping:
                     tidy(self._store)
             except BankError:
                 return  # the next write does it
-
-    @cached_property
-    def _held(self) -> int:
-        """Memories there were when first asked, then what this process added and dropped; others are seen at the next dropping."""
-        snapshot = self._store.snapshot()
-        return snapshot.size - snapshot.cold

@@ -17,6 +17,7 @@ __all__ = ["BENCHMARKS", "run"]
 BENCHMARKS: dict[str, str] = {
     "decode": "tokens per second with memory against without: distinct references, RAM cache off",
     "first_token": "time to first token: memory against the same references as text",
+    "speed": "the speed table: tokens per second, first token and peak memory of all modes, worst case and warm",
     "write": "references encoded per second against a plain forward pass of the same tokens",
     "codec": "bytes, error, encoding and decoding time of every codec",
     "resident": "resident memory over many recalls",
@@ -40,6 +41,6 @@ def run(name: str, options: dict[str, str]) -> dict[str, Any]:
             values[key] = kind(text)
         except ValueError:
             raise ConfigError(f"option {key}={text!r} of benchmark {name!r} must be of type {kind.__name__}") from None
-    from memory3.benchmarks.measure import machine
+    from memory3.evaluation.machine import machine
 
     return {"benchmark": name, "options": values, "machine": machine(), **module.run(**values)}

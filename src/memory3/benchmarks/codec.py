@@ -13,7 +13,7 @@ from typing import Any
 
 from memory3.bank.codebooks import cached_book
 from memory3.benchmarks.measure import progress, python_documents
-from memory3.codec import Codec, RawCodec, coded
+from memory3.codec import Codec, CodedCodec, RawCodec
 from memory3.config import MemoryConfig
 from memory3.generate import Memory3
 from memory3.model.load import DEFAULT_MODEL
@@ -68,7 +68,7 @@ def _codec(m3: Memory3, name: str) -> tuple[Codec, dict[str, Any]]:
         from memory3.calibration.sample import default_documents
 
         book = calibrate(m3, default_documents(), codec=name)
-    return coded(book), dict(book.about)
+    return CodedCodec(book), dict(book.about)
 
 
 def _error(written: Sequence[Memory], decoded: Sequence[Memory], side: str) -> float:

@@ -1,22 +1,16 @@
-"""What all benchmarks share: arms that alternate, medians, intervals, the machine they ran on, a bank of real text."""
+"""What all benchmarks share: arms that alternate, medians, a bank of real text."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -24,28 +18,7 @@ from memory3.bank import Bank
 from memory3.generate import Memory3
 from memory3.values import Document, Memory
 
-__all__ = ["Distinct", "alternate", "interval", "machine", "progress", "python_documents", "ratio", "temporary_bank"]
-
-
-def machine() -> dict[str, Any]:
-    """Where a figure comes from."""
-    try:
-        here = Path(__file__).parent
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True
-        ).stdout.strip()
-    except OSError:
-        commit = ""
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("memory3", "torch", "transformers", "lancedb")},
-        "commit": commit,
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-    }
+__all__ = ["Distinct", "alternate", "bank_references", "progress", "python_documents", "ratio", "temporary_bank"]
 
 
 def progress(items: Sequence[Any], text: str) -> Iterator[Any]:
@@ -79,13 +52,6 @@ def ratio(figures: Mapping[str, Sequence[float]], above: str, below: str) -> dic
     }
 
 
-def interval(values: Sequence[float], *, seed: int = 0, draws: int = 2000) -> list[float]:
-    """95% bootstrap interval of the mean."""
-    data = np.asarray(values, dtype=float)
-    picks = np.random.default_rng(seed).integers(0, len(data), (draws, len(data)))
-    return [float(x) for x in np.quantile(data[picks].mean(axis=1), [0.025, 0.975])]
-
-
 def python_documents(m3: Memory3, references: int) -> list[Document]:
     """The Python language reference, which every installation carries, until it makes so many references."""
     from pydoc_data.topics import topics
@@ -101,10 +67,10 @@ def python_documents(m3: Memory3, references: int) -> list[Document]:
 
 
 @contextmanager
-def temporary_bank(m3: Memory3, references: int) -> Iterator[Bank]:
+def temporary_bank(m3: Memory3, references: int, cache_bytes: int = 0) -> Iterator[Bank]:
     """A real bank of real text, gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="memory3-bench-") as folder:
-        bank = Bank.open(Path(folder) / "bank", m3, cache_bytes=0)
+        bank = Bank.open(Path(folder) / "bank", m3, cache_bytes=cache_bytes)
         with Console(stderr=True).status(f"writing {references} references"):
             bank.write(python_documents(m3, references))
         yield bank

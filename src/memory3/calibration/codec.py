@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from memory3.bank.codebooks import keep_book
+from memory3.calibration.metrics import REFERENCES, error_metrics
 from memory3.calibration.sample import default_documents, memories_of, sample
 from memory3.codec import CodeBook, fit
+from memory3.codec.coded import coder
 from memory3.codec.fit import wanted_vectors
+from memory3.config import codec_sides
 from memory3.errors import ConfigError
 from memory3.generate import Memory3
-from memory3.values import Document
+from memory3.values import Document, MemoryShape
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "wanted_references"]
 
 #: Presets that keep many pairs of each reference still see so many references, and those that keep few not more than the other.
 _FEWEST, _MOST = 48, 512
 
 #: Called with what is being done, how many of it are done, and how many there are (0: it cannot be said).
 Progress = Callable[[str, int, int], None]
+
+
+def wanted_references(codec: str, shape: MemoryShape) -> int:
+    """How many references of this shape make a good code book."""
+    return max(_FEWEST, min(-(-wanted_vectors(codec, shape.head_dim) // shape.pairs), _MOST))
 
 
 def calibrate(
@@ -40,12 +48,18 @@ def calibrate(
     """
     codec = codec or m3.config.codec
     if codec == "raw":
-        raise ConfigError("codec 'raw' keeps numbers as they are, and has nothing to fit: name int8, int4 or product")
-    number = max(_FEWEST, min(-(-wanted_vectors(codec, m3.shape.head_dim) // m3.shape.pairs), _MOST))
+        raise ConfigError(
+            "codec 'raw' keeps numbers as they are, and has nothing to fit: name int8, int4, product or transform"
+        )
+    number = wanted_references(codec, m3.shape)
     references = sample(m3, documents, number, seed=seed)
     if len(references) < number:
         references += sample(m3, default_documents(), number - len(references), seed=seed)
     tell = progress or (lambda what, done, total: None)
+    metrics = None
+    if any(coder(name).uses_metric for name in codec_sides(codec).values()):
+        tell("what errors cost", 0, 0)
+        metrics = error_metrics(m3, references[:REFERENCES])
     memories = memories_of(m3, references, lambda done, total: tell("encoding references", done, total))
     tell("encoding references", 0, len(references))
     book = fit(
@@ -55,6 +69,7 @@ def calibrate(
         fingerprint=m3.fingerprint,
         positions=m3.config.reference_length,
         angles=m3.angles,
+        metrics=metrics,
         progress=lambda what: tell(what, 0, 0),
         seed=seed,
     )

@@ -15,9 +15,12 @@ from memory3.cli.bench import bench
 from memory3.cli.calibrate import calibrate
 from memory3.cli.care import compact, delete, info, verify
 from memory3.cli.demo import demo
+from memory3.cli.evaluate import evaluate
+from memory3.cli.lm_eval import lm_eval
 from memory3.cli.output import message, out
 from memory3.cli.plan import plan
 from memory3.cli.rebuild import rebuild
+from memory3.cli.report import report
 from memory3.cli.train import train
 from memory3.cli.write import write
 from memory3.errors import Memory3Error
@@ -50,8 +53,12 @@ app = typer.Typer(
 )
 for command in (write, ask, info, verify, delete, compact, rebuild, calibrate, plan, demo):
     app.command()(command)
-app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(bench)
+app.command("eval")(evaluate)
+app.command()(report)
 app.add_typer(train)
+anything = {"ignore_unknown_options": True, "allow_extra_args": True}
+app.command(context_settings=anything)(bench)
+app.command("lm-eval", context_settings=anything)(lm_eval)
 
 
 def _version(wanted: bool) -> None:

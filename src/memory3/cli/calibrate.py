@@ -24,6 +24,7 @@ __all__ = ["calibrate", "ensure_code_book"]
 
 
 def calibrate(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Option(
@@ -64,18 +65,11 @@ def calibrate(
     """
     from memory3.text.readers import read_documents
 
-    changes: dict[str, str | int | None] = {
-        "layers": layers,
-        "budget": budget,
-        "selector": selector,
-        "reference_length": reference_length,
-        "beginning": beginning,
-        "dtype": dtype,
-        "codec": codec,
-    }
-    config = options.settings(MemoryConfig(), preset, changes)
+    config = options.settings(MemoryConfig(), context.params)
     if config.codec == "raw":
-        raise ConfigError("codec 'raw' keeps numbers as they are, and has nothing to fit: name int8, int4 or product")
+        raise ConfigError(
+            "codec 'raw' keeps numbers as they are, and has nothing to fit: name int8, int4, product or transform"
+        )
     from memory3.model.catalogue import DEFAULT_MODEL
 
     name = full_name(model or DEFAULT_MODEL)
@@ -121,10 +115,10 @@ def _fitted(m3: Memory3, documents: Iterable[Document] | None) -> CodeBook:
 
 def _report(book: CodeBook, model: str, m3: Memory3, seconds: float, as_json: bool) -> None:
     from memory3.bank.codebooks import cached_path
-    from memory3.codec import RawCodec, coded
+    from memory3.codec import CodedCodec, RawCodec
 
     path = cached_path(book.codec, book.memories)
-    record, raw = coded(book).record_size, RawCodec(m3.shape).record_size
+    record, raw = CodedCodec(book).record_size, RawCodec(m3.shape).record_size
     if as_json:
         print_json(
             {

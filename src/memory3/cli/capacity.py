@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -15,12 +15,15 @@ from memory3.cli.output import err, message, size
 from memory3.cli.planning import Asked, View, columns, digits
 from memory3.cli.progress import progress_bar
 from memory3.config import MemoryConfig
-from memory3.errors import ConfigError, InputError
+from memory3.errors import InputError
 from memory3.model.shape import PAPER_MODEL
 from memory3.theory.capacity import Corpus, Plan, plan
 from memory3.theory.library import writing_tokens
 from memory3.theory.machine import Machine, machine_of
 from memory3.theory.usage import Usage
+
+if TYPE_CHECKING:
+    from memory3.bank.manifest import BankManifest
 
 __all__ = ["bank_usage", "capacity", "chosen_machine", "counted"]
 
@@ -40,11 +43,7 @@ def chosen_machine(asked: Asked, name: str | None, measured: bool, price: float 
             machine = measure(asked.shape, passed, tell=lambda what: status.update(f"measuring {what}"))
     else:
         machine = machine_of(name or "")
-    if price is None:
-        return machine
-    if not 0 <= price < float("inf"):
-        raise ConfigError(f"a price of {price} per hour is none: give a number from 0")
-    return dataclasses.replace(machine, price=price)
+    return machine if price is None else dataclasses.replace(machine, price=price)
 
 
 def counted(paths: Sequence[str], model: str, config: MemoryConfig) -> Corpus:
@@ -73,8 +72,8 @@ def counted(paths: Sequence[str], model: str, config: MemoryConfig) -> Corpus:
     return Corpus(references, tokens / references, length / references)
 
 
-def bank_usage(path: Path) -> tuple[MemoryConfig, str, list[Usage]]:
-    """A bank's settings, its model and how often its documents were recalled, most used first."""
+def bank_usage(path: Path) -> tuple[BankManifest, list[Usage]]:
+    """What a bank says about itself, and how often its documents were recalled, most used first."""
     from memory3.bank import Bank
 
     with Bank.open(path, None, create=False) as bank:
@@ -82,23 +81,14 @@ def bank_usage(path: Path) -> tuple[MemoryConfig, str, list[Usage]]:
         usage = [Usage(entry.id, counts[entry.id], entry.references) for entry in bank.documents()]
         if not usage:
             raise InputError(f"{path}: the bank holds no documents: there is nothing to allocate")
-        return bank.manifest.config, bank.manifest.model, sorted(usage, key=lambda use: (-use.count, use.document_id))
+        return bank.manifest, sorted(usage, key=lambda use: (-use.count, use.document_id))
 
 
 def capacity(asked: Asked, corpus: Corpus | None, machine: Machine, within_hours: float) -> View:
     """What a corpus takes on a machine; without one, what 1e4 to 1e9 references take."""
     corpora = [corpus] if corpus else [Corpus(number) for number in DECADES]
     plans = [
-        plan(
-            each,
-            asked.shape,
-            asked.config,
-            machine,
-            codec=asked.codec,
-            embedder=asked.embedder,
-            within_hours=within_hours,
-        )
-        for each in corpora
+        plan(each, asked.shape, asked.config, machine, embedder=asked.embedder, within_hours=within_hours) for each in corpora
     ]
     value = {"machine": dataclasses.asdict(machine), "plans": [_json(each) for each in plans]}
     if corpus:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -136,13 +138,18 @@ def byte_count(text: str | None) -> int | None:
     return size
 
 
-def settings(base: MemoryConfig, preset: str | None, changes: dict[str, str | int | None]) -> MemoryConfig:
-    """``base``, or the preset where one is named, with the settings that were given. Wrong ones are wrong usage."""
-    given = {name: value for name, value in changes.items() if value is not None}
-    layers = given.get("layers")
+def settings(base: MemoryConfig, given: Mapping[str, Any]) -> MemoryConfig:
+    """``base``, or the preset where one is named, with the settings among a command's parameters. Wrong ones are wrong usage.
+
+    ``given`` is a typer context's ``params``: what is None there was not given, what is no setting is passed over.
+    """
+    names = {field.name for field in dataclasses.fields(MemoryConfig)}
+    changes = {name: value for name, value in given.items() if name in names and value is not None}
+    layers = changes.get("layers")
     try:
         if isinstance(layers, str) and layers.replace(",", "").replace(" ", "").isdigit():
-            given["layers"] = tuple(int(index) for index in layers.split(",") if index.strip())  # type: ignore[assignment]
-        return (MemoryConfig.preset(preset) if preset else base).replace(**given)
+            changes["layers"] = tuple(int(index) for index in layers.split(",") if index.strip())
+        preset = given.get("preset")
+        return (MemoryConfig.preset(preset) if preset else base).replace(**changes)
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
@@ -13,9 +13,10 @@ from memory3.cli import options, planning
 from memory3.cli.capacity import bank_usage, capacity, chosen_machine, counted
 from memory3.cli.output import message, out, print_json
 from memory3.config import MemoryConfig
-
-if TYPE_CHECKING:
-    from memory3.theory.usage import Usage
+from memory3.model.shape import shape_of
+from memory3.theory.capacity import Corpus
+from memory3.theory.storage import reference_count
+from memory3.theory.usage import Usage, read_usage
 
 __all__ = ["plan"]
 
@@ -27,6 +28,7 @@ _SIMULATED, _MOST = 10_000, 10_000_000
 
 
 def plan(
+    context: typer.Context,
     model: Annotated[
         str | None,
         typer.Option(
@@ -53,7 +55,12 @@ def plan(
         typer.Option(help="Profile: h100, a100, rtx4090, cpu-16.", metavar="NAME", rich_help_panel=options.MACHINE),
     ] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Time this machine for a profile; seconds.", rich_help_panel=options.MACHINE)
+        bool,
+        typer.Option(
+            "--measure",
+            help="Time this machine for a profile; seconds. The disk timed is that of temporary files.",
+            rich_help_panel=options.MACHINE,
+        ),
     ] = False,
     check: Annotated[
         bool,
@@ -86,7 +93,7 @@ def plan(
         typer.Option(
             "--bank",
             "-b",
-            help="Take model, settings and recalls from this bank's own statistics.",
+            help="Take model, settings, codec, embedder and recalls from this bank.",
             metavar="DIR",
             rich_help_panel=USE,
         ),
@@ -102,12 +109,13 @@ def plan(
             help="Disk for memories, such as 10GB; those that pay least are dropped.", metavar="SIZE", rich_help_panel=USE
         ),
     ] = None,
-    codec: Annotated[
-        str, typer.Option(help="How vectors are stored: raw, int8, int4, product (14 bytes).", metavar="NAME")
-    ] = "raw",
     embedder: Annotated[
-        str, typer.Option(help="Sentence embedder: all-minilm-l6-v2, BAAI/bge-m3.", metavar="NAME")
-    ] = "all-minilm-l6-v2",
+        str | None,
+        typer.Option(
+            help="Sentence embedder: all-minilm-l6-v2, BAAI/bge-m3. Default: the bank's, else all-minilm-l6-v2.",
+            metavar="NAME",
+        ),
+    ] = None,
     figure: Annotated[
         Path | None,
         typer.Option(help="Draw costs by number of uses into this PNG.", metavar="FILE", dir_okay=False),
@@ -118,6 +126,7 @@ def plan(
     selector: options.Selector = None,
     reference_length: options.ReferenceLength = None,
     dtype: options.Dtype = None,
+    codec: options.Codec = None,
     as_json: options.Json = False,
 ) -> None:
     """Plan: which knowledge belongs in weights, memory or text, and what it costs.
@@ -135,32 +144,21 @@ def plan(
         memory3 plan --zipf 1 --references 1e5 --recalls 1e6 --disk 10GB
         memory3 plan --model Qwen/Qwen2.5-0.5B-Instruct --budget adaptive:1/4
     """
-    from memory3.model.catalogue import DEFAULT_MODEL
-    from memory3.model.shape import shape_of
-    from memory3.theory.capacity import Corpus
-    from memory3.theory.storage import reference_count
-    from memory3.theory.usage import read_usage
+    from memory3.model.catalogue import DEFAULT_EMBEDDER, DEFAULT_MODEL
 
-    changes: dict[str, str | int | None] = {
-        "layers": layers,
-        "budget": budget,
-        "selector": selector,
-        "reference_length": reference_length,
-        "dtype": dtype,
-    }
     base, used = MemoryConfig(), None
     if bank is not None:
         if usage is not None:
             raise typer.BadParameter("has its own statistics: give --usage or --bank", param_hint="--bank")
-        base, remembered, used = bank_usage(bank)
-        model = model or remembered
+        manifest, used = bank_usage(bank)
+        base, model, embedder = manifest.config, model or manifest.model, embedder or manifest.embedder
     elif usage is not None:
         used = read_usage(usage)
     model = model or DEFAULT_MODEL
-    config = options.settings(base, preset, changes)
+    config = options.settings(base, context.params)
     shape = shape_of(model)
     number = None if references is None else reference_count(references)
-    asked = planning.Asked(model, shape, config, codec, embedder, number)
+    asked = planning.Asked(model, shape, config, embedder or DEFAULT_EMBEDDER, number)
     views: list[tuple[str, Any, list[RenderableType]]] = []
     if machine is not None and measure:
         raise typer.BadParameter("is measured or named, not both", param_hint="--machine")
@@ -208,7 +206,6 @@ def _used(asked: planning.Asked, usage: list[Usage], figure: Path | None, disk: 
 
 
 def _made_up(asked: planning.Asked, exponent: float, recalls: str, disk: str | None) -> planning.View:
-    from memory3.theory.storage import reference_count
     from memory3.theory.traffic import zipf
 
     documents, number = asked.references or _SIMULATED, reference_count(recalls)

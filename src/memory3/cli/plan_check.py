@@ -36,14 +36,12 @@ def check(asked: Asked) -> View:
     tokens = sum(len(r.token_ids) for r in references) / len(references)
     length = sum(len(r.text.encode()) for r in references) / len(references)
     machine = chosen_machine(asked, None, True, None, tokens)
-    made = plan(
-        Corpus(len(references), tokens, length), asked.shape, asked.config, machine, codec=asked.codec, embedder=asked.embedder
-    )
+    made = plan(Corpus(len(references), tokens, length), asked.shape, asked.config, machine, embedder=asked.embedder)
     measured: dict[str, float] = {}
     with (
         err.status("writing and reading a bank"),
         tempfile.TemporaryDirectory(prefix="memory3-check-") as folder,
-        Bank.open(Path(folder) / "bank", m3, cache_bytes=0) as bank,
+        Bank.open(Path(folder) / "bank", m3, embedder=asked.embedder, cache_bytes=0) as bank,
     ):
         bank.embedder.encode(["warm up"])
         m3.encode(references[: m3.batch_size])

@@ -18,7 +18,7 @@ from memory3.model.shape import Shape
 from memory3.policy import WritePolicy
 from memory3.theory.allocation import allocate
 from memory3.theory.capacity import Corpus
-from memory3.theory.cost import Costs, paper_costs
+from memory3.theory.cost import LABELS, Costs, paper_costs
 from memory3.theory.library import embedder_of, library_costs
 from memory3.theory.storage import ReferenceBytes, library_bytes, paper_bytes
 from memory3.theory.usage import Usage
@@ -31,8 +31,6 @@ View = tuple[str, Any, list[RenderableType]]
 #: References in the bank where nobody says; only the search depends on it.
 TYPICAL = 1_000_000
 
-LABELS = {"implicit": "weights", "explicit": "explicit memory", "external": "text (RAG)"}
-
 
 @dataclass(frozen=True)
 class Asked:
@@ -40,31 +38,26 @@ class Asked:
 
     Attributes:
         name, shape: of the model.
-        config: how memories are written and read.
-        codec, embedder: by name.
+        config: how memories are written, stored and read.
+        embedder: by name.
         references: how many there are; None: not said.
     """
 
     name: str
     shape: Shape
     config: MemoryConfig
-    codec: str
     embedder: str
     references: int | None = None
 
     @property
     def own_costs(self) -> Costs:
         """As this library would pay them."""
-        return library_costs(
-            self.shape, self.config, codec=self.codec, embedder=self.embedder, references=self.references or TYPICAL
-        )
+        return library_costs(self.shape, self.config, embedder=self.embedder, references=self.references or TYPICAL)
 
     def own_bytes(self, tokens: float = 0.0, text_bytes: float = 0.0) -> ReferenceBytes:
         """Of a reference in a bank."""
         dimension = embedder_of(self.embedder).dimension
-        return library_bytes(
-            self.shape, self.config, codec=self.codec, dimension=dimension, tokens=tokens, text_bytes=text_bytes
-        )
+        return library_bytes(self.shape, self.config, dimension=dimension, tokens=tokens, text_bytes=text_bytes)
 
 
 def digits(value: float) -> str:
@@ -110,7 +103,7 @@ def costs(asked: Asked, figure: Path | None) -> View:
         f"{asked.name}: {shape.layers} layers, {shape.heads} heads and {shape.kv_heads} KV heads of {shape.head_dim}, "
         f"width {shape.hidden}, MLP {shape.mlp}; {digits(shape.block_weights / 1e9)}e9 weights in its layers"
     )
-    settings = f"{asked.config.layers} layers, {asked.config.budget}, {asked.config.selector}, {asked.codec}"
+    settings = f"{asked.config.layers} layers, {asked.config.budget}, {asked.config.selector}, {asked.config.codec}"
     return (
         "costs",
         value,

@@ -17,6 +17,7 @@ __all__ = ["rebuild"]
 
 
 def rebuild(
+    context: typer.Context,
     bank: options.Bank,
     model: options.Model = None,
     adapter: options.Adapter = None,
@@ -54,16 +55,7 @@ def rebuild(
     from memory3.bank.store import Store
 
     manifest = Bank.describe(bank)
-    changes: dict[str, str | int | None] = {
-        "layers": layers,
-        "budget": budget,
-        "selector": selector,
-        "reference_length": reference_length,
-        "beginning": beginning,
-        "dtype": dtype,
-        "codec": codec,
-    }
-    config = options.settings(manifest.config, preset, changes)
+    config = options.settings(manifest.config, context.params)
     name = full_name(model or manifest.model, adapter)
     try:
         m3 = load_model(name, config, device=device, batch_size=batch_size)

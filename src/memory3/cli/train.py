@@ -13,7 +13,6 @@ from memory3.cli import options
 from memory3.cli.loading import full_name, silence
 from memory3.cli.output import duration, err, message, out, print_json
 from memory3.cli.progress import progress_bar
-from memory3.config import MemoryConfig
 from memory3.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -318,7 +317,7 @@ def _settings(
             raise ConfigError(f"{run} is resumed with its own settings ({stored}): leave other settings out")
         return kind.read(stored)
     base = kind.read(config) if config else defaults or kind()
-    wanted = options.settings(base.memory if not preset else MemoryConfig(), preset, memory)
+    wanted = options.settings(base.memory, {"preset": preset, **memory})
     try:
         return base.replace(**{**changed, "memory": wanted.to_dict()})
     except ConfigError as error:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -35,6 +35,7 @@ _OPAQUE = (".pdf", ".parquet", ".gz")
 
 
 def write(
+    context: typer.Context,
     paths: Annotated[
         list[str],
         typer.Argument(metavar="PATH", help="Files, folders, patterns ('docs/**/*.md'), or - for standard input."),
@@ -120,18 +121,9 @@ def write(
     """
     from memory3.text.readers import read_documents
 
-    changes: dict[str, str | int | None] = {
-        "layers": layers,
-        "budget": budget,
-        "selector": selector,
-        "reference_length": reference_length,
-        "beginning": beginning,
-        "dtype": dtype,
-        "codec": codec,
-    }
     budget_bytes = options.byte_count(disk)
     policy = WritePolicy("auto", after or 1, budget_bytes) if auto or after or budget_bytes else None
-    name, config = _remembered(bank, model, adapter, preset, changes)
+    name, config = _remembered(bank, model, adapter, context.params)
     skipped: list[tuple[str, str]] = []
     documents = read_documents(
         *paths, text_field=text_field, id_field=id_field, on_skip=lambda place, reason: skipped.append((place, reason))
@@ -199,9 +191,7 @@ def report_write(bank: Path, model: str, report: WriteReport, skipped: Sequence[
         out.print(f"{count(report.references, 'reference')}, {each_text}in {duration(report.seconds)} ({rate:.1f}/s)")
 
 
-def _remembered(
-    bank: Path, model: str | None, adapter: str | None, preset: str | None, changes: dict[str, str | int | None]
-) -> tuple[str, MemoryConfig]:
+def _remembered(bank: Path, model: str | None, adapter: str | None, given: Mapping[str, Any]) -> tuple[str, MemoryConfig]:
     """Model and settings to write with: those of the bank where there is one, which must not be contradicted."""
     from memory3.bank import Bank
     from memory3.model.adapter import adapter_config, adapter_of
@@ -212,8 +202,8 @@ def _remembered(
     except BankNotFound:
         name = full_name(model or DEFAULT_MODEL, adapter)
         folder = adapter_of(name)[1]
-        return name, options.settings((adapter_config(folder) if folder else None) or MemoryConfig(), preset, changes)
-    stored, wanted = manifest.config.to_dict(), options.settings(manifest.config, preset, changes).to_dict()
+        return name, options.settings((adapter_config(folder) if folder else None) or MemoryConfig(), given)
+    stored, wanted = manifest.config.to_dict(), options.settings(manifest.config, given).to_dict()
     differing = [
         f"{name} {stored[name]!r}, not {wanted[name]!r}"
         for name in (*MemoryConfig.WRITING, *MemoryConfig.STORING)

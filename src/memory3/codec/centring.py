@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Centring"]
+__all__ = ["Centring", "turned"]
 
 #: A head that kept few vectors borrows its widths: as many vectors of the average head are counted in.
 _BORROWED = 16
@@ -43,7 +43,7 @@ class Centring:
     ) -> Centring:
         """The means and widths of vectors ``[n, d]`` of ``number`` heads. ``angles`` None: they are not rotated."""
         angles = vectors.new_zeros(0, dtype=torch.float32) if angles is None else angles.detach().to("cpu", torch.float32)
-        x = _rotated(vectors.float(), -positions, angles)
+        x = turned(vectors.float(), -positions, angles)
         count = torch.bincount(heads, minlength=number)[:, None].float()
         mean = x.new_zeros(number, x.shape[1]).index_add_(0, heads, x) / count.clamp(min=1)
         squares = x.new_zeros(number, x.shape[1]).index_add_(0, heads, (x - mean[heads]).square())
@@ -54,11 +54,11 @@ class Centring:
 
     def centred(self, vectors: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """z, float32 ``[n, d]``, of vectors ``[n, d]`` that belong to ``heads`` and lie at ``positions``, int64 ``[n]`` both."""
-        return (_rotated(vectors.float(), -positions, self.angles) - self.mean[heads]) / self.scale[heads]
+        return (turned(vectors.float(), -positions, self.angles) - self.mean[heads]) / self.scale[heads]
 
     def restored(self, z: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """The vectors, float32 ``[n, d]``: inverse of `centred`."""
-        return _rotated(self.mean[heads] + self.scale[heads] * z, positions, self.angles)
+        return turned(self.mean[heads] + self.scale[heads] * z, positions, self.angles)
 
     def to(self, device: torch.device | str) -> Centring:
         """The same on another device."""
@@ -74,7 +74,7 @@ class Centring:
         return cls(tensors["mean"], tensors["scale"], tensors["angles"])
 
 
-def _rotated(x: torch.Tensor, positions: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+def turned(x: torch.Tensor, positions: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """``x`` ``[n, d]`` rotated by ``positions``, dimension i paired with i + r/2 as in `memory3.maths.rotary`."""
     half = angles.shape[0]
     if not half:

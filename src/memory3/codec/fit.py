@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 
 import numpy as np
 import torch
 
 from memory3.codec.books import CodeBook
-from memory3.codec.centring import Centring
-from memory3.codec.product import factories_of
-from memory3.codec.quantiser import Quantiser
-from memory3.codec.scalar import BITS, fit_step, rounded
+from memory3.codec.coded import coder
+from memory3.codec.vectors import Sample
+from memory3.config import codec_sides
 from memory3.errors import InputError
 from memory3.values import Memory, MemoryShape
 
-__all__ = ["MOST_VECTORS", "fit", "needed_vectors", "wanted_vectors"]
+__all__ = ["fit", "needed_vectors", "wanted_vectors"]
 
-#: Tensors of a codec, and what it makes of centred vectors.
-Fitted = tuple[dict[str, torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]
-
-#: Keys, and as many values, that a quantiser is trained on. FAISS would like 39 per centroid, 640,000; with 65,000 the squared error of held-out keys is
-#: 17% above that with 262,000 (SmolLM2-135M).
-MOST_VECTORS = 262_144
-_SCALAR_VECTORS = 65_536
 #: One vector in so many is not trained on, and tells the error.
 _HELD_OUT = 20
 
 
 def wanted_vectors(codec: str, head_dim: int) -> int:
-    """Keys that make a good code book: FAISS looks at 256 for each row of a table at most."""
-    if codec in BITS:
-        return _SCALAR_VECTORS
-    return min(MOST_VECTORS, 256 * _rows(codec, head_dim))
+    """Keys, and as many values, that make a good code book."""
+    return max(coder(name).appetite(name, head_dim)[1] for name in codec_sides(codec).values())
 
 
 def needed_vectors(codec: str, head_dim: int) -> int:
     """Keys without which none can be made."""
-    trained = 1 if codec in BITS else _rows(codec, head_dim)
+    trained = max(coder(name).appetite(name, head_dim)[0] for name in codec_sides(codec).values())
     return trained + -(-trained // (_HELD_OUT - 1)) + 1
-
-
-def _rows(codec: str, head_dim: int) -> int:
-    """Of the larger quantiser's largest table."""
-    return max(Quantiser.needed(factory, head_dim) for factory in factories_of(codec, head_dim).values())
 
 
 def fit(
@@ -55,6 +40,7 @@ def fit(
     fingerprint: str,
     positions: int,
     angles: torch.Tensor | None = None,
+    metrics: Mapping[str, torch.Tensor] | None = None,
     progress: Callable[[str], None] | None = None,
     seed: int = 0,
 ) -> CodeBook:
@@ -67,6 +53,7 @@ def fit(
         fingerprint: of the model and settings that wrote them.
         positions: tokens a reference may have.
         angles: ``[r/2]``, RoPE's angle per position. None: keys are taken as they come.
+        metrics: what errors in ``keys`` and in ``values`` cost, see `memory3.codec.vectors.Sample`. None: their squared length.
         progress: called with what is being done.
         seed: of the choice of vectors, where there are more than are wanted.
 
@@ -89,15 +76,17 @@ def fit(
     tested, trained = order[: len(order) // _HELD_OUT + 1], order[len(order) // _HELD_OUT + 1 :]
     tensors: dict[str, torch.Tensor] = {}
     about: dict[str, object] = {"vectors": len(trained), "torch": torch.__version__, "faiss": version("faiss-cpu")}
-    for name, vectors, turned in (("keys", keys, angles), ("values", values, None)):
+    of = codec_sides(codec)
+    for name, kind, vectors, turned in (("keys", of["keys"], keys, angles), ("values", of["values"], values, None)):
         if progress is not None:
             progress(f"fitting {name}")
-        centring = Centring.fit(vectors[trained], heads[trained], places[trained], shape.heads, turned)
-        z = centring.centred(vectors[trained], heads[trained], places[trained])
-        of_codec, coarsened = _scalar(codec, z) if codec in BITS else _product(factories_of(codec, shape.head_dim)[name], z)
-        tensors |= {f"{name}.{key}": tensor for key, tensor in (centring.tensors() | of_codec).items()}
+        sample = Sample(vectors[trained], heads[trained], places[trained], shape.heads, turned, (metrics or {}).get(name))
+        of_side = coder(kind).fit(kind, sample)
+        tensors |= {f"{name}.{key}": tensor for key, tensor in of_side.items()}
         original, place = vectors[tested], (heads[tested], places[tested])
-        restored = centring.restored(coarsened(centring.centred(original, *place)), *place)
+        fitted = coder(kind)(kind, shape.head_dim, of_side)
+        codes = torch.from_numpy(fitted.encode(original, *place))
+        (restored,) = fitted.decode(codes, *place, [len(original)], torch.float32)
         about[f"{name}_error"] = float((restored - original).square().sum() / original.square().sum().clamp(min=1e-12))
     return CodeBook(codec, fingerprint, shape, positions, tensors, about)
 
@@ -117,13 +106,3 @@ def _gathered(memories: Iterable[Memory], shape: MemoryShape) -> tuple[torch.Ten
         torch.from_numpy(np.concatenate(heads)),
         torch.from_numpy(np.concatenate(places)),
     )
-
-
-def _scalar(codec: str, z: torch.Tensor) -> Fitted:
-    step = fit_step(z, BITS[codec])
-    return {"step": step}, lambda x: rounded(x, float(step), BITS[codec]) * step
-
-
-def _product(factory: str, z: torch.Tensor) -> Fitted:
-    quantiser = Quantiser.train(factory, z.numpy())
-    return quantiser.tensors(), lambda x: torch.from_numpy(quantiser.decode(quantiser.encode(x.numpy())))

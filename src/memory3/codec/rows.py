@@ -30,6 +30,8 @@ def fields(codes: torch.Tensor, bits: Sequence[int], starts: Sequence[int]) -> t
     Returns:
         int32 ``[n, S]``.
     """
+    if not len(codes):
+        return codes.new_zeros((0, len(bits)), dtype=torch.int32)
     if all(size == 8 and start == 8 * place for place, (size, start) in enumerate(zip(bits, starts, strict=True))):
         return codes.int()
     # A number lies in two 16-bit words that follow one another. Words first: each step below is then one run over memory.

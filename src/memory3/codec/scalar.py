@@ -1,4 +1,4 @@
-"""Numbers of 8 or 4 bits: each channel of a centred vector by itself, in equal steps. Knows no bank and no model.
+"""Numbers of 8 or 4 bits: each channel of a centred vector by itself, in equal steps. Knows no memory and no file.
 
     code = round(z / step), within its bits        z = step * code
 
@@ -8,59 +8,56 @@ and a record holds codes alone. The step is the one of least squared error on th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
-from memory3.codec.base import Codec, Record
-from memory3.codec.books import CodeBook
 from memory3.codec.centring import Centring
-from memory3.codec.layout import Layout
-from memory3.values import Memory
+from memory3.codec.vectors import CentredCoder
 
-__all__ = ["BITS", "ScalarCodec", "fit_step", "rounded"]
+__all__ = ["BITS", "ScalarCoder", "fit_step", "rounded"]
 
-#: Bits of a number, by codec.
+#: Bits of a number, by name.
 BITS = {"int8": 8, "int4": 4}
+_WANTED_VECTORS = 65_536
 
 
-class ScalarCodec(Codec):
+class ScalarCoder(CentredCoder):
     """``int8``: d bytes a vector. ``int4``: two numbers a byte, the first in the lower half."""
 
-    def __init__(self, book: CodeBook) -> None:
-        self.name = book.codec
-        self.shape = book.shape
-        self._bits = BITS[book.codec]
-        self._book = book
-        self._sides = [(Centring.of(side), float(side["step"])) for side in map(book.side, ("keys", "values"))]
-        width = -(-self.shape.head_dim * self._bits // 8)
-        self._layout = Layout(self.shape, book.positions, width, width)
-        self.record_size = self._layout.size
+    def __init__(self, name: str, head_dim: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.centring = Centring.of(tensors)
+        self._bits, self._head_dim, self._step = BITS[name], head_dim, float(tensors["step"])
+        self.width = -(-head_dim * self._bits // 8)
 
-    def encode(self, memory: Memory) -> bytes:
-        """See `Codec.encode`."""
-        heads, positions = self._layout.places(memory)
-        low, _ = _range(self._bits)
-        codes = []
-        for vectors, (centring, step) in zip((memory.keys, memory.values), self._sides, strict=True):
-            numbers = rounded(centring.centred(vectors, heads, positions), step, self._bits)
-            codes.append(_packed((numbers - low).to(torch.uint8), self._bits).numpy())
-        return self._layout.pack(memory, *codes)
+    @classmethod
+    def shared_shapes(cls, name: str, head_dim: int) -> dict[str, tuple[int, ...]]:
+        """See `CentredCoder.shared_shapes`."""
+        return {"step": ()}
 
-    def decode(self, records: Sequence[Record], *, device: torch.device | str = "cpu") -> list[Memory]:
-        """See `Codec.decode`."""
-        if not records:
-            return []
-        coded = self._layout.unpack(records)
-        heads, positions = coded.places(device)
+    @classmethod
+    def appetite(cls, name: str, head_dim: int) -> tuple[int, int]:
+        """See `VectorCoder.appetite`."""
+        return 1, _WANTED_VECTORS
+
+    @classmethod
+    def fit_shared(cls, name: str, z: torch.Tensor) -> dict[str, torch.Tensor]:
+        """See `CentredCoder.fit_shared`."""
+        return {"step": fit_step(z, BITS[name])}
+
+    def _encode(self, z: torch.Tensor) -> np.ndarray:
         low, _ = _range(self._bits)
-        vectors = []
-        for codes, (centring, step) in zip((coded.keys, coded.values), self._sides, strict=True):
-            numbers = _unpacked(torch.from_numpy(codes).to(device), self._bits, self.shape.head_dim)
-            z = (numbers.float() + low) * step
-            x = centring.to(device).restored(z, heads, positions)
-            vectors.append([part.to(self.shape.torch_dtype, copy=True) for part in x.split(coded.sizes)])
-        return coded.memories(*vectors)
+        return _packed((rounded(z, self._step, self._bits) - low).to(torch.uint8), self._bits).numpy()
+
+    def decode(
+        self, codes: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor, sizes: Sequence[int], dtype: torch.dtype
+    ) -> list[torch.Tensor]:
+        """See `VectorCoder.decode`."""
+        low, _ = _range(self._bits)
+        z = (_unpacked(codes, self._bits, self._head_dim).float() + low) * self._step
+        x = self.centring.to(codes.device).restored(z, heads, positions)
+        return [part.to(dtype, copy=True) for part in x.split(list(sizes))]
 
 
 def fit_step(z: torch.Tensor, bits: int) -> torch.Tensor:

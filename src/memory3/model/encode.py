@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import torch
 import xxhash
@@ -28,7 +29,7 @@ from memory3.model.attach import ModelShape, StopForward, attached
 from memory3.model.beginning import Frame
 from memory3.values import Memory, MemoryShape, Reference
 
-__all__ = ["Encoder"]
+__all__ = ["Dense", "Encoder", "cut"]
 
 KeyValues = tuple[torch.Tensor, torch.Tensor]
 
@@ -55,39 +56,42 @@ class _Record:
 
 
 class _Write:
-    """Reader of the writing pass: attention behind the beginning, scores and key-values of the memory layers on the way."""
+    """Reader of the writing pass: attention behind the beginning, scores and key-values of the memory layers on the way.
+
+    ``later``: the column where queries begin to count, and bool ``[N, T]``, which of them are no padding.
+    """
 
     def __init__(
         self,
         beginning: Sequence[KeyValues],
         memory_layers: Sequence[int],
-        select: Selector | None,
+        selectors: Sequence[Selector],
         lengths: torch.Tensor,
         span: int,
-        repeat_from: int | None,
+        later: tuple[int, torch.Tensor] | None,
         inv_freq: torch.Tensor,
         seeds: tuple[int, ...],
     ) -> None:
         self.beginning = beginning
         self.memory_layers = frozenset(memory_layers)
         self.last = max(memory_layers)
-        self.select = select
+        self.selectors = selectors
         self.lengths = lengths
         self.span = span
-        self.repeat_from = repeat_from
+        self.later = later
         self.inv_freq = inv_freq
         self.seeds = seeds
         self.bias: torch.Tensor | None = None
         # By layer: where activations are recomputed for the gradient, a layer is seen twice.
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
-        self.scores: dict[int, torch.Tensor] = {}
+        self.scores: list[dict[int, torch.Tensor]] = [{} for _ in selectors]
 
     def _mask(self, query: torch.Tensor, before: int) -> torch.Tensor:
-        """``[N or 1, 1, T, b + T]``: all of the beginning, causal after it, padding of the reference hidden from the repetition."""
+        """``[N or 1, 1, T, b + T]``: all of the beginning, causal after it, padding of the reference hidden from what follows."""
         tokens, device = query.shape[2], query.device
         blocked = torch.ones(tokens, tokens, dtype=torch.bool, device=device).triu(1)[None]
-        if self.repeat_from is not None:
+        if self.later is not None:
             at = torch.arange(tokens, device=device)
             padding = (at >= self.lengths[:, None]) & (at < self.span)
             # A padded token still sees itself: a row that sees nothing is what kernels stumble over.
@@ -115,30 +119,49 @@ class _Write:
             self.keys[layer] = key[:, :, : self.span]
             self.values[layer] = value[:, :, : self.span]
         out = lse = None
-        if layer != self.last or (self.select is not None and self.select.repeats):
+        if layer != self.last or self.later is not None:
             rows = key.shape[0]
             all_keys = torch.cat([first_key.expand(rows, -1, -1, -1), key], dim=2)
             all_values = torch.cat([first_value.expand(rows, -1, -1, -1), value], dim=2)
             out, lse = attention_with_lse(query, all_keys, all_values, self.bias, scale=scale)
-        if memory_layer and self.select is not None:
-            repeating = slice(self.repeat_from, None)
+        if memory_layer and self.selectors:
             view = LayerView(
                 layer=layer,
                 query=query[:, :, : self.span],
                 key=key[:, :, : self.span],
+                value=value[:, :, : self.span],
                 lengths=self.lengths,
                 offset=first_key.shape[1],
                 inv_freq=self.inv_freq,
                 scale=scale,
                 seeds=self.seeds,
-                repeat_query=query[:, :, repeating] if self.select.repeats else None,
-                repeat_lse=lse[:, :, repeating] if self.select.repeats and lse is not None else None,
             )
+            if self.later is not None and lse is not None:
+                start, real = self.later
+                later_lse = lse[:, :, start:].masked_fill(~real[:, None], torch.inf)
+                view = replace(view, later_query=query[:, :, start:], later_lse=later_lse)
             with torch.no_grad():  # which tokens are kept is a choice, not a number one could improve by a little
-                self.scores[layer] = self.select.score(view)
+                for selector, scores in zip(self.selectors, self.scores, strict=True):
+                    scores[layer] = selector.score(view)
         if layer == self.last:
             raise StopForward
         return out
+
+
+@dataclass(frozen=True)
+class Dense:
+    """All key-values of some references in the memory layers, and how important they are, on the model's device.
+
+    Attributes:
+        keys, values: ``[N, L, H, S, d]``.
+        scores: float32 ``[N, L, H, S]``, one tensor per selector.
+        lengths: int64 ``[N]``.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    scores: Sequence[torch.Tensor]
+    lengths: torch.Tensor
 
 
 class Encoder:
@@ -180,7 +203,6 @@ class Encoder:
             self._model_shape.base(tokens, use_cache=False, memory3=record)
         return record.layers
 
-    @torch.no_grad()
     def encode(self, references: Sequence[Reference]) -> list[Memory]:
         """Memories of the references, in their order; one forward pass.
 
@@ -189,13 +211,11 @@ class Encoder:
         """
         if not references:
             return []
-        token_ids = self._checked(references)
-        reader, lengths = self._write(token_ids, self._select)
-        kept = self._choose(reader, lengths)
-        keys, values = self._stacked(reader)
-        if not bool(torch.isfinite(keys[kept]).all()):
+        dense = self.dense(references, self._selectors)
+        kept = self._choose(dense)
+        if not bool(torch.isfinite(dense.keys[kept]).all()):
             raise ModelError("the model computes keys that are not finite; is its dtype too narrow for its weights?")
-        return self._cut(keys, values, kept, torch.device("cpu"), self.shape.torch_dtype)
+        return cut(dense.keys, dense.values, kept, self.shape.torch_dtype)
 
     def encode_with_gradients(self, references: Sequence[Reference]) -> list[Memory]:
         """What `encode` gives, for training: gradients flow through the keys and values that are kept (PAPER.md section 5).
@@ -209,90 +229,104 @@ class Encoder:
         self.beginning = self._encode_beginning()
         if not references:
             return []
-        token_ids = self._checked(references)
         kept = None
-        select = self._select
-        if select is not None and select.repeats:
-            with torch.no_grad():
-                kept = self._choose(*self._write(token_ids, select))
-            select = None
-        reader, lengths = self._write(token_ids, select)
-        kept = self._choose(reader, lengths) if kept is None else kept
-        keys, values = self._stacked(reader)
-        return self._cut(keys, values, kept, keys.device, keys.dtype)
+        selectors = self._selectors
+        if any(selector.repeats for selector in selectors):
+            kept, selectors = self._choose(self.dense(references, selectors)), ()
+        dense = self._dense(references, selectors)
+        kept = self._choose(dense) if kept is None else kept
+        return cut(dense.keys, dense.values, kept, dense.keys.dtype, dense.keys.device)
 
     @property
-    def _select(self) -> Selector | None:
-        """None where everything is kept."""
+    def _selectors(self) -> tuple[Selector, ...]:
+        """The one that chooses; none where everything is kept."""
         keep_all = self.config.budget.tokens_per_head(self.config.reference_length) == self.config.reference_length
-        return None if keep_all else self._selector
+        return () if keep_all else (self._selector,)
 
-    def _checked(self, references: Sequence[Reference]) -> list[list[int]]:
+    def _choose(self, dense: Dense) -> torch.Tensor:
+        """bool ``[N, L, H, S]``: which pairs are kept."""
+        scores = dense.scores[0] if dense.scores else dense.keys.new_zeros(dense.keys.shape[:-1], dtype=torch.float32)
+        return choose(scores, dense.lengths, self.config.budget, self.config.reference_length)
+
+    @torch.no_grad()
+    def dense(
+        self, references: Sequence[Reference], selectors: Sequence[Selector], *, asked: Sequence[Sequence[int]] | None = None
+    ) -> Dense:
+        """Everything a memory is cut from; one forward pass.
+
+        Args:
+            references: one or more.
+            selectors: whose scores are wanted.
+            asked: per reference, tokens that are read after it in place of its repetition: what they look at is the score.
+
+        Raises:
+            InputError: as `encode`.
+        """
+        return self._dense(references, selectors, asked)
+
+    def _dense(
+        self, references: Sequence[Reference], selectors: Sequence[Selector], asked: Sequence[Sequence[int]] | None = None
+    ) -> Dense:
+        """`dense`, with gradients where they are enabled."""
         for reference in references:
             if not 0 < len(reference.token_ids) <= self.config.reference_length:
                 raise InputError(
                     f"reference {reference.id!r} has {len(reference.token_ids)} tokens: 1 to {self.config.reference_length} can be encoded"
                 )
-        return [list(r.token_ids) for r in references]
-
-    def _write(self, token_ids: Sequence[list[int]], select: Selector | None) -> tuple[_Write, torch.Tensor]:
-        """The writing pass; its reader, and the length of each reference, int64 ``[N]``."""
-        device = self.model.device
-        lengths = torch.tensor([len(t) for t in token_ids], device=device)
-        span = int(lengths.max())
-        first = len(self.frame.beginning)
-        tokens = torch.tensor([t + [0] * (span - len(t)) for t in token_ids], device=device)
+        device, first = self.model.device, len(self.frame.beginning)
+        token_ids = [list(r.token_ids) for r in references]
+        tokens, real = _padded(token_ids, device)
+        lengths, span = real.sum(1), tokens.shape[1]
         positions = torch.arange(first, first + span, device=device)
-        repeat_from = None
-        if select is not None and select.repeats:
-            cue = torch.tensor([self.frame.repeat], device=device)
-            repeat_from = span + cue.shape[1]
-            tokens = torch.cat([tokens, cue.expand(len(token_ids), -1), tokens], dim=1)
+        later = None
+        if any(selector.repeats for selector in selectors):
+            cue = torch.tensor([() if asked is not None else self.frame.repeat], dtype=torch.int64, device=device)
+            then, counted = _padded(token_ids if asked is None else asked, device)
+            later = (span + cue.shape[1], counted)
+            tokens = torch.cat([tokens, cue.expand(len(references), -1), then], dim=1)
             again = first + self.config.reference_length
-            positions = torch.cat([positions, torch.arange(again, again + cue.shape[1] + span, device=device)])
-
+            positions = torch.cat([positions, torch.arange(again, again + tokens.shape[1] - span, device=device)])
         seeds = tuple(xxhash.xxh3_64_intdigest(repr(t).encode()) % 2**31 for t in token_ids)
         inv_freq = self._model_shape.inv_freq
-        reader = _Write(self.beginning, self.shape.layers, select, lengths, span, repeat_from, inv_freq, seeds)
+        reader = _Write(self.beginning, self.shape.layers, selectors, lengths, span, later, inv_freq, seeds)
         # The mask is the reader's own affair; a ready-made four-dimensional one keeps transformers from building another.
         unused = torch.zeros(1, 1, 1, 1, dtype=self.model.dtype, device=device)
         with attached(self.model), suppress(StopForward):
             self._model_shape.base(
                 tokens, attention_mask=unused, position_ids=positions[None], use_cache=False, memory3=reader
             )
-        return reader, lengths
+        keys, values, *scores = (
+            torch.stack([of[layer] for layer in self.shape.layers], dim=1)
+            for of in (reader.keys, reader.values, *reader.scores)
+        )
+        return Dense(keys, values, [some.float() for some in scores], lengths)
 
-    def _stacked(self, reader: _Write) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of all memory layers, ``[N, L, H, S, d]``."""
-        keys, values = (torch.stack([x[layer] for layer in self.shape.layers], dim=1) for x in (reader.keys, reader.values))
-        return keys, values
 
-    def _choose(self, reader: _Write, lengths: torch.Tensor) -> torch.Tensor:
-        """bool ``[N, L, H, S]``: which pairs are kept."""
-        if reader.scores:
-            scores = torch.stack([reader.scores[layer] for layer in self.shape.layers], dim=1)
-        else:
-            like = reader.keys[self.shape.layers[0]]
-            scores = torch.zeros(len(like), len(self.shape.layers), *like.shape[1:3], device=like.device)
-        return choose(scores.float(), lengths, self.config.budget, self.config.reference_length)
-
-    @staticmethod
-    def _cut(
-        keys: torch.Tensor, values: torch.Tensor, kept: torch.Tensor, device: torch.device, dtype: torch.dtype
-    ) -> list[Memory]:
-        flat_keys, flat_values = keys[kept].to(device, dtype), values[kept].to(device, dtype)
-        counts = kept.sum(dim=-1).to("cpu").numpy().astype("uint16")  # [N, L, H]
-        positions = kept.nonzero()[:, -1].to("cpu").numpy().astype("uint16")
-        memories, start = [], 0
-        for count in counts:
-            end = start + int(count.sum())
-            memories.append(
-                Memory(
-                    counts=count,
-                    positions=positions[start:end].copy(),
-                    keys=flat_keys[start:end].clone(),
-                    values=flat_values[start:end].clone(),
-                )
+def cut(
+    keys: torch.Tensor, values: torch.Tensor, kept: torch.Tensor, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> list[Memory]:
+    """One memory per reference, of the kept pairs: keys, values ``[N, L, H, S, d]``, kept bool ``[N, L, H, S]``."""
+    flat_keys, flat_values = keys[kept].to(device, dtype), values[kept].to(device, dtype)
+    counts = kept.sum(dim=-1).to("cpu").numpy().astype("uint16")  # [N, L, H]
+    positions = kept.nonzero()[:, -1].to("cpu").numpy().astype("uint16")
+    memories, start = [], 0
+    for count in counts:
+        end = start + int(count.sum())
+        memories.append(
+            Memory(
+                counts=count,
+                positions=positions[start:end].copy(),
+                keys=flat_keys[start:end].clone(),
+                values=flat_values[start:end].clone(),
             )
-            start = end
-        return memories
+        )
+        start = end
+    return memories
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids int64 ``[N, T]``, zero beyond the end of each row, and bool ``[N, T]``, where they are not."""
+    longest = max(map(len, rows))
+    tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return tokens, torch.arange(longest, device=device) < lengths[:, None]

@@ -1,8 +1,8 @@
 """What a corpus takes on a machine: hours and money to write it, disk, RAM, what a recall reads, and tokens per second lost.
 
 Against the same corpus as text (RAG) and in weights (fine-tuning). Time is work divided by the machine's rates, plus what the software takes by
-itself; those constants were measured, and are named here. Predictions, to be within a quarter: ``memory3 plan --check`` holds them against this
-machine.
+itself, in the constants named here: estimates for two cores, of which some were fitted and one is a guess (docs/planner.md). Predictions, to be within a
+quarter: ``memory3 plan --check`` holds them against this machine.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from memory3.model.shape import Shape
 from memory3.theory.cost import Cost
 from memory3.theory.library import EMBEDDERS, Search, embedder_of, library_costs, padding
 from memory3.theory.machine import Machine
-from memory3.theory.storage import codec_of, library_bytes
+from memory3.theory.storage import codecs_of, library_bytes
 
 __all__ = ["Corpus", "Plan", "Recall", "plan"]
 
-#: Seconds that a read of a few rows takes in Lance and Python, whatever their size (docs/planner.md).
+#: Seconds that a read of a few rows takes in Lance and Python, whatever their size.
 LANCE_SECONDS = 3e-3
 #: Seconds of an embedding beside the model's layers: tokenising and the wrapping of sentence-transformers.
 EMBED_SECONDS = 6e-3
@@ -93,8 +93,7 @@ class Plan:
         price: of writing, in the profile's currency.
         disk_price: of keeping, per month.
         text_hours, text_disk: RAG: embedding the corpus, and its bytes.
-        text_first_token: RAG: seconds that a question's references add to its first token.
-        memory_first_token: the same with memory: a recall.
+        text_first_token: RAG: seconds that a question's references add to its first token; with memory a recall does.
         training_hours, training_price: weights: one epoch of training on the corpus, every weight, on one machine.
     """
 
@@ -113,7 +112,6 @@ class Plan:
     text_hours: float
     text_disk: float
     text_first_token: float
-    memory_first_token: float
     training_hours: float
     training_price: float
 
@@ -129,7 +127,6 @@ def plan(
     config: MemoryConfig,
     machine: Machine,
     *,
-    codec: str = "raw",
     embedder: str = "all-minilm-l6-v2",
     within_hours: float = 168.0,
 ) -> Plan:
@@ -137,7 +134,7 @@ def plan(
 
     Args:
         corpus: how much there is.
-        shape, config, codec, embedder: as `memory3.theory.library.library_costs` takes them.
+        shape, config, embedder: as `memory3.theory.library.library_costs` takes them.
         machine: the profile.
         within_hours: time there is for writing, for the number of machines.
     """
@@ -145,13 +142,13 @@ def plan(
         raise ConfigError(f"nothing can be written within {within_hours} hours: give more than 0")
     tokens = max(1, round(corpus.tokens or config.reference_length))
     dimension = embedder_of(embedder).dimension
-    costs = library_costs(shape, config, codec=codec, embedder=embedder, references=corpus.references, tokens=tokens)
-    each = library_bytes(shape, config, codec=codec, dimension=dimension, tokens=corpus.tokens, text_bytes=corpus.text_bytes)
+    costs = library_costs(shape, config, embedder=embedder, references=corpus.references, tokens=tokens)
+    each = library_bytes(shape, config, dimension=dimension, tokens=corpus.tokens, text_bytes=corpus.text_bytes)
     disk = corpus.references * each.disk
     launching = machine.layer_seconds * shape.layers / BATCH
     writing = costs.explicit.write_flops / machine.flops + launching + each.disk / machine.disk_bandwidth
     search = Search(corpus.references, dimension)
-    recall = _recall(shape, config, machine, codec, embedder, search, each.record)
+    recall = _recall(shape, config, machine, embedder, search, each.record)
     plain, reading = _steps(shape, config, machine)
     hours = corpus.references * writing / 3600
     embedding = corpus.references * _embedding(costs.external, machine, embedder) / 3600
@@ -174,15 +171,12 @@ def plan(
         text_hours=embedding,
         text_disk=corpus.references * each.cold,
         text_first_token=passages + recall.embed + recall.search + LANCE_SECONDS,
-        memory_first_token=recall.seconds,
         training_hours=training,
         training_price=training * machine.price,
     )
 
 
-def _recall(
-    shape: Shape, config: MemoryConfig, machine: Machine, codec: str, embedder: str, search: Search, record: int
-) -> Recall:
+def _recall(shape: Shape, config: MemoryConfig, machine: Machine, embedder: str, search: Search, record: int) -> Recall:
     k = config.references_per_chunk
     sizes = EMBEDDERS[embedder]
     pairs = config.budget.pairs(len(shape.memory_layers(config)) * shape.kv_heads, config.reference_length)
@@ -193,7 +187,7 @@ def _recall(
         search=search.bytes / (machine.memory_bandwidth if in_ram else machine.disk_bandwidth),
         read=LANCE_SECONDS + k * (machine.disk_latency + record / machine.disk_bandwidth),
         unpack=UNPACK_PASSES * (k * record + decoded) / 2 / machine.memory_bandwidth
-        + k * 2 * pairs * codec_of(codec).decoding(shape.head_dim) / machine.flops,
+        + k * pairs * sum(codec.decoding(shape.head_dim) for codec in codecs_of(config.codec)) / machine.flops,
     )
 
 

@@ -20,6 +20,7 @@ from memory3.model.shape import Shape
 
 __all__ = [
     "FORMATS",
+    "LABELS",
     "PAPER",
     "Cost",
     "Costs",
@@ -33,6 +34,8 @@ __all__ = [
 
 #: By cost of writing, dearest first: model weights, memories, text in the prompt.
 FORMATS = ("implicit", "explicit", "external")
+#: What people call them.
+LABELS: Mapping[str, str] = {"implicit": "weights", "explicit": "explicit memory", "external": "text (RAG)"}
 
 
 @dataclass(frozen=True)

@@ -11,37 +11,37 @@ from pathlib import Path
 from typing import Any
 
 from memory3.errors import InputError, MissingDependency
-from memory3.theory.cost import Costs
+from memory3.theory.cost import LABELS, Costs
 
 __all__ = ["draw_costs", "draw_policies"]
 
-_LABELS = {"implicit": "weights", "explicit": "explicit memory", "external": "text (RAG)"}
 _COLOURS = {"implicit": "#b5651d", "explicit": "#1f77b4", "external": "#2ca02c"}
 #: Points of a curve.
 _POINTS = 400
 
 
-def draw_costs(costs: Costs, path: str | Path, *, title: str = "", most: float = 0.0) -> None:
+def draw_costs(costs: Costs, path: str | Path, *, title: str = "") -> None:
     """Total cost against number of uses for the three formats, and their minimum as a broad line; both axes logarithmic.
+
+    The right end is a hundred times that of the interval in which memory is cheapest.
 
     Args:
         costs: of one reference.
         path: a PNG file, written anew.
         title: above the figure.
-        most: uses at the right end; 0: a hundred times the end of the interval in which memory is cheapest.
 
     Raises:
         MissingDependency: matplotlib is not installed.
         InputError: the file cannot be written.
     """
     low, high = costs.interval
-    most = most or 100 * (high if math.isfinite(high) and high > low else max(low, 1e4))
+    most = 100 * (high if math.isfinite(high) and high > low else max(low, 1e4))
     least = min(0.01, low / 10) if low > 0 else 0.01
     uses = [least * (most / least) ** (point / (_POINTS - 1)) for point in range(_POINTS)]
     figure, axes = _axes("number of uses", "cost of a reference (TFLOPs)", title)
     axes.plot(uses, [costs.least(n) / 1e12 for n in uses], color="#cccccc", linewidth=9, label="cheapest", zorder=0)
     for name, cost in costs.formats().items():
-        axes.plot(uses, [cost.total(n) / 1e12 for n in uses], color=_COLOURS[name], label=_LABELS[name])
+        axes.plot(uses, [cost.total(n) / 1e12 for n in uses], color=_COLOURS[name], label=LABELS[name])
     for end in (low, high):
         if 0 < end < math.inf and low < high:
             axes.axvline(end, color="#888888", linestyle=":", linewidth=1)
@@ -65,8 +65,8 @@ def draw_policies(uses: Sequence[int], policies: Mapping[str, Sequence[float]], 
         for cost in each:
             total += cost
             line.append(total / 1e12)
-        style = {"color": "#cccccc", "linewidth": 9, "zorder": 0} if name not in _LABELS else {"color": _COLOURS[name]}
-        axes.plot(places, line, label=_LABELS.get(name, name), **style)
+        style = {"color": "#cccccc", "linewidth": 9, "zorder": 0} if name not in LABELS else {"color": _COLOURS[name]}
+        axes.plot(places, line, label=LABELS.get(name, name), **style)
     _save(figure, axes, path)
 
 

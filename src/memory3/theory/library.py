@@ -19,7 +19,7 @@ from memory3.config import MemoryConfig
 from memory3.errors import ConfigError
 from memory3.model.shape import Shape
 from memory3.theory.cost import Cost, Costs, Setting, Term, implicit
-from memory3.theory.storage import codec_of
+from memory3.theory.storage import codecs_of
 
 __all__ = [
     "EMBEDDERS",
@@ -36,7 +36,7 @@ BEGINNING_TOKENS = 29
 CUE_TOKENS = 15
 #: Selectors that pass over a reference twice, as `memory3.maths.selectors` marks them with ``repeats``.
 TWO_PASSES = ("reconstruction",)
-#: Slots of the padded tensors per pair in them, adaptive budget, five references: 15,171 / 7,200 (docs/log.md).
+#: Slots of the padded tensors per pair in them, adaptive budget, five references: 15,135 / 7,200 (docs/log.md).
 RAGGED_PADDING = 2.1
 
 #: As the bank does it (`memory3.bank.snapshot`, `memory3.bank.indexes`): embeddings up to this size are searched exactly.
@@ -137,37 +137,32 @@ def library_costs(
     shape: Shape,
     config: MemoryConfig,
     *,
-    codec: str = "raw",
     embedder: str = "all-minilm-l6-v2",
     references: int = 1,
     tokens: int = 0,
-    setting: Setting | None = None,
 ) -> Costs:
     """The three formats as this library would do them, FLOPs per reference and per use of it by one chunk of tokens.
 
     Args:
         shape: of the model.
-        config: layers, budget, selector, reference length, chunk length, references per chunk.
-        codec: name of `memory3.theory.storage.CODECS`.
+        config: layers, budget, selector, codec (of those in `memory3.theory.storage.CODECS`), reference length, chunk length, references per chunk.
         embedder: name of `EMBEDDERS`.
         references: in the bank, for the search.
         tokens: of a reference on average; 0: a full one.
-        setting: of training, for the implicit format; its lengths are otherwise the config's.
     """
     tokens = tokens or config.reference_length
     if not 1 <= tokens <= config.reference_length:
         raise ConfigError(f"references of {tokens} tokens: the settings allow 1 to {config.reference_length}")
-    training = (setting or Setting()).training
     find = _finding(config, embedder_of(embedder), references)
     about = Term("embedding of the text", "", embedder_of(embedder).flops(tokens))
     return Costs(
-        implicit=implicit(shape, Setting(reference=tokens, kept=1, chunk=config.chunk_length, training=training)),
-        explicit=Cost((*_writing(shape, config, tokens, codec), about), (*_reading(shape, config, codec), *find)),
+        implicit=implicit(shape, Setting(tokens, kept=1, chunk=config.chunk_length)),
+        explicit=Cost((*_writing(shape, config, tokens), about), (*_reading(shape, config), *find)),
         external=Cost((about,), (*_prompting(shape, config, tokens), *find)),
     )
 
 
-def _writing(shape: Shape, config: MemoryConfig, tokens: int, codec: str) -> tuple[Term, ...]:
+def _writing(shape: Shape, config: MemoryConfig, tokens: int) -> tuple[Term, ...]:
     memory_layers = shape.memory_layers(config)
     run = max(memory_layers) + 1
     passed = writing_tokens(config, tokens)
@@ -182,17 +177,25 @@ def _writing(shape: Shape, config: MemoryConfig, tokens: int, codec: str) -> tup
         Term("attention", "2 R 2 T (b+T) H dh", 4 * attended * passed * (BEGINNING_TOKENS + passed) * width),
         Term("MLP", "2 (R-1) T 3dW", 2 * (run - 1) * passed * shape.mlp_weights),
         Term("selection of tokens", "2 Lmem S^2 H dh", chosen),
-        Term(f"codec {codec}", "2 P encode(dh)", 2 * kept * codec_of(codec).encoding(shape.head_dim)),
+        Term(
+            f"codec {config.codec}",
+            "P encode(dh), keys and values",
+            kept * sum(codec.encoding(shape.head_dim) for codec in codecs_of(config.codec)),
+        ),
     )
 
 
-def _reading(shape: Shape, config: MemoryConfig, codec: str) -> tuple[Term, ...]:
+def _reading(shape: Shape, config: MemoryConfig) -> tuple[Term, ...]:
     kept = config.budget.pairs(len(shape.memory_layers(config)) * shape.kv_heads, config.reference_length)
     attention = 4 * config.chunk_length * kept * (shape.heads // shape.kv_heads) * shape.head_dim
     return (
         Term("attention to memory", "2 2 lchunk P G dh", attention),
         Term("attention to padding", "", (padding(config) - 1) * attention),
-        Term(f"codec {codec}", "2 P decode(dh)", 2 * kept * codec_of(codec).decoding(shape.head_dim)),
+        Term(
+            f"codec {config.codec}",
+            "P decode(dh), keys and values",
+            kept * sum(codec.decoding(shape.head_dim) for codec in codecs_of(config.codec)),
+        ),
     )
 
 

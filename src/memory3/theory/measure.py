@@ -39,7 +39,6 @@ def measure(
     batch: int = 16,
     repeats: int = 5,
     folder: str | Path | None = None,
-    price: float = 0.0,
     tell: Callable[[str], None] = lambda what: None,
 ) -> Machine:
     """Time this machine with a model's shape.
@@ -49,8 +48,8 @@ def measure(
         tokens: of a row, as many as a reference's writing passes over.
         batch: rows.
         repeats: timings of which the median counts.
-        folder: where the disk is measured, such as where a bank would be; default: the folder for temporary files.
-        price: of this machine per hour.
+        folder: where the disk is measured, such as where a bank would be; default: the folder for temporary files, which on some
+            machines lies in RAM; the environment variable ``TMPDIR`` names another.
         tell: called with what is being measured.
 
     Raises:
@@ -81,7 +80,7 @@ def measure(
         number_bytes=dtype.itemsize,
         ram=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         disk=free,
-        price=price,
+        price=0.0,
         disk_price=0.0,
     )
 

@@ -10,9 +10,9 @@ Knows shapes and settings; opens no bank. `docs/bank-format.md` has the record t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from memory3.config import MemoryConfig
+from memory3.config import MemoryConfig, codec_sides
 from memory3.errors import ConfigError
 from memory3.model.shape import Shape
 from memory3.theory.cost import PAPER, Setting
@@ -22,7 +22,7 @@ __all__ = [
     "CODECS",
     "Codec",
     "ReferenceBytes",
-    "codec_of",
+    "codecs_of",
     "library_bytes",
     "paper_bytes",
     "reference_count",
@@ -42,14 +42,13 @@ class Codec:
     """How the vectors of a memory are stored.
 
     Attributes:
-        name: as the bank calls it.
         vector_bytes: of one key or value, where that does not depend on its dimension.
         number_bits: of each of its numbers, where it does; None: as the settings' dtype has it.
         position_bytes: of the place of a pair in its reference, where references have at most 256 tokens; beyond, 2.
-        encode_flops, decode_flops: of a vector of ``dh`` numbers, as (a, b) in ``a dh^2 + b dh``.
+        encode_flops: of a vector of ``dh`` numbers, as (a, b) in ``a dh^2 + b dh``.
+        decode_flops: the same for decoding.
     """
 
-    name: str
     vector_bytes: int | None = None
     number_bits: int | None = None
     position_bytes: int = 1
@@ -76,20 +75,30 @@ class Codec:
 
 
 #: The codecs of `memory3.codec`. ``product``: the paper's composite quantiser OPQ-Residual2x14-PQ8x10, 108 bits. Encoding turns the vector by a full
-#: rotation and compares it with 2 x 2^14 coarse centroids and 2^10 of each part; decoding adds two centroids and the product's and turns back.
+#: rotation and compares each half with 2^14 coarse centroids and each eighth of what is left with 2^10; decoding adds the rows of its ten numbers, which
+#: are kept turned back, and its head's, and multiplies by the head's widths. ``transform``: 128 bits; a matrix each way, a mean, and a step for each number.
 CODECS: Mapping[str, Codec] = {
-    "raw": Codec("raw", position_bytes=2),
-    "int8": Codec("int8", number_bits=8, encode_flops=(0, 2), decode_flops=(0, 2)),
-    "int4": Codec("int4", number_bits=4, encode_flops=(0, 2), decode_flops=(0, 2)),
-    "product": Codec("product", 14, encode_flops=(2, 2 * (2 * 2**14 + 2**10)), decode_flops=(2, 3)),
+    "raw": Codec(position_bytes=2),
+    "int8": Codec(number_bits=8, encode_flops=(0, 2), decode_flops=(0, 2)),
+    "int4": Codec(number_bits=4, encode_flops=(0, 2), decode_flops=(0, 2)),
+    "product": Codec(14, encode_flops=(2, 2 * (2**14 + 2**10)), decode_flops=(0, 12)),
+    "transform": Codec(16, encode_flops=(2, 2), decode_flops=(2, 2)),
 }
 
 
-def codec_of(name: str) -> Codec:
-    """The codec of that name."""
-    if name not in CODECS:
-        raise ConfigError(f"codec {name!r} is unknown: use one of {', '.join(CODECS)}")
-    return CODECS[name]
+def codecs_of(name: str) -> tuple[Codec, Codec]:
+    """Of keys and of values. Of the quantisers that ``product:FACTORY`` names, costs are not known."""
+    keys, values = (_codec(side) for side in codec_sides(name).values())
+    return keys, values
+
+
+def _codec(side: str) -> Codec:
+    name, _, setting = side.partition(":")
+    if name == "transform" and setting.isdigit():
+        return replace(CODECS[name], vector_bytes=int(setting) // 8)
+    if side not in CODECS:
+        raise ConfigError(f"codec {side!r} is unknown to the planner: use one of {', '.join(CODECS)}")
+    return CODECS[side]
 
 
 def paper_bytes(shape: Shape, setting: Setting = PAPER) -> dict[str, int]:
@@ -136,7 +145,6 @@ def library_bytes(
     shape: Shape,
     config: MemoryConfig,
     *,
-    codec: str = "raw",
     dimension: int = 384,
     tokens: float = 0.0,
     text_bytes: float = 0.0,
@@ -145,8 +153,7 @@ def library_bytes(
 
     Args:
         shape: of the model.
-        config: how memories are written.
-        codec: a name of `CODECS`.
+        config: how memories are written and stored; its codec is one of `CODECS`.
         dimension: numbers of an embedding.
         tokens: of a reference on average; 0: a full one.
         text_bytes: of its text; 0: `BYTES_PER_TOKEN` for each token.
@@ -154,9 +161,10 @@ def library_bytes(
     tokens = tokens or config.reference_length
     heads = len(shape.memory_layers(config)) * shape.kv_heads
     pairs = config.budget.pairs(heads, config.reference_length)
-    vector = codec_of(codec).bytes(shape.head_dim, config.dtype)
+    codecs = codecs_of(config.codec)
+    pair = codecs[0].position(config.reference_length) + sum(codec.bytes(shape.head_dim, config.dtype) for codec in codecs)
     return ReferenceBytes(
-        record=2 * heads + pairs * codec_of(codec).position(config.reference_length) + 2 * pairs * vector,
+        record=2 * heads + pairs * pair,
         text=(text_bytes or tokens * BYTES_PER_TOKEN) + 4 * tokens,
         embedding=4 * dimension,
     )

@@ -20,25 +20,28 @@ class LayerView:
         layer: index in the model.
         query: ``[N, A, S, d]`` after RoPE; positions count from the end of the beginning.
         key: ``[N, H, S, d]`` after RoPE.
+        value: ``[N, H, S, d]``.
         lengths: int64 ``[N]``, tokens of each reference; beyond them is padding.
         offset: position of the first token.
         inv_freq: RoPE angles, see `memory3.maths.rotary`.
         scale: factor on attention logits.
         seeds: N numbers that depend on nothing but the reference's tokens.
-        repeat_query: ``[N, A, S, d]`` after RoPE, while the model repeats the reference; None for selectors of one pass.
-        repeat_lse: ``[N, A, S]``, log-sum-exp of all logits of those queries.
+        later_query: ``[N, A, T, d]`` after RoPE, of what the model reads after the reference, such as the reference once more; None for
+            selectors of one pass.
+        later_lse: ``[N, A, T]``, log-sum-exp of all logits of those queries; infinite where a query is padding, so that it weighs nothing.
     """
 
     layer: int
     query: torch.Tensor
     key: torch.Tensor
+    value: torch.Tensor
     lengths: torch.Tensor
     offset: int
     inv_freq: torch.Tensor
     scale: float
     seeds: tuple[int, ...]
-    repeat_query: torch.Tensor | None = None
-    repeat_lse: torch.Tensor | None = None
+    later_query: torch.Tensor | None = None
+    later_lse: torch.Tensor | None = None
 
     @property
     def valid(self) -> torch.Tensor:

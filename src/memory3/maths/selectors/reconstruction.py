@@ -25,12 +25,11 @@ class Reconstruction(Selector):
 
     def score(self, view: LayerView) -> torch.Tensor:
         """See the module."""
-        assert view.repeat_query is not None, "the encoder runs the repetition for selectors that say `repeats`"
-        assert view.repeat_lse is not None
-        refs, heads, tokens, dim = view.repeat_query.shape
+        assert view.later_query is not None, "the encoder runs the repetition for selectors that say `repeats`"
+        assert view.later_lse is not None
+        refs, heads, tokens, dim = view.later_query.shape
         kv_heads = view.key.shape[1]
-        query = view.repeat_query.reshape(refs, kv_heads, heads // kv_heads * tokens, dim)
-        # Queries of padding say nothing: an infinite lse makes all their weights zero.
-        lse = view.repeat_lse.masked_fill(~view.valid[:, None], torch.inf).reshape(refs, kv_heads, -1, 1)
+        query = view.later_query.reshape(refs, kv_heads, heads // kv_heads * tokens, dim)
+        lse = view.later_lse.reshape(refs, kv_heads, -1, 1)
         logits = torch.matmul(query * view.scale, view.key.transpose(-1, -2)).float()
         return logits.sub_(lse).amax(dim=2).exp_()

@@ -1,0 +1,220 @@
+"""The model class ``memory3`` of lm-evaluation-harness: stock tasks and few-shot settings, answered from a bank.
+
+    lm_eval --model memory3 --model_args pretrained=smollm2-135m-instruct,bank=bank,mode=memory --tasks arc_easy
+
+It is the harness's own ``hf`` class with references in front. Mode none is that class untouched. Mode memory looks up memories by the clock (`memory3.recall`): every
+64 tokens of the context by their own text, then what a model would that writes the continuation, so that nothing is looked up by an answer that is to be
+scored. Mode text puts into the prompt what the last 64 tokens of the context find.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from memory3.errors import ConfigError, MissingDependency
+
+try:
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.huggingface import HFLM
+except ImportError as error:
+    raise MissingDependency(str(error.name or "lm_eval"), "eval", "the model class of lm-evaluation-harness") from None
+
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+from memory3.bank import Bank, Hit
+from memory3.config import MemoryConfig
+from memory3.evaluation.guard import Guard
+from memory3.generate import MODES, Memory3
+from memory3.model.catalogue import resolve_model
+from memory3.values import Memory, Reference
+
+__all__ = ["GuardedBank", "Memory3LM"]
+
+#: (what was asked, or None), tokens of the context, tokens of the continuation
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
+
+
+class GuardedBank:
+    """A bank that does not give out references which overlap what they are looked up by (`memory3.evaluation.guard`).
+
+    Attributes:
+        dropped: how many it held back.
+    """
+
+    def __init__(self, m3: Memory3, bank: Bank, guard: Guard) -> None:
+        self.dropped = 0
+        self._m3, self._bank, self._guard = m3, bank, guard
+
+    def search(self, queries: Sequence[str], k: int, where: Any = None) -> list[list[Hit]]:
+        """As the bank, without those."""
+        found = self._bank.search(queries, k, where=where)
+        if self._guard.threshold is None:
+            return found
+        tokens = {r.id: r.token_ids for r in self._bank.references([hit.reference_id for hits in found for hit in hits])}
+        kept = []
+        for query, hits in zip(queries, found, strict=True):
+            asked = self._m3._ids(query)
+            kept.append([hit for hit in hits if not self._guard.drops(asked, tokens[hit.reference_id])])
+            self.dropped += len(hits) - len(kept[-1])
+        return kept
+
+    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
+        """As the bank."""
+        return self._bank.memories(reference_ids, use_cache=use_cache)
+
+    def references(self, reference_ids: Sequence[str]) -> list[Reference]:
+        """As the bank."""
+        return self._bank.references(reference_ids)
+
+    def count(self, where: Any = None) -> int:
+        """As the bank."""
+        return self._bank.count(where)
+
+
+@register_model("memory3")
+class Memory3LM(HFLM):
+    """``hf`` with references in front of every context."""
+
+    def __init__(
+        self,
+        pretrained: str = "smollm2-135m-instruct",
+        bank: str | None = None,
+        mode: str = "memory",
+        k: int | str | None = None,
+        guard: str = "2/3",
+        preset: str = "default",
+        dtype: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Load a model, and the bank it answers from.
+
+        Args:
+            pretrained: catalogue name, hub id or folder.
+            bank: folder of a bank written by this model; its own settings are used.
+            mode: ``"memory"``, ``"text"`` or ``"none"``, which is the harness's ``hf`` class as it stands.
+            k: references read at once; default: the bank's setting.
+            guard: overlap above which a reference is not read, or ``"none"``.
+            preset: settings of memories when there is no bank.
+            dtype: default: float32 on the CPU, what the model was saved in elsewhere.
+            kwargs: as the ``hf`` class takes them.
+
+        Raises:
+            ConfigError: an unknown mode, or one that needs a bank without one.
+        """
+        if mode not in MODES:
+            raise ConfigError(f"mode {mode!r} is unknown: use one of {', '.join(MODES)}")
+        if mode != "none" and bank is None:
+            raise ConfigError(f"mode {mode!r} needs a bank: add bank=DIR to --model_args, or mode=none")
+        where = resolve_model(pretrained)
+        device = str(kwargs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
+        super().__init__(pretrained=where, dtype=dtype or ("float32" if device == "cpu" else "auto"), **kwargs)
+        self.mode = mode
+        config = Bank.describe(bank).config if bank is not None else MemoryConfig.preset(preset)
+        # A tokenizer of its own: the harness changes the padding of its one.
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        self.m3 = Memory3(self.model, tokenizer, config, name=pretrained)
+        self.k = config.references_per_chunk if k is None else int(k)
+        self.bank: GuardedBank | None = None
+        if bank is not None:
+            self.bank = GuardedBank(self.m3, Bank.open(bank, self.m3, create=False), Guard.parse(str(guard)))
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a context and what follows it, without what is put in front."""
+        most = int(super().max_length)
+        if not hasattr(self, "m3") or self.mode == "none":
+            return most
+        taken = len(self.m3.frame.beginning) + self.m3.config.reference_length
+        if self.mode == "text":
+            taken = len(self.m3.frame.beginning) + self.k * (self.m3.config.reference_length + len(self.m3.frame.separator))
+        if taken >= most:
+            raise ConfigError(f"{self.k} references take all {most} positions of {self.m3.name}: lower k")
+        return most - taken
+
+    def _found(self, contexts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Mode text: the contexts with passages in them."""
+        assert self.bank is not None
+        frame, size = self.m3.frame, self.m3.config.chunk_length
+        queries = []
+        for context in contexts:
+            text = [t for t, keep in zip(context, frame.content(context), strict=True) if keep][-size:]
+            queries.append(self.m3.tokenizer.decode(text).strip())
+        asked = [query for query in queries if query]
+        hits = iter(self.bank.search(asked, self.k) if asked else [])
+        rows = []
+        for context, query in zip(contexts, queries, strict=True):
+            mine = self.bank.references([hit.reference_id for hit in next(hits)]) if query else []
+            passages = [list(reference.token_ids) for reference in mine]
+            rows.append(frame.insert_text(context, passages) if passages else list(context))
+        return rows
+
+    @torch.inference_mode()
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        if self.mode == "none":
+            found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            return found
+        # What differs in its last token alone is one row: choices of one letter.
+        rows: dict[tuple[tuple[int, ...], int], list[int]] = {}
+        for n, (_, context, continuation) in enumerate(requests):
+            context = context[-max(1, self.max_length - len(continuation)) :]
+            rows.setdefault(((*context, *continuation[:-1]), len(continuation)), []).append(n)
+        order = sorted(rows, key=lambda key: (-len(key[0]), key))
+        size = override_bs or (self.batch_size if isinstance(self.batch_size, int) else 8)
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for start in tqdm(range(0, len(order), size), disable=disable_tqdm, desc=f"log-likelihoods, mode {self.mode}"):
+            some = order[start : start + size]
+            logits = self._logits([list(fed) for fed, _ in some], [length for _, length in some])
+            for key, logit in zip(some, logits, strict=True):
+                logs = torch.log_softmax(logit.float(), dim=-1)
+                greedy = logs.argmax(-1)
+                for n in rows[key]:
+                    wanted = torch.tensor(requests[n][2], device=logs.device)
+                    answer = (float(logs.gather(1, wanted[:, None]).sum()), bool((greedy == wanted).all()))
+                    results[n] = answer
+                    asked = requests[n][0]
+                    if asked is not None:
+                        self.cache_hook.add_partial("loglikelihood", asked, answer)
+        return results
+
+    def _logits(self, rows: list[list[int]], lengths: list[int]) -> list[torch.Tensor]:
+        """For each row (context, and continuation without its last token), logits ``[length, vocabulary]`` of its continuation."""
+        fed = [length - 1 for length in lengths]
+        if self.mode == "text":
+            contexts = self._found([row[: len(row) - n] for row, n in zip(rows, fed, strict=True)])
+            rows = [context + row[len(row) - n :] for context, row, n in zip(contexts, rows, fed, strict=True)]
+        tokens, mask = self.m3._pad(rows)
+        call = {
+            "attention_mask": mask,
+            "position_ids": (mask.cumsum(-1) - 1).clamp_min(0),
+            "use_cache": False,
+            "logits_to_keep": max(lengths),
+        }
+        if self.mode == "memory":
+            with self.m3.recall(self.bank, k=self.k, prompt=rows, answer_tokens=fed):
+                logits = self.model(tokens, **call).logits
+        else:
+            logits = self.model(tokens, **call).logits
+        return [row[-length:] for row, length in zip(logits, lengths, strict=True)]
+
+    def _model_generate(
+        self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
+    ) -> torch.Tensor:
+        if self.mode == "none":
+            found: torch.Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
+            return found
+        if self.mode == "memory":
+            with torch.inference_mode(), self.m3.recall(self.bank, k=self.k):
+                return super()._model_generate(context, max_length, stop, **generation_kwargs)
+        mask = generation_kwargs.pop("attention_mask")
+        rows = self._found([row[keep.bool()].tolist() for row, keep in zip(context, mask, strict=True)])
+        tokens, mask = self.m3._pad(rows)
+        new = max_length - context.shape[1]
+        with torch.inference_mode():
+            out = super()._model_generate(tokens, tokens.shape[1] + new, stop, attention_mask=mask, **generation_kwargs)
+        return torch.cat([context, out[:, tokens.shape[1] :]], dim=1)

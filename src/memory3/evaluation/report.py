@@ -1,0 +1,124 @@
+"""Reports of results: Markdown, and one HTML page with plots inside that needs no other file."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from memory3.errors import InputError
+from memory3.evaluation.folder import write_atomically
+from memory3.evaluation.plots import plots
+from memory3.evaluation.tables import Section, Table, sections
+
+__all__ = ["read_results", "write_report", "write_summary"]
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; background: #fff; }
+h1, h2, h3 { line-height: 1.2; margin: 2.2rem 0 .6rem; } h1 { margin-top: 0; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; margin: .4rem 0 1.2rem; font-variant-numeric: tabular-nums; font-size: .92rem; }
+th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid #d8dee4; vertical-align: top; white-space: nowrap; }
+th { border-bottom: 2px solid #8c959f; } caption { caption-side: top; text-align: left; color: #57606a; padding: .4rem 0; }
+.flag { border-left: 4px solid #bf8700; background: #fff8c5; padding: .5rem .8rem; } svg { max-width: 100%; height: auto; }
+details { color: #57606a; font-size: .9rem; } pre { overflow-x: auto; }
+"""
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """results.json of a folder, or that file.
+
+    Raises:
+        InputError: there is none, or it is none.
+    """
+    file = path / "results.json" if path.is_dir() else path
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise InputError(f"{path}: has no readable results.json: give a folder that `memory3 eval` wrote") from None
+    if not isinstance(found, dict) or "suite" not in found:
+        raise InputError(f"{file}: is no result of `memory3 eval`")
+    return found
+
+
+def write_report(folder: Path, results: Mapping[str, Any]) -> None:
+    """``report.md`` and ``report.html`` of a results folder."""
+    write_atomically(folder / "report.md", "\n".join(_markdown_lines(results, 1)) + "\n")
+    write_atomically(folder / "report.html", _page(results))
+
+
+def write_summary(path: Path, found: Sequence[Mapping[str, Any]], introduction: str) -> None:
+    """One Markdown file of several results."""
+    lines = [introduction.rstrip(), ""]
+    for results in found:
+        lines += [*_markdown_lines(results, 2), ""]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, "\n".join(lines).rstrip() + "\n")
+
+
+def _title(results: Mapping[str, Any]) -> str:
+    return f"{results['suite']}: {results['model']}"
+
+
+def _about(results: Mapping[str, Any]) -> str:
+    machine = results["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    where = f"{machine['cores']} cores" if machine["device"] == "cpu" else machine["device"]
+    settings = (
+        ""
+        if results["suite"] == "speed"
+        else f", seed {results['seed']}, {'all items' if results['limit'] is None else 'at most ' + str(results['limit']) + ' items a task'}"
+    )
+    return f"{results['finished']}; {versions}; commit {machine['commit'] or 'unknown'}; {where}{settings}. Brackets are 95% bootstrap intervals."
+
+
+def _markdown_lines(results: Mapping[str, Any], level: int) -> list[str]:
+    lines = ["#" * level + " " + _title(results), "", _about(results), ""]
+    for section in sections(results):
+        lines += _markdown_section(section, level + 1)
+    return lines
+
+
+def _markdown_section(section: Section, level: int) -> list[str]:
+    lines = ["#" * level + " " + section.title, ""]
+    for paragraph in section.paragraphs:
+        lines += [paragraph, ""]
+    for table in section.tables:
+        lines += [*([table.caption, ""] if table.caption else []), *_markdown_table(table), ""]
+    for part in section.parts:
+        lines += _markdown_section(part, level + 1)
+    return lines
+
+
+def _markdown_table(table: Table) -> list[str]:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    return [line(table.columns), "|" + "---|" * len(table.columns), *map(line, table.rows)]
+
+
+def _page(results: Mapping[str, Any]) -> str:
+    body = [f"<h1>{html.escape(_title(results))}</h1>", f"<p>{html.escape(_about(results))}</p>"]
+    drawings = plots(results)
+    for section in sections(results):
+        body += _html_section(section, 2, drawings.get(section.title, []))
+    settings = html.escape(json.dumps({k: v for k, v in results.items() if k != "tasks"}, indent=2))
+    body.append(f"<details><summary>Settings and versions</summary><pre>{settings}</pre></details>")
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(_title(results))}</title><style>{_STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(body) + "\n</body></html>\n"
+
+
+def _html_section(section: Section, level: int, drawings: Sequence[str] = ()) -> list[str]:
+    out = [f"<h{level}>{html.escape(section.title)}</h{level}>"]
+    kind = ' class="flag"' if section.title == "Flagged" else ""
+    out += [f"<p{kind}>{html.escape(text)}</p>" for text in section.paragraphs]
+    out += drawings
+    for table in section.tables:
+        caption = f"<caption>{html.escape(table.caption)}</caption>" if table.caption else ""
+        head = "".join(f"<th>{html.escape(str(c))}</th>" for c in table.columns)
+        rows = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in table.rows)
+        out.append(f'<div class="wide"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>')
+    for part in section.parts:
+        out += _html_section(part, level + 1)
+    return out
