@@ -19,6 +19,7 @@ import pytest
 import torch
 from ram_bank import RamBank
 from tiny import save_tiny, tiny_chat_tokenizer, tiny_model
+from training_runs import CONFIG, TEXTS, run_settings, write_data, write_records
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from typer.testing import CliRunner
 
@@ -37,27 +38,21 @@ from memory3.errors import (
 )
 from memory3.generate import Memory3
 from memory3.maths.overlap import overlap
-from memory3.model.adapter import adapter_config, merge_adapter
+from memory3.model.adapter import merge_adapter, trained_config
 from memory3.model.attach import attached
 from memory3.model.scratch import from_scratch
 from memory3.model.shape import SHAPES, Shape
 from memory3.training.collate import MemoryCollator
-from memory3.training.continual import continual
-from memory3.training.groups import LEAK, Group, GroupMaker, Row, documents_of, read_groups
+from memory3.training.drawing import LEAK, GroupMaker, documents_of
+from memory3.training.groups import Group, Row, read_groups
 from memory3.training.live import group_loss
 from memory3.training.logs import read_log
 from memory3.training.records import Records, read_records
+from memory3.training.run import train
 from memory3.training.settings import KINDS, Mixture, Settings
 from memory3.training.stages import two_stages
 from memory3.training.trainer import GroupTrainer
 from memory3.values import Reference
-
-TEXTS = [
-    "The river rises in the mountains and reaches the sea near the old town after many miles.",
-    "The bridge was built in 1874 by the engineer of the county, who had studied in the capital.",
-    "Memories are keys and values; the reader reads them while the answer is being written.",
-]
-CONFIG = MemoryConfig(budget="adaptive:29", reference_length=23, dtype="float32", references_per_chunk=3)  # type: ignore[arg-type]
 
 
 def a_model(config: MemoryConfig = CONFIG, **changes: Any) -> Memory3:
@@ -182,12 +177,6 @@ def test_collator_refuses_what_cannot_share_a_pass() -> None:
 # ---- records ---------------------------------------------------------------------------------------------------------
 
 
-def write_records(path: Path, records: list[Any]) -> str:
-    data = "".join(json.dumps(record) + "\n" for record in records).encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return str(path)
-
-
 def test_records_of_every_kind(tmp_path: Path) -> None:
     passage = "The bridge was built in 1874 by the engineer of the county. " * 5
     path = write_records(
@@ -238,21 +227,9 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
     assert len(read_records([path]).questions) == 1
 
 
-# ---- runs ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("data")
-    rng, records = random.Random(3), []
-    things = ["river", "bridge", "town", "county", "reader", "engineer", "sea", "answer", "capital", "mountain"]
-    for n in range(17):
-        thing, year = rng.choice(things), rng.randrange(1000, 2000)
-        passage = f"The {thing} number {n} was built in {year}. It stands near the {rng.choice(things)}."
-        records.append({"passage": passage, "question": f"When was {thing} {n} built?", "answer": str(year)})
-        records.append({"text": f"{passage} Many people came to see the {thing} in the years that followed, and wrote of it."})
-    records.append({"prompt": "Say the name of the river.", "answer": "the river"})
-    return write_records(folder / "data.jsonl", records)
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -260,34 +237,14 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_tiny(tmp_path_factory.mktemp("tiny"), chat=True)
 
 
-def run_settings(model_path: str, data: str, **changes: Any) -> Settings:
-    given: dict[str, Any] = {
-        "model": model_path,
-        "data": [data],
-        "memory": CONFIG.to_dict(),
-        "steps": 6,
-        "passes": 2,
-        "questions": 3,
-        "texts": 2,
-        "text_length": 40,
-        "rate": 1e-2,
-        "warmup": 1,
-        "rank": 3,
-        "alpha": 5,
-        "dtype": "float32",
-        "save_every": 3,
-        "eval_every": 3,
-        "eval_groups": 1,
-        "mixture": Mixture().shares(),
-    }
-    return Settings.from_dict(given | changes)
+# ---- runs ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, model_path: str, data: str) -> Path:
     """A run of six steps without interruption."""
     run = tmp_path_factory.mktemp("run") / "straight"
-    result = continual(run_settings(model_path, data), run)
+    result = train(run_settings(model_path, data), run)
     assert result.step == 6
     assert result.trained == run / "adapter"
     assert result.seconds_per_step > 0
@@ -298,42 +255,32 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from memory3.training import checkpoints
-from memory3.training.continual import continual
+from memory3.training.run import train
 from memory3.training.settings import Settings
 
-run, where = Path(sys.argv[2]), sys.argv[3]
-if where == "after":  # the step behind the first checkpoint
-    step = checkpoints.Checkpointing.training_step
-    def training_step(self, *args, **kwargs):
-        if self.state.global_step == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step(self, *args, **kwargs)
-    checkpoints.Checkpointing.training_step = training_step
-else:  # the second checkpoint is half written
-    write = checkpoints._write
-    def half(path, tensors, rest):
-        if "checkpoint-6" in str(path):
-            path.with_suffix(".safetensors").write_bytes(b"half")
-            os.kill(os.getpid(), signal.SIGKILL)
-        write(path, tensors, rest)
-    checkpoints._write = half
-continual(Settings.read(sys.argv[1]), run)
+write = checkpoints._write
+def half(path, tensors, rest):
+    if "checkpoint-6" in str(path):
+        path.with_suffix(".safetensors").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, tensors, rest)
+checkpoints._write = half
+train(Settings.read(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
-@pytest.mark.parametrize("where", ["after", "inside"])
-def test_a_killed_run_resumes_bit_for_bit(where: str, tmp_path: Path, model_path: str, data: str, finished: Path) -> None:
-    """Killed at step 5, and while it writes its second checkpoint."""
+def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, model_path: str, data: str, finished: Path) -> None:
+    """Killed while it writes its second checkpoint."""
     settings = tmp_path / "settings.json"
     settings.write_text(json.dumps(run_settings(model_path, data).to_dict()))
     run = tmp_path / "run"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(settings), str(run), where], env=environment, capture_output=True, timeout=120
+        [sys.executable, "-c", KILLED, str(settings), str(run)], env=environment, capture_output=True, timeout=120
     )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-3"]
-    result = continual(Settings.read(run / "settings.json"), run, resume=True)
+    result = train(Settings.read(run / "settings.json"), run, resume=True)
     assert result.step == 6
     for name in (
         "adapter/adapter_model.safetensors",
@@ -357,7 +304,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     assert list((finished / "runs").rglob("events.*"))
     files = {path.name for path in (finished / "checkpoint-6").iterdir()}
     assert not any(name.endswith((".pt", ".pth", ".bin", ".pkl")) for name in files), files
-    assert adapter_config(finished / "adapter") == CONFIG
+    assert trained_config(f"any+{finished / 'adapter'}") == CONFIG
 
 
 def test_an_adapter_merged_is_the_model_that_was_trained(finished: Path, model_path: str) -> None:
@@ -376,8 +323,8 @@ def test_an_adapter_merged_is_the_model_that_was_trained(finished: Path, model_p
 
 def test_a_folder_with_a_run_is_not_overwritten(finished: Path, model_path: str, data: str) -> None:
     with pytest.raises(TrainingError, match="--resume"):
-        continual(run_settings(model_path, data), finished)
-    again = continual(Settings.read(finished / "settings.json"), finished, resume=True)
+        train(run_settings(model_path, data), finished)
+    again = train(Settings.read(finished / "settings.json"), finished, resume=True)
     assert again.step == 6
     assert again.trained == finished / "adapter"
 
@@ -393,7 +340,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run(
 
     monkeypatch.setattr(GroupTrainer, "compute_loss", spoiled)
     with pytest.raises(LossNotFinite, match=r"nan at step 5.*checkpoint-3, is intact"):
-        continual(run_settings(model_path, data, eval_every=0), tmp_path / "run")
+        train(run_settings(model_path, data, eval_every=0), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-3"]
 
 
@@ -409,16 +356,16 @@ def test_a_full_disk_is_said(tmp_path: Path, model_path: str, data: str, monkeyp
 
     monkeypatch.setattr(checkpoints, "_write", full)
     with pytest.raises(CheckpointFull, match=r"step 6\. The last checkpoint, checkpoint-3, is intact"):
-        continual(run_settings(model_path, data, eval_every=0), tmp_path / "run")
+        train(run_settings(model_path, data, eval_every=0), tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").glob("*check*")) == ["checkpoint-3"]
     monkeypatch.undo()
-    assert continual(Settings.read(tmp_path / "run" / "settings.json"), tmp_path / "run", resume=True).step == 6
+    assert train(Settings.read(tmp_path / "run" / "settings.json"), tmp_path / "run", resume=True).step == 6
 
 
 def test_nothing_to_train_on_is_said_before_any_step(tmp_path: Path, model_path: str) -> None:
     path = write_records(tmp_path / "a.jsonl", [{"text": TEXTS[0] * 3}])
     with pytest.raises(InputError, match="memory and text passes"):
-        continual(run_settings(model_path, path), tmp_path / "run")
+        train(run_settings(model_path, path), tmp_path / "run")
     with pytest.raises(ConfigError, match="do not fit into 6 steps"):
         run_settings(model_path, path, warmup=6)
     with pytest.raises(ConfigError, match="no kind of pass"):
@@ -611,7 +558,7 @@ def test_warm_up_then_continual(tmp_path: Path, small_shape: str, model_path: st
     first = run_settings(
         model_path, data, shape=small_shape, rank=0, sequence_length=70, mixture={"packed": 1}, steps=4, groups=2, save_every=2
     )
-    result = continual(first, tmp_path / "warm")
+    result = train(first, tmp_path / "warm")
     assert result.trained == tmp_path / "warm" / "model"
     assert not (tmp_path / "warm" / "references").exists()
     assert set(result.losses) == {"loss", "loss_packed", "eval_packed"}
@@ -626,7 +573,7 @@ def test_warm_up_then_continual(tmp_path: Path, small_shape: str, model_path: st
         eval_every=1,
         memory=CONFIG.replace(chunk_length=7).to_dict(),
     )
-    done = continual(second, tmp_path / "second")
+    done = train(second, tmp_path / "second")
     assert set(done.losses) == {"loss", "loss_chunks", "eval_chunks", "eval_packed"}
     m3 = Memory3.from_pretrained(str(done.trained), config=CONFIG)
     before = Memory3.from_pretrained(str(result.trained), config=CONFIG)
@@ -655,7 +602,7 @@ def test_what_is_looked_at_is_never_trained_on(tmp_path: Path, model_path: str, 
         maker = GroupMaker(m3, bank, records, settings)
         trained = list(maker.groups(90))
     assert {group.kind for group in trained} == set(KINDS)
-    for kind in ("memory", "chunks", "packed", "continue", "plain"):
+    for kind in ("memory", "chunks", "packed", "continue", "plain", "prompt", "preference", "none"):
         held = {row.tokens for group in maker.held_back[kind] for row in group.rows}
         assert held
         for other in trained:

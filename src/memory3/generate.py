@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from memory3.answer import Answer, Timings, Usage
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, InputError
-from memory3.model.adapter import adapter_config, adapter_of, with_adapter
+from memory3.model.adapter import trained_config, with_adapter
 from memory3.model.attach import ModelShape
 from memory3.model.beginning import FIXED, Frame
 from memory3.model.encode import Encoder
@@ -105,18 +105,16 @@ class Memory3:
         Args:
             name: ``"smollm2-135m-instruct"``, or any Llama-, Qwen- or Mistral-like id or folder.
             adapter: folder of an adapter (`memory3.model.adapter`), or ``"none"``. Default: what the name says behind a ``+``.
-            config: a `MemoryConfig` or the name of a preset (``"default"``, ``"paper"``, ``"full"``). Default: what the adapter was
-                trained for, or the preset ``"default"``.
+            config: a `MemoryConfig` or the name of a preset (``"default"``, ``"paper"``, ``"full"``). Default: what the model or
+                its adapter was trained for, or the preset ``"default"``.
             device, dtype, kwargs: see `memory3.model.load.load_model`.
             batch_size: references per forward pass when writing.
         """
         name = with_adapter(name, adapter)
         if isinstance(config, str):
             config = MemoryConfig.preset(config)
-        elif config is None and (folder := adapter_of(name)[1]):
-            config = adapter_config(folder)
         model, tokenizer = load_model(name, device=device, dtype=dtype, **kwargs)
-        return cls(model, tokenizer, config, name=name, batch_size=batch_size)
+        return cls(model, tokenizer, config or trained_config(name), name=name, batch_size=batch_size)
 
     # ---- writing: what a bank asks for (memory3.bank.MemoryWriter) ---------------------------------------------------
 

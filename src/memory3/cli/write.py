@@ -194,15 +194,14 @@ def report_write(bank: Path, model: str, report: WriteReport, skipped: Sequence[
 def _remembered(bank: Path, model: str | None, adapter: str | None, given: Mapping[str, Any]) -> tuple[str, MemoryConfig]:
     """Model and settings to write with: those of the bank where there is one, which must not be contradicted."""
     from memory3.bank import Bank
-    from memory3.model.adapter import adapter_config, adapter_of
+    from memory3.model.adapter import trained_config
     from memory3.model.catalogue import DEFAULT_MODEL
 
     try:
         manifest = Bank.describe(bank)
     except BankNotFound:
         name = full_name(model or DEFAULT_MODEL, adapter)
-        folder = adapter_of(name)[1]
-        return name, options.settings((adapter_config(folder) if folder else None) or MemoryConfig(), given)
+        return name, options.settings(trained_config(name) or MemoryConfig(), given)
     stored, wanted = manifest.config.to_dict(), options.settings(manifest.config, given).to_dict()
     differing = [
         f"{name} {stored[name]!r}, not {wanted[name]!r}"

@@ -20,11 +20,12 @@ from safetensors.torch import load_file
 
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, ModelError
+from memory3.files import write_atomically
 
-__all__ = ["ABOUT", "adapter_config", "adapter_of", "merge_adapter", "with_adapter"]
+__all__ = ["adapter_of", "merge_adapter", "trained_config", "with_adapter", "write_about"]
 
-#: Beside peft's files: the model the adapter was made for, and the settings its memories want.
-ABOUT = "memory3.json"
+#: In the folder of an adapter or a model: the model it was made from, and the settings its memories want.
+_ABOUT = "memory3.json"
 
 #: What in a config of peft changes the formula above, and the value that leaves it as it is.
 _PLAIN: dict[str, tuple[Any, ...]] = {
@@ -40,15 +41,21 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight")
 
 
-def adapter_config(folder: str | Path) -> MemoryConfig | None:
-    """The memory settings an adapter was trained for; None where it does not say."""
-    path = Path(folder) / ABOUT
+def write_about(folder: Path, model: str, config: MemoryConfig) -> None:
+    """Say of an adapter or a model what it was made from, and the settings it was trained for."""
+    write_atomically(folder / _ABOUT, json.dumps({"model": model, "memory": config.to_dict()}, indent=2) + "\n")
+
+
+def trained_config(name: str) -> MemoryConfig | None:
+    """The settings a model was trained for: its adapter says, or its own folder; None where neither does."""
+    model, adapter = adapter_of(name)
+    path = Path(adapter or model) / _ABOUT
     if not path.exists():
         return None
     try:
         return MemoryConfig.from_dict(json.loads(path.read_text(encoding="utf-8"))["memory"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"adapter {folder}: {ABOUT} cannot be read ({error})") from error
+        raise ModelError(f"{path} cannot be read ({error}): name the settings yourself, or remove the file") from error
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ class GroupBatch:
         answers: how many of each row's last tokens read what they would while being decoded.
         references: every reference of the pass, once.
         reads: ids of the references that each row reads.
+        before: float64 ``[B]``: `Row.before`.
         chunk_reads: ids of the references that each chunk of each row reads; empty where a row's chunks read alike.
     """
 
@@ -38,6 +39,7 @@ class GroupBatch:
     answers: tuple[int, ...]
     references: tuple[Reference, ...]
     reads: tuple[tuple[str, ...], ...]
+    before: torch.Tensor
     chunk_reads: tuple[tuple[tuple[str, ...], ...], ...] = ()
 
     @property
@@ -47,7 +49,7 @@ class GroupBatch:
 
     def to(self, device: torch.device) -> GroupBatch:
         """The same with its tensors on another device."""
-        moved = {name: getattr(self, name).to(device) for name in ("tokens", "mask", "labels")}
+        moved = {name: getattr(self, name).to(device) for name in ("tokens", "mask", "labels", "before")}
         return GroupBatch(**(vars(self) | moved))
 
 
@@ -90,5 +92,6 @@ class MemoryCollator:
                 for name, tokens in {name: tokens for group in groups for name, tokens in group.references}.items()
             ),
             reads=tuple(tuple(name for name, _ in group.references) for _, group in rows),
+            before=torch.tensor([row.before for row, _ in rows], dtype=torch.float64),
             chunk_reads=tuple(row.chunks for row, _ in rows) if chunked == {True} else (),
         )

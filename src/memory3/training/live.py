@@ -18,7 +18,7 @@ from memory3.model.encode import Encoder
 from memory3.training.collate import GroupBatch
 from memory3.values import Memory, Reference
 
-__all__ = ["LiveMemories", "group_loss"]
+__all__ = ["LiveMemories", "group_loss", "token_log_likelihoods"]
 
 
 class LiveMemories:
@@ -47,7 +47,12 @@ class LiveMemories:
 
 
 def group_loss(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Mean negative log-likelihood, in nats, of the scored tokens of a batch. A scalar, float32 unless the model is float64.
+    """Mean negative log-likelihood, in nats, of the scored tokens of a batch: a scalar. See `token_log_likelihoods`."""
+    return -token_log_likelihoods(m3, model, batch, dtype).sum() / batch.scored
+
+
+def token_log_likelihoods(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Log-likelihood, in nats, of each scored token, ``[B, S]``; 0 for tokens that do not count. float32 unless the model is float64.
 
     Where activations are recomputed, the backward pass calls the model's attention again: then both belong inside `memory3.model.attach.attached`.
 
@@ -56,6 +61,9 @@ def group_loss(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | 
         model: called for the forward pass: ``m3.model``, or what wraps it.
         batch: rows that all read memories, or all do not.
         dtype: in which to multiply matrices, whatever the weights are; None: in the weights' own.
+
+    Raises:
+        InputError: no token counts.
     """
     reading: Any = nullcontext()
     if batch.references:
@@ -80,4 +88,7 @@ def group_loss(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | 
         ).logits
     logits = logits[:, :-1]
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    return torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch.labels.reshape(-1), ignore_index=-100)
+    losses = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), batch.labels.reshape(-1), ignore_index=-100, reduction="none"
+    )
+    return -losses.view(batch.labels.shape)

@@ -9,7 +9,6 @@ A resumed run cuts the lines behind its checkpoint off first, so that no step is
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from memory3.errors import InputError, MissingDependency
+from memory3.files import write_atomically
 
 __all__ = ["LOG", "RunLog", "curves_of", "draw_losses", "read_log"]
 
@@ -37,9 +37,7 @@ class RunLog(TrainerCallback):
         self.seconds: list[float] = []
         self._started = 0.0
         kept = [line for line in read_log(run) if line["step"] <= resumed_from] if resumed_from else []
-        temporary = self._path.with_suffix(".new")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self._path)
+        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The clock of a step starts."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from memory3.errors import ConfigError, MissingDependency
-from memory3.model.adapter import ABOUT
 from memory3.training.settings import Settings
 
 __all__ = ["export_adapter", "with_lora"]
@@ -53,9 +51,7 @@ def with_lora(model: Any, settings: Settings) -> Any:
     return adapted
 
 
-def export_adapter(model: Any, folder: Path, settings: Settings) -> None:
-    """The adapter as `memory3.model.adapter` reads it: peft's two files, and the settings its memories want."""
+def export_adapter(model: Any, folder: Path) -> None:
+    """The adapter as `memory3.model.adapter` reads it: peft's two files."""
     model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    about = {"model": settings.model, "memory": settings.memory.to_dict()}
-    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

@@ -2,7 +2,11 @@
 
     {"passage": ..., "question": ..., "answer": ...}     a question
     {"prompt": ..., "answer": ...}                       a prompt; where a long paragraph of it is a passage, a question too
+    {"prompt": ..., "chosen": ..., "rejected": ...}      a prompt with two answers, the first of which is better
     {"text": ...}                                        a text
+
+A prompt may also be written ``instruction`` and ``input``, its answer ``output``; or as ``messages`` ({"role", "content"}) or ``conversations`` ({"from", "value"}),
+whose last is the answer where no other field is.
 
 Other fields are ignored. What must never be trained on is named as held out: a record that shares a text with it is refused.
 """
@@ -13,14 +17,17 @@ import gzip
 import json
 import random
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from memory3.errors import InputError, ReadError
 
-__all__ = ["Question", "Records", "read_records"]
+__all__ = ["Preference", "Prompt", "Question", "Records", "read_records"]
+
+#: A user's text, or the messages of a conversation that ends with the user's.
+Prompt = str | Sequence[Mapping[str, str]]
 
 #: Characters below which two texts may be equal by chance.
 _TELLING = 24
@@ -37,6 +44,15 @@ class Question:
     answer: str
 
 
+@dataclass(frozen=True)
+class Preference:
+    """Two answers to a prompt, of which one is better."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+
+
 @dataclass
 class Records:
     """What there is to train on.
@@ -44,11 +60,13 @@ class Records:
     Attributes:
         questions: on passages.
         prompts: prompt and answer, nothing to be remembered.
+        preferences: prompts with two answers.
         texts: to be continued.
     """
 
     questions: list[Question] = field(default_factory=list)
-    prompts: list[tuple[str, str]] = field(default_factory=list)
+    prompts: list[tuple[Prompt, str]] = field(default_factory=list)
+    preferences: list[Preference] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
 
 
@@ -77,7 +95,7 @@ def read_records(paths: Sequence[str | Path], held_out: Sequence[str | Path] = (
             if shared is not None:
                 raise InputError(f"{path}, record {number}: {shared[:80]!r} is held out and must not be trained on")
             _add(records, record, f"{path}, record {number}")
-    if not (records.questions or records.prompts or records.texts):
+    if not (records.questions or records.prompts or records.preferences or records.texts):
         raise InputError(
             f"there is nothing to train on in {', '.join(map(str, paths)) or 'no files'}: give files with records"
         )
@@ -89,24 +107,58 @@ def fold(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def _add(records: Records, record: dict[str, Any], where: str) -> None:
-    def text(name: str) -> str:
-        value = record.get(name)
-        return value.strip() if isinstance(value, str) else ""
+#: What the authors of a conversation are called in the formats of other libraries.
+_ROLES = {"human": "user", "gpt": "assistant"}
 
-    if text("passage") and text("question") and text("answer"):
-        records.questions.append(Question(text("passage"), text("question"), text("answer")))
-    elif text("prompt") and text("answer"):
-        records.prompts.append((text("prompt"), text("answer")))
-        question = _apart(text("prompt"), text("answer"))
+
+def _add(records: Records, record: dict[str, Any], where: str) -> None:
+    def text(*names: str) -> str:
+        for name in names:
+            value = record.get(name)
+            if isinstance(value, Mapping):  # a message
+                value = value.get("content", value.get("value"))
+            if isinstance(value, str) and value.strip():
+                return value.strip()
+        return ""
+
+    messages = _messages(record.get("messages") or record.get("conversations") or ())
+    answer = text("answer", "output")
+    if messages and messages[-1]["role"] == "assistant":
+        *messages, last = messages
+        answer = answer or last["content"]
+    prompt: Prompt = "\n\n".join(filter(None, (text("prompt", "instruction"), text("input"))))
+    if messages and messages[-1]["role"] == "user":
+        prompt = messages[0]["content"] if len(messages) == 1 else messages
+    chosen, rejected = text("chosen"), text("rejected")
+    if text("passage") and text("question") and answer:
+        records.questions.append(Question(text("passage"), text("question"), answer))
+    elif prompt and chosen and rejected:
+        records.preferences.append(Preference(prompt, chosen, rejected))
+    elif prompt and answer:
+        records.prompts.append((prompt, answer))
+        question = _apart(prompt, answer) if isinstance(prompt, str) else None
         if question is not None:
             records.questions.append(question)
     elif text("text"):
         records.texts.append(text("text"))
     else:
         raise InputError(
-            f"{where} has fields {', '.join(record) or 'none'}: needed are passage, question, answer; prompt, answer; or text, none empty"
+            f"{where} has fields {', '.join(record) or 'none'}: needed are passage, question, answer; prompt, answer; prompt, chosen, rejected; "
+            "or text, none empty"
         )
+
+
+def _messages(given: Any) -> list[dict[str, str]]:
+    """Role and content of each; none where something else is given."""
+    messages = []
+    for message in given if isinstance(given, list) else ():
+        if not isinstance(message, Mapping):
+            return []
+        author, content = (message.get("role", message.get("from")), message.get("content", message.get("value")))
+        if not (isinstance(author, str) and isinstance(content, str)):
+            return []
+        messages.append({"role": _ROLES.get(author, author), "content": content.strip()})
+    return messages
 
 
 def _apart(prompt: str, answer: str) -> Question | None:
@@ -121,9 +173,14 @@ def _apart(prompt: str, answer: str) -> Question | None:
 
 
 def _texts(record: dict[str, Any]) -> Iterator[str]:
+    """Its texts, those of messages too."""
     for value in record.values():
+        if isinstance(value, Mapping):
+            yield from _texts(dict(value))
         for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and len(text) >= _TELLING:
+            if isinstance(text, Mapping):
+                yield from _texts(dict(text))
+            elif isinstance(text, str) and len(text) >= _TELLING:
                 yield text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError
 
-__all__ = ["KINDS", "WARMUP", "Mixture", "Settings"]
+__all__ = ["DPO", "KINDS", "SCHEDULES", "SFT", "WARMUP", "Mixture", "Settings"]
 
 #: What a pass trains; see `memory3.training.groups`.
-KINDS = ("memory", "text", "none", "continue", "plain", "chunks", "packed")
+KINDS = ("memory", "text", "none", "continue", "plain", "chunks", "packed", "prompt", "preference")
+#: How the learning rate goes down from its largest: over the last ``decay`` of the steps, or all the way along a cosine.
+SCHEDULES = ("stable", "cosine")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Mixture:
         plain: texts continued without.
         chunks: the paper's sequences.
         packed: the same without memories: ordinary pretraining.
+        prompt: prompts answered behind memories of what is retrieved for them (`SFT`).
+        preference: the same with two answers, one of which is better (`DPO`).
     """
 
     memory: float = 0.6
@@ -39,11 +44,13 @@ class Mixture:
     plain: float = 0.07
     chunks: float = 0.0
     packed: float = 0.0
+    prompt: float = 0.0
+    preference: float = 0.0
 
     @property
     def retrieves(self) -> bool:
         """Whether any kind needs references."""
-        return bool(self.memory or self.text or self.continue_ or self.chunks)
+        return bool(self.memory or self.text or self.continue_ or self.chunks or self.prompt or self.preference)
 
     def __post_init__(self) -> None:
         wrong = {name: share for name, share in self.shares().items() if not (isinstance(share, int | float) and share >= 0)}
@@ -66,23 +73,29 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Settings:
-    """A run of continual training with LoRA or full weights.
+    """A run of training. The defaults are those of `memory3 train continual`: an adapter that reads 360 pairs per reference.
 
     Attributes:
         model: catalogue name, hub id or folder.
         shape: of a model from scratch (`memory3.model.shape`), which uses the tokenizer of ``model``; "": the model itself.
         data: files of records.
+        bank: folder of a bank to retrieve references from, its own model's; "": the passages and texts of the data.
         records: records taken of each file at most, drawn at random; 0: all.
         held_out: files or folders that must not be trained on.
         memory: how memories are written and read; what is trained is what is served.
         steps: optimiser steps.
-        passes: forward and backward passes per step (gradient accumulation).
+        epochs: rounds over the prompts or preferences, in place of ``steps``; 0: as many steps as ``steps`` says.
+        passes: forward and backward passes per step and process (gradient accumulation).
         groups: groups per pass.
         questions: questions of a group at most.
         texts: texts of a group at most.
         text_length: tokens of a text at most.
-        sequence_length: tokens of a sequence of chunks (paper: 2048).
-        rate: largest learning rate; warmed up over ``warmup`` steps, constant, decayed over the last ``decay`` share.
+        sequence_length: tokens of a sequence of chunks (paper: 2048), and of a prompt with its answer at most; longer ones are left out.
+        rate: largest learning rate.
+        schedule: one of `SCHEDULES`.
+        warmup: steps over which the rate rises; below 1 a share of all steps.
+        decay: share of the steps, the last, over which it falls.
+        beta: of preferences: how far the model may go from where it was (R. Rafailov et al. 2023, eq. 7).
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
         rank: of LoRA; 0 trains all weights.
@@ -101,10 +114,12 @@ class Settings:
     model: str = "smollm2-135m-instruct"
     shape: str = ""
     data: tuple[str, ...] = ()
+    bank: str = ""
     records: int = 0
     held_out: tuple[str, ...] = ()
     memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(budget="adaptive:360"))  # type: ignore[arg-type]
     steps: int = 500
+    epochs: float = 0.0
     passes: int = 3
     groups: int = 1
     questions: int = 12
@@ -112,8 +127,10 @@ class Settings:
     text_length: int = 192
     sequence_length: int = 2048
     rate: float = 3e-4
-    warmup: int = 20
+    schedule: str = "stable"
+    warmup: float = 20
     decay: float = 0.2
+    beta: float = 0.01
     weight_decay: float = 0.0
     clip: float = 1.0
     rank: int = 16
@@ -129,44 +146,41 @@ class Settings:
     mixture: Mixture = field(default_factory=Mixture)
 
     def __post_init__(self) -> None:
-        for name, low in (
-            *(
-                (n, 1)
-                for n in (
-                    "steps",
-                    "passes",
-                    "groups",
-                    "questions",
-                    "texts",
-                    "text_length",
-                    "sequence_length",
-                    "save_every",
-                    "keep",
-                    "alpha",
-                )
-            ),
-            *((n, 0) for n in ("records", "warmup", "rank", "seed", "eval_every", "eval_groups")),
-        ):
+        counts = dict.fromkeys(("steps", "passes", "groups", "questions", "texts", "text_length", "sequence_length"), 1)
+        counts |= dict.fromkeys(("save_every", "keep", "alpha"), 1)
+        counts |= dict.fromkeys(("records", "rank", "seed", "eval_every", "eval_groups"), 0)
+        for name, low in counts.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ConfigError(f"{name} must be a whole number from {low}, not {value!r}")
-        for name, low_, high in (("rate", 0.0, 1.0), ("weight_decay", 0.0, 10.0), ("decay", 0.0, 1.0), ("clip", 0.0, 1e9)):
-            if not low_ <= getattr(self, name) <= high:
-                raise ConfigError(f"{name} must lie between {low_:g} and {high:g}, not {getattr(self, name)!r}")
+        shares = dict.fromkeys(("rate", "decay", "beta"), 1.0)
+        for name, high in (shares | dict.fromkeys(("warmup", "epochs", "weight_decay", "clip"), 1e9)).items():
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 <= value <= high:
+                raise ConfigError(f"{name} must be a number from 0 to {high:g}, not {value!r}")
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(f"schedule {self.schedule!r} is unknown: use one of {', '.join(SCHEDULES)}")
         if self.sequence_length < self.memory.chunk_length:
             raise ConfigError(
                 f"sequence_length {self.sequence_length} is less than a chunk of {self.memory.chunk_length} tokens"
             )
-        if self.warmup + self.decay * self.steps > self.steps:
-            raise ConfigError(f"{self.warmup} steps of warm-up and {self.decay:g} of decay do not fit into {self.steps} steps")
+        rising, falling = self.warmup_steps, self.decay * self.steps * (self.schedule == "stable")
+        if not self.epochs and rising + falling > self.steps:
+            raise ConfigError(f"{rising} steps of warm-up and {falling:g} of decay do not fit into {self.steps} steps")
         if self.shape and self.rank:
             raise ConfigError("a model from scratch has no weights worth freezing: give rank 0")
         if self.dtype not in ("float32", "bfloat16"):
             raise ConfigError(f"dtype {self.dtype!r} cannot be trained in: use float32 or bfloat16")
 
+    @property
+    def warmup_steps(self) -> int:
+        """Steps over which the learning rate rises."""
+        return math.ceil(self.warmup * self.steps) if self.warmup < 1 else round(self.warmup)
+
     def replace(self, **changes: Any) -> Settings:
         """A copy with some settings changed."""
-        return Settings.from_dict({**self.to_dict(), **changes})
+        given = {name: value.to_dict() if isinstance(value, MemoryConfig) else value for name, value in changes.items()}
+        return Settings.from_dict({**self.to_dict(), **given})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -222,3 +236,21 @@ WARMUP = Settings(
     eval_every=200,
     mixture=Mixture.of({"packed": 1}),
 )
+
+#: Of `memory3 train sft` (PAPER.md section 5): all weights, a cosine from 5e-5, 10% warm-up, weight decay 0.1, 512 prompts a step, 2048 tokens, 3 epochs.
+SFT = Settings(
+    epochs=3,
+    passes=256,
+    groups=2,
+    rate=5e-5,
+    schedule="cosine",
+    warmup=0.1,
+    weight_decay=0.1,
+    rank=0,
+    save_every=5,
+    eval_every=5,
+    mixture=Mixture.of({"prompt": 1}),
+)
+
+#: Of `memory3 train dpo`: the paper gives the rate and beta; the rest is as in `SFT`, with fewer pairs a step.
+DPO = SFT.replace(epochs=1, passes=16, rate=4e-6, beta=0.01, mixture={"preference": 1})

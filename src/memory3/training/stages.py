@@ -13,7 +13,6 @@ losses part.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from memory3.errors import ConfigError, MissingDependency
-from memory3.training.continual import Progress, Result, continual, draw_groups
+from memory3.files import write_atomically
 from memory3.training.groups import Group, Row, read_groups, write_groups
 from memory3.training.logs import draw_losses, read_log
+from memory3.training.run import Progress, Result, draw_groups, train
 from memory3.training.settings import Mixture, Settings
 
 __all__ = ["two_stages"]
@@ -40,7 +40,7 @@ def two_stages(
         settings: of the run from the start, mixture and seed apart: a shape, an even number of steps, sequences.
         out: folder.
         seeds: of weights and order of data; one pair of runs each.
-        device, progress: as in `continual`.
+        device, progress: as in `memory3.training.run.train`.
 
     Raises:
         ConfigError: no shape, an odd number of steps, or no looks at held-back sequences.
@@ -64,7 +64,7 @@ def two_stages(
             tell(f"seed {seed}, {what}", done, total, more)
 
         runs = {
-            name: continual(its, folder / name, resume=True, device=device, progress=told)
+            name: train(its, folder / name, resume=True, device=device, progress=told)
             for name, its in (("from-start", base), ("warm", warm), ("continual", later))
             if _before_is_done(folder, name)
         }
@@ -73,9 +73,7 @@ def two_stages(
         each.append(_figures(seed, runs, half))
     figures = {"complete": True, "settings": settings.to_dict(), "seeds": each, "summary": _summary(each)}
     out.mkdir(parents=True, exist_ok=True)
-    temporary = out / "stages.new"
-    temporary.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, out / "stages.json")
+    write_atomically(out / "stages.json", json.dumps(figures, indent=2) + "\n")
     with suppress(MissingDependency):
         draw_losses(_curves(each), out / "stages.png", title=f"{settings.shape}: memories from the start, or after a warm-up")
     return figures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from memory3.model.attach import attached
 from memory3.training.checkpoints import Checkpointing
 from memory3.training.collate import GroupBatch, MemoryCollator
 from memory3.training.groups import Group
-from memory3.training.live import group_loss
+from memory3.training.live import group_loss, token_log_likelihoods
+from memory3.training.preference import preference_loss
 from memory3.training.settings import Settings
 
 __all__ = ["GroupTrainer", "arguments"]
@@ -29,7 +31,8 @@ def arguments(settings: Settings, run: Path, **changes: Any) -> TrainingArgument
     Raises:
         MissingDependency: accelerate or tensorboard is not installed.
     """
-    decay = round(settings.decay * settings.steps)
+    decay = {"num_decay_steps": round(settings.decay * settings.steps), "decay_type": "linear", "warmup_type": "linear"}
+    stable = settings.schedule == "stable"
     given: dict[str, Any] = {
         "output_dir": str(run),
         "max_steps": settings.steps,
@@ -38,9 +41,9 @@ def arguments(settings: Settings, run: Path, **changes: Any) -> TrainingArgument
         "learning_rate": settings.rate,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.clip,
-        "lr_scheduler_type": "warmup_stable_decay",
-        "warmup_steps": settings.warmup,
-        "lr_scheduler_kwargs": {"num_decay_steps": decay, "decay_type": "linear", "warmup_type": "linear"},
+        "lr_scheduler_type": "warmup_stable_decay" if stable else "cosine",
+        "warmup_steps": settings.warmup_steps,
+        "lr_scheduler_kwargs": decay if stable else {},
         "activation_checkpointing": settings.checkpointing,
         "activation_checkpointing_kwargs": {"use_reentrant": False},
         "seed": settings.seed,
@@ -77,11 +80,12 @@ class GroupTrainer(Checkpointing):
         groups: Sequence[Group],
         held_back: Mapping[str, Sequence[Group]],
         dtype: torch.dtype | None = None,
+        beta: float = 0.0,
     ) -> None:
-        """``model``: m3's, or LoRA around it. ``dtype``: see `group_loss`."""
-        self._m3, self._held_back, self._dtype = m3, held_back, dtype
+        """``model``: m3's, or LoRA around it. ``dtype``: see `group_loss`. ``beta``: see `preference_loss`."""
+        self._m3, self._held_back, self._dtype, self._beta = m3, held_back, dtype, beta
         self._collator = MemoryCollator(m3._pad_id)
-        self._by_kind: dict[str, list[float]] = defaultdict(list)
+        self._figures: dict[str, list[float]] = defaultdict(list)
         super().__init__(
             model=model,
             args=args,
@@ -101,27 +105,42 @@ class GroupTrainer(Checkpointing):
 
     def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
         """Mean loss of a pass."""
-        batch: GroupBatch = inputs["batch"]
-        loss = group_loss(self._m3, model, batch, self._dtype)
-        self._by_kind[batch.kinds[0]].append(float(loss.detach()))
+        loss, figures = self._loss(model, inputs["batch"])
+        for name, figure in figures.items():
+            self._figures[f"loss_{name}"].append(figure)
         return loss
+
+    def _loss(self, model: Any, batch: GroupBatch) -> tuple[torch.Tensor, dict[str, float]]:
+        """And what of it is logged."""
+        kind = batch.kinds[0]
+        if kind != "preference":
+            mean = group_loss(self._m3, model, batch, self._dtype)
+            return mean, {kind: float(mean.detach())}
+        answers: torch.Tensor = token_log_likelihoods(self._m3, model, batch, self._dtype).sum(dim=-1)
+        loss, right = preference_loss(answers, batch.before.to(answers.dtype), self._beta)
+        return loss, {kind: float(loss.detach()), f"{kind}_right": right}
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """With the loss of each kind of pass since the last time."""
         if "loss" in logs:
-            logs |= {f"loss_{kind}": sum(losses) / len(losses) for kind, losses in self._by_kind.items()}
-            self._by_kind.clear()
+            logs |= _means(self._figures)
+            self._figures.clear()
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Mean loss of the groups held back, by kind."""
         self.model.eval()  # type: ignore[union-attr]
-        losses: dict[str, float] = {}
+        figures: dict[str, list[float]] = defaultdict(list)
         with torch.no_grad():
-            for kind, groups in self._held_back.items():
-                batches = [self._collator([group]).to(self.args.device) for group in groups]
-                each = [float(group_loss(self._m3, self.model_wrapped, batch, self._dtype)) for batch in batches]
-                losses[f"eval_{kind}"] = sum(each) / len(each)
+            for group in itertools.chain.from_iterable(self._held_back.values()):
+                batch = self._collator([group]).to(self.args.device)
+                for name, figure in self._loss(self.model_wrapped, batch)[1].items():
+                    figures[f"eval_{name}"].append(figure)
+        losses = _means(figures)
         self.log(losses)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, losses)
         return losses
+
+
+def _means(figures: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: sum(some) / len(some) for name, some in figures.items()}
