@@ -210,7 +210,8 @@ def start(folder: Path, given: Mapping[str, Any], defaults: Settings) -> None:
     started = time.monotonic()
     with StepMeter() as meter:
         result = train(settings, folder, resume=given["resume"], device=given["device"], progress=meter)
-    _report(result, time.monotonic() - started, given["as_json"])
+    if result.main:
+        _report(result, time.monotonic() - started, given["as_json"])
 
 
 def _shares(text: str | None) -> dict[str, float] | None:

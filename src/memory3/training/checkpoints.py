@@ -1,8 +1,7 @@
 """Checkpoints that are whole or absent, without pickle.
 
 A checkpoint is written into a staging folder, brought to the disk and renamed; one that was killed half-way is never seen, and swept away by the next.
-transformers' own format keeps optimiser and random numbers by ``torch.save``; here they are safetensors and JSON. Only sharded runs (FSDP) keep the format of
-torch.distributed, since no single process holds their state.
+transformers' own format keeps optimiser and random numbers by ``torch.save``; here they are safetensors and JSON.
 
     checkpoint-50/    the model or adapter_model.safetensors    what is trained
                       optimizer.safetensors, optimizer.json     its moments; everything else of optimiser and schedule
@@ -96,9 +95,7 @@ class Checkpointing(Trainer):
             model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.is_fsdp_enabled:
-            super()._save_optimizer_and_scheduler(output_dir)
-        elif self.args.should_save:
+        if self.args.should_save:
             assert self.optimizer is not None
             assert self.lr_scheduler is not None
             state = self.optimizer.state_dict()
@@ -123,8 +120,7 @@ class Checkpointing(Trainer):
     # ---- reading -----------------------------------------------------------------------------------------------------
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or self.is_fsdp_enabled:
-            super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
             return
         assert self.optimizer is not None
         assert self.lr_scheduler is not None

@@ -1,4 +1,4 @@
-"""What a run tells: JSON lines, a progress line with the time left, and a picture of its losses.
+"""What a run tells: JSON lines, how far it is, and a picture of its losses.
 
     log.jsonl    one object per step: {"step": 3, "loss": 1.9, "grad_norm": ..., "learning_rate": ..., "seconds": ..., "loss_memory": ...}
                  and per look at held-back groups: {"step": 100, "eval_memory": ..., "eval_text": ..., ...}
@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from memory3.errors import InputError, MissingDependency
 from memory3.files import write_atomically
 
-__all__ = ["LOG", "RunLog", "curves_of", "draw_losses", "read_log"]
+__all__ = ["LOG", "RunLog", "curves_of", "cut_log", "draw_losses", "read_log"]
 
 LOG = "log.jsonl"
 
@@ -31,13 +31,11 @@ class RunLog(TrainerCallback):
         seconds: of each step taken in this process.
     """
 
-    def __init__(self, run: Path, told: Callable[[int, int, float, float], None], resumed_from: int = 0) -> None:
-        """``told(step, steps, loss, seconds left)`` is called after every step."""
+    def __init__(self, run: Path, told: Callable[[int, int, float], None]) -> None:
+        """``told(step, steps, loss)`` is called after every step."""
         self._path, self._told = run / LOG, told
         self.seconds: list[float] = []
         self._started = 0.0
-        kept = [line for line in read_log(run) if line["step"] <= resumed_from] if resumed_from else []
-        write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The clock of a step starts."""
@@ -58,9 +56,13 @@ class RunLog(TrainerCallback):
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if "loss" in logs:
-            recent = self.seconds[-20:]
-            left = sum(recent) / max(len(recent), 1) * (state.max_steps - state.global_step)
-            self._told(state.global_step, state.max_steps, float(logs["loss"]), left)
+            self._told(state.global_step, state.max_steps, float(logs["loss"]))
+
+
+def cut_log(run: Path, step: int) -> None:
+    """Take out what was logged after this step, which is about to be done again."""
+    kept = [line for line in read_log(run) if line["step"] <= step] if step else []
+    write_atomically(run / LOG, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

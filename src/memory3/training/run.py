@@ -28,7 +28,7 @@ from memory3.model.scratch import from_scratch
 from memory3.training.checkpoints import last_checkpoint
 from memory3.training.drawing import GroupMaker, documents_of
 from memory3.training.groups import Group, read_groups, write_groups
-from memory3.training.logs import RunLog, curves_of, draw_losses, read_log
+from memory3.training.logs import RunLog, curves_of, cut_log, draw_losses, read_log
 from memory3.training.lora import export_adapter, with_lora
 from memory3.training.preference import with_likelihoods
 from memory3.training.records import read_records
@@ -51,6 +51,7 @@ class Result:
 
     Attributes:
         run: its folder.
+        main: whether this process, of several, speaks for them.
         trained: the adapter or the model; None when it was told to stop before its end.
         step: steps taken, earlier processes' included.
         steps: steps there are.
@@ -59,6 +60,7 @@ class Result:
     """
 
     run: Path
+    main: bool
     trained: Path | None
     step: int
     steps: int
@@ -83,13 +85,13 @@ def train(
         InputError: nothing to train on.
         ConfigError: the bank is another model's.
     """
-    tell = progress or (lambda what, done, total, more: None)
     try:
         from accelerate import PartialState
     except ImportError as error:
         raise MissingDependency("accelerate", "train", "training") from error
     # The other processes wait for the one that draws.
     state = PartialState(cpu=device == "cpu", timeout=timedelta(days=2))
+    tell = progress if progress and state.is_main_process else _silent
     stored, drawn = run / "settings.json", run / "held_back.jsonl"
     if drawn.exists() and not resume:
         raise TrainingError(f"{run} holds a training run: resume it with --resume, or give another folder")
@@ -114,10 +116,17 @@ def train(
 
     checkpoint = last_checkpoint(run)
     start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-    log = RunLog(run, lambda step, steps, loss, left: tell("training", step, steps, f"loss {loss:.3f}"), start)
+    if state.is_main_process:
+        cut_log(run, start)
+    log = RunLog(run, lambda step, steps, loss: tell("training", step, steps, f"loss {loss:.3f}"))
     stop = StopOnSignal()
     model = with_lora(m3.model, settings)
     trainer = GroupTrainer(m3, model, arguments(settings, run), groups, held_back, _narrow(settings), settings.beta)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise TrainingError(
+            "weights sharded over processes (FSDP, DeepSpeed) cannot encode references inside a step: launch with `--multi_gpu` or `--cpu`, and where "
+            "the model is too large for that, train an adapter (--rank 16) in bfloat16"
+        )
     _quiet(trainer)
     trainer.add_callback(log)
     trainer.add_callback(stop)
@@ -135,7 +144,13 @@ def train(
     seconds = sorted(log.seconds)
     last = {name: losses[-1] for name, _, losses in curves_of(lines) if losses}
     return Result(
-        run, trained, trainer.state.global_step, settings.steps, seconds[len(seconds) // 2] if seconds else 0.0, last
+        run,
+        state.is_main_process,
+        trained,
+        trainer.state.global_step,
+        settings.steps,
+        seconds[len(seconds) // 2] if seconds else 0.0,
+        last,
     )
 
 
@@ -239,6 +254,10 @@ def _quiet(trainer: GroupTrainer) -> None:
 
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
+
+
+def _silent(what: str, done: int, total: int, more: str) -> None:
+    """A `Progress` that tells nobody."""
 
 
 def _make_folder(run: Path) -> None:

@@ -123,7 +123,7 @@ class GroupTrainer(Checkpointing):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """With the loss of each kind of pass since the last time."""
         if "loss" in logs:
-            logs |= _means(self._figures)
+            logs |= _means(_together(self._figures))
             self._figures.clear()
         super().log(logs, *args, **kwargs)
 
@@ -140,6 +140,17 @@ class GroupTrainer(Checkpointing):
         self.log(losses)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, losses)
         return losses
+
+
+def _together(figures: Mapping[str, list[float]]) -> dict[str, list[float]]:
+    """Those of all processes: each read other kinds of passes."""
+    from accelerate.utils import gather_object
+
+    together: dict[str, list[float]] = defaultdict(list)
+    for theirs in gather_object([dict(figures)]):
+        for name, some in theirs.items():
+            together[name] += some
+    return together
 
 
 def _means(figures: Mapping[str, Sequence[float]]) -> dict[str, float]:
