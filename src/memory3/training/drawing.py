@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from memory3.errors import InputError
 from memory3.generate import Memory3
 from memory3.maths.overlap import exceeds
-from memory3.training.groups import Group, Row
+from memory3.training.groups import Group, Row, without_memories
 from memory3.training.records import Prompt, Question, Records
 from memory3.training.settings import KINDS, Settings
 from memory3.values import Document, Reference
@@ -205,7 +205,7 @@ class GroupMaker:
             group = self._group("chunks" if mixture.chunks else "packed")
             held[group.kind].append(group)
             if mixture.chunks:
-                held["packed"].append(Group("packed", (), tuple(Row(row.tokens, row.scored) for row in group.rows)))
+                held["packed"].append(without_memories(group))
         for _ in range(count if self._prompts and mixture.prompt else 0):
             drawn = self._retrieved("prompt")
             held["prompt"].append(self._answered("prompt", *drawn))

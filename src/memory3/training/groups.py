@@ -22,7 +22,7 @@ from pathlib import Path
 
 from memory3.files import write_atomically
 
-__all__ = ["Group", "Row", "read_groups", "write_groups"]
+__all__ = ["Group", "Row", "read_groups", "without_memories", "write_groups"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,11 @@ class Group:
                 Row(tuple(tokens), n, answer, tuple(map(tuple, chunks)), before) for tokens, n, answer, chunks, before in rows
             ),
         )
+
+
+def without_memories(group: Group) -> Group:
+    """The same sequences, to be read alone: ordinary pretraining."""
+    return Group("packed", (), tuple(Row(row.tokens, row.scored) for row in group.rows))
 
 
 def read_groups(path: Path) -> list[Group]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from memory3.errors import ConfigError, MissingDependency
 from memory3.files import write_atomically
-from memory3.training.groups import Group, Row, read_groups, write_groups
+from memory3.training.groups import read_groups, without_memories, write_groups
 from memory3.training.logs import draw_losses, read_log
 from memory3.training.run import Progress, Result, draw_groups, train
 from memory3.training.settings import Mixture, Settings
@@ -87,7 +87,7 @@ def _share(folder: Path, first: int) -> None:
     """The same sequences for both ways: the first half without what their chunks would read, the second half as it is."""
     groups = read_groups(folder / "from-start" / "groups.jsonl")
     held = read_groups(folder / "from-start" / "held_back.jsonl")
-    bare = [Group("packed", (), tuple(Row(row.tokens, row.scored) for row in group.rows)) for group in groups[:first]]
+    bare = [without_memories(group) for group in groups[:first]]
     for name, part in (("warm", bare), ("continual", groups[first:])):
         if not (folder / name / "held_back.jsonl").exists():
             (folder / name).mkdir(parents=True, exist_ok=True)
