@@ -199,6 +199,10 @@ def test_records_of_every_kind(tmp_path: Path) -> None:
     few = write_records(tmp_path / "few.jsonl", [{"text": str(n)} for n in range(11)])
     assert read_records([few], most=3, seed=2).texts == read_records([few], most=3, seed=2).texts
     assert len(set(read_records([few], most=3).texts) & set(map(str, range(11)))) == 3
+    asked = [{"passage": f"P{n % 5}", "question": f"Q{n}", "answer": "A"} for n in range(35)]
+    drawn = read_records([write_records(tmp_path / "asked.jsonl", asked)], most=14).questions
+    assert len(drawn) == 14
+    assert len({question.passage for question in drawn}) == 2  # 7 on each
 
 
 def test_bad_records(tmp_path: Path) -> None:
@@ -222,6 +226,10 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
         tmp_path / "a.jsonl",
         [{"text": "a"}, {"passage": "P", "question": "who was it  that built the Bridge?", "answer": "A"}],
     )
+    same_answer = write_records(
+        tmp_path / "b.jsonl", [{"passage": "P", "question": "Q", "answer": "Who was it that built the bridge?"}]
+    )
+    assert len(read_records([same_answer], [tmp_path / "test"]).questions) == 1
     with pytest.raises(InputError, match=r"record 2: 'who was it"):
         read_records([path], [tmp_path / "test"])
     assert len(read_records([path]).questions) == 1

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import xxhash
 
 from memory3.generate import Memory3
 from memory3.training.collate import MemoryCollator
@@ -58,7 +59,7 @@ def with_likelihoods(
     with kept.open("a", encoding="utf-8") as file:
         for done, group in enumerate(groups, 1):
             if group.kind == "preference":
-                key = group.to_json()
+                key = xxhash.xxh3_128_hexdigest(group.to_json().encode())
                 if key not in known:
                     batch = collate([group]).to(m3.model.device)
                     known[key] = [float(n) for n in token_log_likelihoods(m3, m3.model, batch, dtype).sum(-1)]

@@ -75,7 +75,7 @@ def read_records(paths: Sequence[str | Path], held_out: Sequence[str | Path] = (
 
     Args:
         paths: files.
-        most: records of each file at most, drawn at random by ``seed``; 0: all.
+        most: records of each file at most, drawn at random by ``seed``, all questions on a passage together; 0: all.
         held_out: files or folders of what must not be trained on.
 
     Raises:
@@ -89,9 +89,11 @@ def read_records(paths: Sequence[str | Path], held_out: Sequence[str | Path] = (
     for path in paths:
         lines = list(_lines(Path(path)))
         if most and most < len(lines):
-            lines = [lines[n] for n in sorted(random.Random(seed).sample(range(len(lines)), most))]
+            lines = _drawn(lines, most, seed)
         for number, record in lines:
-            shared = next((t for t in _texts(record) if fold(t) in forbidden), None) if forbidden else None
+            # An answer alone gives nothing away: the name of a film answers many questions.
+            asked = {name: value for name, value in record.items() if name != "answer"} if forbidden else {}
+            shared = next((text for text in _texts(asked) if fold(text) in forbidden), None)
             if shared is not None:
                 raise InputError(f"{path}, record {number}: {shared[:80]!r} is held out and must not be trained on")
             _add(records, record, f"{path}, record {number}")
@@ -100,6 +102,17 @@ def read_records(paths: Sequence[str | Path], held_out: Sequence[str | Path] = (
             f"there is nothing to train on in {', '.join(map(str, paths)) or 'no files'}: give files with records"
         )
     return records
+
+
+def _drawn(lines: list[tuple[int, dict[str, Any]]], most: int, seed: int) -> list[tuple[int, dict[str, Any]]]:
+    """Questions on one passage share its references in a training step, so whole passages are drawn."""
+    by_passage: dict[Any, list[int]] = {}
+    for at, (_, record) in enumerate(lines):
+        by_passage.setdefault(record.get("passage") or at, []).append(at)
+    passages = list(by_passage.values())
+    random.Random(seed).shuffle(passages)
+    chosen = [at for passage in passages for at in passage][:most]
+    return [lines[at] for at in sorted(chosen)]
 
 
 def fold(text: str) -> str:

@@ -80,7 +80,7 @@ class Settings:
         shape: of a model from scratch (`memory3.model.shape`), which uses the tokenizer of ``model``; "": the model itself.
         data: files of records.
         bank: folder of a bank to retrieve references from, its own model's; "": the passages and texts of the data.
-        records: records taken of each file at most, drawn at random; 0: all.
+        records: records taken of each file at most, drawn at random, all questions on a passage together; 0: all.
         held_out: files or folders that must not be trained on.
         memory: how memories are written and read; what is trained is what is served.
         steps: optimiser steps.
