@@ -91,6 +91,15 @@ def test_prompts_in_the_forms_of_other_libraries(tmp_path: Path) -> None:
         read_records([asked], [held_out])
 
 
+@pytest.mark.parametrize("command", ["continual", "warmup", "sft", "dpo", "two-stage"])
+def test_commands_have_help_with_examples(command: str) -> None:
+    said = CliRunner().invoke(app, ["train", command, "--help"], env={"COLUMNS": "120"})
+    assert said.exit_code == 0
+    assert f"memory3 train {command} --" in said.output
+    assert "--held-out" in said.output
+    assert CliRunner().invoke(app, ["train", command, "--out", "x", "--batch", "9"]).exit_code == 2
+
+
 # ---- what a step reads -----------------------------------------------------------------------------------------------
 
 

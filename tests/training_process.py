@@ -16,13 +16,13 @@ def main(folder: Path) -> None:
     """A run without interruption, and one that goes on from its first checkpoint."""
     torch.set_num_threads(1)
     settings = Settings.read(folder / "settings.json")
-    result = train(settings, folder / "straight", device="cpu")
+    result = train(settings, folder / "straight")
     if result.main:
         shutil.copytree(folder / "straight", folder / "resumed")
         for name in ("checkpoint-2", "model"):
             shutil.rmtree(folder / "resumed" / name)
     torch.distributed.barrier()
-    train(settings, folder / "resumed", resume=True, device="cpu")
+    train(settings, folder / "resumed", resume=True)
     torch.distributed.destroy_process_group()
 
 

@@ -37,7 +37,7 @@ def continual(context: typer.Context, folder: Folder, **_: Any) -> None:
         memory3 train continual --out run --resume
         memory3 train continual --out paper --data texts.jsonl --mixture chunks=1 --rank 0
         memory3 train continual --out run8 --data qa.jsonl.gz --budget adaptive:1/8 --steps 300
-        accelerate launch --num_processes 2 $(which memory3) train continual --out run --data qa.jsonl
+        torchrun --nproc_per_node 2 $(which memory3) train continual --out run --data qa.jsonl
     """
     from memory3.training.settings import Settings
 

@@ -90,7 +90,7 @@ def train(
     except ImportError as error:
         raise MissingDependency("accelerate", "train", "training") from error
     # The other processes wait for the one that draws.
-    state = PartialState(cpu=device == "cpu", timeout=timedelta(days=2))
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(days=2))
     tell = progress if progress and state.is_main_process else _silent
     stored, drawn = run / "settings.json", run / "held_back.jsonl"
     if drawn.exists() and not resume:
