@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint setup models lock results clean
+.PHONY: help demo test lint setup models lock results clean adapter
 .DEFAULT_GOAL := help
 
 help:
@@ -72,6 +72,16 @@ results: models
 	$(EVAL) retro --k 3 --limit 25 --out $(RESULTS)/retro
 	$(BIN)/memory3 eval speed --repeats 3 --out $(RESULTS)/speed
 	$(BIN)/memory3 report $(foreach suite,qa qa-why abstain professional hallucination general retro speed,$(RESULTS)/$(suite)) --out docs/results.md
+
+# The adapter of the default model: memories of 360 pairs a reference. Interrupted, the same command goes on (docs/training.md).
+ADAPTER ?= adapter-run
+ADAPTER_FLAGS ?= --budget adaptive:360 --steps 500
+TRAINING_DATA = $(addprefix --data $(DATA)/,reading/amazon.jsonl.gz reading/reddit.jsonl.gz reading/t0_prompts.jsonl.gz text/2wiki.jsonl.gz)
+HELD_OUT = $(addprefix --held-out $(DATA)/,wiki_qa pro bench)
+adapter: models
+	@test -n "$(DATA)" || { echo "give DATA=DIR, a folder with reading/ and text/ (docs/training.md)"; exit 2; }
+	if test -e $(ADAPTER)/held_back.jsonl; then $(BIN)/memory3 train continual --out $(ADAPTER) --resume; \
+	else $(BIN)/memory3 train continual --out $(ADAPTER) $(TRAINING_DATA) $(HELD_OUT) $(ADAPTER_FLAGS); fi
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache

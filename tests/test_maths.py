@@ -51,6 +51,9 @@ def test_merge_equals_concatenation(heads: int, context: str, padded: bool) -> N
     # Chunks of unequal length; some tokens are in none.
     table = torch.tensor([[1, 2, 3], [4, 5, -1], [15, 16, 17], [18, -1, -1], [30, 31, 32]])
     memory = random_layer(chunks, 2, 7, padded=padded)
+    inputs = [query, key, value, memory.keys, memory.values]
+    for x in inputs:
+        x.requires_grad_()
     fast = attend(query, key, value, bias, memory, table, causal=causal, scale=0.3)
     slow = attend_concatenated(query, key, value, bias, memory, table, causal=causal, scale=0.3)
     seen = torch.ones(rows, tokens, dtype=torch.bool)
@@ -58,6 +61,10 @@ def test_merge_equals_concatenation(heads: int, context: str, padded: bool) -> N
         seen[1, :4] = False  # a padded query sees nothing; whatever it says is never read
     for a, b in zip(fast, slow, strict=True):
         torch.testing.assert_close(a.transpose(1, 2)[seen], b.transpose(1, 2)[seen], rtol=1e-5, atol=1e-5)
+    wanted = torch.randn(seen.sum(), heads, D, generator=g)
+    ours, theirs = (torch.autograd.grad((x[0].transpose(1, 2)[seen] * wanted).sum(), inputs) for x in (fast, slow))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_merge_of_one_token_by_hand() -> None:

@@ -23,10 +23,10 @@ from memory3.generate import Memory3
 from memory3.maths.selectors import SELECTORS
 from memory3.model.beginning import Frame
 from memory3.model.encode import Encoder
+from memory3.model.shape import PAPER_MODEL, SHAPES, Shape, shape_of
 from memory3.theory import figure, library, storage
 from memory3.theory.cost import Cost, Costs, Setting, Term, explicit, external, implicit, paper_costs
 from memory3.theory.library import Search, library_costs
-from memory3.theory.shape import PAPER_MODEL, SHAPES, Shape, shape_of
 from memory3.theory.storage import codecs_of, library_bytes, paper_bytes, reference_count
 
 PAPER_SHAPE = SHAPES[PAPER_MODEL]
@@ -337,8 +337,8 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
 
 
 def test_the_arithmetic_imports_no_torch():
-    modules = "allocation, capacity, cost, figure, library, machine, shape, storage, traffic, usage"
-    code = f"import sys; from memory3.theory import {modules}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+    modules = "allocation, capacity, cost, figure, library, machine, storage, traffic, usage"
+    code = f"import sys; from memory3.model import shape; from memory3.theory import {modules}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

@@ -7,6 +7,9 @@
     ├── ModelError             a model or tokenizer cannot be loaded or attached
     │   ├── DownloadError      a catalogue file could not be fetched, checked or stored
     │   └── UnsupportedModel   the architecture has no full attention where memories are wanted; names the layers
+    ├── TrainingError          a training run cannot start, go on or be resumed
+    │   ├── LossNotFinite      the loss or its gradient is not a number; the last checkpoint is from before
+    │   └── CheckpointFull     no space left for a checkpoint; those before it are intact
     ├── RecallError            generation was driven in a way recall cannot follow
     ├── MissingDependency      an optional package is needed; names the extra to install              (also ImportError)
     └── BankError              a bank on disk cannot be used
@@ -33,15 +36,18 @@ __all__ = [
     "BankFull",
     "BankNotFound",
     "BankVersion",
+    "CheckpointFull",
     "ConfigError",
     "DownloadError",
     "FingerprintMismatch",
     "InputError",
+    "LossNotFinite",
     "Memory3Error",
     "MissingDependency",
     "ModelError",
     "ReadError",
     "RecallError",
+    "TrainingError",
     "UnsupportedModel",
 ]
 
@@ -77,6 +83,18 @@ class DownloadError(ModelError):
 
 class UnsupportedModel(ModelError):
     """The architecture has no full attention where memories are wanted."""
+
+
+class TrainingError(Memory3Error):
+    """A training run cannot start, go on or be resumed."""
+
+
+class LossNotFinite(TrainingError):
+    """The loss or its gradient is not a number. The step was not taken, and the last checkpoint is from before."""
+
+
+class CheckpointFull(TrainingError):
+    """No space left on the device for a checkpoint. Those before it are intact."""
 
 
 class RecallError(Memory3Error):

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from memory3.answer import Answer, Timings, Usage
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, InputError
+from memory3.model.adapter import trained_config, with_adapter
 from memory3.model.attach import ModelShape
 from memory3.model.beginning import FIXED, Frame
 from memory3.model.encode import Encoder
@@ -92,6 +93,7 @@ class Memory3:
         cls,
         name: str = DEFAULT_MODEL,
         *,
+        adapter: str | None = None,
         config: MemoryConfig | str | None = None,
         device: str | None = None,
         dtype: str | None = None,
@@ -102,14 +104,17 @@ class Memory3:
 
         Args:
             name: ``"smollm2-135m-instruct"``, or any Llama-, Qwen- or Mistral-like id or folder.
-            config: a `MemoryConfig` or the name of a preset (``"default"``, ``"paper"``, ``"full"``).
+            adapter: folder of an adapter (`memory3.model.adapter`), or ``"none"``. Default: what the name says behind a ``+``.
+            config: a `MemoryConfig` or the name of a preset (``"default"``, ``"paper"``, ``"full"``). Default: what the model or
+                its adapter was trained for, or the preset ``"default"``.
             device, dtype, kwargs: see `memory3.model.load.load_model`.
             batch_size: references per forward pass when writing.
         """
+        name = with_adapter(name, adapter)
         if isinstance(config, str):
             config = MemoryConfig.preset(config)
         model, tokenizer = load_model(name, device=device, dtype=dtype, **kwargs)
-        return cls(model, tokenizer, config, name=name, batch_size=batch_size)
+        return cls(model, tokenizer, config or trained_config(name), name=name, batch_size=batch_size)
 
     # ---- writing: what a bank asks for (memory3.bank.MemoryWriter) ---------------------------------------------------
 
@@ -147,6 +152,7 @@ class Memory3:
         prompt: Sequence[Sequence[int]] | None = None,
         answer_tokens: Sequence[int] | None = None,
         references: Sequence[Sequence[str]] | None = None,
+        chunk_references: Sequence[Sequence[Sequence[str]]] | None = None,
         use_cache: bool = True,
     ) -> Recall:
         """Context in which plain ``model.generate()`` and ``model()`` read memories of a bank.
@@ -159,6 +165,7 @@ class Memory3:
             answer_tokens: how many of the last tokens of each announced prompt are an answer to be scored: they read what they would if they were
                 being decoded.
             references: per prompt, the reference ids to read, instead of looking them up.
+            chunk_references: the same for each chunk of each prompt (`memory3.chunks`); for prompts that are read and not continued.
             use_cache: keep memories in the bank's RAM cache.
         """
         return Recall(
@@ -173,6 +180,7 @@ class Memory3:
             prompt=prompt,
             answer_tokens=answer_tokens,
             references=references,
+            chunk_references=chunk_references,
             use_cache=use_cache,
         )
 

@@ -68,6 +68,8 @@ class Reading:
             out, lse = self._decode(layer, query, place, bias, memory, scale)
         else:
             out, lse = attend(query, key, value, bias, memory, self.tokens, causal=causal, scale=scale)
+        if query.requires_grad:  # training: nobody asks who was looked at
+            return out
         if self._watched is not None:
             rows = torch.arange(query.shape[0], device=query.device)
             query, lse = query[rows, :, self._watched, None], lse[rows, :, self._watched, None]

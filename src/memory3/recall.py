@@ -120,6 +120,7 @@ class Recall:
         prompt: Sequence[Sequence[int]] | None = None,
         answer_tokens: Sequence[int] | None = None,
         references: Sequence[Sequence[str]] | None = None,
+        chunk_references: Sequence[Sequence[Sequence[str]]] | None = None,
         use_cache: bool = True,
     ) -> None:
         """See `Memory3.recall`."""
@@ -140,6 +141,7 @@ class Recall:
         self._announced = None if prompt is None else [[int(t) for t in row] for row in prompt]
         self._answer_tokens = list(answer_tokens) if answer_tokens is not None else None
         self._pinned = None if references is None else [list(ids) for ids in references]
+        self._by_chunk = None if chunk_references is None else [[list(ids) for ids in row] for row in chunk_references]
         self._use_cache = use_cache
         self._nothing = False
         self._scores: dict[str, float] = {}
@@ -157,6 +159,8 @@ class Recall:
             raise RecallError("this model is recalling already: leave one `with recall` before entering another")
         if self._pinned is not None:
             self._nothing = not any(self._pinned)
+        elif self._by_chunk is not None:
+            self._nothing = not any(ids for row in self._by_chunk for ids in row)
         else:
             self._nothing = self._k == 0 or self._bank.count(self._where) == 0
         self._exit = ExitStack()
@@ -330,11 +334,14 @@ class Recall:
         queries = [
             "" if c.query is None else self._decode_text(plan.texts[c.row][c.query], text[c.row][c.query]) for c in plan.chunks
         ]
-        found = self._search(queries, [c.row for c in plan.chunks])
+        named = self._named(plan)
+        found = self._search(queries, [c.row for c in plan.chunks]) if named is None else named
         inherited = self._reading.batch.references if self._reading is not None else [[] for _ in self._rows]
         last = list(map(list, inherited))
         for i, chunk in enumerate(plan.chunks):
-            if not queries[i]:  # an answer's beginning, or nothing but template: what came before is still the subject
+            if (
+                named is None and not queries[i]
+            ):  # an answer's beginning, or nothing but template: what came before is still the subject
                 found[i] = last[chunk.row]
             last[chunk.row] = found[i]
         batch = self._load(found, [c.row for c in plan.chunks])
@@ -345,6 +352,16 @@ class Recall:
         self._settle()
         self._reading = Reading(select_chunks(batch, [final[n] for n in everyone]) if whole else self._load(last, everyone))
         return batch
+
+    def _named(self, plan: Plan) -> list[list[str]] | None:
+        """What the caller said that each chunk reads."""
+        if self._by_chunk is None:
+            return None
+        rows = [chunk.row for chunk in plan.chunks]
+        counts, given = [rows.count(n) for n in range(len(self._rows))], [len(row) for row in self._by_chunk]
+        if counts != given:
+            raise RecallError(f"references were given for {given} chunks of the prompts, which have {counts}")
+        return [ids for row in self._by_chunk for ids in row]  # chunks stand row by row, in order
 
     # ---- decoding ----------------------------------------------------------------------------------------------------
 

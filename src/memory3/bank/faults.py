@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from memory3.errors import BankCorrupt, BankError, BankFull, Memory3Error
 
-__all__ = ["reading", "writing"]
+__all__ = ["is_full", "reading", "writing"]
 
 _LANCE_ERRORS = (RuntimeError, OSError, ValueError, pa.ArrowException)
 _FULL_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -40,7 +40,7 @@ def writing(path: Path) -> Iterator[None]:
     except Memory3Error:
         raise
     except _LANCE_ERRORS as error:
-        if _is_full(error):
+        if is_full(error):
             raise BankFull(
                 f"{path}: no space left on the device. What was committed before is intact: free some space and run the "
                 "same command again to go on"
@@ -48,7 +48,8 @@ def writing(path: Path) -> Iterator[None]:
         raise BankError(f"{path}: the bank cannot be written ({_first_line(error)})") from error
 
 
-def _is_full(error: BaseException | None) -> bool:
+def is_full(error: BaseException | None) -> bool:
+    """Does an error, or what caused it, say that the disk is full?"""
     while error is not None:
         text = str(error).lower()
         if getattr(error, "errno", None) in _FULL_ERRNO or any(part in text for part in _FULL_TEXT):

@@ -21,6 +21,7 @@ from memory3.cli.output import message, out
 from memory3.cli.plan import plan
 from memory3.cli.rebuild import rebuild
 from memory3.cli.report import report
+from memory3.cli.train import train
 from memory3.cli.write import write
 from memory3.errors import Memory3Error
 
@@ -54,6 +55,7 @@ for command in (write, ask, info, verify, delete, compact, rebuild, calibrate, p
     app.command()(command)
 app.command("eval")(evaluate)
 app.command()(report)
+app.add_typer(train)
 anything = {"ignore_unknown_options": True, "allow_extra_args": True}
 app.command(context_settings=anything)(bench)
 app.command("lm-eval", context_settings=anything)(lm_eval)

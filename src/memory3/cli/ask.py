@@ -60,6 +60,7 @@ def ask(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="With --sample: the same seed gives the same answer.", metavar="N")] = None,
     model: options.Model = None,
+    adapter: options.Adapter = None,
     device: options.Device = None,
     as_json: options.Json = False,
 ) -> None:
@@ -89,9 +90,9 @@ def ask(
     if bank is None:
         from memory3.model.catalogue import DEFAULT_MODEL
 
-        m3, opened = load_model(full_name(model or DEFAULT_MODEL), MemoryConfig(), device=device), None
+        m3, opened = load_model(full_name(model or DEFAULT_MODEL, adapter), MemoryConfig(), device=device), None
     else:
-        m3, opened = open_bank(bank, model, device=device, embedder=mode != "none")
+        m3, opened = open_bank(bank, model, adapter=adapter, device=device, embedder=mode != "none")
 
     one = mode != "all"
     streaming = one and not as_json and (out.is_terminal if stream is None else stream)

@@ -16,10 +16,10 @@ from memory3.cli.planning import Asked, View, columns, digits
 from memory3.cli.progress import progress_bar
 from memory3.config import MemoryConfig
 from memory3.errors import InputError
+from memory3.model.shape import PAPER_MODEL
 from memory3.theory.capacity import Corpus, Plan, plan
 from memory3.theory.library import writing_tokens
 from memory3.theory.machine import Machine, machine_of
-from memory3.theory.shape import PAPER_MODEL
 from memory3.theory.usage import Usage
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ __all__ = ["full_name", "load_model", "open_bank", "silence"]
 
 def load_model(name: str, config: MemoryConfig, *, device: str | None = None, batch_size: int = 16) -> Memory3:
     """The model of this name under these settings. A first download shows its own progress."""
+    from memory3.model.adapter import adapter_of
     from memory3.model.catalogue import resolve_model
 
-    resolve_model(name)
+    resolve_model(adapter_of(name)[0])
     with err.status(f"loading {name}"):
         silence()
         from memory3.generate import Memory3
@@ -29,7 +30,7 @@ def load_model(name: str, config: MemoryConfig, *, device: str | None = None, ba
 
 
 def open_bank(
-    path: Path, model: str | None = None, *, device: str | None = None, embedder: bool = True
+    path: Path, model: str | None = None, *, adapter: str | None = None, device: str | None = None, embedder: bool = True
 ) -> tuple[Memory3, Bank]:
     """The bank at ``path`` with the model it remembers, or with another that must be able to read it.
 
@@ -38,7 +39,7 @@ def open_bank(
     from memory3.bank import Bank
 
     manifest = Bank.describe(path)
-    m3 = load_model(full_name(model or manifest.model), manifest.config, device=device)
+    m3 = load_model(full_name(model or manifest.model, adapter), manifest.config, device=device)
     bank = Bank.open(path, m3, create=False)
     if embedder:
         with err.status(f"loading {manifest.embedder}"):
@@ -46,12 +47,18 @@ def open_bank(
     return m3, bank
 
 
-def full_name(name: str) -> str:
-    """A folder's absolute path, so that a bank finds its model from any working folder; other names as they are."""
+def full_name(name: str, adapter: str | None = None) -> str:
+    """A folder's absolute path, so that a bank finds its model from any working folder; other names as they are.
+
+    ``adapter``: see `memory3.model.adapter.with_adapter`.
+    """
+    from memory3.model.adapter import adapter_of, with_adapter
     from memory3.model.catalogue import EMBEDDERS, MODELS
 
-    is_folder = name not in MODELS and name not in EMBEDDERS and Path(name).is_dir()
-    return str(Path(name).resolve()) if is_folder else name
+    model, folder = adapter_of(with_adapter(name, adapter))
+    is_folder = model not in MODELS and model not in EMBEDDERS and Path(model).is_dir()
+    model = str(Path(model).resolve()) if is_folder else model
+    return f"{model}+{folder}" if folder else model
 
 
 def silence() -> None:

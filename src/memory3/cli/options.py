@@ -14,6 +14,7 @@ from memory3.config import MemoryConfig
 from memory3.errors import ConfigError
 
 __all__ = [
+    "Adapter",
     "Bank",
     "BatchSize",
     "Beginning",
@@ -40,6 +41,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Model = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Catalogue name, hub id or folder. Default: the bank's own.", metavar="MODEL"),
+]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder of an adapter to merge into the model, or none. Default: what the bank was written with.",
+        metavar="DIR|none",
+    ),
 ]
 Wait = Annotated[
     float, typer.Option("--wait", help="How long to wait while another process writes this bank.", metavar="SECONDS", min=0)

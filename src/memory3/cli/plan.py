@@ -13,8 +13,8 @@ from memory3.cli import options, planning
 from memory3.cli.capacity import bank_usage, capacity, chosen_machine, counted
 from memory3.cli.output import message, out, print_json
 from memory3.config import MemoryConfig
+from memory3.model.shape import shape_of
 from memory3.theory.capacity import Corpus
-from memory3.theory.shape import shape_of
 from memory3.theory.storage import reference_count
 from memory3.theory.usage import Usage, read_usage
 

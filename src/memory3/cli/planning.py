@@ -14,12 +14,12 @@ from rich.text import Text
 
 from memory3.cli.output import printable, size
 from memory3.config import MemoryConfig
+from memory3.model.shape import Shape
 from memory3.policy import WritePolicy
 from memory3.theory.allocation import allocate
 from memory3.theory.capacity import Corpus
 from memory3.theory.cost import LABELS, Costs, paper_costs
 from memory3.theory.library import embedder_of, library_costs
-from memory3.theory.shape import Shape
 from memory3.theory.storage import ReferenceBytes, library_bytes, paper_bytes
 from memory3.theory.usage import Usage
 

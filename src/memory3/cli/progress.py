@@ -1,11 +1,11 @@
-"""The progress of a write: a bar on a terminal, a line now and then in a log."""
+"""Progress: a bar on a terminal, a line now and then in a log."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from memory3.bank import MemoryWriter, WriteProgress
     from memory3.values import Document, Memory, Reference
 
-__all__ = ["WriteMeter", "progress_bar"]
+__all__ = ["StepMeter", "WriteMeter", "progress_bar"]
 
 #: Seconds between two lines in a log.
 _LOG_EVERY = 15.0
@@ -110,6 +110,40 @@ class WriteMeter:
                 yield self
             finally:
                 self._bar = None
+
+
+class StepMeter:
+    """How far work in several stretches is. Use as a context; call it with what is done, how much of how much, and what to say of it."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+        self._what, self._started, self._from, self._told = "", 0.0, 0, 0.0
+
+    def __enter__(self) -> StepMeter:
+        if err.is_terminal:
+            self._bar = progress_bar()
+            self._bar.__enter__()
+            self._bar.add_task("", total=None, status="starting")
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(*error)
+
+    def __call__(self, what: str, done: int, total: int, more: str) -> None:
+        """``total`` 0: nobody knows."""
+        now = time.monotonic()
+        if what != self._what:
+            self._what, self._started, self._from, self._told = what, now, max(done - 1, 0), 0.0
+        work = done - self._from
+        left = (now - self._started) / work * (total - done) if total and work > 1 else 0.0
+        parts = [f"{what} {done:,} of {total:,}" if total else what, more, f"{duration(left)} left" if left > 2 else ""]
+        status = ", ".join(part for part in parts if part)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=done, total=total or None, status=status)
+        elif now - self._told >= _LOG_EVERY or done == total:
+            self._told = now
+            message(status)
 
 
 def progress_bar() -> Progress:

@@ -20,6 +20,7 @@ def rebuild(
     context: typer.Context,
     bank: options.Bank,
     model: options.Model = None,
+    adapter: options.Adapter = None,
     embedder: Annotated[
         str | None,
         typer.Option(help="Sentence embedder: catalogue name, hub id or folder. Default: the bank's own.", metavar="MODEL"),
@@ -55,7 +56,7 @@ def rebuild(
 
     manifest = Bank.describe(bank)
     config = options.settings(manifest.config, context.params)
-    name = full_name(model or manifest.model)
+    name = full_name(model or manifest.model, adapter)
     try:
         m3 = load_model(name, config, device=device, batch_size=batch_size)
         ensure_code_book(m3, lambda: stored_documents(Store(bank).snapshot()))

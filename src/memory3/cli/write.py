@@ -50,6 +50,7 @@ def write(
             metavar="MODEL",
         ),
     ] = None,
+    adapter: options.Adapter = None,
     embedder: Annotated[
         str | None,
         typer.Option(
@@ -122,7 +123,7 @@ def write(
 
     budget_bytes = options.byte_count(disk)
     policy = WritePolicy("auto", after or 1, budget_bytes) if auto or after or budget_bytes else None
-    name, config = _remembered(bank, model, context.params)
+    name, config = _remembered(bank, model, adapter, context.params)
     skipped: list[tuple[str, str]] = []
     documents = read_documents(
         *paths, text_field=text_field, id_field=id_field, on_skip=lambda place, reason: skipped.append((place, reason))
@@ -190,15 +191,17 @@ def report_write(bank: Path, model: str, report: WriteReport, skipped: Sequence[
         out.print(f"{count(report.references, 'reference')}, {each_text}in {duration(report.seconds)} ({rate:.1f}/s)")
 
 
-def _remembered(bank: Path, model: str | None, given: Mapping[str, Any]) -> tuple[str, MemoryConfig]:
+def _remembered(bank: Path, model: str | None, adapter: str | None, given: Mapping[str, Any]) -> tuple[str, MemoryConfig]:
     """Model and settings to write with: those of the bank where there is one, which must not be contradicted."""
     from memory3.bank import Bank
+    from memory3.model.adapter import trained_config
     from memory3.model.catalogue import DEFAULT_MODEL
 
     try:
         manifest = Bank.describe(bank)
     except BankNotFound:
-        return full_name(model or DEFAULT_MODEL), options.settings(MemoryConfig(), given)
+        name = full_name(model or DEFAULT_MODEL, adapter)
+        return name, options.settings(trained_config(name) or MemoryConfig(), given)
     stored, wanted = manifest.config.to_dict(), options.settings(manifest.config, given).to_dict()
     differing = [
         f"{name} {stored[name]!r}, not {wanted[name]!r}"
@@ -210,7 +213,7 @@ def _remembered(bank: Path, model: str | None, given: Mapping[str, Any]) -> tupl
             f"the bank {bank} was written with {'; '.join(differing)}. Leave these options out to add to it, give another "
             f"folder, or re-encode it with `memory3 rebuild --bank {bank}` and these options"
         )
-    return full_name(model or manifest.model), manifest.config
+    return full_name(model or manifest.model, adapter), manifest.config
 
 
 def _source_bytes(paths: Sequence[str]) -> int | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from memory3.errors import ConfigError, InputError
 
-__all__ = ["ResultsFolder", "settings_key", "write_atomically"]
+__all__ = ["ResultsFolder", "settings_key"]
 
 ITEMS = "items.jsonl"
 
@@ -27,21 +26,6 @@ def settings_key(settings: Mapping[str, Any]) -> str:
     """16 hex digits that differ when any setting does."""
     text = json.dumps(settings, sort_keys=True, ensure_ascii=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The whole text or nothing, whatever happens."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 class ResultsFolder:

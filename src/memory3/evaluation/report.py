@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from memory3.errors import InputError
-from memory3.evaluation.folder import write_atomically
 from memory3.evaluation.plots import plots
 from memory3.evaluation.tables import Section, Table, sections
+from memory3.files import write_atomically
 
 __all__ = ["read_results", "write_report", "write_summary"]
 

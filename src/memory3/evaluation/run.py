@@ -9,12 +9,13 @@ from typing import Any
 
 from memory3.bank import Bank
 from memory3.errors import InputError
-from memory3.evaluation.folder import ResultsFolder, write_atomically
+from memory3.evaluation.folder import ResultsFolder
 from memory3.evaluation.knowledge import knowledge_bank
 from memory3.evaluation.machine import machine
 from memory3.evaluation.report import write_report
 from memory3.evaluation.runner import Plan, Progress, now, run_task
 from memory3.evaluation.task import Task
+from memory3.files import write_atomically
 from memory3.generate import Memory3
 
 __all__ = ["run_suite", "write_results"]

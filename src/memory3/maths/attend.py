@@ -8,13 +8,15 @@ Two ways to the same numbers. `attend` computes the two parts apart, each with a
     out = w out_mem + (1 - w) out_ctx
 
 so the context's keys are never copied and memories of all prompt chunks are one batch. `attend_concatenated` writes the
-formula down as it stands; tests compare the two, and it is the one with gradients.
+formula down as it stands; tests compare the two, their gradients too.
 
 Symbols: B rows, T new tokens, S context length, N chunks, C tokens of a chunk, A query heads, H KV heads, G = A / H,
 M memory pairs per head (padded), d head dimension.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -28,14 +30,56 @@ def masked(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).min / 2
 
 
+_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_kernel_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class _FusedCPU(torch.autograd.Function):
+    """The kernel behind scaled_dot_product_attention on the CPU; the public function drops the lse.
+
+    It reads the key of each query head's KV head itself; to give it query heads as further queries of fewer heads would leave threads idle. Its own
+    backward pass knows gradients of the output alone. With g those of the output o, and h those of the lse,
+
+        d loss / d logits = P * (g V^T - rowsum(g o) + h)
+
+    so to pass o - g h / |g|^2 for o adds h. In `attend` h is a multiple of |g|^2, so the quotient stays finite where g vanishes.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor | None,
+        causal: bool,
+        scale: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse = _kernel(query, key, value, 0.0, causal, attn_mask=bias, scale=scale)
+        ctx.save_for_backward(query, key, value, bias, out, lse)
+        ctx.causal, ctx.scale = causal, scale
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        gradient, of_lse = gradients
+        query, key, value, bias, out, lse = ctx.saved_tensors
+        wide = gradient.to(lse.dtype)
+        length = wide.square().sum(-1, keepdim=True)
+        towards = of_lse.unsqueeze(-1) / length.clamp_min(torch.finfo(length.dtype).tiny)
+        out = (out.to(lse.dtype) - wide * towards).to(out.dtype)
+        found = _kernel_backward(
+            gradient.contiguous(), query, key, value, out, lse, 0.0, ctx.causal, attn_mask=bias, scale=ctx.scale
+        )
+        return *found, None, None, None
+
+
 def _fused_cpu(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    # The kernel behind scaled_dot_product_attention on the CPU; the public function drops the lse. It reads the key of each query head's
-    # KV head itself; to give it query heads as further queries of fewer heads would leave threads idle.
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, causal, attn_mask=bias, scale=scale
-    )
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        return _FusedCPU.apply(query, key, value, bias, causal, scale)
+    return _kernel(query, key, value, 0.0, causal, attn_mask=bias, scale=scale)
 
 
 def _explicit(
@@ -61,7 +105,7 @@ def attention_with_lse(
     causal: bool = False,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention that also tells the log-sum-exp of its logits. No gradients.
+    """Attention that also tells the log-sum-exp of its logits. Both have gradients with respect to query, key and value.
 
     Args:
         query: ``[B, A, T, d]``.
@@ -80,7 +124,7 @@ def attention_with_lse(
             bias = bias.repeat_interleave(heads // kv_heads, dim=1)
     kernel = _fused_cpu if query.device.type == "cpu" else _explicit
     out, lse = kernel(query, key, value, bias, causal, scale)
-    return out, lse.float()
+    return out, lse if lse.dtype == torch.float64 else lse.float()
 
 
 def attend(
@@ -110,8 +154,9 @@ def attend(
         ``[B, A, T, d]``, and the lse over context and memory together, float32 ``[B, A, T]``.
     """
     out, lse = attention_with_lse(query, key, value, bias, causal=causal, scale=scale)
+    mem_keys, mem_values = memory.keys.to(query.dtype), memory.values.to(query.dtype)  # they differ under autocast alone
     if tokens is None:
-        mem_out, mem_lse = attention_with_lse(query, memory.keys, memory.values, memory.bias, scale=scale)
+        mem_out, mem_lse = attention_with_lse(query, mem_keys, mem_values, memory.bias, scale=scale)
         return torch.lerp(out, mem_out, torch.sigmoid(mem_lse - lse).unsqueeze(-1).to(out.dtype)), torch.logaddexp(
             lse, mem_lse
         )
@@ -120,7 +165,7 @@ def attend(
     inside = tokens >= 0
     flat = query.transpose(1, 2).reshape(rows * length, heads, dim)
     chunked = flat[tokens.clamp_min(0)].transpose(1, 2)  # [N, A, C, d]
-    mem_out, mem_lse = attention_with_lse(chunked, memory.keys, memory.values, memory.bias, scale=scale)
+    mem_out, mem_lse = attention_with_lse(chunked, mem_keys, mem_values, memory.bias, scale=scale)
     where = tokens[inside]
     all_out = out.new_zeros(rows * length, heads, dim)
     all_lse = lse.new_full((rows * length, heads), -torch.inf)
@@ -144,7 +189,7 @@ def attend_concatenated(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same as `attend` by concatenation and masking: every token sees the keys of all N chunks, all but its own masked.
 
-    Slow and obvious: the reference tests compare with, and the differentiable path. Arguments and results as `attend`.
+    Slow and obvious: the reference tests compare with. Arguments and results as `attend`.
     """
     rows, heads, length, dim = query.shape
     chunks, kv_heads, pairs, _ = memory.keys.shape

@@ -74,6 +74,9 @@ def _attention(
                 raise UnsupportedModel(
                     f"{type(module).__name__} changes attention logits ({name}); memories cannot be merged into it"
                 )
+        kind = query.device.type
+        if torch.is_autocast_enabled(kind):  # RoPE leaves float32, and a kernel called by its own name is not cast for
+            query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         causal = attention_mask is None and query.shape[2] > 1
         layer: int = module.layer_idx  # type: ignore[assignment]

@@ -82,9 +82,10 @@ class _Write:
         self.inv_freq = inv_freq
         self.seeds = seeds
         self.bias: torch.Tensor | None = None
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
-        self.scores: list[list[torch.Tensor]] = [[] for _ in selectors]
+        # By layer: where activations are recomputed for the gradient, a layer is seen twice.
+        self.keys: dict[int, torch.Tensor] = {}
+        self.values: dict[int, torch.Tensor] = {}
+        self.scores: list[dict[int, torch.Tensor]] = [{} for _ in selectors]
 
     def _mask(self, query: torch.Tensor, before: int) -> torch.Tensor:
         """``[N or 1, 1, T, b + T]``: all of the beginning, causal after it, padding of the reference hidden from what follows."""
@@ -115,8 +116,8 @@ class _Write:
             self.bias = self._mask(query, first_key.shape[1])
         memory_layer = layer in self.memory_layers
         if memory_layer:
-            self.keys.append(key[:, :, : self.span])
-            self.values.append(value[:, :, : self.span])
+            self.keys[layer] = key[:, :, : self.span]
+            self.values[layer] = value[:, :, : self.span]
         out = lse = None
         if layer != self.last or self.later is not None:
             rows = key.shape[0]
@@ -139,8 +140,9 @@ class _Write:
                 start, real = self.later
                 later_lse = lse[:, :, start:].masked_fill(~real[:, None], torch.inf)
                 view = replace(view, later_query=query[:, :, start:], later_lse=later_lse)
-            for selector, scores in zip(self.selectors, self.scores, strict=True):
-                scores.append(selector.score(view))
+            with torch.no_grad():  # which tokens are kept is a choice, not a number one could improve by a little
+                for selector, scores in zip(self.selectors, self.scores, strict=True):
+                    scores[layer] = selector.score(view)
         if layer == self.last:
             raise StopForward
         return out
@@ -191,9 +193,9 @@ class Encoder:
                 f"references of {config.reference_length} tokens behind a beginning of {len(frame.beginning)} need {needed} positions, "
                 f"the model has {model_shape.max_positions}: lower reference_length"
             )
-        self.beginning = self._encode_beginning()
+        with torch.no_grad():
+            self.beginning = self._encode_beginning()
 
-    @torch.no_grad()
     def _encode_beginning(self) -> list[KeyValues]:
         record = _Record()
         tokens = torch.tensor([self.frame.beginning], device=self.model.device)
@@ -209,13 +211,42 @@ class Encoder:
         """
         if not references:
             return []
-        keep_all = self.config.budget.tokens_per_head(self.config.reference_length) == self.config.reference_length
-        dense = self.dense(references, () if keep_all else (self._selector,))
-        scores = dense.scores[0] if dense.scores else dense.keys.new_zeros(dense.keys.shape[:-1], dtype=torch.float32)
-        kept = choose(scores, dense.lengths, self.config.budget, self.config.reference_length)
+        dense = self.dense(references, self._selectors)
+        kept = self._choose(dense)
         if not bool(torch.isfinite(dense.keys[kept]).all()):
             raise ModelError("the model computes keys that are not finite; is its dtype too narrow for its weights?")
         return cut(dense.keys, dense.values, kept, self.shape.torch_dtype)
+
+    def encode_with_gradients(self, references: Sequence[Reference]) -> list[Memory]:
+        """What `encode` gives, for training: gradients flow through the keys and values that are kept (PAPER.md section 5).
+
+        They stay on the model's device and in its dtype. `beginning` is computed anew, with gradients too. A selector that `repeats`
+        chooses in a pass of its own, so that nothing of the repetition has to be held for the gradient.
+
+        Raises:
+            InputError: as `encode`.
+        """
+        self.beginning = self._encode_beginning()
+        if not references:
+            return []
+        kept = None
+        selectors = self._selectors
+        if any(selector.repeats for selector in selectors):
+            kept, selectors = self._choose(self.dense(references, selectors)), ()
+        dense = self._dense(references, selectors)
+        kept = self._choose(dense) if kept is None else kept
+        return cut(dense.keys, dense.values, kept, dense.keys.dtype, dense.keys.device)
+
+    @property
+    def _selectors(self) -> tuple[Selector, ...]:
+        """The one that chooses; none where everything is kept."""
+        keep_all = self.config.budget.tokens_per_head(self.config.reference_length) == self.config.reference_length
+        return () if keep_all else (self._selector,)
+
+    def _choose(self, dense: Dense) -> torch.Tensor:
+        """bool ``[N, L, H, S]``: which pairs are kept."""
+        scores = dense.scores[0] if dense.scores else dense.keys.new_zeros(dense.keys.shape[:-1], dtype=torch.float32)
+        return choose(scores, dense.lengths, self.config.budget, self.config.reference_length)
 
     @torch.no_grad()
     def dense(
@@ -231,6 +262,12 @@ class Encoder:
         Raises:
             InputError: as `encode`.
         """
+        return self._dense(references, selectors, asked)
+
+    def _dense(
+        self, references: Sequence[Reference], selectors: Sequence[Selector], asked: Sequence[Sequence[int]] | None = None
+    ) -> Dense:
+        """`dense`, with gradients where they are enabled."""
         for reference in references:
             if not 0 < len(reference.token_ids) <= self.config.reference_length:
                 raise InputError(
@@ -258,13 +295,18 @@ class Encoder:
             self._model_shape.base(
                 tokens, attention_mask=unused, position_ids=positions[None], use_cache=False, memory3=reader
             )
-        keys, values = (torch.stack(x, dim=1) for x in (reader.keys, reader.values))
-        return Dense(keys, values, [torch.stack(scores, dim=1).float() for scores in reader.scores], lengths)
+        keys, values, *scores = (
+            torch.stack([of[layer] for layer in self.shape.layers], dim=1)
+            for of in (reader.keys, reader.values, *reader.scores)
+        )
+        return Dense(keys, values, [some.float() for some in scores], lengths)
 
 
-def cut(keys: torch.Tensor, values: torch.Tensor, kept: torch.Tensor, dtype: torch.dtype) -> list[Memory]:
+def cut(
+    keys: torch.Tensor, values: torch.Tensor, kept: torch.Tensor, dtype: torch.dtype, device: torch.device | str = "cpu"
+) -> list[Memory]:
     """One memory per reference, of the kept pairs: keys, values ``[N, L, H, S, d]``, kept bool ``[N, L, H, S]``."""
-    flat_keys, flat_values = keys[kept].to("cpu", dtype), values[kept].to("cpu", dtype)
+    flat_keys, flat_values = keys[kept].to(device, dtype), values[kept].to(device, dtype)
     counts = kept.sum(dim=-1).to("cpu").numpy().astype("uint16")  # [N, L, H]
     positions = kept.nonzero()[:, -1].to("cpu").numpy().astype("uint16")
     memories, start = [], 0

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from memory3.errors import ModelError
+from memory3.model.adapter import adapter_of, merge_adapter
 from memory3.model.catalogue import resolve_model, suggest
 
 __all__ = ["DEFAULT_MODEL", "load_model"]
@@ -22,7 +23,7 @@ def load_model(
     """Model in evaluation mode, and its fast tokenizer.
 
     Args:
-        name: a name of the catalogue, a hub id, or a folder.
+        name: a name of the catalogue, a hub id, or a folder; ``+FOLDER`` behind it merges an adapter into the weights.
         device: ``"cpu"``, ``"cuda"``, ...; default: a GPU where there is one.
         dtype: ``"float32"``, ``"bfloat16"``, ...; default: float32 on the CPU, what the model was saved in elsewhere.
         kwargs: passed to ``AutoModelForCausalLM.from_pretrained``.
@@ -32,6 +33,7 @@ def load_model(
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("float32" if device == "cpu" else "auto")
+    name, adapter = adapter_of(name)
     where = resolve_model(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where)
@@ -46,5 +48,7 @@ def load_model(
         raise ModelError(
             f"model {name!r} has no fast tokenizer (tokenizer.json); memory3 needs one to cut texts into references"
         )
+    if adapter:
+        merge_adapter(model, adapter)
     moved: Any = model  # its `to` is decorated beyond what type checkers follow
     return moved.to(device).eval(), tokenizer

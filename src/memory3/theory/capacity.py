@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError
+from memory3.model.shape import Shape
 from memory3.theory.cost import Cost
 from memory3.theory.library import EMBEDDERS, Search, embedder_of, library_costs, padding
 from memory3.theory.machine import Machine
-from memory3.theory.shape import Shape
 from memory3.theory.storage import codecs_of, library_bytes
 
 __all__ = ["Corpus", "Plan", "Recall", "plan"]

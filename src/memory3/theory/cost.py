@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from memory3.errors import ConfigError
-from memory3.theory.shape import Shape
+from memory3.model.shape import Shape
 
 __all__ = [
     "FORMATS",

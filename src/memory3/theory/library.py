@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError
+from memory3.model.shape import Shape
 from memory3.theory.cost import Cost, Costs, Setting, Term, implicit
-from memory3.theory.shape import Shape
 from memory3.theory.storage import codecs_of
 
 __all__ = [

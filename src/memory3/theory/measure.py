@@ -18,8 +18,8 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaModel
 
 from memory3.errors import InputError, UnsupportedModel
+from memory3.model.shape import Shape
 from memory3.theory.machine import Machine
-from memory3.theory.shape import Shape
 
 __all__ = ["measure"]
 

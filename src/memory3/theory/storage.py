@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 
 from memory3.config import MemoryConfig, codec_sides
 from memory3.errors import ConfigError
+from memory3.model.shape import Shape
 from memory3.theory.cost import PAPER, Setting
-from memory3.theory.shape import Shape
 
 __all__ = [
     "BYTES_PER_TOKEN",

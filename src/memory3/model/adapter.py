@@ -1,0 +1,122 @@
+"""Adapters: a low-rank change of a model's weights (LoRA, E. Hu et al. 2021) that teaches it to write and read memories.
+
+    W' = W + (alpha / rank) B A
+
+The folder is peft's: ``adapter_config.json`` and ``adapter_model.safetensors``. It is merged into the weights when the model is loaded, so an adapted model
+is as fast as any other and its fingerprint is its own; without an adapter, the model is untouched. Reading needs no peft. A model's name may end in its adapter,
+``NAME+FOLDER``; so a bank knows both.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from memory3.config import MemoryConfig
+from memory3.errors import ConfigError, ModelError
+from memory3.files import write_atomically
+
+__all__ = ["adapter_of", "merge_adapter", "trained_config", "with_adapter", "write_about"]
+
+#: In the folder of an adapter or a model: the model it was made from, and the settings its memories want.
+_ABOUT = "memory3.json"
+
+#: What in a config of peft changes the formula above, and the value that leaves it as it is.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "use_dora": (False, None),
+    "bias": ("none",),
+    "fan_in_fan_out": (False,),
+    "lora_bias": (False, None),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "modules_to_save": (None, []),
+}
+_NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight")
+
+
+def write_about(folder: Path, model: str, config: MemoryConfig) -> None:
+    """Say of an adapter or a model what it was made from, and the settings it was trained for."""
+    write_atomically(folder / _ABOUT, json.dumps({"model": model, "memory": config.to_dict()}, indent=2) + "\n")
+
+
+def trained_config(name: str) -> MemoryConfig | None:
+    """The settings a model was trained for: its adapter says, or its own folder; None where neither does."""
+    model, adapter = adapter_of(name)
+    path = Path(adapter or model) / _ABOUT
+    if not path.exists():
+        return None
+    try:
+        return MemoryConfig.from_dict(json.loads(path.read_text(encoding="utf-8"))["memory"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} cannot be read ({error}): name the settings yourself, or remove the file") from error
+
+
+@torch.no_grad()
+def merge_adapter(model: torch.nn.Module, folder: str | Path) -> None:
+    """Add an adapter to the weights of a model, in place.
+
+    Raises:
+        ModelError: no adapter there, one of another kind than plain LoRA, or one whose sizes are not this model's.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "adapter_model.safetensors")
+        rank, alpha = int(config["r"]), float(config["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(
+            f"adapter {str(folder)!r} cannot be read ({error}): give a folder with adapter_config.json and adapter_model.safetensors"
+        ) from error
+    odd = [f"{name}={config[name]!r}" for name, plain in _PLAIN.items() if name in config and config[name] not in plain]
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        found = _NAME.fullmatch(name)
+        if found is None:
+            odd.append(name)
+            continue
+        pairs.setdefault(found[1], {})[found[2]] = tensor.float()
+    if odd or not pairs or any(len(pair) < 2 for pair in pairs.values()):
+        raise ModelError(
+            f"adapter {str(folder)!r} is not plain LoRA ({', '.join(odd[:3]) or 'halves are missing'}): it cannot be merged"
+        )
+    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    modules: dict[str, Any] = dict(model.named_modules())
+    for name, pair in pairs.items():
+        weight = getattr(modules.get(name), "weight", None)
+        change = (scale * (pair["B"] @ pair["A"])) if pair["A"].shape[:1] == pair["B"].shape[1:] else None
+        if weight is None or change is None or weight.shape != change.shape:
+            raise ModelError(
+                f"adapter {str(folder)!r} was made for another model: {name} is {'absent' if weight is None else tuple(weight.shape)} here"
+            )
+        weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
+
+
+def adapter_of(name: str) -> tuple[str, str]:
+    """A model's name and its adapter's folder: ``"smollm2-135m-instruct+runs/a/adapter"``; no adapter: ``""``."""
+    if "+" not in name or Path(name).is_dir():
+        return name, ""
+    places = [n for n, letter in enumerate(name) if letter == "+"]  # folders may have one in their names
+    at = next((n for n in places if Path(name[n + 1 :]).is_dir()), places[0])
+    return name[:at], name[at + 1 :]
+
+
+def with_adapter(name: str, adapter: str | None) -> str:
+    """The name of a model with another adapter, its folder absolute. ``"none"``: without. None: as it is.
+
+    Raises:
+        ConfigError: no such folder.
+    """
+    model, present = adapter_of(name)
+    wanted = present if adapter is None else adapter
+    if wanted in ("", "none"):
+        return model
+    if not Path(wanted).is_dir():
+        raise ConfigError(f"adapter {wanted!r} is no folder: give one with adapter_config.json, or none to do without")
+    return f"{model}+{Path(wanted).resolve()}"

@@ -1,0 +1,94 @@
+"""Memories that are made inside a training step, and the loss of what reads them.
+
+`Recall` asks its bank for memories in the middle of a forward pass; here the bank encodes them then and there, with gradients. So a training step reads by
+the code that serves, and a wrapper around the model (several processes, sharded weights) sees one forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from memory3.errors import InputError
+from memory3.generate import Memory3
+from memory3.model.encode import Encoder
+from memory3.training.collate import GroupBatch
+from memory3.values import Memory, Reference
+
+__all__ = ["LiveMemories", "group_loss", "token_log_likelihoods"]
+
+
+class LiveMemories:
+    """A `memory3.recall.MemorySource` of one step: every reference is encoded once, when the first is asked for."""
+
+    def __init__(self, encoder: Encoder, references: Sequence[Reference]) -> None:
+        self._encoder = encoder
+        self._references = {reference.id: reference for reference in references}
+        self._made: dict[str, Memory] = {}
+
+    def search(self, queries: Sequence[str], k: int, where: Mapping[str, Any] | None = None) -> Sequence[Sequence[Any]]:
+        """Never asked: rows of a step name their references."""
+        raise AssertionError("a training step names the references it reads")
+
+    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
+        """With gradients towards the model's weights."""
+        if not self._made:
+            some = list(self._references.values())
+            made = self._encoder.encode_with_gradients(some)
+            self._made = dict(zip(self._references, made, strict=True))
+        return [self._made[name] for name in reference_ids]
+
+    def count(self, where: Mapping[str, Any] | None = None) -> int:
+        """How many references there are."""
+        return len(self._references)
+
+
+def group_loss(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Mean negative log-likelihood, in nats, of the scored tokens of a batch: a scalar. See `token_log_likelihoods`."""
+    return -token_log_likelihoods(m3, model, batch, dtype).sum() / batch.scored
+
+
+def token_log_likelihoods(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Log-likelihood, in nats, of each scored token, ``[B, S]``; 0 for tokens that do not count. float32 unless the model is float64.
+
+    Where activations are recomputed, the backward pass calls the model's attention again: then both belong inside `memory3.model.attach.attached`.
+
+    Args:
+        m3: whose weights ``model`` holds.
+        model: called for the forward pass: ``m3.model``, or what wraps it.
+        batch: rows that all read memories, or all do not.
+        dtype: in which to multiply matrices, whatever the weights are; None: in the weights' own.
+
+    Raises:
+        InputError: no token counts.
+    """
+    reading: Any = nullcontext()
+    if batch.references:
+        reading = m3.recall(
+            LiveMemories(m3.encoder, batch.references),
+            references=None if batch.chunk_reads else batch.reads,
+            chunk_references=batch.chunk_reads or None,
+            prompt=batch.prompts,
+            answer_tokens=batch.answers,
+        )
+    if batch.scored < 1:
+        raise InputError("no token of this batch counts for the loss: its sequences are too short")
+    with reading, torch.autocast(batch.tokens.device.type, dtype, enabled=dtype is not None):
+        # Positions from the mask: transformers itself would count padding.
+        positions = (batch.mask.cumsum(-1) - 1).clamp_min(0)
+        logits = model(
+            input_ids=batch.tokens,
+            attention_mask=batch.mask,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=batch.labels.shape[1] + 1,
+        ).logits
+    logits = logits[:, :-1]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    losses = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), batch.labels.reshape(-1), ignore_index=-100, reduction="none"
+    )
+    return -losses.view(batch.labels.shape)

@@ -1,0 +1,57 @@
+"""Low-rank adaptation by peft: which weights are trained, and the adapter as it leaves a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memory3.errors import ConfigError, MissingDependency
+from memory3.training.settings import Settings
+
+__all__ = ["export_adapter", "with_lora"]
+
+
+def with_lora(model: Any, settings: Settings) -> Any:
+    """The model with LoRA weights beside its own, which are frozen; ``settings.rank`` 0: the model itself, every weight trained.
+
+    LoRA's weights are float32 whatever the model's are. The model is changed in place: layers are wrapped.
+
+    Raises:
+        ConfigError: no module of the model has one of the names in ``settings.targets``.
+        MissingDependency: peft is not installed.
+    """
+    if settings.rank == 0:
+        return model.requires_grad_(True)
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingDependency("peft", "train", "training an adapter") from error
+    targets: Any = settings.targets
+    targets = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
+    # bias and dropout stay out: the adapter is merged into the weights when it is used.
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=targets,
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    torch.manual_seed(settings.seed)  # of LoRA's start
+    try:
+        adapted = get_peft_model(model, config)
+    except ValueError as error:
+        raise ConfigError(f"targets {settings.targets!r} cannot be adapted: {str(error).splitlines()[0]}") from error
+    module: Any
+    for module in adapted.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False  # the step runs under autocast, which multiplies in its own dtype
+    return adapted
+
+
+def export_adapter(model: Any, folder: Path) -> None:
+    """The adapter as `memory3.model.adapter` reads it: peft's two files."""
+    model.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card

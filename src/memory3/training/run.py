@@ -1,0 +1,267 @@
+"""A run of training, from its settings to a folder.
+
+RUN/settings.json                what the run is
+RUN/groups.jsonl, held_back.jsonl    what it trains on, in order, and what it is looked at with
+RUN/checkpoint-N/                to resume from
+RUN/log.jsonl, runs/, losses.png     its losses (JSON lines, TensorBoard, a picture)
+RUN/adapter/  or  RUN/model/     the result, with the memory settings it was trained for
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from memory3.errors import ConfigError, InputError, MissingDependency, TrainingError
+from memory3.files import write_atomically
+from memory3.generate import Memory3
+from memory3.model.adapter import adapter_of, write_about
+from memory3.model.scratch import from_scratch
+from memory3.training.checkpoints import last_checkpoint
+from memory3.training.drawing import GroupMaker, documents_of
+from memory3.training.groups import Group, read_groups, write_groups
+from memory3.training.logs import RunLog, curves_of, cut_log, draw_losses, read_log
+from memory3.training.lora import export_adapter, with_lora
+from memory3.training.preference import with_likelihoods
+from memory3.training.records import read_records
+from memory3.training.settings import Settings
+from memory3.training.stopping import StopOnSignal
+from memory3.training.trainer import GroupTrainer, arguments
+
+if TYPE_CHECKING:
+    from memory3.bank import Bank
+
+__all__ = ["Progress", "Result", "draw_groups", "train"]
+
+#: What is done, how much of how much (0 of 0: nobody knows), and what to say of it.
+Progress = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        run: its folder.
+        main: whether this process, of several, speaks for them.
+        trained: the adapter or the model; None when it was told to stop before its end.
+        step: steps taken, earlier processes' included.
+        steps: steps there are.
+        seconds_per_step: median over this process; 0.0 when it took none.
+        losses: the last of each curve of the log.
+    """
+
+    run: Path
+    main: bool
+    trained: Path | None
+    step: int
+    steps: int
+    seconds_per_step: float
+    losses: dict[str, float]
+
+
+def train(
+    settings: Settings, run: Path, *, resume: bool = False, device: str | None = None, progress: Progress | None = None
+) -> Result:
+    """Train, or go on training.
+
+    Args:
+        settings: of a new run; a run that is resumed has its own (`Settings.read`).
+        run: its folder.
+        resume: go on from the last checkpoint, bit for bit where the device computes so (the CPU does). Without a checkpoint: from the start.
+        device: as `memory3.model.load.load_model` takes it.
+        progress: told how far it is.
+
+    Raises:
+        TrainingError: the folder holds a run and ``resume`` was not said; the loss is not a number; the disk is full.
+        InputError: nothing to train on.
+        ConfigError: the bank is another model's.
+    """
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise MissingDependency("accelerate", "train", "training") from error
+    # The other processes wait for the one that draws.
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(days=2))
+    tell = progress if progress and state.is_main_process else _silent
+    stored, drawn = run / "settings.json", run / "held_back.jsonl"
+    if drawn.exists() and not resume:
+        raise TrainingError(f"{run} holds a training run: resume it with --resume, or give another folder")
+    if resume and stored.exists():
+        settings = Settings.read(stored)
+    if settings.rank and adapter_of(settings.model)[1]:
+        raise ConfigError(
+            f"{settings.model} has an adapter already, and one cannot stand on another: give rank 0 to train all weights"
+        )
+    _make_folder(run)
+    m3 = _load(settings, device or str(state.device))
+    with state.main_process_first():
+        if not drawn.exists():
+            _draw(m3, settings, run, state.num_processes, tell)
+        elif not stored.exists():  # groups that somebody else laid there
+            _write_settings(settings, run)
+    settings = Settings.read(stored)  # how many steps there are is known since the groups are drawn
+    groups = read_groups(run / "groups.jsonl")
+    held_back: dict[str, list[Group]] = {}
+    for group in read_groups(run / "held_back.jsonl"):
+        held_back.setdefault(group.kind, []).append(group)
+
+    checkpoint = last_checkpoint(run)
+    start = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+    if state.is_main_process:
+        cut_log(run, start)
+    log = RunLog(run, lambda step, steps, loss: tell("training", step, steps, f"loss {loss:.3f}"))
+    stop = StopOnSignal()
+    model = with_lora(m3.model, settings)
+    trainer = GroupTrainer(m3, model, arguments(settings, run), groups, held_back, _narrow(settings), settings.beta)
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise TrainingError(
+            "weights sharded over processes (FSDP, DeepSpeed) cannot encode references inside a step: launch with `--multi_gpu` or `--cpu`, and where "
+            "the model is too large for that, train an adapter (--rank 16) in bfloat16"
+        )
+    _quiet(trainer)
+    trainer.add_callback(log)
+    trainer.add_callback(stop)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+    lines = read_log(run)
+    trained = None
+    if trainer.state.global_step >= settings.steps:
+        trained = run / ("adapter" if settings.rank else "model")
+        if trainer.args.should_save:
+            _export(trainer, m3, settings, trained)
+    if trainer.args.should_save:
+        with suppress(MissingDependency):  # the log has them
+            draw_losses(curves_of(lines), run / "losses.png", title=f"{settings.model}, {settings.memory.budget}")
+    seconds = sorted(log.seconds)
+    last = {name: losses[-1] for name, _, losses in curves_of(lines) if losses}
+    return Result(
+        run,
+        state.is_main_process,
+        trained,
+        trainer.state.global_step,
+        settings.steps,
+        seconds[len(seconds) // 2] if seconds else 0.0,
+        last,
+    )
+
+
+def draw_groups(settings: Settings, run: Path, *, device: str | None = None, progress: Progress) -> None:
+    """What a run of one process would train on, in its folder; nothing is done where that is there."""
+    _make_folder(run)
+    if not (run / "held_back.jsonl").exists():
+        _draw(_load(settings, device or "cpu"), settings, run, 1, progress)
+
+
+def _load(settings: Settings, device: str) -> Memory3:
+    # Frozen weights may be narrow; weights that are trained are float32, and only multiplied in the narrow format.
+    if settings.shape:
+        model, tokenizer = from_scratch(settings.shape, settings.model, seed=settings.seed)
+        return Memory3(model.to(device), tokenizer, settings.memory, name=settings.shape)
+    dtype = settings.dtype if settings.rank else "float32"
+    return Memory3.from_pretrained(settings.model, config=settings.memory, dtype=dtype, device=device)
+
+
+def _draw(m3: Memory3, settings: Settings, run: Path, processes: int, tell: Progress) -> None:
+    """Read the records, retrieve among their passages and texts, and write down every group of the run. Interrupted, embeddings are kept."""
+    from memory3.bank import Bank
+
+    stored, folder = run / "settings.json", run / "drawing"
+    if not stored.exists() or Settings.read(stored) != settings:
+        shutil.rmtree(folder, ignore_errors=True)  # what another try was interrupted at
+    _write_settings(settings, run)
+    tell("reading", 0, 0, "")
+    records = read_records(settings.data, settings.held_out, most=settings.records, seed=settings.seed)
+    with ExitStack() as stack:
+        bank = None
+        if settings.bank:
+            bank = stack.enter_context(_given_bank(settings))
+        elif settings.mixture.retrieves:
+            documents = list(documents_of(records))
+            bank = stack.enter_context(Bank.open(folder / "bank", m3))
+            bank.write(
+                documents,
+                cold=True,
+                progress=lambda at: tell("embedding", at.documents, len(documents), f"{at.references:,} references"),
+            )
+        maker = GroupMaker(m3, bank, records, settings)
+        settings = settings.replace(steps=maker.steps(processes))
+        passes = settings.steps * settings.passes * processes
+        groups = list(maker.groups(passes, lambda done: tell("drawing", done, passes, "")))
+    held_back = [group for some in maker.held_back.values() for group in some]
+    if settings.mixture.preference:
+        folder.mkdir(exist_ok=True)
+        both = len(groups) + len(held_back)
+        scored = with_likelihoods(
+            m3,
+            [*groups, *held_back],
+            folder / "likelihoods.jsonl",
+            _narrow(settings),
+            lambda done: tell("comparing", done, both, "answers as they are before training"),
+        )
+        groups, held_back = scored[: len(groups)], scored[len(groups) :]
+    write_groups(run / "groups.jsonl", groups)
+    _write_settings(settings, run)
+    write_groups(run / "held_back.jsonl", held_back)  # the last: it says that the others are there
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_settings(settings: Settings, run: Path) -> None:
+    write_atomically(run / "settings.json", json.dumps(settings.to_dict(), indent=2) + "\n")
+
+
+def _given_bank(settings: Settings) -> Bank:
+    """Opened for its texts. Tokens of another model's tokenizer would be nonsense, so the bank must be this model's."""
+    from memory3.bank import Bank
+
+    bank = Bank.open(settings.bank, None, create=False)
+    if bank.manifest.model != settings.model:
+        written = bank.manifest.model
+        bank.close()
+        raise ConfigError(
+            f"the bank {settings.bank} was written by {written}, not by {settings.model}: train that model, or rebuild the bank with "
+            f"`memory3 rebuild --bank {settings.bank} --model {settings.model}`"
+        )
+    return bank
+
+
+def _narrow(settings: Settings) -> torch.dtype | None:
+    """In which matrices are multiplied, where that is not the weights' own."""
+    return torch.bfloat16 if settings.dtype == "bfloat16" else None
+
+
+def _export(trainer: GroupTrainer, m3: Memory3, settings: Settings, folder: Path) -> None:
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    if settings.rank:
+        export_adapter(model, folder)
+    else:
+        model.save_pretrained(str(folder))
+        m3.tokenizer.save_pretrained(str(folder))
+    write_about(folder, settings.model, settings.memory)
+
+
+def _quiet(trainer: GroupTrainer) -> None:
+    """Ours tells the progress."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+
+
+def _silent(what: str, done: int, total: int, more: str) -> None:
+    """A `Progress` that tells nobody."""
+
+
+def _make_folder(run: Path) -> None:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{run}: the run's folder cannot be made: {error.strerror}") from error
