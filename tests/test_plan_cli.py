@@ -192,7 +192,7 @@ def test_the_policy_is_kept_by_later_writes(docs, tiny_model_path):  # noqa: F81
 @pytest.mark.parametrize(
     ("arguments", "said", "code"),
     [
-        (["--model", "memory3-2.4"], "the shape of model 'memory4' is unknown. Did you mean 'memory3-2.4b'?", 1),
+        (["--model", "memory3-2.4"], "the shape of model 'memory3-2.4' is unknown. Did you mean 'memory3-2.4b'?", 1),
         (["--references", "-3"], "-3 references cannot be planned for", 1),
         (["--references", "lots"], "lots references cannot be planned for", 1),
         (["--codec", "zip"], "codec 'zip' is unknown: use one of raw, int8, int4, product", 2),
