@@ -54,9 +54,9 @@ OPTIONS: dict[str, Any] = {
     "items": "",
 }
 
-#: What a point says, in order; what is left out is the default's.
 #: A point's selector that needs the question.
 ORACLE = "oracle"
+#: What a point says, in order; what is left out is the default's.
 _PARTS = ("selector", "budget", "codec", "layers")
 
 

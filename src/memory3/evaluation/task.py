@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,7 @@ class Metric:
 
 
 @dataclass
-class Task:
+class Task(ABC):
     """Base of all tasks.
 
     Attributes:
@@ -84,11 +85,11 @@ class Task:
     guard_of: str = "reference"
     notes: str = ""
 
+    @abstractmethod
     def answer(
         self, m3: Memory3, bank: Bank | None, mode: Mode, items: Sequence[Item], references: Sequence[Sequence[str]]
     ) -> list[dict[str, Any]]:
         """Outcomes of a batch, in order: ``{"metrics": {name: value}, ...}`` as JSON values, ``references`` being what each item reads."""
-        raise NotImplementedError
 
     def holders(self, bank: Bank, item: Item) -> list[str]:
         """Ids of the references that hold the answer; empty where nobody knows."""
