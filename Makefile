@@ -75,7 +75,7 @@ results: models
 
 # The adapter of the default model: memories of 360 pairs a reference. Interrupted, the same command goes on (docs/training.md).
 ADAPTER ?= adapter-run
-ADAPTER_FLAGS ?= --budget adaptive:360 --steps 500
+ADAPTER_FLAGS ?= --budget adaptive:360 --steps 400
 TRAINING_DATA = $(addprefix --data $(DATA)/,reading/amazon.jsonl.gz reading/reddit.jsonl.gz reading/t0_prompts.jsonl.gz text/2wiki.jsonl.gz)
 HELD_OUT = $(addprefix --held-out $(DATA)/,wiki_qa pro bench)
 adapter: models

@@ -118,3 +118,19 @@ def _pairs(memory: Any) -> list[list[int]]:
     """Positions kept by each head."""
     ends = np.cumsum(memory.counts.reshape(-1))
     return [list(p) for p in np.split(memory.positions, ends[:-1])]
+
+
+def test_the_shipped_adapter_answers_from_few_pairs(loaded: Memory3, default_model_path: str) -> None:
+    name = "smollm2-135m-instruct-360"
+    adapted = Memory3.from_pretrained(default_model_path, adapter=name)
+    assert adapted.name == f"{default_model_path}+{name}"  # a name, not a place: the bank opens on another machine
+    assert adapted.config == MemoryConfig(budget="adaptive:360")
+    assert adapted.fingerprint != loaded.fingerprint
+    for number, question, answer in (
+        (0, "When was the Kestrel Bridge opened?", "1874"),
+        (1, "How much do visitors pay?", "three crowns"),
+    ):
+        bank = RamBank(adapted, TEXTS, {None: [number]})
+        assert {int(memory.counts.sum()) for memory in bank.stored.values()} == {360}
+        assert adapted.generate(question, bank, max_new_tokens=24).text.strip(" .") == answer
+        assert answer not in adapted.generate(question, mode="none", max_new_tokens=24).text

@@ -407,7 +407,7 @@ def test_a_bank_knows_the_adapter_it_was_written_with(finished: Path, model_path
 
 
 def test_bad_adapters(finished: Path, model_path: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no folder"):
+    with pytest.raises(ConfigError, match="neither a folder nor shipped"):
         Memory3.from_pretrained(model_path, adapter=str(tmp_path / "none"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match=r"cannot be read.*adapter_config\.json"):

@@ -104,7 +104,7 @@ class Memory3:
 
         Args:
             name: ``"smollm2-135m-instruct"``, or any Llama-, Qwen- or Mistral-like id or folder.
-            adapter: folder of an adapter (`memory3.model.adapter`), or ``"none"``. Default: what the name says behind a ``+``.
+            adapter: folder of an adapter or the name of a shipped one (`memory3.model.adapter`), or ``"none"``. Default: what the name says behind a ``+``.
             config: a `MemoryConfig` or the name of a preset (``"default"``, ``"paper"``, ``"full"``). Default: what the model or
                 its adapter was trained for, or the preset ``"default"``.
             device, dtype, kwargs: see `memory3.model.load.load_model`.

@@ -45,8 +45,8 @@ Model = Annotated[
 Adapter = Annotated[
     str | None,
     typer.Option(
-        help="Folder of an adapter to merge into the model, or none. Default: what the bank was written with.",
-        metavar="DIR|none",
+        help="Adapter to merge into the model: a folder, smollm2-135m-instruct-360 (shipped), or none. Default: the bank's own.",
+        metavar="DIR|NAME|none",
     ),
 ]
 Wait = Annotated[

@@ -4,7 +4,7 @@
 
 The folder is peft's: ``adapter_config.json`` and ``adapter_model.safetensors``. It is merged into the weights when the model is loaded, so an adapted model
 is as fast as any other and its fingerprint is its own; without an adapter, the model is untouched. Reading needs no peft. A model's name may end in its adapter,
-``NAME+FOLDER``; so a bank knows both.
+``NAME+FOLDER``; so a bank knows both. Adapters that come with memory3 lie in ``adapters/`` beside this file and are named instead: ``NAME+ADAPTER``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, ModelError
 from memory3.files import write_atomically
 
-__all__ = ["adapter_of", "merge_adapter", "trained_config", "with_adapter", "write_about"]
+__all__ = ["adapter_of", "merge_adapter", "shipped", "trained_config", "with_adapter", "write_about"]
+
+_SHIPPED = Path(__file__).parent / "adapters"
 
 #: In the folder of an adapter or a model: the model it was made from, and the settings its memories want.
 _ABOUT = "memory3.json"
@@ -41,6 +43,16 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight")
 
 
+def shipped() -> list[str]:
+    """The names of the adapters that come with memory3. How each was made: docs/training.md."""
+    return sorted(path.name for path in _SHIPPED.iterdir() if path.is_dir())
+
+
+def _folder(adapter: str | Path) -> Path:
+    """Where an adapter lies. A name that memory3 ships is that one everywhere; a folder of the same name is ``./NAME``."""
+    return _SHIPPED / adapter if str(adapter) in shipped() else Path(adapter)
+
+
 def write_about(folder: Path, model: str, config: MemoryConfig) -> None:
     """Say of an adapter or a model what it was made from, and the settings it was trained for."""
     write_atomically(folder / _ABOUT, json.dumps({"model": model, "memory": config.to_dict()}, indent=2) + "\n")
@@ -49,7 +61,7 @@ def write_about(folder: Path, model: str, config: MemoryConfig) -> None:
 def trained_config(name: str) -> MemoryConfig | None:
     """The settings a model was trained for: its adapter says, or its own folder; None where neither does."""
     model, adapter = adapter_of(name)
-    path = Path(adapter or model) / _ABOUT
+    path = (_folder(adapter) if adapter else Path(model)) / _ABOUT
     if not path.exists():
         return None
     try:
@@ -65,7 +77,7 @@ def merge_adapter(model: torch.nn.Module, folder: str | Path) -> None:
     Raises:
         ModelError: no adapter there, one of another kind than plain LoRA, or one whose sizes are not this model's.
     """
-    folder = Path(folder)
+    folder = _folder(folder)
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "adapter_model.safetensors")
@@ -99,24 +111,29 @@ def merge_adapter(model: torch.nn.Module, folder: str | Path) -> None:
 
 
 def adapter_of(name: str) -> tuple[str, str]:
-    """A model's name and its adapter's folder: ``"smollm2-135m-instruct+runs/a/adapter"``; no adapter: ``""``."""
+    """A model's name and its adapter's folder or name: ``"smollm2-135m-instruct+runs/a/adapter"``; no adapter: ``""``."""
     if "+" not in name or Path(name).is_dir():
         return name, ""
     places = [n for n, letter in enumerate(name) if letter == "+"]  # folders may have one in their names
-    at = next((n for n in places if Path(name[n + 1 :]).is_dir()), places[0])
+    at = next((n for n in places if _folder(name[n + 1 :]).is_dir()), places[0])
     return name[:at], name[at + 1 :]
 
 
 def with_adapter(name: str, adapter: str | None) -> str:
-    """The name of a model with another adapter, its folder absolute. ``"none"``: without. None: as it is.
+    """The name of a model with another adapter: one that memory3 ships, or a folder, made absolute. ``"none"``: without. None: as it is.
 
     Raises:
-        ConfigError: no such folder.
+        ConfigError: neither.
     """
     model, present = adapter_of(name)
     wanted = present if adapter is None else adapter
     if wanted in ("", "none"):
         return model
+    if wanted in shipped():
+        return f"{model}+{wanted}"
     if not Path(wanted).is_dir():
-        raise ConfigError(f"adapter {wanted!r} is no folder: give one with adapter_config.json, or none to do without")
+        raise ConfigError(
+            f"adapter {wanted!r} is neither a folder nor shipped: give a folder with adapter_config.json, "
+            f"{' or '.join(shipped())}, or none to do without"
+        )
     return f"{model}+{Path(wanted).resolve()}"
