@@ -214,7 +214,7 @@ def test_decoding_the_slow_way(codec):
     for memory in memories(5):
         record = made.encode(memory)
         (decoded,) = made.decode([record])
-        layout: Layout = made._layout
+        layout: Layout = made._tiers[0].layout
         (counts, positions, keys, values) = layout._parts(record)
         heads = [head for head, count in enumerate(counts) for _ in range(count)]
         for name, codes in (("keys", keys), ("values", values)):

@@ -17,14 +17,29 @@ from typing import Any
 
 from memory3.errors import ConfigError
 
-__all__ = ["PRESETS", "Budget", "MemoryConfig", "codec_sides"]
+__all__ = ["PRESETS", "Budget", "MemoryConfig", "codec_sides", "codec_tiers"]
 
 LAYER_PRESETS = ("all", "first_half", "middle_half", "last_half")
 DTYPES = ("float32", "float16", "bfloat16")
 BUDGET_KINDS = ("uniform", "adaptive", "all")
 CODECS = ("raw", "int8", "int4", "product", "transform")
 _SIDE = r"(int8|int4|product(:[\w,]+)?|transform(:\d+)?)"
-_CODEC = re.compile(rf"raw|{_SIDE}(\+({_SIDE}|[\w,]+))?")
+_PAIR = rf"{_SIDE}(\+({_SIDE}|[\w,]+))?"
+_CODEC = re.compile(rf"raw|{_PAIR}(@[1-9]\d*,({_PAIR}|\d+(\+\d+)?))*")
+
+
+def codec_tiers(codec: str) -> list[tuple[int, str]]:
+    """Tiers of a codec: how many pairs each codes, the most important first, and how; 0 for the last one, which codes the rest.
+
+    ``transform:160+256@480,64+112`` codes the 480 most important pairs of a memory in 160 + 256 bits and all others in 64 + 112. A name without ``@``
+    is one tier.
+    """
+    *first, last = re.split(r"@(\d+),", codec)
+    tiers, kind = [], codec.partition(":")[0]
+    for name, pairs in zip([*first[::2], last], [*map(int, first[1::2]), 0], strict=True):
+        tiers.append((pairs, f"{kind}:{name}" if name[:1].isdigit() else name))
+        kind = tiers[-1][1].partition(":")[0]
+    return tiers
 
 
 def codec_sides(codec: str) -> dict[str, str]:

@@ -215,7 +215,8 @@ class Encoder:
         kept = self._choose(dense)
         if not bool(torch.isfinite(dense.keys[kept]).all()):
             raise ModelError("the model computes keys that are not finite; is its dtype too narrow for its weights?")
-        return cut(dense.keys, dense.values, kept, self.shape.torch_dtype)
+        scores = dense.scores[0] if dense.scores else None
+        return cut(dense.keys, dense.values, kept, self.shape.torch_dtype, scores=scores)
 
     def encode_with_gradients(self, references: Sequence[Reference]) -> list[Memory]:
         """What `encode` gives, for training: gradients flow through the keys and values that are kept (PAPER.md section 5).
@@ -303,24 +304,31 @@ class Encoder:
 
 
 def cut(
-    keys: torch.Tensor, values: torch.Tensor, kept: torch.Tensor, dtype: torch.dtype, device: torch.device | str = "cpu"
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    kept: torch.Tensor,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    scores: torch.Tensor | None = None,
 ) -> list[Memory]:
-    """One memory per reference, of the kept pairs: keys, values ``[N, L, H, S, d]``, kept bool ``[N, L, H, S]``."""
+    """One memory per reference, of the kept pairs: keys, values ``[N, L, H, S, d]``, kept bool and scores ``[N, L, H, S]``."""
     flat_keys, flat_values = keys[kept].to(device, dtype), values[kept].to(device, dtype)
+    importance = None if scores is None else scores[kept].float().cpu().numpy()
     counts = kept.sum(dim=-1).to("cpu").numpy().astype("uint16")  # [N, L, H]
     positions = kept.nonzero()[:, -1].to("cpu").numpy().astype("uint16")
     memories, start = [], 0
     for count in counts:
-        end = start + int(count.sum())
+        mine = slice(start, start + int(count.sum()))
         memories.append(
             Memory(
                 counts=count,
-                positions=positions[start:end].copy(),
-                keys=flat_keys[start:end].clone(),
-                values=flat_values[start:end].clone(),
+                positions=positions[mine].copy(),
+                keys=flat_keys[mine].clone(),
+                values=flat_values[mine].clone(),
+                importance=None if importance is None else importance[mine].copy(),
             )
         )
-        start = end
+        start = mine.stop
     return memories
 
 
