@@ -5,30 +5,41 @@ base is encoded once (`memory3.benchmarks.dense`) and every point is cut from th
 key-values, and the oracle, which keeps what the question itself attends to.
 
 The data folder is that of `memory3.evaluation.qa`. Questions are drawn by ``seed``. Answer NLL is of all points; answers are generated for the
-points named in ``answers``, and for the lines. ``gold`` reads the one reference that holds the answer, ``retrieved`` what search finds.
+points named in ``answers`` (``all``: for every one), and for the lines. ``gold`` reads the one reference that holds the answer, ``retrieved`` what search finds.
+``figure=FILE`` draws it all. With ``dense=DIR`` the encoded knowledge base and what was measured stay there, and a run that was interrupted goes on.
 """
 
 from __future__ import annotations
 
 import json
 import random
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
+from memory3 import __version__
 from memory3.bank import Bank
+from memory3.bank.codebooks import cached_book, keep_book
 from memory3.benchmarks.dense import MARK, DenseStore, Sparse
+from memory3.benchmarks.front_figure import draw
 from memory3.benchmarks.measure import progress
-from memory3.calibration.codec import wanted_references
+from memory3.calibration.codec import needs_metrics, wanted_references
+from memory3.calibration.metrics import REFERENCES, error_metrics
 from memory3.codec import CodedCodec, RawCodec, fit
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, InputError
+from memory3.evaluation.generation import generate_rows
 from memory3.evaluation.intervals import interval
+from memory3.evaluation.likelihood import likelihoods
 from memory3.evaluation.metrics import contains, exact_match, f1
+from memory3.evaluation.prompts import prompt_row
 from memory3.evaluation.task import read_records
+from memory3.files import write_atomically
 from memory3.generate import Memory3
 from memory3.maths.selectors import SELECTORS, selector
 from memory3.model.load import DEFAULT_MODEL
@@ -52,8 +63,10 @@ OPTIONS: dict[str, Any] = {
     "seed": 0,
     "dense": "",
     "items": "",
+    "figure": "",
 }
 
+METRICS = ("nll", "contains", "exact", "f1")
 #: A point's selector that needs the question.
 ORACLE = "oracle"
 #: What a point says, in order; what is left out is the default's.
@@ -79,28 +92,52 @@ class _Front:
     ) -> None:
         self.m3, self.bank, self.store, self.items, self.options = m3, bank, store, items, options
         self.rows: list[dict[str, Any]] = []
+        self.folder = store.folder.parent / "arms"
+        self.folder.mkdir(exist_ok=True)
+        asked = [[item["id"], item["gold"], item["retrieved"]] for item in items]
+        self.mark = [__version__, m3.fingerprint, options["max_new_tokens"], asked]
 
     def arm(self, name: str, mode: str, source: Any, key: str | None, generate: bool) -> dict[str, list[float]]:
-        """Figures of every question: NLL, and of generated answers whether they contain an answer, equal one, and F1."""
-        figures: dict[str, list[float]] = {"nll": []}
-        for start in progress(range(0, len(self.items), self.options["batch"]), name):
-            group = self.items[start : start + self.options["batch"]]
-            questions, named = [item["question"] for item in group], [item[key] for item in group] if key else None
-            likely = self.m3.log_likelihood(
-                questions, [item["answers"][0] for item in group], source, mode=mode, references=named
-            )
-            figures["nll"] += [-total / tokens for total, tokens in likely]
+        """Figures of every question: NLL, and of generated answers whether they contain an answer, equal one, and F1. An arm that was measured before is read."""
+        book = getattr(getattr(source, "codec", None), "fingerprint", "")
+        kept = self.folder / f"{xxhash.xxh3_64_hexdigest(json.dumps([name, generate, book, self.mark]).encode())}.json"
+        if kept.exists():
+            rows = json.loads(kept.read_text(encoding="utf-8"))
+        else:
+            rows = self._rows(name, mode, source, key, generate)
+            write_atomically(kept, json.dumps(rows, ensure_ascii=False))
+        self.rows += [{"arm": name, **row} for row in rows]
+        return {metric: [row[metric] for row in rows] for metric in METRICS if metric in rows[0]}
+
+    def _rows(self, name: str, mode: str, source: Any, key: str | None, generate: bool) -> list[dict[str, Any]]:
+        m3, new, size = self.m3, self.options["max_new_tokens"], self.options["batch"]
+        wanted = [m3._ids(item["answers"][0]) for item in self.items]
+        prompts = [
+            prompt_row(m3, source, mode, m3._ids(item["question"]), item[key] if key else [], "chat", after=max(new, len(w)))
+            for item, w in zip(self.items, wanted, strict=True)
+        ]
+        order = sorted(range(len(prompts)), key=lambda n: len(prompts[n].tokens))  # those of like length together
+        rows: list[dict[str, Any]] = [{} for _ in order]
+        for start in progress(range(0, len(order), size), name):
+            some = order[start : start + size]
+            mine, answers = [prompts[n] for n in some], [wanted[n] for n in some]
+            reads = source if mode == "memory" else None
             if not generate:
+                for n, (found, *_) in zip(some, likelihoods(m3, reads, mine, [[a] for a in answers]), strict=True):
+                    rows[n] = {"id": self.items[n]["id"], "nll": -found.total / found.tokens}
                 continue
-            new = self.options["max_new_tokens"]
-            said = [a.text for a in self.m3.generate(questions, source, mode=mode, references=named, max_new_tokens=new)]
-            for item, text in zip(group, said, strict=True):
-                answers = item["answers"]
-                exact = exact_match(text, answers)
-                for metric, value in (("contains", contains(text, answers)), ("exact", exact), ("f1", f1(text, answers))):
-                    figures.setdefault(metric, []).append(value)
-                self.rows.append({"arm": name, "id": item["id"], "text": text})
-        return figures
+            for n, made in zip(some, generate_rows(m3, reads, mine, max_new_tokens=new, wanted=answers), strict=True):
+                said, right, likely = made.text, self.items[n]["answers"], made.wanted
+                assert likely is not None
+                rows[n] = {
+                    "id": self.items[n]["id"],
+                    "text": said,
+                    "nll": -likely.total / likely.tokens,
+                    "contains": contains(said, right),
+                    "exact": exact_match(said, right),
+                    "f1": f1(said, right),
+                }
+        return rows
 
     def oracle(self, config: MemoryConfig, key: str) -> tuple[Sparse, str]:
         """Memories that keep what the question attends to, and the key of their names: each belongs to one question."""
@@ -118,12 +155,30 @@ class _Front:
         return Sparse(self.store, config, oracle=scores), mine
 
     def codec(self, config: MemoryConfig, shape: MemoryShape) -> CodedCodec:
-        """Fitted to memories of references drawn from the whole knowledge base, as `memory3 write --codec` does."""
-        plain, names = Sparse(self.store, config.replace(codec="raw")), self.store.names
-        drawn = random.Random(0).sample(names, min(len(names), wanted_references(config.codec, shape)))
-        memories = (plain.cut(name) for name in progress(drawn, f"fitting {config.codec}"))
-        positions = config.reference_length
-        return CodedCodec(fit(config.codec, memories, shape, fingerprint="", positions=positions, angles=self.m3.angles))
+        """With the code book that `memory3 write` would use; fitted to the knowledge base, as it would, where there is none yet."""
+        written = Memory3(self.m3.model, self.m3.tokenizer, config, name=self.m3.name)
+        book = cached_book(config.codec, written.fingerprint)
+        if book is None:
+            plain, names = Sparse(self.store, config.replace(codec="raw")), self.store.names
+            drawn = random.Random(0).sample(names, min(len(names), wanted_references(config.codec, shape)))
+            memories = (plain.cut(name) for name in progress(drawn, f"fitting {config.codec}"))
+            metrics = error_metrics(written, self.bank.references(drawn[:REFERENCES])) if needs_metrics(config.codec) else None
+            book = fit(
+                config.codec,
+                memories,
+                shape,
+                fingerprint=written.fingerprint,
+                positions=config.reference_length,
+                angles=self.m3.angles,
+                metrics=metrics,
+            )
+            keep_book(book)
+        return CodedCodec(book)
+
+
+def _listed(points: str) -> list[str]:
+    """Points between commas; names of codecs have commas of their own."""
+    return [point for point in re.split(r",(?=[a-z]+/)", points) if point]
 
 
 def read_items(bank: Bank, options: Mapping[str, Any]) -> tuple[list[dict[str, Any]], float]:
@@ -161,12 +216,12 @@ def summary(figures: Mapping[str, Sequence[float]], beside: Mapping[str, Mapping
 
 
 def run(**options: Any) -> dict[str, Any]:
-    """Every arm's bytes and figures; ``items=FILE`` keeps every answer, ``dense=DIR`` the encoded knowledge base."""
+    """Every arm's bytes and figures; ``items=FILE`` keeps every answer."""
     kb = next(iter(sorted(Path(options["data"]).glob("kb.jsonl*"))), None) if options["data"] else None
     if kb is None:
         raise InputError(f"data={options['data']!r} is not a folder with kb.jsonl: pass data=FOLDER")
-    points = {text: parse_point(text) for text in options["points"].split(",")}
-    generated = [text for text in options["answers"].split(",") if text]
+    points = {text: parse_point(text) for text in _listed(options["points"])}
+    generated = list(points) if options["answers"] == "all" else _listed(options["answers"])
     settings = options["settings"].split(",")
     wrong = [name for name in settings if name not in ("gold", "retrieved")] + [
         name for name in generated if name not in points
@@ -190,6 +245,8 @@ def run(**options: Any) -> dict[str, Any]:
             results["closed book"] = summary(none, {})
             for key in settings:
                 results[key] = _setting(front, key, points, generated, none)
+    if options["figure"]:
+        draw(results, options["figure"])
     if options["items"]:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in front.rows)
         Path(options["items"]).write_text("".join(lines), encoding="utf-8")

@@ -10,12 +10,13 @@ from memory3.calibration.sample import default_documents, memories_of, sample
 from memory3.codec import CodeBook, fit
 from memory3.codec.coded import coder
 from memory3.codec.fit import wanted_vectors
-from memory3.config import codec_sides
+from memory3.codec.tiers import tier_sizes
+from memory3.config import codec_sides, codec_tiers
 from memory3.errors import ConfigError
 from memory3.generate import Memory3
 from memory3.values import Document, MemoryShape
 
-__all__ = ["calibrate", "wanted_references"]
+__all__ = ["calibrate", "needs_metrics", "wanted_references"]
 
 #: Presets that keep many pairs of each reference still see so many references, and those that keep few not more than the other.
 _FEWEST, _MOST = 48, 512
@@ -25,8 +26,14 @@ Progress = Callable[[str, int, int], None]
 
 
 def wanted_references(codec: str, shape: MemoryShape) -> int:
-    """How many references of this shape make a good code book."""
-    return max(_FEWEST, min(-(-wanted_vectors(codec, shape.head_dim) // shape.pairs), _MOST))
+    """How many references of this shape make a good code book, of the tier with the fewest pairs, too."""
+    fewest = min(tier_sizes(codec, shape.pairs))
+    return max(_FEWEST, min(-(-wanted_vectors(codec, shape.head_dim) // fewest), _MOST))
+
+
+def needs_metrics(codec: str) -> bool:
+    """Is any part of the codec fitted to what errors cost?"""
+    return any(coder(kind).uses_metric for _, name in codec_tiers(codec) for kind in codec_sides(name).values())
 
 
 def calibrate(
@@ -57,7 +64,7 @@ def calibrate(
         references += sample(m3, default_documents(), number - len(references), seed=seed)
     tell = progress or (lambda what, done, total: None)
     metrics = None
-    if any(coder(name).uses_metric for name in codec_sides(codec).values()):
+    if needs_metrics(codec):
         tell("what errors cost", 0, 0)
         metrics = error_metrics(m3, references[:REFERENCES])
     memories = memories_of(m3, references, lambda done, total: tell("encoding references", done, total))

@@ -38,11 +38,15 @@ class CodedCodec(Codec):
     """A codec with a code book. BankCorrupt if the book lacks something it needs.
 
     A record holds the tiers of a memory (`memory3.codec.tiers`) one after the other, each as `memory3.codec.layout` says.
+
+    Attributes:
+        fingerprint: of the book.
     """
 
     def __init__(self, book: CodeBook) -> None:
         self.name = book.codec
         self.shape = book.shape
+        self.fingerprint = book.fingerprint
         self._sizes = tier_sizes(book.codec, book.shape.pairs)
         self._tiers = [
             _Tier(book, number, name, replace(book.shape, pairs=size))

@@ -75,8 +75,8 @@ def fit(
             tier.append(part)
     tensors: dict[str, torch.Tensor] = {}
     about: dict[str, object] = {"torch": torch.__version__, "faiss": version("faiss-cpu")}
-    for tier, ((_, name), parts) in enumerate(zip(codec_tiers(codec), tiers, strict=True)):
-        said = f", tier {tier + 1} of {len(sizes)}" if len(sizes) > 1 else ""
+    for number, ((_, name), parts) in enumerate(zip(codec_tiers(codec), tiers, strict=True)):
+        said = f", tier {number + 1} of {len(sizes)}" if len(sizes) > 1 else ""
         keys, values, heads, places = _gathered(parts, shape)
         needed = needed_vectors(name, shape.head_dim)
         if len(heads) < needed:
@@ -94,13 +94,13 @@ def fit(
                 progress(f"fitting {side}{said}")
             sample = Sample(vectors[trained], heads[trained], places[trained], shape.heads, turned, (metrics or {}).get(side))
             of_side = coder(kind).fit(kind, sample)
-            tensors |= {f"{side_name(side, tier)}.{key}": tensor for key, tensor in of_side.items()}
+            tensors |= {f"{side_name(side, number)}.{key}": tensor for key, tensor in of_side.items()}
             original, place = vectors[tested], (heads[tested], places[tested])
             fitted = coder(kind)(kind, shape.head_dim, of_side)
             codes = torch.from_numpy(fitted.encode(original, *place))
             (restored,) = fitted.decode(codes, *place, [len(original)], torch.float32)
             error = float((restored - original).square().sum() / original.square().sum().clamp(min=1e-12))
-            about[f"{side_name(side, tier)}_error"] = error
+            about[f"{side_name(side, number)}_error"] = error
     return CodeBook(codec, fingerprint, shape, positions, tensors, about)
 
 

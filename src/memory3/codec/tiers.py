@@ -23,7 +23,9 @@ def tier_sizes(codec: str, pairs: int) -> list[int]:
     """Pairs of each tier of ``codec`` in a memory of at most ``pairs``. ConfigError: the tiers before the last are all of them, or more."""
     *first, _ = (size for size, _ in codec_tiers(codec))
     if sum(first) >= pairs:
-        raise ConfigError(f"codec {codec!r} names {sum(first)} pairs before its last tier, a memory has {pairs}: name fewer, or keep more")
+        raise ConfigError(
+            f"codec {codec!r} names {sum(first)} pairs before its last tier, a memory has {pairs}: name fewer, or keep more"
+        )
     return [*first, pairs - sum(first)]
 
 
@@ -63,5 +65,5 @@ def joined(tiers: Sequence[Memory], shape: MemoryShape) -> Memory:
     order = np.argsort(heads * (1 << 16) + positions, kind="stable")
     keys, values = (torch.cat([getattr(tier, side) for tier in tiers]) for side in ("keys", "values"))
     at = torch.from_numpy(order).to(keys.device)
-    counts = np.sum([tier.counts for tier in tiers], axis=0, dtype=np.uint16)
+    counts = np.stack([tier.counts for tier in tiers]).sum(axis=0, dtype=np.uint16)
     return Memory(counts, positions[order], keys.index_select(0, at), values.index_select(0, at))
