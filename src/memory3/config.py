@@ -17,7 +17,7 @@ from typing import Any
 
 from memory3.errors import ConfigError
 
-__all__ = ["PRESETS", "Budget", "MemoryConfig", "codec_sides", "codec_tiers"]
+__all__ = ["PRESETS", "Budget", "MemoryConfig", "codec_sides", "codec_tiers", "default_codec"]
 
 LAYER_PRESETS = ("all", "first_half", "middle_half", "last_half")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -25,7 +25,7 @@ BUDGET_KINDS = ("uniform", "adaptive", "all")
 CODECS = ("raw", "int8", "int4", "product", "transform")
 _SIDE = r"(int8|int4|product(:[\w,]+)?|transform(:\d+)?)"
 _PAIR = rf"{_SIDE}(\+({_SIDE}|[\w,]+))?"
-_CODEC = re.compile(rf"raw|{_PAIR}(@[1-9]\d*,({_PAIR}|\d+(\+\d+)?))*")
+_CODEC = re.compile(rf"auto|raw|{_PAIR}(@[1-9]\d*,({_PAIR}|\d+(\+\d+)?))*")
 
 
 def codec_tiers(codec: str) -> list[tuple[int, str]]:
@@ -50,6 +50,12 @@ def codec_sides(codec: str) -> dict[str, str]:
     elif values.partition(":")[0] not in CODECS:
         values = f"{keys.partition(':')[0]}:{values}"
     return {"keys": keys, "values": values}
+
+
+def default_codec(head_dim: int) -> str:
+    """What ``"auto"`` stands for where it was fitted: 2 1/4 bits a number of a key, 3 3/4 of a value, in whole bytes (docs/log.md has the front)."""
+    keys, values = (8 * round(head_dim * bits / 8) for bits in (2.25, 3.75))
+    return f"transform:{keys}+{values}"
 
 
 @dataclass(frozen=True)
@@ -118,27 +124,30 @@ class MemoryConfig:
         layers: memory layers: a preset (``"all"``, ``"first_half"``, ``"middle_half"``, ``"last_half"``), a slice as text (``"4:20"``,
             ``"::2"``) or explicit indices.
         budget: see `Budget`; a text such as ``"adaptive:1/8"`` is parsed.
-        selector: name of the token selector (`memory3.maths.selectors`).
+        selector: name of the token selector (`memory3.maths.selectors`); ``"auto"``: ``learned`` where it was fitted to the model, else ``reconstruction``.
         reference_length: tokens per reference at most, and the number of positions memories occupy (paper: 128).
         beginning: text every reference is encoded behind. ``"auto"``: cut from the chat template where there is one,
             ``"<bos>Reference:"`` otherwise. ``"<bos>"`` in it stands for the model's own token.
         dtype: number format of stored keys and values.
-        codec: how a new bank keeps memories: ``"raw"``; ``"int8"`` or ``"int4"`` per channel; ``"product"``, the composite quantiser of the
+        codec: how a new bank keeps memories: ``"auto"``: as `default_codec` says where that was fitted to the model and these settings, else raw; ``"raw"``; ``"int8"`` or ``"int4"`` per channel; ``"product"``, the composite quantiser of the
             paper at 14 bytes a vector; or ``"product:FACTORY"`` with a FAISS factory string such as ``"product:RQ14x8"``; ``"transform:BITS"``, each head's own axes
             with so many bits a vector; or two, for keys and for values: ``"transform:128+160"``, ``"int8+int4"``.
         chunk_length: tokens between two recalls (paper: 64).
-        references_per_chunk: references read at once (paper: 5).
+        references_per_chunk: references read at once at most (paper: 5).
+        score_gap: of those, only references whose cosine is within this of the best one's; 2 leaves none out (the paper). A model that was not
+            trained to read several references at once is confused by them, and the best one is the right one most of the time (docs/log.md).
     """
 
     layers: str | tuple[int, ...] = "all"
     budget: Budget = Budget("adaptive", 0.125)
-    selector: str = "reconstruction"
+    selector: str = "auto"
     reference_length: int = 128
     beginning: str = "auto"
     dtype: str = "float16"
-    codec: str = "raw"
+    codec: str = "auto"
     chunk_length: int = 64
     references_per_chunk: int = 5
+    score_gap: float = 0.05
 
     #: Settings that change a memory.
     WRITING = ("layers", "budget", "selector", "reference_length", "beginning", "dtype")
@@ -162,6 +171,10 @@ class MemoryConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
                 raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
+        if not isinstance(self.score_gap, int | float) or not 0 <= self.score_gap <= 2:
+            raise ConfigError(
+                f"score_gap must be a number from 0 (the best reference alone) to 2 (all that are found), not {self.score_gap!r}"
+            )
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
         if not isinstance(self.codec, str) or not _CODEC.fullmatch(self.codec):
@@ -245,6 +258,6 @@ class MemoryConfig:
 #: head by attention mass. ``full``: everything, the upper bound.
 PRESETS: dict[str, MemoryConfig] = {
     "default": MemoryConfig(),
-    "paper": MemoryConfig(layers="first_half", budget=Budget("uniform", 8), selector="attention"),
-    "full": MemoryConfig(budget=Budget("all"), selector="first"),
+    "paper": MemoryConfig(layers="first_half", budget=Budget("uniform", 8), selector="attention", codec="raw", score_gap=2.0),
+    "full": MemoryConfig(budget=Budget("all"), selector="first", codec="raw"),
 }

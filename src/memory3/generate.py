@@ -17,13 +17,16 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from memory3.answer import Answer, Timings, Usage
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, InputError
+from memory3.maths.selectors.learned import Learned
+from memory3.maths.selectors.reconstruction import Reconstruction
 from memory3.model.adapter import trained_config, with_adapter
 from memory3.model.attach import ModelShape
 from memory3.model.beginning import FIXED, Frame
 from memory3.model.encode import Encoder
-from memory3.model.fingerprint import fingerprint
+from memory3.model.fingerprint import fingerprint, whole_model
 from memory3.model.load import DEFAULT_MODEL, load_model
-from memory3.recall import Recall
+from memory3.model.selecting import SelectorWeights, find_weights
+from memory3.recall import Recall, within
 from memory3.text.splitting import split
 from memory3.values import Citation, Document, Memory, MemoryShape, Reference
 
@@ -86,7 +89,10 @@ class Memory3:
         self.batch_size = batch_size
         self._model_shape = ModelShape(model)
         self.frame = Frame.of(tokenizer, self.config)
-        self.encoder = Encoder(model, self._model_shape, self.frame, self.config)
+        learned = self.learned if self.config.selector in ("auto", Learned.name) else None
+        if self.config.selector == "auto":
+            self.config = self.config.replace(selector=Learned.name if learned else Reconstruction.name)
+        self.encoder = Encoder(model, self._model_shape, self.frame, self.config, learned.by_layer if learned else None)
 
     @classmethod
     def from_pretrained(
@@ -126,7 +132,20 @@ class Memory3:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of everything that can change a memory; see `memory3.model.fingerprint`."""
-        return fingerprint(self.model, self._model_shape, self.tokenizer, self.frame, self.config)
+        learned = self.learned if self.config.selector == Learned.name else None
+        mark = learned.fingerprint if learned else ""
+        return fingerprint(self.model, self._model_shape, self.tokenizer, self.frame, self.config, mark)
+
+    @cached_property
+    def whole_model(self) -> str:
+        """Hash of the model itself; see `memory3.model.fingerprint.whole_model`."""
+        return whole_model(self.model, self._model_shape, self.tokenizer, self.frame, self.config)
+
+    @cached_property
+    def learned(self) -> SelectorWeights | None:
+        """What selector ``learned`` knows of this model, if it was fitted to it."""
+        shape = self._model_shape
+        return find_weights(self.whole_model, shape.full_layers, shape.heads * shape.head_dim + 1, shape.kv_heads)
 
     @property
     def angles(self) -> torch.Tensor:
@@ -148,6 +167,7 @@ class Memory3:
         bank: Any,
         *,
         k: int | None = None,
+        gap: float | None = None,
         where: Mapping[str, Any] | None = None,
         prompt: Sequence[Sequence[int]] | None = None,
         answer_tokens: Sequence[int] | None = None,
@@ -159,7 +179,8 @@ class Memory3:
 
         Args:
             bank: a `Bank`, or whatever offers `memory3.recall.MemorySource`.
-            k: references read at once; default ``config.references_per_chunk``.
+            k: references read at once at most; default ``config.references_per_chunk``.
+            gap: see ``config.score_gap``, which is the default unless ``k`` is given: then all k are read.
             where: only references whose metadata have these values.
             prompt: token ids of each row without padding, when they will be fed in several passes: a chunk is looked up by all of its text.
             answer_tokens: how many of the last tokens of each announced prompt are an answer to be scored: they read what they would if they were
@@ -176,6 +197,7 @@ class Memory3:
             bank,
             references_per_chunk=self.config.references_per_chunk if k is None else k,
             chunk_length=self.config.chunk_length,
+            score_gap=self._gap(k, gap),
             where=where,
             prompt=prompt,
             answer_tokens=answer_tokens,
@@ -196,6 +218,7 @@ class Memory3:
         *,
         mode: str = "memory",
         k: int | None = None,
+        gap: float | None = None,
         where: Mapping[str, Any] | None = None,
         references: Sequence[str] | Sequence[Sequence[str]] | None = None,
         max_new_tokens: int = 128,
@@ -208,7 +231,7 @@ class Memory3:
             prompt: a question; the messages of a chat (``[{"role": "user", "content": ...}, ...]``); or a list of either.
             bank: where to look. Without one only mode ``"none"`` can answer.
             mode: ``"memory"``, ``"text"`` or ``"none"``.
-            k, where: as in `recall`.
+            k, gap, where: as in `recall`.
             references: ids of the references to read, instead of looking them up; for a list of questions one list each.
             max_new_tokens: length of an answer at most.
             streamer: as transformers takes it; a single question only.
@@ -229,7 +252,7 @@ class Memory3:
         pinned = [references] if single and references is not None else references
         if pinned is not None and len(pinned) != len(prompts):
             raise ConfigError(f"references were given for {len(pinned)} of {len(prompts)} questions")
-        rows, cited = self._rows(prompts, bank, mode, k, where, pinned)  # type: ignore[arg-type]
+        rows, cited = self._rows(prompts, bank, mode, k, gap, where, pinned)  # type: ignore[arg-type]
         self._check_length(rows, max_new_tokens, reading=mode == "memory")
 
         options = {"do_sample": False, **options, "max_new_tokens": max_new_tokens}
@@ -238,7 +261,7 @@ class Memory3:
         if not options["do_sample"]:
             options = {"temperature": None, "top_p": None, "top_k": None, **options}
         criteria = StoppingCriteriaList([*options.pop("stopping_criteria", []), watch])
-        recall = self.recall(bank, k=k, where=where, references=pinned) if mode == "memory" else None  # type: ignore[arg-type]
+        recall = self.recall(bank, k=k, gap=gap, where=where, references=pinned) if mode == "memory" else None  # type: ignore[arg-type]
         tokens, mask = self._pad(rows)
         generate: Any = self.model.generate
         with torch.inference_mode():
@@ -266,6 +289,7 @@ class Memory3:
         *,
         mode: str = "memory",
         k: int | None = None,
+        gap: float | None = None,
         where: Mapping[str, Any] | None = None,
         references: Sequence[Sequence[str]] | None = None,
     ) -> list[tuple[float, int]]:
@@ -277,7 +301,7 @@ class Memory3:
         answer_ids = [self._ids(answer) for answer in answers]
         if not answer_ids or not all(answer_ids):
             raise InputError("an answer is empty: give at least one word")
-        rows, _ = self._rows(prompts, bank, mode, k, where, references)
+        rows, _ = self._rows(prompts, bank, mode, k, gap, where, references)
         whole = [[*row, *answer] for row, answer in zip(rows, answer_ids, strict=True)]
         self._check_length(whole, 0, reading=mode == "memory")
         tokens, mask = self._pad(whole)
@@ -286,7 +310,7 @@ class Memory3:
             stack.enter_context(torch.inference_mode())
             if mode == "memory":
                 stack.enter_context(
-                    self.recall(bank, k=k, where=where, references=references, prompt=whole, answer_tokens=counts)
+                    self.recall(bank, k=k, gap=gap, where=where, references=references, prompt=whole, answer_tokens=counts)
                 )
             # Positions from the mask: transformers itself would count padding.
             positions = (mask.cumsum(-1) - 1).clamp_min(0)
@@ -297,6 +321,9 @@ class Memory3:
         logs = torch.log_softmax(logits[:, :-1].float(), dim=-1)
         picked = logs.gather(2, tokens[:, -max(counts) :, None])[..., 0]
         return [(float(row[-count:].sum()), count) for row, count in zip(picked, counts, strict=True)]
+
+    def _gap(self, k: int | None, gap: float | None) -> float:
+        return gap if gap is not None else self.config.score_gap if k is None else 2.0
 
     # ---- prompts -----------------------------------------------------------------------------------------------------
 
@@ -345,6 +372,7 @@ class Memory3:
         bank: Bank | None,
         mode: str,
         k: int | None,
+        gap: float | None,
         where: Mapping[str, Any] | None,
         pinned: Sequence[Sequence[str]] | None,
     ) -> tuple[list[list[int]], list[list[Citation]] | None]:
@@ -355,7 +383,7 @@ class Memory3:
             hits = bank.search(
                 [self._question(p) for p in prompts], self.config.references_per_chunk if k is None else k, where=where
             )
-            found = [[(hit.reference_id, hit.score) for hit in row] for row in hits]
+            found = [[(hit.reference_id, hit.score) for hit in within(row, self._gap(k, gap))] for row in hits]
         else:
             found = [[(name, 0.0) for name in names] for names in pinned]
         rows, cited = [], []

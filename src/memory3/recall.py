@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -33,7 +33,7 @@ from memory3.model.encode import Encoder
 from memory3.reading import Reading
 from memory3.values import Memory, MemoryBatch
 
-__all__ = ["MemorySource", "Recall", "RecallStatistics"]
+__all__ = ["MemorySource", "Recall", "RecallStatistics", "within"]
 
 
 #: The first parameters of every causal model's forward, for callers that pass them by position.
@@ -46,6 +46,14 @@ class _Hit(Protocol):
 
     @property
     def score(self) -> float: ...
+
+
+_Found = TypeVar("_Found", bound=_Hit)
+
+
+def within(hits: Sequence[_Found], gap: float) -> Sequence[_Found]:
+    """The hits, most similar first, whose score is within ``gap`` of the first one's."""
+    return [hit for hit in hits if hit.score >= hits[0].score - gap]
 
 
 class MemorySource(Protocol):
@@ -116,6 +124,7 @@ class Recall:
         *,
         references_per_chunk: int,
         chunk_length: int,
+        score_gap: float = 2.0,
         where: Mapping[str, Any] | None = None,
         prompt: Sequence[Sequence[int]] | None = None,
         answer_tokens: Sequence[int] | None = None,
@@ -137,6 +146,7 @@ class Recall:
         self._bank = bank
         self._k = references_per_chunk
         self._chunk = chunk_length
+        self._gap = score_gap
         self._where = where
         self._announced = None if prompt is None else [[int(t) for t in row] for row in prompt]
         self._answer_tokens = list(answer_tokens) if answer_tokens is not None else None
@@ -410,7 +420,7 @@ class Recall:
         hits = iter(self._bank.search(wanted, self._k, where=self._where) if wanted else [])
         found: list[list[str]] = []
         for query in queries:
-            mine = next(hits) if query else []
+            mine = within(next(hits), self._gap) if query else []
             self._scores.update((hit.reference_id, float(hit.score)) for hit in mine)
             found.append([hit.reference_id for hit in mine])
         return found

@@ -3,12 +3,11 @@
     <bank>/codec-<fingerprint>.safetensors                       the manifest names the fingerprint
     <cache folder>/codecs/<fingerprint of the memories>/<codec>.safetensors
 
-Both are written beside their place and renamed.
+For the default model with its default settings one comes with memory3 (`memory3.model.calibrated`). Both are written beside their place and renamed.
 """
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +15,10 @@ from typing import TYPE_CHECKING
 from memory3.bank.faults import reading, writing
 from memory3.bank.writer import MemoryWriter
 from memory3.codec import CodeBook, Codec, CodedCodec, RawCodec
+from memory3.config import default_codec
 from memory3.errors import BankCorrupt, ConfigError, FingerprintMismatch
-from memory3.model.catalogue import cache_dir
+from memory3.files import write_atomically
+from memory3.model.calibrated import calibrated, own_calibrated
 
 if TYPE_CHECKING:
     from memory3.bank.manifest import BankManifest
@@ -34,12 +35,7 @@ def write_book(path: Path, book: CodeBook) -> None:
     """Put a code book where it belongs, whole or not at all."""
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f"{path.name}.new")
-        with open(new, "wb") as file:
-            file.write(book.data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
+        write_atomically(path, book.data)
 
 
 def codec_of(folder: Path, manifest: BankManifest) -> Codec:
@@ -88,7 +84,11 @@ def _read(path: Path, fingerprint: str) -> CodeBook:
 
 def cached_path(codec: str, fingerprint: str) -> Path:
     """Where `memory3 calibrate` keeps a code book of this codec for memories of this fingerprint."""
-    return cache_dir() / "codecs" / fingerprint / f"{codec.replace(':', '-')}.safetensors"
+    return own_calibrated(*_parts(codec, fingerprint))
+
+
+def _parts(codec: str, fingerprint: str) -> tuple[str, ...]:
+    return "codecs", fingerprint, f"{codec.replace(':', '-')}.safetensors"
 
 
 def keep_book(book: CodeBook) -> Path:
@@ -99,9 +99,9 @@ def keep_book(book: CodeBook) -> Path:
 
 
 def cached_book(codec: str, fingerprint: str) -> CodeBook | None:
-    """What `keep_book` kept, if anything."""
-    path = cached_path(codec, fingerprint)
-    return CodeBook.of(path.read_bytes(), str(path)) if path.is_file() else None
+    """What `keep_book` kept, or what comes with memory3, if anything."""
+    path = calibrated(*_parts(codec, fingerprint))
+    return None if path is None else CodeBook.of(path.read_bytes(), str(path))
 
 
 def new_codec(m3: MemoryWriter, book: CodeBook | None) -> tuple[Codec, CodeBook | None]:
@@ -112,6 +112,10 @@ def new_codec(m3: MemoryWriter, book: CodeBook | None) -> tuple[Codec, CodeBook 
         FingerprintMismatch: the book was fitted on memories of another model or other settings.
     """
     name = m3.config.codec
+    if name == "auto" and book is None:
+        book = cached_book(default_codec(m3.shape.head_dim), m3.fingerprint)
+    if name == "auto":
+        name = "raw" if book is None else book.codec
     if name == "raw":
         return RawCodec(m3.shape), None
     book = book or cached_book(name, m3.fingerprint)

@@ -56,7 +56,7 @@ def run(model: str, preset: str, batches: str, tokens_in: int, tokens_out: int, 
                 started = time.perf_counter()
                 with torch.inference_mode():
                     if arm == "memory":
-                        with m3.recall(source, use_cache=False):
+                        with m3.recall(source, k=m3.config.references_per_chunk, use_cache=False):
                             generate(tokens, **call)
                     else:
                         generate(tokens, **call)

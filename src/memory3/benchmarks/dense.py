@@ -6,7 +6,6 @@ float32 ``[L, H, S]``. Shards are written beside their place and renamed; a run 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,14 +42,16 @@ class DenseStore:
         self.folder = folder
         self.m3 = m3
         self.bank = bank
-        self._places: dict[str, str] = {}
+        self._places: dict[str, dict[str, str]] = {}  # reference -> part -> shard
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(folder.glob("*.safetensors")):
             self._enter(path)
 
     def _enter(self, path: Path) -> None:
         with safe_open(path, "pt") as file:
-            self._places.update(dict.fromkeys(json.loads(file.metadata()["references"]), path.name))
+            for key in file.keys():  # noqa: SIM118  # not a dict
+                name, _, part = key.rpartition(".")
+                self._places.setdefault(name, {})[part] = path.name
 
     @property
     def names(self) -> list[str]:
@@ -61,31 +62,43 @@ class DenseStore:
         return name in self._places
 
     def fill(self, references: Iterable[Reference], selectors: Sequence[Selector], what: str = "encoding") -> None:
-        """Encode what is not here yet; references of like length together."""
-        missing = sorted((r for r in references if r.id not in self), key=lambda r: len(r.token_ids))
-        for start in progress(range(0, len(missing), _SHARD), what):
+        """Encode what is not here yet, key-values or some selector's scores; references of like length together."""
+        wanted = {"keys", "values", *(selector.name for selector in selectors)}
+        missing: dict[frozenset[str], list[Reference]] = {}
+        for reference in sorted(references, key=lambda r: len(r.token_ids)):
+            lacks = frozenset(wanted - set(self._places.get(reference.id, ())))
+            if lacks:
+                missing.setdefault(lacks, []).append(reference)
+        groups = [
+            (lacks, some[start : start + _SHARD]) for lacks, some in missing.items() for start in range(0, len(some), _SHARD)
+        ]
+        for lacks, group in progress(groups, what):
             tensors: dict[str, torch.Tensor] = {}
-            group = missing[start : start + _SHARD]
+            scored = [selector for selector in selectors if selector.name in lacks]
             for at in range(0, len(group), self.m3.batch_size):
                 part = group[at : at + self.m3.batch_size]
-                dense = self.m3.encoder.dense(part, selectors)
+                dense = self.m3.encoder.dense(part, scored)
                 for n, (reference, length) in enumerate(zip(part, dense.lengths.tolist(), strict=True)):
                     for side, x in (("keys", dense.keys), ("values", dense.values)):
-                        tensors[f"{reference.id}.{side}"] = x[n, :, :, :length].half().cpu().contiguous()
-                    for selector, scores in zip(selectors, dense.scores, strict=True):
+                        if side in lacks:
+                            tensors[f"{reference.id}.{side}"] = x[n, :, :, :length].half().cpu().contiguous()
+                    for selector, scores in zip(scored, dense.scores, strict=True):
                         tensors[f"{reference.id}.{selector.name}"] = scores[n, :, :, :length].cpu().contiguous()
             path = self.folder / f"{len(list(self.folder.glob('*.safetensors'))):05d}.safetensors"
             new = path.with_suffix(".new")
-            safetensors.torch.save_file(tensors, new, {"references": json.dumps([r.id for r in group])})
+            safetensors.torch.save_file(tensors, new)
             os.replace(new, path)
             self._enter(path)
 
     def tensors(self, name: str, *parts: str) -> list[torch.Tensor]:
         """``keys``, ``values`` or a selector's scores of a reference."""
-        if name not in self:
-            raise InputError(f"reference {name!r} is not among the dense memories in {self.folder}")
-        file = _opened(str(self.folder / self._places[name]))
-        return [file.get_tensor(f"{name}.{part}") for part in parts]
+        found = []
+        for part in parts:
+            shard = self._places.get(name, {}).get(part)
+            if shard is None:
+                raise InputError(f"reference {name!r} has no {part} among the dense memories in {self.folder}")
+            found.append(_opened(str(self.folder / shard)).get_tensor(f"{name}.{part}"))
+        return found
 
 
 @lru_cache(maxsize=256)

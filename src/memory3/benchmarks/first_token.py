@@ -39,7 +39,7 @@ def run(model: str, preset: str, batches: str, tokens_in: str, references: int, 
                 prompt: dict[str, int] = {}
 
                 def first_token(mode: str, questions: list[str] = questions, prompt: dict[str, int] = prompt) -> float:
-                    answers = m3.generate(questions, bank, mode=mode, max_new_tokens=1)
+                    answers = m3.generate(questions, bank, mode=mode, k=m3.config.references_per_chunk, max_new_tokens=1)
                     prompt[mode] = answers[0].usage.prompt_tokens
                     return float(answers[0].timings.first_token)
 

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from memory3 import __version__
 from memory3.bank import Bank
 from memory3.bank.codebooks import cached_book, keep_book
 from memory3.benchmarks.dense import MARK, DenseStore, Sparse
@@ -95,11 +94,12 @@ class _Front:
         self.folder = store.folder.parent / "arms"
         self.folder.mkdir(exist_ok=True)
         asked = [[item["id"], item["gold"], item["retrieved"]] for item in items]
-        self.mark = [__version__, m3.fingerprint, options["max_new_tokens"], asked]
+        self.mark = [m3.fingerprint, options["max_new_tokens"], asked]
 
     def arm(self, name: str, mode: str, source: Any, key: str | None, generate: bool) -> dict[str, list[float]]:
         """Figures of every question: NLL, and of generated answers whether they contain an answer, equal one, and F1. An arm that was measured before is read."""
-        book = getattr(getattr(source, "codec", None), "fingerprint", "")
+        codec = source.codec if isinstance(source, Sparse) else None
+        book = codec.book.fingerprint if codec else ""
         kept = self.folder / f"{xxhash.xxh3_64_hexdigest(json.dumps([name, generate, book, self.mark]).encode())}.json"
         if kept.exists():
             rows = json.loads(kept.read_text(encoding="utf-8"))
@@ -239,7 +239,8 @@ def run(**options: Any) -> dict[str, Any]:
             store = DenseStore(folder / "dense", m3, bank)
             wanted = dict.fromkeys(name for item in items for key in settings for name in item[key])
             selectors = {config.selector for config in points.values() if config.selector in SELECTORS} - {"random", "first"}
-            store.fill(bank.references(list(wanted)), [selector(name) for name in sorted(selectors)])
+            weights = m3.learned.by_layer if m3.learned else None
+            store.fill(bank.references(list(wanted)), [selector(name, weights) for name in sorted(selectors)])
             front = _Front(m3, bank, store, items, options)
             none = front.arm("closed book", "none", None, None, bool(generated))
             results["closed book"] = summary(none, {})

@@ -40,7 +40,7 @@ def run(model: str, preset: str, recalls: int, references: int, samples: int) ->
             while done < recalls * (step + 1) // samples:
                 start = done % (len(text) - 16)
                 tokens = torch.tensor([text[start : start + 1]])
-                with torch.inference_mode(), m3.recall(source, use_cache=False) as recall:
+                with torch.inference_mode(), m3.recall(source, k=m3.config.references_per_chunk, use_cache=False) as recall:
                     generate(
                         tokens, attention_mask=torch.ones_like(tokens), min_new_tokens=64, max_new_tokens=64, do_sample=False
                     )

@@ -58,7 +58,14 @@ def run(model: str, preset: str, batches: str, tokens_in: int, tokens_out: int, 
                 mode, distinct = ARMS[name]
                 source: Any = worst if distinct else bank
                 _forget_peak()
-                answers = m3.generate(questions, source, mode=mode, max_new_tokens=tokens_out, min_new_tokens=tokens_out)
+                answers = m3.generate(
+                    questions,
+                    source,
+                    mode=mode,
+                    k=m3.config.references_per_chunk,
+                    max_new_tokens=tokens_out,
+                    min_new_tokens=tokens_out,
+                )
                 timings = answers[0].timings
                 made = {
                     "decode": timings.tokens_per_second,

@@ -11,7 +11,7 @@ from memory3.codec import CodeBook, fit
 from memory3.codec.coded import coder
 from memory3.codec.fit import wanted_vectors
 from memory3.codec.tiers import tier_sizes
-from memory3.config import codec_sides, codec_tiers
+from memory3.config import codec_sides, codec_tiers, default_codec
 from memory3.errors import ConfigError
 from memory3.generate import Memory3
 from memory3.values import Document, MemoryShape
@@ -54,6 +54,7 @@ def calibrate(
         ConfigError: the codec needs no code book, or does not fit the model's head dimension.
     """
     codec = codec or m3.config.codec
+    codec = default_codec(m3.shape.head_dim) if codec == "auto" else codec
     if codec == "raw":
         raise ConfigError(
             "codec 'raw' keeps numbers as they are, and has nothing to fit: name int8, int4, product or transform"

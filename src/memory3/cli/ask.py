@@ -41,7 +41,21 @@ def ask(
         ),
     ] = "memory",
     k: Annotated[
-        int | None, typer.Option(help="References read at once. Default: the bank's setting.", min=0, metavar="N")
+        int | None,
+        typer.Option(
+            help="References read at once. Default: up to 5, those about as near to the question as the best one.",
+            min=0,
+            metavar="N",
+        ),
+    ] = None,
+    gap: Annotated[
+        float | None,
+        typer.Option(
+            help="Read only references whose cosine is within this of the best one's: 0 the best alone, 2 all. Default: 0.05; with --k, 2.",
+            min=0,
+            max=2,
+            metavar="X",
+        ),
     ] = None,
     where: Annotated[
         list[str] | None,
@@ -81,7 +95,7 @@ def ask(
         raise typer.BadParameter(f"mode {mode} needs a bank: give --bank DIR, or --mode none to answer without one")
     if stream and (as_json or mode == "all"):
         raise typer.BadParameter("--stream goes with one mode and without --json")
-    choice: dict[str, Any] = {"k": k, "where": _where(where or []), "max_new_tokens": max_new_tokens}
+    choice: dict[str, Any] = {"k": k, "gap": gap, "where": _where(where or []), "max_new_tokens": max_new_tokens}
     if sample:
         choice |= {"do_sample": True, "temperature": temperature or 1.0}
     text = _question(question)

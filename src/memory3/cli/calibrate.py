@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,7 +39,15 @@ def calibrate(
             metavar="PATH",
         ),
     ] = None,
-    codec: options.Codec = "product",
+    questions: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="JSON lines of passage, question and answer that the selector `learned` is fitted to; may be repeated. Without it, a "
+            "selector that is there already stays, and a new one foretells what the model looks at while it repeats a text.",
+            metavar="FILE",
+        ),
+    ] = None,
+    codec: options.Codec = None,
     preset: options.Preset = None,
     layers: options.Layers = None,
     budget: options.Budget = None,
@@ -50,19 +59,22 @@ def calibrate(
     batch_size: options.BatchSize = 16,
     as_json: options.Json = False,
 ) -> None:
-    """Fit a vector codec to a model, for smaller banks.
+    """Fit to a model what chooses and packs its memories: minutes, once.
 
-    References are drawn from the data and encoded, and a code book is fitted to
-    their keys and values. It is kept in the cache folder: banks that are made
-    later with the same model, settings and --codec use it. `memory3 write` does
-    the same by itself where there is none yet.
+    The selector `learned`: which key-values of a text will be looked at, foretold
+    from the text alone, so that writing takes one pass. The code book of a codec:
+    memories in an eighth of the bytes. Both are kept in the cache folder, and banks
+    made later with the same model and settings use them. For the default model
+    with its default settings both come with memory3.
 
     [bold]Examples[/bold]
 
-        memory3 calibrate --data docs/
+        memory3 calibrate --model Qwen/Qwen2.5-0.5B-Instruct --data docs/
+        memory3 calibrate --questions reading.jsonl
         memory3 calibrate --codec int8
         memory3 write docs/ --bank bank --codec product
     """
+    from memory3.generate import Memory3
     from memory3.text.readers import read_documents
 
     config = options.settings(MemoryConfig(), context.params)
@@ -73,17 +85,48 @@ def calibrate(
     from memory3.model.catalogue import DEFAULT_MODEL
 
     name = full_name(model or DEFAULT_MODEL)
-    m3 = load_model(name, config, device=device, batch_size=batch_size)
     started = time.monotonic()
+    learns = config.selector in ("auto", "learned")
+    m3 = load_model(name, config.replace(selector="auto") if learns else config, device=device, batch_size=batch_size)
+    if learns and (questions or m3.learned is None):
+        texts = read_documents(*data) if data else None
+        _fit_selector(m3, [Path(path) for path in questions or ()], texts)
+        m3 = Memory3(m3.model, m3.tokenizer, config.replace(selector="learned"), name=name, batch_size=batch_size)
     book = _fitted(m3, read_documents(*data) if data else None)
     _report(book, name, m3, time.monotonic() - started, as_json)
 
 
+def _fit_selector(m3: Memory3, questions: Sequence[Path], documents: Iterable[Document] | None) -> None:
+    """Fit the selector to questions, or to texts where there are none; a bar with the time left on stderr."""
+    from memory3.calibration.sample import default_documents
+    from memory3.calibration.selector import Passage, calibrate_selector, passages_in, read_questions
+
+    if questions:
+        passages = passages_in(record for path in questions for record in read_questions(path))
+    else:
+        passages = (Passage(d.text) for d in (default_documents() if documents is None else documents))
+    if not err.is_terminal:
+        message("fitting the selector")
+        calibrate_selector(m3, passages)
+        return
+    started = time.monotonic()
+    with progress_bar() as bar:
+        task = bar.add_task("", total=None, status="fitting the selector")
+
+        def tell(done: int, total: int) -> None:
+            left = duration((time.monotonic() - started) * (total - done) / done)
+            bar.update(
+                task, completed=done, total=total, status=f"fitting the selector, {done} of {total} passages, {left} left"
+            )
+
+        calibrate_selector(m3, passages, progress=tell)
+
+
 def ensure_code_book(m3: Memory3, documents: Callable[[], Iterable[Document]]) -> None:
-    """Fit the codec of the model's settings to ``documents()``, unless that was done before."""
+    """Fit the codec that the settings name to ``documents()``, unless that was done before."""
     from memory3.bank.codebooks import cached_book
 
-    if m3.config.codec != "raw" and cached_book(m3.config.codec, m3.fingerprint) is None:
+    if m3.config.codec not in ("auto", "raw") and cached_book(m3.config.codec, m3.fingerprint) is None:
         message(f"fitting the codec {m3.config.codec} to these documents, once for this model and these settings")
         _fitted(m3, documents())
 

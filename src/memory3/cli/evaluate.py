@@ -165,7 +165,7 @@ def evaluate(
         m3 = load_model(full_name(model or DEFAULT_MODEL), config, device=device)
     silence()
     plan = Plan(
-        parse_modes(wanted, m3.config.references_per_chunk if k is None else k),
+        parse_modes(wanted, m3.config.references_per_chunk, m3.config.score_gap) if k is None else parse_modes(wanted, k),
         limit,
         seed,
         threshold,

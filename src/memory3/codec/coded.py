@@ -40,13 +40,13 @@ class CodedCodec(Codec):
     A record holds the tiers of a memory (`memory3.codec.tiers`) one after the other, each as `memory3.codec.layout` says.
 
     Attributes:
-        fingerprint: of the book.
+        book: what it was made of.
     """
 
     def __init__(self, book: CodeBook) -> None:
         self.name = book.codec
         self.shape = book.shape
-        self.fingerprint = book.fingerprint
+        self.book = book
         self._sizes = tier_sizes(book.codec, book.shape.pairs)
         self._tiers = [
             _Tier(book, number, name, replace(book.shape, pairs=size))

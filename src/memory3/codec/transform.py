@@ -33,6 +33,8 @@ __all__ = ["TransformCoder", "allotted", "axes", "levels"]
 _BORROWED = 64
 _DEFAULT_BITS = 128
 _MOST_BITS = 8
+#: Rows that are multiplied by one matrix at a time.
+_TILE = 32
 _WANTED_VECTORS = 131_072
 #: Squared error of a normal number of variance 1 in 2^bits equal steps, by bits, and the step (Max 1960).
 _ERROR = (1.0, 0.3634, 0.1188, 0.03744, 0.01154, 0.003495, 0.001041, 0.0003035, 0.0000871)
@@ -169,12 +171,35 @@ def _steps(z: torch.Tensor, bits: Sequence[int]) -> torch.Tensor:
 
 
 def _by_head(x: torch.Tensor, heads: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """Row i times the matrix of head ``heads[i]``: ``[n, a]`` and ``[L*H, a, b]`` to ``[n, b]``."""
-    order = torch.argsort(heads, stable=True)
-    counts = torch.bincount(heads, minlength=len(matrices)).tolist()
-    products = [part @ matrices[h] for h, part in enumerate(x.index_select(0, order).split(counts)) if len(part)]
-    out = x.new_empty(len(x), matrices.shape[2])
-    return out.index_copy_(0, order, torch.cat(products)) if products else out
+    """Row i times the matrix of head ``heads[i]``: ``[n, a]`` and ``[L*H, a, b]`` to ``[n, b]``.
+
+    Rows of a head are cut into tiles of equal size, the last one filled up, so that all products are one batched call: a product for each head takes
+    five times as long (2 cores, 7,200 rows of 90 heads).
+    """
+    if not len(x):
+        return x.new_empty(0, matrices.shape[2])
+    rows, of_tile, places = (part.to(x.device) for part in _tiles(heads.cpu().numpy(), len(matrices)))
+    tiles = x.index_select(0, rows).view(len(of_tile), -1, x.shape[1])
+    return torch.bmm(tiles, matrices.index_select(0, of_tile)).flatten(0, 1).index_select(0, places)
+
+
+def _tiles(heads: np.ndarray, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rows in tiles of one head each.
+
+    Returns:
+        the row at each place of each tile, ``[tiles * _TILE]``; the head of each tile; the place of each row, int64 all.
+    """
+    order, counts = np.argsort(heads.astype(np.uint16), kind="stable"), np.bincount(heads, minlength=number)
+    tiles = -(-counts // _TILE)
+    of_tile = np.repeat(np.arange(number), tiles)
+    ends = np.cumsum(counts)
+    first = np.arange(len(of_tile)) - np.repeat(np.cumsum(tiles) - tiles, tiles)  # which tile of its head
+    at = ((ends - counts)[of_tile] + first * _TILE)[:, None] + np.arange(_TILE)
+    real = at < ends[of_tile][:, None]
+    rows = order[np.minimum(at, len(heads) - 1)]
+    places = np.empty(len(heads), np.int64)
+    places[rows[real]] = np.flatnonzero(real.reshape(-1))
+    return torch.from_numpy(rows.reshape(-1)), torch.from_numpy(of_tile), torch.from_numpy(places)
 
 
 def _bits(name: str, head_dim: int) -> int:

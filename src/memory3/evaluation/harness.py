@@ -30,6 +30,7 @@ from memory3.config import MemoryConfig
 from memory3.evaluation.guard import Guard
 from memory3.generate import MODES, Memory3
 from memory3.model.catalogue import resolve_model
+from memory3.recall import within
 from memory3.values import Memory, Reference
 
 __all__ = ["GuardedBank", "Memory3LM"]
@@ -118,6 +119,7 @@ class Memory3LM(HFLM):
         tokenizer = AutoTokenizer.from_pretrained(where)
         self.m3 = Memory3(self.model, tokenizer, config, name=pretrained)
         self.k = config.references_per_chunk if k is None else int(k)
+        self.gap = config.score_gap if k is None else 2.0
         self.bank: GuardedBank | None = None
         if bank is not None:
             self.bank = GuardedBank(self.m3, Bank.open(bank, self.m3, create=False), Guard.parse(str(guard)))
@@ -147,7 +149,7 @@ class Memory3LM(HFLM):
         hits = iter(self.bank.search(asked, self.k) if asked else [])
         rows = []
         for context, query in zip(contexts, queries, strict=True):
-            mine = self.bank.references([hit.reference_id for hit in next(hits)]) if query else []
+            mine = self.bank.references([hit.reference_id for hit in within(next(hits), self.gap)]) if query else []
             passages = [list(reference.token_ids) for reference in mine]
             rows.append(frame.insert_text(context, passages) if passages else list(context))
         return rows
@@ -196,7 +198,7 @@ class Memory3LM(HFLM):
             "logits_to_keep": max(lengths),
         }
         if self.mode == "memory":
-            with self.m3.recall(self.bank, k=self.k, prompt=rows, answer_tokens=fed):
+            with self.m3.recall(self.bank, k=self.k, gap=self.gap, prompt=rows, answer_tokens=fed):
                 logits = self.model(tokens, **call).logits
         else:
             logits = self.model(tokens, **call).logits
@@ -209,7 +211,7 @@ class Memory3LM(HFLM):
             found: torch.Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
             return found
         if self.mode == "memory":
-            with torch.inference_mode(), self.m3.recall(self.bank, k=self.k):
+            with torch.inference_mode(), self.m3.recall(self.bank, k=self.k, gap=self.gap):
                 return super()._model_generate(context, max_length, stop, **generation_kwargs)
         mask = generation_kwargs.pop("attention_mask")
         rows = self._found([row[keep.bool()].tolist() for row, keep in zip(context, mask, strict=True)])

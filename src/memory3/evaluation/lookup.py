@@ -74,6 +74,8 @@ class Lookup:
                     hits = [hit for hit in hits if hit[1] not in item.gold]
                 names = [(name, score) for name, _, score in hits]
             names = names[: mode.k]
+            if mode.source not in ("gold", "random"):
+                names = [(name, score) for name, score in names if score >= names[0][1] - mode.gap]
             kept = [(name, score) for name, score in names if not self._gives_away(guard, item, name)]
             found.append(Found([name for name, _ in kept], len(names) - len(kept), tuple(score for _, score in kept)))
         return found

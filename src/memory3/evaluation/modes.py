@@ -8,11 +8,12 @@
     gold, gold_text                the right one, as memory or as text: what retrieval costs
     absent   read as memories      those that a bank without the right document would give
 
-A mode may name its number of references: ``text:7``.
+A mode may name its number of references, ``text:7``, and how far their cosine may be below the best one's, ``memory:5@0.05``. Without a number, both are the settings'.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,10 +43,12 @@ class Mode:
     Attributes:
         kind: a key of `KINDS`.
         k: references at most.
+        gap: by how much their score may be below the best one's.
     """
 
     kind: str
     k: int
+    gap: float = 2.0
 
     @property
     def read(self) -> str:
@@ -59,15 +62,17 @@ class Mode:
 
     @property
     def name(self) -> str:
-        """``memory:5``; ``none``, which reads nothing, and ``gold``, which reads one, have no number."""
-        return self.kind if self.source in ("", "gold") else f"{self.kind}:{self.k}"
+        """``memory:5``, ``memory:5@0.05``; ``none``, which reads nothing, and ``gold``, which reads one, have no number."""
+        if self.source in ("", "gold"):
+            return self.kind
+        return f"{self.kind}:{self.k}" + (f"@{self.gap:g}" if self.gap < 2 and self.source != "random" else "")
 
     def __str__(self) -> str:
         return self.name
 
 
-def parse_modes(texts: Sequence[str], k: int) -> list[Mode]:
-    """``["memory", "text:3"]``; ``k`` where no number is given.
+def parse_modes(texts: Sequence[str], k: int, gap: float = 2.0) -> list[Mode]:
+    """``["memory", "text:3"]``; ``k`` and ``gap`` where no number is given.
 
     Raises:
         ConfigError: an unknown mode, a number that is none, or no mode at all.
@@ -77,15 +82,20 @@ def parse_modes(texts: Sequence[str], k: int) -> list[Mode]:
         if not text:
             continue
         kind, colon, number = text.partition(":")
+        number, at, distance = number.partition("@")
         if kind not in KINDS:
             raise ConfigError(
                 f"mode {text!r} is unknown: use some of {', '.join(KINDS)}, with a number of references as in text:3"
             )
-        if colon and (not number.isdigit() or int(number) < 1 or KINDS[kind][1] in ("", "gold")):
+        far = re.fullmatch(r"[01](\.\d+)?|\.\d+", distance)
+        if (colon and (not number.isdigit() or int(number) < 1 or KINDS[kind][1] in ("", "gold"))) or (at and not far):
             raise ConfigError(
-                f"mode {text!r}: write {kind}:N with N from 1" if KINDS[kind][1] else f"mode {text!r}: {kind} reads none"
+                f"mode {text!r}: write {kind}:N with N from 1, or {kind}:N@GAP with a gap below 2"
+                if KINDS[kind][1]
+                else f"mode {text!r}: {kind} reads none"
             )
-        mode = Mode(kind, 0 if not KINDS[kind][1] else 1 if KINDS[kind][1] == "gold" else int(number) if colon else k)
+        most = 0 if not KINDS[kind][1] else 1 if KINDS[kind][1] == "gold" else int(number) if colon else k
+        mode = Mode(kind, most, float(distance) if at else 2.0 if colon else gap)
         modes.setdefault(mode.name, mode)
     if not modes:
         raise ConfigError(f"no mode was given: use some of {', '.join(KINDS)}")

@@ -116,7 +116,7 @@ class ModelShape:
 
     Attributes:
         base: the transformer without its language head.
-        num_layers, kv_heads, head_dim: of the attention.
+        num_layers, heads, kv_heads, head_dim: of the attention; ``heads`` of queries.
         full_layers: layers whose attention sees the whole context.
         max_positions: positions the model was made for.
         inv_freq: ``[r/2]`` RoPE angles per position.
@@ -127,9 +127,9 @@ class ModelShape:
         self.name = type(model).__name__
         self.base = model.base_model
         self.num_layers: int = config.num_hidden_layers
-        heads: int = config.num_attention_heads
-        self.kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
-        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+        self.heads: int = config.num_attention_heads
+        self.kv_heads: int = getattr(config, "num_key_value_heads", None) or self.heads
+        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.max_positions: int = getattr(config, "max_position_embeddings", 0) or 1 << 30
         self.full_layers = self._full_attention_layers(config)
         rope = getattr(config, "rope_parameters", None) or {}

@@ -12,7 +12,7 @@ Symbols: N references, S tokens of the longest, L memory layers, H KV heads, d h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -172,7 +172,15 @@ class Encoder:
         beginning: keys and values ``[H, b, d]`` of the beginning for every layer of the model.
     """
 
-    def __init__(self, model: PreTrainedModel, model_shape: ModelShape, frame: Frame, config: MemoryConfig) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        model_shape: ModelShape,
+        frame: Frame,
+        config: MemoryConfig,
+        weights: Mapping[int, torch.Tensor] | None = None,
+    ) -> None:
+        """``weights``: of selector ``learned``, by layer."""
         self.model = model
         self.frame = frame
         self.config = config
@@ -186,7 +194,7 @@ class Encoder:
             pairs=config.budget.pairs(len(layers) * kv_heads, config.reference_length),
             dtype=config.dtype,
         )
-        self._selector = selector(config.selector)
+        self._selector = selector(config.selector, weights)
         needed = len(frame.beginning) + 2 * config.reference_length + len(frame.repeat)
         if needed > model_shape.max_positions:
             raise ModelError(

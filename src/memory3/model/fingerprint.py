@@ -1,7 +1,7 @@
 """Fingerprint: a hash of everything that can change a memory, so that a bank refuses the memories of another model.
 
 Covered: every weight from the embeddings to the last memory layer, RoPE angles, the attention's config values, tokenizer rules, the beginning and
-the repetition cue, and the writing settings. Not covered: the layers above, the language head, reading settings.
+the repetition cue, the writing settings, and what a learned selector learned. Not covered: the layers above, the language head, reading settings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from memory3.config import MemoryConfig
 from memory3.model.attach import ModelShape
 from memory3.model.beginning import Frame
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "whole_model"]
 
 #: Config values that act on keys and values without being a weight.
 ACTING = (
@@ -32,8 +32,19 @@ ACTING = (
 )
 
 
-def fingerprint(model: PreTrainedModel, shape: ModelShape, tokenizer: Any, frame: Frame, config: MemoryConfig) -> str:
-    """32 hex digits. Equal for the same model loaded twice, different when a single weight below the last memory layer differs."""
+def whole_model(model: PreTrainedModel, shape: ModelShape, tokenizer: Any, frame: Frame, config: MemoryConfig) -> str:
+    """As `fingerprint`, for what depends on the model, the beginning and the length of references, but on no choice of layers, pairs or numbers."""
+    plain = config.replace(layers="all", budget="all", selector="first", dtype="float32")
+    return fingerprint(model, shape, tokenizer, frame, plain)
+
+
+def fingerprint(
+    model: PreTrainedModel, shape: ModelShape, tokenizer: Any, frame: Frame, config: MemoryConfig, learned: str = ""
+) -> str:
+    """32 hex digits. Equal for the same model loaded twice, different when a single weight below the last memory layer differs.
+
+    ``learned``: fingerprint of what the selector learned, where it learned something.
+    """
     digest = xxhash.xxh3_128()
     last = max(shape.memory_layers(config))
     for name, tensor in sorted((*shape.base.named_parameters(), *shape.base.named_buffers())):
@@ -52,5 +63,7 @@ def fingerprint(model: PreTrainedModel, shape: ModelShape, tokenizer: Any, frame
         "repeat": frame.repeat,
         "writing": {name: config.to_dict()[name] for name in MemoryConfig.WRITING},
     }
+    if learned:
+        rules["learned"] = learned
     digest.update(json.dumps(rules, sort_keys=True, default=str).encode())
     return digest.hexdigest()

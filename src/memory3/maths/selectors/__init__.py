@@ -6,19 +6,34 @@ is one small file with one overridden function, and a line in `SELECTORS`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
+
 from memory3.errors import ConfigError
 from memory3.maths.selectors.attention import AttentionMass
 from memory3.maths.selectors.base import LayerView, Selector
 from memory3.maths.selectors.controls import First, Random
+from memory3.maths.selectors.learned import Learned
 from memory3.maths.selectors.reconstruction import Reconstruction
 
 __all__ = ["SELECTORS", "LayerView", "Selector", "selector"]
 
-SELECTORS: dict[str, type[Selector]] = {s.name: s for s in (AttentionMass, Reconstruction, Random, First)}
+SELECTORS: dict[str, type[Selector]] = {s.name: s for s in (AttentionMass, Reconstruction, Learned, Random, First)}
 
 
-def selector(name: str) -> Selector:
-    """The selector of that name."""
+def selector(name: str, weights: Mapping[int, torch.Tensor] | None = None) -> Selector:
+    """The selector of that name; ``weights``: what `Learned` was fitted to be.
+
+    Raises:
+        ConfigError: there is none of that name, or it is not fitted.
+    """
     if name not in SELECTORS:
         raise ConfigError(f"selector {name!r} is unknown: use one of {', '.join(SELECTORS)}")
-    return SELECTORS[name]()
+    if name != Learned.name:
+        return SELECTORS[name]()
+    if weights is None:
+        raise ConfigError(
+            "selector 'learned' was not fitted to this model yet: `memory3 calibrate --selector learned` does it, or use reconstruction"
+        )
+    return Learned(weights)

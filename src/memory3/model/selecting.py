@@ -1,0 +1,98 @@
+"""What selector `learned` learned, as a safetensors file by the model's fingerprint. Knows no fitting.
+
+    <cache folder>/selectors/<fingerprint of the whole model>.safetensors
+
+Tensor ``weights``: float32 ``[L, A d + 1, H]``, L layers of full attention; its metadata has one key, ``memory3``: JSON with ``version``, ``model`` (that fingerprint),
+``layers`` and ``about``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import xxhash
+from safetensors import SafetensorError
+
+from memory3.errors import ModelError
+from memory3.files import write_atomically
+from memory3.model.calibrated import calibrated, own_calibrated
+
+__all__ = ["SelectorWeights", "find_weights", "keep_weights"]
+
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class SelectorWeights:
+    """A fitted selector.
+
+    Attributes:
+        model: fingerprint of the whole model with its beginning.
+        layers: L indices of layers of the model, ascending.
+        weights: float32 ``[L, A d + 1, H]``.
+        about: how it was fitted. Decides nothing.
+    """
+
+    model: str
+    layers: tuple[int, ...]
+    weights: torch.Tensor
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """32 hex digits over the weights."""
+        return xxhash.xxh3_128_hexdigest(self.weights.contiguous().numpy().tobytes())
+
+    @property
+    def by_layer(self) -> dict[int, torch.Tensor]:
+        """As `memory3.maths.selectors.Learned` takes them."""
+        return dict(zip(self.layers, self.weights, strict=True))
+
+
+def keep_weights(found: SelectorWeights) -> Path:
+    """Put them into the cache folder."""
+    path = own_calibrated("selectors", f"{found.model}.safetensors")
+    said = {"version": VERSION, "model": found.model, "layers": found.layers, "about": dict(found.about)}
+    header = json.dumps(said, sort_keys=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, safetensors.torch.save({"weights": found.weights.contiguous()}, {"memory3": header}))
+    return path
+
+
+def find_weights(model: str, layers: tuple[int, ...], width: int, heads: int) -> SelectorWeights | None:
+    """What was fitted to the model of this fingerprint, if anything: L ``layers``, A d + 1 = ``width``, H ``heads``.
+
+    Raises:
+        ModelError: the file there cannot be used.
+    """
+    path = calibrated("selectors", f"{model}.safetensors")
+    if path is None:
+        return None
+    try:
+        data = path.read_bytes()
+        weights = safetensors.torch.load(data)["weights"]
+        header = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["memory3"])
+        found = SelectorWeights(header["model"], tuple(header["layers"]), weights, header["about"])
+        version = header["version"]
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path} cannot be read ({error!r}): delete it, or fit it anew with `memory3 calibrate`") from error
+    shape = (len(layers), width, heads)
+    fits = (
+        tuple(weights.shape) == shape
+        and found.layers == layers
+        and weights.dtype == torch.float32
+        and bool(weights.isfinite().all())
+    )
+    if version != VERSION or found.model != model or not fits:
+        raise ModelError(
+            f"{path} is version {version} for the model {found.model} with weights {tuple(weights.shape)}, wanted are version {VERSION}, {model} and "
+            f"finite float32 {shape}: delete it, or fit it anew with `memory3 calibrate`"
+        )
+    return found
