@@ -201,7 +201,7 @@ def test_records_and_their_fields(tiny_model_path):
     said = run_json("ask", "Which answer?", "--bank", "bank", "--where", "year=2021", "--max-new-tokens", 3)
     assert {citation["document_id"] for citation in said["citations"]} == {"q1"}
     both = ["--where", "year=2021", "--where", "year=2022"]
-    said = run_json("ask", "Which answer?", "--bank", "bank", *both, "--max-new-tokens", 3)
+    said = run_json("ask", "Which answer?", "--bank", "bank", *both, "--max-new-tokens", 3, "--gap", 2)
     assert {citation["document_id"] for citation in said["citations"]} == {"q1", "q2"}
 
 
@@ -249,7 +249,7 @@ def test_cold_memories_are_encoded_when_asked_for(docs, tiny_model_path):
     said = run_json("write", docs, "--bank", "bank", "--model", tiny_model_path, "--cold")
     assert run_json("info", "--bank", "bank")["cold"] == said["references"]
     assert "text only" in run("info", "--bank", "bank").stdout
-    run("ask", "who?", "--bank", "bank", "--max-new-tokens", 2)
+    run("ask", "who?", "--bank", "bank", "--max-new-tokens", 2, "--gap", 2)
     assert run_json("info", "--bank", "bank")["cold"] == 0
 
 
@@ -325,7 +325,7 @@ def test_an_answer_as_json(bank, tiny_model_path, mode):
 
 
 def test_an_answer_for_people(bank):
-    stdout = run("ask", "Who built the bridge?", "--bank", bank, "--max-new-tokens", 5).stdout
+    stdout = run("ask", "Who built the bridge?", "--bank", bank, "--max-new-tokens", 5, "--gap", 2).stdout
     assert re.search(r" \[1\]  \d+%  \S*docs/bridge\.md:\d+-\d+\n +The bridge was built", stdout)
     assert re.search(r"first token [\d.]+ s, [\d.]+ tokens/s, \d+ prompt tokens, \d references, [\d.]+ KB read\n", stdout)
 

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from ram_bank import RamBank
+from ram_bank import Found, RamBank
 from tiny import FAMILIES, tiny_chat_tokenizer, tiny_model, tiny_tokenizer
 from transformers import TextStreamer
 
 from memory3.config import Budget, MemoryConfig
 from memory3.errors import ConfigError, InputError, RecallError, UnsupportedModel
 from memory3.generate import Memory3
+from memory3.recall import within
 
 TEXTS = [
     "The river rises in the mountains. It reaches the sea near the old town.",
@@ -494,3 +495,20 @@ def test_scaled_rope_is_honoured(rope: dict[str, Any]) -> None:
         with m3.recall(bank):
             shifted = m3.model(torch.tensor([after]), position_ids=torch.arange(len(after))[None] + 40).logits
     torch.testing.assert_close(shifted, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["memory", "text"])
+def test_references_far_behind_the_best_are_not_read(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default those within the gap of the settings; with ``k`` alone all k."""
+    scores = {0: 0.7, 1: 0.66, 2: 0.64, 3: 0.3}
+    hits = [Found(f"doc{n}#0", score) for n, score in scores.items()]
+    assert [h.reference_id for h in within(hits, 0.05)] == ["doc0#0", "doc1#0"]
+    assert within([], 0.05) == []
+    m3 = Memory3(tiny_model(), tiny_chat_tokenizer(), MemoryConfig(reference_length=37, score_gap=0.05))
+    bank: Any = RamBank(m3, ["one river", "two bridges", "three towns", "four roads"])
+    monkeypatch.setattr(bank, "search", lambda queries, k, where=None: [hits[:k] for _ in queries])
+
+    def read(**options: Any) -> int:
+        return len(m3.generate("Which?", bank, mode=mode, max_new_tokens=1, **options).citations)
+
+    assert [read(), read(k=3), read(k=4), read(gap=0.061), read(gap=0.0), read(k=1, gap=2.0)] == [2, 3, 4, 3, 1, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_chat_tokenizer, tiny_model, tiny_tokenizer
 
+from memory3.calibration.selector import Passage, calibrate_selector
 from memory3.config import Budget, MemoryConfig
 from memory3.errors import ConfigError, InputError, ModelError
 from memory3.generate import Memory3
@@ -71,7 +73,10 @@ def test_keys_and_values_are_the_models_own(family: str, chat: bool) -> None:
 
 @pytest.mark.parametrize("budget", ["uniform:3", "adaptive:1/8", "all"])
 @pytest.mark.parametrize("name", sorted(SELECTORS))
-def test_padding_and_company_change_nothing(name: str, budget: str) -> None:
+def test_padding_and_company_change_nothing(name: str, budget: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path))
+    if name == "learned":
+        calibrate_selector(memory3("qwen3"), [Passage(text) for text in TEXTS])
     m3 = memory3("qwen3", selector=name, budget=Budget.parse(budget))
     refs = references(m3)
     for reference, memory in zip(refs, m3.encode(refs), strict=True):
