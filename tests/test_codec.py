@@ -13,14 +13,16 @@ from bank_writer import SHAPE, HashingWriter, same_memory
 from codebooks import ANGLES, by_hand, fitted, memories
 from test_records import golden_memory
 
-from memory3.codec import CodeBook, CodedCodec, RawCodec
+from memory3.codec import CodeBook, CodedCodec, RawCodec, fit
 from memory3.codec.centring import Centring
 from memory3.codec.layout import Layout
 from memory3.codec.product import ProductCoder
 from memory3.codec.quantiser import Quantiser, default_factory
 from memory3.codec.rows import Rows, fields
 from memory3.codec.scalar import fit_step, rounded
-from memory3.config import MemoryConfig, codec_sides
+from memory3.codec.tiers import joined, split, tier_sizes
+from memory3.codec.trellis import ERROR, Trellis
+from memory3.config import MemoryConfig, codec_sides, codec_tiers
 from memory3.errors import BankCorrupt, ConfigError, InputError
 from memory3.maths.rotary import rotate
 from memory3.values import Memory, MemoryShape
@@ -388,27 +390,132 @@ def test_sizes_of_the_default_preset():
 # ---- transform coding ------------------------------------------------------------------------------------------------------
 
 
-def test_transform_decodes_to_the_nearest_levels_the_slow_way():
+def stream_values(stream: int, bits: list[int], table: torch.Tensor) -> list[float]:
+    """What a stream of bits stands for, number by number: the last 8 bits so far say which entry."""
+    values, end = [], 0
+    for size in bits:
+        end += size
+        window = (stream << 8 >> end) & 255  # eight zeros before the stream's beginning
+        values.append(float(table[size, window]))
+    return values
+
+
+def test_the_best_of_all_streams_is_written_and_read():
+    bits, weights = [1, 2, 3, 2], torch.tensor([0.5, 1.0, 2.0, 3.0])
+    table = Trellis.fit(bits, weights, torch.randn(300, 4))
+    trellis = Trellis(bits, weights, table)
+    every = torch.tensor([stream_values(stream, bits, table) for stream in range(2 ** sum(bits))])
+    numbers = torch.randn(53, 4)
+    codes = torch.from_numpy(trellis.encode(numbers))
+    assert codes.shape == (53, 1)
+    torch.testing.assert_close(trellis.decode(codes), every[codes[:, 0].long()])
+    errors = ((every[None] - numbers[:, None]).square() * weights).sum(-1)
+    got = ((trellis.decode(codes) - numbers).square() * weights).sum(-1)
+    torch.testing.assert_close(got, errors.min(1).values)
+
+
+@pytest.mark.parametrize(("size", "rounded"), [(1, 0.3634), (2, 0.1188), (3, 0.03744)])
+def test_a_trellis_leaves_less_error_than_rounding(size, rounded):
+    bits, weights = [size] * 30, torch.ones(30)
+    trellis = Trellis(bits, weights, Trellis.fit(bits, weights, torch.randn(2000, 30)))
+    numbers = torch.randn(300, 30)
+    error = float((trellis.decode(torch.from_numpy(trellis.encode(numbers))) - numbers).square().mean())
+    assert 4.0**-size < error < 0.92 * rounded
+    assert error == pytest.approx(ERROR[size], rel=0.12)
+
+
+def test_a_trellis_of_any_sizes():
+    bits = [5, 8, 1, 7, 3, 2, 6, 4]
+    table = torch.randn(9, 256)
+    trellis = Trellis(bits, torch.ones(8), table)
+    codes = np.random.default_rng(0).integers(0, 256, (11, -(-sum(bits) // 8)), dtype=np.uint8)
+    wanted = [stream_values(int.from_bytes(code.tobytes(), "little"), bits, table) for code in codes]
+    torch.testing.assert_close(trellis.decode(torch.from_numpy(codes)), torch.tensor(wanted))
+
+
+def test_transform_decodes_the_slow_way():
+    """Vector by vector: its stream's numbers on the axes that have bits, its head's mean, its position's rotation."""
     book = fitted("transform:16+24")
     made = CodedCodec(book)
     memory = memories(3)[2]
-    (decoded,) = made.decode([made.encode(memory)])
+    record = made.encode(memory)
+    (decoded,) = made.decode([record])
     heads = [head for head, count in enumerate(memory.counts.reshape(-1)) for _ in range(int(count))]
-    for name, angles in (("keys", ANGLES), ("values", None)):
+    _, _, *coded = made._tiers[0].layout._parts(record)
+    for (name, angles), codes in zip((("keys", ANGLES), ("values", None)), coded, strict=True):
         side = book.side(name)
+        bits = [int(b) for b in side["bits"]]
+        with_bits = [axis for axis in reversed(range(5)) if bits[axis]]
         for place, head in enumerate(heads):
-            x = getattr(memory, name)[place].float()
-            turn = torch.tensor([int(memory.positions[place])])
-            if angles is not None:
-                x = rotate(x[None], -turn, ANGLES)[0]
-            z = (x - side["mean"][head]) @ side["analysis"][head]
+            stream = int.from_bytes(codes[place].tobytes(), "little")
             coarse = torch.zeros(5)
-            for axis, bits in enumerate(int(b) for b in side["bits"]):
-                if bits:
-                    grid = [(level + 0.5 - 2 ** (bits - 1)) * float(side["steps"][bits]) for level in range(2**bits)]
-                    coarse[axis] = min(grid, key=lambda value, at=float(z[axis]): abs(value - at))
+            coarse[with_bits] = torch.tensor(stream_values(stream, [bits[axis] for axis in with_bits], side["table"]))
             x = side["mean"][head] + torch.linalg.solve(side["analysis"][head].T, coarse)
             if angles is not None:
-                x = rotate(x[None], turn, ANGLES)[0]
+                x = rotate(x[None], torch.tensor([int(memory.positions[place])]), ANGLES)[0]
             torch.testing.assert_close(getattr(decoded, name)[place].float(), x, atol=4e-3, rtol=4e-3)
     assert made.record_size == Layout(SHAPE, 128, 2, 3).size
+
+
+# ---- tiers -----------------------------------------------------------------------------------------------------------
+
+
+def ranked(seed: int = 0) -> Memory:
+    (memory,) = memories(1)
+    rng = np.random.default_rng(seed)
+    return dataclasses.replace(memory, importance=rng.random(len(memory.positions)).astype(np.float32))
+
+
+def test_tiers_of_a_name():
+    assert codec_tiers("transform:160+256@480,64+112") == [(480, "transform:160+256"), (0, "transform:64+112")]
+    assert codec_tiers("int8@3,product:OPQ16_64,PQ8x10@5,int4") == [(3, "int8"), (5, "product:OPQ16_64,PQ8x10"), (0, "int4")]
+    assert codec_tiers("int8+int4") == [(0, "int8+int4")]
+    assert tier_sizes("int8@3,int4@5,int8", 11) == [3, 5, 3]
+    with pytest.raises(ConfigError, match="names 11 pairs before its last tier, a memory has 11"):
+        tier_sizes("int8@11,int4", 11)
+    for wrong in ("int8@0,int4", "int8@3", "raw@3,int8", "@3,int8", "64+112"):
+        with pytest.raises(ConfigError, match="unknown"):
+            MemoryConfig(codec=wrong)
+
+
+def test_tiers_take_the_most_important_pairs_first():
+    memory = ranked()
+    sizes = [3, 2, 100]
+    parts = split(memory, sizes)
+    order = sorted(range(len(memory.positions)), key=lambda n: -memory.importance[n])
+    for part, chosen in zip(parts, (order[:3], order[3:5], order[5:]), strict=True):
+        torch.testing.assert_close(part.keys, memory.keys[sorted(chosen)])
+        assert part.counts.sum() == len(chosen)
+    whole = joined(parts, SHAPE)
+    for name in ("counts", "positions"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(memory, name))
+    assert torch.equal(whole.keys, memory.keys)
+    assert torch.equal(whole.values, memory.values)
+    with pytest.raises(InputError, match="needs the scores that pairs were chosen by"):
+        split(dataclasses.replace(memory, importance=None), sizes)
+
+
+def test_a_codec_of_tiers_spends_more_on_the_first():
+    given = [dataclasses.replace(m, importance=ranked(n).importance[: len(m.positions)]) for n, m in enumerate(memories())]
+    given = [m for m in given if len(m.importance) == len(m.positions)]
+    book = fit("int8@3,int4", given, SHAPE, fingerprint="", positions=128, angles=ANGLES)
+    made = CodedCodec(book)
+    one, other = (
+        Layout(dataclasses.replace(SHAPE, pairs=pairs), 128, width, width).size
+        for pairs, width in ((3, 5), (SHAPE.pairs - 3, 3))
+    )
+    assert made.record_size == one + other
+    assert CodedCodec(CodeBook.of(book.data, "book")).record_size == made.record_size
+    records = [made.encode(memory) for memory in given[:7]]
+    errors = {True: 0.0, False: 0.0}
+    for memory, decoded in zip(given[:7], made.decode(records), strict=True):
+        heads = np.repeat(np.arange(SHAPE.heads), memory.counts.reshape(-1))
+        order = np.lexsort((memory.positions, heads))
+        np.testing.assert_array_equal(decoded.positions, memory.positions[order])
+        importance = memory.importance[order]
+        wrong = (decoded.keys - memory.keys[torch.from_numpy(order)]).float().square().sum(1).numpy()
+        for which in errors:
+            errors[which] += float(wrong[(importance >= np.sort(importance)[-3]) == which].mean())
+    assert errors[True] < 0.1 * errors[False]
+    with pytest.raises(BankCorrupt, match=f"a record has {made.record_size - 1} bytes, this bank's have {made.record_size}"):
+        made.decode([records[0][:-1]])

@@ -5,7 +5,8 @@ base is encoded once (`memory3.benchmarks.dense`) and every point is cut from th
 key-values, and the oracle, which keeps what the question itself attends to.
 
 The data folder is that of `memory3.evaluation.qa`. Questions are drawn by ``seed``. Answer NLL is of all points; answers are generated for the
-points named in ``answers`` (``all``: for every one), and for the lines. ``gold`` reads the one reference that holds the answer, ``retrieved`` what search finds.
+points named in ``answers`` (``all``: for every one), and for the lines. ``gold`` reads the one reference that holds the answer, ``retrieved`` all that search finds,
+``near`` those of them within ``gap`` of the best one (`memory3.config.MemoryConfig.score_gap`).
 ``figure=FILE`` draws it all. With ``dense=DIR`` the encoded knowledge base and what was measured stay there, and a run that was interrupted goes on.
 """
 
@@ -42,6 +43,7 @@ from memory3.files import write_atomically
 from memory3.generate import Memory3
 from memory3.maths.selectors import SELECTORS, selector
 from memory3.model.load import DEFAULT_MODEL
+from memory3.recall import within
 from memory3.text.readers import read_documents
 from memory3.values import MemoryShape
 
@@ -55,6 +57,7 @@ OPTIONS: dict[str, Any] = {
     "random/adaptive:720,first/adaptive:720,attention/uniform:8/raw/first_half",
     "answers": "",
     "settings": "gold,retrieved",
+    "gap": MemoryConfig().score_gap,
     "questions": 500,
     "k": 0,
     "max_new_tokens": 32,
@@ -65,6 +68,7 @@ OPTIONS: dict[str, Any] = {
     "figure": "",
 }
 
+SETTINGS = ("gold", "retrieved", "near")
 METRICS = ("nll", "contains", "exact", "f1")
 #: A point's selector that needs the question.
 ORACLE = "oracle"
@@ -93,7 +97,7 @@ class _Front:
         self.rows: list[dict[str, Any]] = []
         self.folder = store.folder.parent / "arms"
         self.folder.mkdir(exist_ok=True)
-        asked = [[item["id"], item["gold"], item["retrieved"]] for item in items]
+        asked = [[item["id"], item["gold"], item["retrieved"], item["near"]] for item in items]
         self.mark = [m3.fingerprint, options["max_new_tokens"], asked]
 
     def arm(self, name: str, mode: str, source: Any, key: str | None, generate: bool) -> dict[str, list[float]]:
@@ -182,9 +186,9 @@ def _listed(points: str) -> list[str]:
 
 
 def read_items(bank: Bank, options: Mapping[str, Any]) -> tuple[list[dict[str, Any]], float]:
-    """Questions whose answer stands in a reference of their document, with ids ``gold`` (that one) and ``retrieved``; and the share that retrieval finds.
+    """Questions whose answer stands in a reference of their document, with ids ``gold`` (that one), ``retrieved`` and ``near``; and the share that retrieval finds.
 
-    Of ``options``: data, split, questions, k, seed.
+    Of ``options``: data, split, questions, k, gap, seed.
     """
     questions, _ = read_records(Path(options["data"]), options["split"])
     random.Random(options["seed"]).shuffle(questions)
@@ -200,6 +204,7 @@ def read_items(bank: Bank, options: Mapping[str, Any]) -> tuple[list[dict[str, A
     found = bank.search([item["question"] for item in items], options["k"])
     for item, hits in zip(items, found, strict=True):
         item["retrieved"] = [hit.reference_id for hit in hits]
+        item["near"] = [hit.reference_id for hit in within(hits, options["gap"])]
     return items, float(np.mean([item["gold"][0] in item["retrieved"] for item in items]))
 
 
@@ -223,11 +228,9 @@ def run(**options: Any) -> dict[str, Any]:
     points = {text: parse_point(text) for text in _listed(options["points"])}
     generated = list(points) if options["answers"] == "all" else _listed(options["answers"])
     settings = options["settings"].split(",")
-    wrong = [name for name in settings if name not in ("gold", "retrieved")] + [
-        name for name in generated if name not in points
-    ]
+    wrong = [name for name in settings if name not in SETTINGS] + [name for name in generated if name not in points]
     if wrong:
-        raise InputError(f"{wrong[0]!r}: settings are gold and retrieved, answers are some of the points")
+        raise InputError(f"{wrong[0]!r}: settings are {', '.join(SETTINGS)}, answers are some of the points")
     m3 = Memory3.from_pretrained(options["model"], config="full", batch_size=8)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="memory3-front-") as temporary:

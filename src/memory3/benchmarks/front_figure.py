@@ -39,7 +39,7 @@ def draw(results: Mapping[str, Any], path: str | Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependency("matplotlib", "plots", "drawing a front") from error
-    settings = [name for name in ("gold", "retrieved") if name in results]
+    settings = [name for name in ("gold", "retrieved", "near") if name in results]
     metrics = [name for name in _TITLES if name in results["closed book"] and name != "exact"]
     figure = Figure(figsize=(5.2 * len(metrics), 4.2 * len(settings)), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)

@@ -61,7 +61,7 @@ class CodeBook:
             "positions": self.positions,
             "about": dict(self.about),
         }
-        tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in sorted(self.tensors.items())}
+        tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in sorted(self.tensors.items())}
         return safetensors.torch.save(tensors, {"memory3": json.dumps(header, sort_keys=True)})
 
     @cached_property

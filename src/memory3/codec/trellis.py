@@ -1,0 +1,103 @@
+"""Trellis-coded quantisation: numbers to a stream of bits, a few each, read back through a sliding window. Knows no vector, head or file.
+
+The stream gets b_t new bits for number t. What stands for the number is read from a table by the last 8 bits of the stream so far, the new ones and those before them:
+
+    number t  =  table[b_t, window_t]        window_t = bits end_t - 8 .. end_t of the stream, zeros before its beginning
+
+So a number is chosen from 256 values and not from 2^b, though only b bits are spent; which 2^b of them it can be depends on the numbers before. The best stream is found by Viterbi's
+algorithm over the 256 states, and reading it is one table look-up per number, all at once (after the bitshift trellis of Tseng et al. 2024, QTIP, arXiv 2406.11235). With 8 bits a
+normal number of variance 1 has a squared error of 0.312, 0.088 and 0.026 at 1, 2 and 3 bits, where rounding to the best 2^b values has 0.363, 0.119 and 0.037, and no code has less than
+0.250, 0.063 and 0.016. A window of 10 bits would take four times as long to write for 0.305, 0.086 and 0.024.
+
+Symbols: n streams, T numbers a stream, b_t bits of number t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from memory3.codec.rows import fields
+
+__all__ = ["ERROR", "Trellis"]
+
+#: Bits of the window, and the most that a number can have.
+_WINDOW = 8
+_STATES = 1 << _WINDOW
+#: Squared error of a normal number of variance 1, by bits (from 5 on extrapolated: they are rare).
+ERROR = (1.0, 0.312, 0.0881, 0.0262, 0.0077, 0.00226, 0.00067, 0.0002, 0.0000871)
+_ROUNDS = 8
+
+
+class Trellis:
+    """A trellis for numbers of these sizes."""
+
+    table_shape: ClassVar[tuple[int, int]] = (_WINDOW + 1, _STATES)
+
+    def __init__(self, bits: Sequence[int], weights: torch.Tensor, table: torch.Tensor) -> None:
+        """``bits`` of each of T numbers, 1 to 8; ``weights`` ``[T]`` of their squared errors; ``table`` as `fit` makes it."""
+        self.bits, self.weights, self.table = list(bits), weights, table
+        self._ends = np.cumsum(self.bits).tolist()
+        self._on: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @classmethod
+    def fit(cls, bits: Sequence[int], weights: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+        """The table of least error, float32 ``[9, 256]``, for numbers ``[n, T]``: mean of what each window came to stand for, again and again."""
+        generator = torch.Generator().manual_seed(0)
+        normal = torch.erfinv(2 * (torch.arange(_STATES) + 0.5) / _STATES - 1) * 2**0.5
+        # Any order in which neighbours in the trellis are no neighbours in value will do to begin with.
+        table = torch.stack([normal[torch.randperm(_STATES, generator=generator)] for _ in range(_WINDOW + 1)])
+        sizes = torch.tensor(bits)
+        for _ in range(_ROUNDS if len(numbers) else 0):
+            at = (cls(bits, weights, table).windows(numbers) + _STATES * sizes).flatten()
+            count = torch.bincount(at, minlength=table.numel())
+            sums = torch.zeros(table.numel()).index_add_(0, at, numbers.float().flatten())
+            table = torch.where(count > 0, sums / count.clamp(min=1), table.flatten()).view_as(table)
+        return table
+
+    def windows(self, numbers: torch.Tensor) -> torch.Tensor:
+        """The windows of the best stream for each row of ``numbers`` ``[n, T]``: int64 ``[n, T]``."""
+        return torch.cat([self._windows(part) for part in numbers.float().split(1024)])
+
+    def _windows(self, numbers: torch.Tensor) -> torch.Tensor:
+        rows = len(numbers)
+        # cost[state]: least error of a stream that ends in this window. New bits enter at the top, old ones leave at the bottom.
+        cost = numbers.new_full((rows, _STATES), torch.inf)
+        cost[:, 0] = 0
+        left: list[torch.Tensor] = []  # the bits that left on the best way to what stayed
+        for t, size in enumerate(self.bits):
+            best, bottom = cost.view(rows, _STATES >> size, 1 << size).min(2)
+            left.append(bottom.to(torch.uint8))
+            error = (numbers[:, t, None] - self.table[size]).square_().mul_(self.weights[t])
+            cost = (best[:, None, :] + error.view(rows, 1 << size, _STATES >> size)).view(rows, _STATES)
+        state = cost.argmin(1)
+        found = torch.empty(rows, len(self.bits), dtype=torch.int64)
+        for t in reversed(range(len(self.bits))):
+            found[:, t] = state
+            stayed = state & ((_STATES >> self.bits[t]) - 1)
+            state = stayed << self.bits[t] | left[t].gather(1, stayed[:, None])[:, 0]
+        return found
+
+    def encode(self, numbers: torch.Tensor) -> np.ndarray:
+        """Streams of the rows of ``numbers`` ``[n, T]``, packed least significant bit first: uint8 ``[n, bytes]``."""
+        windows = self.windows(numbers)
+        fresh = [
+            ((windows[:, t, None] >> torch.arange(_WINDOW - size, _WINDOW)) & 1).to(torch.uint8)
+            for t, size in enumerate(self.bits)
+        ]
+        return np.packbits(torch.cat(fresh, 1).numpy(), axis=1, bitorder="little")
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """The numbers, float32 ``[n, T]``, of streams uint8 ``[n, bytes]``, on their device."""
+        device = codes.device
+        if device not in self._on:
+            offsets = torch.tensor(self.bits, dtype=torch.int32) * _STATES
+            self._on[device] = (self.table.flatten().to(device), offsets.to(device))
+        table, offsets = self._on[device]
+        # A byte of zeros in front, so that a window of 8 bits ends where it should begin.
+        padded = torch.nn.functional.pad(codes, (1, 0))
+        at = fields(padded, [_WINDOW] * len(self.bits), self._ends) + offsets
+        return table.index_select(0, at.flatten()).view(at.shape)
