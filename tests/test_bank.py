@@ -351,7 +351,7 @@ def test_without_a_model_a_bank_can_be_read_but_not_written(tmp_path):
     ("other", "says"),
     [
         (HashingWriter(name="another"), "model is 'hashing' in the bank and 'another' now"),
-        (HashingWriter(config=MemoryConfig(reference_length=4, selector="first")), "selector is 'auto'.*'first'"),
+        (HashingWriter(config=MemoryConfig(reference_length=4, selector="first")), "selector is 'reconstruction'.*'first'"),
         (HashingWriter(MemoryShape((1, 4, 6), 2, 5, 8)), "shape is .*pairs=7.*pairs=8"),
     ],
     ids=["model", "selector", "shape"],

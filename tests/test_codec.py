@@ -13,16 +13,15 @@ from bank_writer import SHAPE, HashingWriter, same_memory
 from codebooks import ANGLES, by_hand, fitted, memories
 from test_records import golden_memory
 
-from memory3.codec import CodeBook, CodedCodec, RawCodec, fit
+from memory3.codec import CodeBook, CodedCodec, RawCodec
 from memory3.codec.centring import Centring
 from memory3.codec.layout import Layout
 from memory3.codec.product import ProductCoder
 from memory3.codec.quantiser import Quantiser, default_factory
 from memory3.codec.rows import Rows, fields
 from memory3.codec.scalar import fit_step, rounded
-from memory3.codec.tiers import joined, split, tier_sizes
 from memory3.codec.trellis import ERROR, Trellis
-from memory3.config import MemoryConfig, codec_sides, codec_tiers
+from memory3.config import MemoryConfig, codec_sides
 from memory3.errors import BankCorrupt, ConfigError, InputError
 from memory3.maths.rotary import rotate
 from memory3.values import Memory, MemoryShape
@@ -216,7 +215,7 @@ def test_decoding_the_slow_way(codec):
     for memory in memories(5):
         record = made.encode(memory)
         (decoded,) = made.decode([record])
-        layout: Layout = made._tiers[0].layout
+        layout: Layout = made._layout
         (counts, positions, keys, values) = layout._parts(record)
         heads = [head for head, count in enumerate(counts) for _ in range(count)]
         for name, codes in (("keys", keys), ("values", values)):
@@ -441,7 +440,7 @@ def test_transform_decodes_the_slow_way():
     record = made.encode(memory)
     (decoded,) = made.decode([record])
     heads = [head for head, count in enumerate(memory.counts.reshape(-1)) for _ in range(int(count))]
-    _, _, *coded = made._tiers[0].layout._parts(record)
+    _, _, *coded = made._layout._parts(record)
     for (name, angles), codes in zip((("keys", ANGLES), ("values", None)), coded, strict=True):
         side = book.side(name)
         bits = [int(b) for b in side["bits"]]
@@ -455,67 +454,3 @@ def test_transform_decodes_the_slow_way():
                 x = rotate(x[None], torch.tensor([int(memory.positions[place])]), ANGLES)[0]
             torch.testing.assert_close(getattr(decoded, name)[place].float(), x, atol=4e-3, rtol=4e-3)
     assert made.record_size == Layout(SHAPE, 128, 2, 3).size
-
-
-# ---- tiers -----------------------------------------------------------------------------------------------------------
-
-
-def ranked(seed: int = 0) -> Memory:
-    (memory,) = memories(1)
-    rng = np.random.default_rng(seed)
-    return dataclasses.replace(memory, importance=rng.random(len(memory.positions)).astype(np.float32))
-
-
-def test_tiers_of_a_name():
-    assert codec_tiers("transform:160+256@480,64+112") == [(480, "transform:160+256"), (0, "transform:64+112")]
-    assert codec_tiers("int8@3,product:OPQ16_64,PQ8x10@5,int4") == [(3, "int8"), (5, "product:OPQ16_64,PQ8x10"), (0, "int4")]
-    assert codec_tiers("int8+int4") == [(0, "int8+int4")]
-    assert tier_sizes("int8@3,int4@5,int8", 11) == [3, 5, 3]
-    with pytest.raises(ConfigError, match="names 11 pairs before its last tier, a memory has 11"):
-        tier_sizes("int8@11,int4", 11)
-    for wrong in ("int8@0,int4", "int8@3", "raw@3,int8", "@3,int8", "64+112"):
-        with pytest.raises(ConfigError, match="unknown"):
-            MemoryConfig(codec=wrong)
-
-
-def test_tiers_take_the_most_important_pairs_first():
-    memory = ranked()
-    sizes = [3, 2, 100]
-    parts = split(memory, sizes)
-    order = sorted(range(len(memory.positions)), key=lambda n: -memory.importance[n])
-    for part, chosen in zip(parts, (order[:3], order[3:5], order[5:]), strict=True):
-        torch.testing.assert_close(part.keys, memory.keys[sorted(chosen)])
-        assert part.counts.sum() == len(chosen)
-    whole = joined(parts, SHAPE)
-    for name in ("counts", "positions"):
-        np.testing.assert_array_equal(getattr(whole, name), getattr(memory, name))
-    assert torch.equal(whole.keys, memory.keys)
-    assert torch.equal(whole.values, memory.values)
-    with pytest.raises(InputError, match="needs the scores that pairs were chosen by"):
-        split(dataclasses.replace(memory, importance=None), sizes)
-
-
-def test_a_codec_of_tiers_spends_more_on_the_first():
-    given = [dataclasses.replace(m, importance=ranked(n).importance[: len(m.positions)]) for n, m in enumerate(memories())]
-    given = [m for m in given if len(m.importance) == len(m.positions)]
-    book = fit("int8@3,int4", given, SHAPE, fingerprint="", positions=128, angles=ANGLES)
-    made = CodedCodec(book)
-    one, other = (
-        Layout(dataclasses.replace(SHAPE, pairs=pairs), 128, width, width).size
-        for pairs, width in ((3, 5), (SHAPE.pairs - 3, 3))
-    )
-    assert made.record_size == one + other
-    assert CodedCodec(CodeBook.of(book.data, "book")).record_size == made.record_size
-    records = [made.encode(memory) for memory in given[:7]]
-    errors = {True: 0.0, False: 0.0}
-    for memory, decoded in zip(given[:7], made.decode(records), strict=True):
-        heads = np.repeat(np.arange(SHAPE.heads), memory.counts.reshape(-1))
-        order = np.lexsort((memory.positions, heads))
-        np.testing.assert_array_equal(decoded.positions, memory.positions[order])
-        importance = memory.importance[order]
-        wrong = (decoded.keys - memory.keys[torch.from_numpy(order)]).float().square().sum(1).numpy()
-        for which in errors:
-            errors[which] += float(wrong[(importance >= np.sort(importance)[-3]) == which].mean())
-    assert errors[True] < 0.1 * errors[False]
-    with pytest.raises(BankCorrupt, match=f"a record has {made.record_size - 1} bytes, this bank's have {made.record_size}"):
-        made.decode([records[0][:-1]])

@@ -21,7 +21,9 @@ from memory3.theory.measure import measure
 from memory3.theory.storage import library_bytes
 
 TIMED = dataclasses.replace(ODD, head_dim=8, hidden=12)
-CONFIG = MemoryConfig(layers=(0, 2), budget=Budget("uniform", 3), selector="attention", reference_length=5, chunk_length=8)
+CONFIG = MemoryConfig(
+    codec="raw", layers=(0, 2), budget=Budget("uniform", 3), selector="attention", reference_length=5, chunk_length=8
+)
 MACHINE = Machine(
     "odd", flops=1e9, memory_bandwidth=1e8, disk_bandwidth=1e7, disk_latency=2e-3, layer_seconds=3e-4, number_bytes=4,
     ram=1e6, disk=1e7, price=7.0, disk_price=11.0,

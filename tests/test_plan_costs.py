@@ -119,7 +119,9 @@ def test_the_cheapest_format_is_the_least_of_three_lines(costs):
 
 # ---- this library's format -----------------------------------------------------------------------------------------------
 
-CONFIG = MemoryConfig(layers=(0, 2), budget=Budget("adaptive", 9), reference_length=5, chunk_length=8, references_per_chunk=3)
+CONFIG = MemoryConfig(
+    codec="raw", layers=(0, 2), budget=Budget("adaptive", 9), reference_length=5, chunk_length=8, references_per_chunk=3
+)
 
 
 def parts(cost):
@@ -174,7 +176,7 @@ def test_what_the_planner_repeats_of_the_library_is_what_the_library_does(tiny_c
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_a_record_has_the_size_that_the_bank_gives_it(preset, dtype, tiny_model, tiny_tokenizer):
-    config = PRESETS[preset].replace(dtype=dtype, reference_length=37)
+    config = PRESETS[preset].replace(dtype=dtype, reference_length=37, codec="raw")
     m3 = Memory3(tiny_model(), tiny_tokenizer, config)
     shape = Shape(5, 6, 2, 14, 24, 22, 320)
     assert library_bytes(shape, config).record == record_size(m3.shape)
@@ -191,7 +193,7 @@ def test_a_coded_record_has_the_size_that_its_codec_gives_it(codec, positions):
 
 @pytest.mark.parametrize("head_dim", [64, 80])
 def test_the_product_codec_is_the_quantiser_that_the_library_uses(head_dim):
-    factory, product = default_factory(head_dim), codecs_of("product")[0]
+    factory, product = default_factory(head_dim), codecs_of("product", head_dim)[0]
     shapes = Quantiser.shapes(factory, head_dim)
     quantiser = Quantiser.of(factory, head_dim, {name: torch.zeros(shape) for name, shape in shapes.items()})
     assert product.bytes(head_dim, "float16") == quantiser.code_size
@@ -202,7 +204,7 @@ def test_the_product_codec_is_the_quantiser_that_the_library_uses(head_dim):
 
 
 def test_bytes_by_hand():
-    config = MemoryConfig(layers=(0, 2), budget=Budget("uniform", 3), reference_length=5)
+    config = MemoryConfig(codec="raw", layers=(0, 2), budget=Budget("uniform", 3), reference_length=5)
     own = library_bytes(ODD, config, dimension=11, tokens=4, text_bytes=19)
     # 4 heads of 3 tokens: 12 pairs of two vectors of 7 numbers in two bytes, 12 positions, 4 counts.
     assert own.record == 2 * 4 + 2 * 12 + 12 * 2 * 7 * 2
@@ -293,7 +295,7 @@ def test_the_planner_and_the_model_agree_on_the_memory_layers(tiny_model, tiny_t
         (lambda: explicit(ODD, Setting(memory_layers=4)), ConfigError, "4 memory layers cannot be had"),
         (lambda: lines().explicit.total(-1), ConfigError, "cannot be used -1 times"),
         (lambda: lines().explicit.total(math.nan), ConfigError, "cannot be used nan times"),
-        (lambda: codecs_of("zip"), ConfigError, "'zip' is unknown"),
+        (lambda: codecs_of("zip", 64), ConfigError, "'zip' is unknown"),
         (lambda: library_costs(ODD, CONFIG, tokens=6), ConfigError, "references of 6 tokens"),
         (lambda: library_costs(ODD, CONFIG, embedder="ada"), ConfigError, "'ada' is unknown"),
         (lambda: reference_count("-3"), ConfigError, "-3 references"),

@@ -17,29 +17,14 @@ from typing import Any
 
 from memory3.errors import ConfigError
 
-__all__ = ["PRESETS", "Budget", "MemoryConfig", "codec_sides", "codec_tiers", "default_codec"]
+__all__ = ["PRESETS", "Budget", "MemoryConfig", "codec_sides", "default_codec"]
 
 LAYER_PRESETS = ("all", "first_half", "middle_half", "last_half")
 DTYPES = ("float32", "float16", "bfloat16")
 BUDGET_KINDS = ("uniform", "adaptive", "all")
 CODECS = ("raw", "int8", "int4", "product", "transform")
 _SIDE = r"(int8|int4|product(:[\w,]+)?|transform(:\d+)?)"
-_PAIR = rf"{_SIDE}(\+({_SIDE}|[\w,]+))?"
-_CODEC = re.compile(rf"auto|raw|{_PAIR}(@[1-9]\d*,({_PAIR}|\d+(\+\d+)?))*")
-
-
-def codec_tiers(codec: str) -> list[tuple[int, str]]:
-    """Tiers of a codec: how many pairs each codes, the most important first, and how; 0 for the last one, which codes the rest.
-
-    ``transform:160+256@480,64+112`` codes the 480 most important pairs of a memory in 160 + 256 bits and all others in 64 + 112. A name without ``@``
-    is one tier.
-    """
-    *first, last = re.split(r"@(\d+),", codec)
-    tiers, kind = [], codec.partition(":")[0]
-    for name, pairs in zip([*first[::2], last], [*map(int, first[1::2]), 0], strict=True):
-        tiers.append((pairs, f"{kind}:{name}" if name[:1].isdigit() else name))
-        kind = tiers[-1][1].partition(":")[0]
-    return tiers
+_CODEC = re.compile(rf"auto|raw|{_SIDE}(\+({_SIDE}|[\w,]+))?")
 
 
 def codec_sides(codec: str) -> dict[str, str]:
@@ -53,8 +38,8 @@ def codec_sides(codec: str) -> dict[str, str]:
 
 
 def default_codec(head_dim: int) -> str:
-    """What ``"auto"`` stands for where it was fitted: 2 1/4 bits a number of a key, 3 3/4 of a value, in whole bytes (docs/log.md has the front)."""
-    keys, values = (8 * round(head_dim * bits / 8) for bits in (2.25, 3.75))
+    """What ``"auto"`` stands for where it was fitted: 1 1/2 bits a number of a key, 2 1/2 of a value, in whole bytes (docs/log.md has the front)."""
+    keys, values = (8 * round(head_dim * bits / 8) for bits in (1.5, 2.5))
     return f"transform:{keys}+{values}"
 
 
@@ -124,7 +109,7 @@ class MemoryConfig:
         layers: memory layers: a preset (``"all"``, ``"first_half"``, ``"middle_half"``, ``"last_half"``), a slice as text (``"4:20"``,
             ``"::2"``) or explicit indices.
         budget: see `Budget`; a text such as ``"adaptive:1/8"`` is parsed.
-        selector: name of the token selector (`memory3.maths.selectors`); ``"auto"``: ``learned`` where it was fitted to the model, else ``reconstruction``.
+        selector: name of the token selector (`memory3.maths.selectors`).
         reference_length: tokens per reference at most, and the number of positions memories occupy (paper: 128).
         beginning: text every reference is encoded behind. ``"auto"``: cut from the chat template where there is one,
             ``"<bos>Reference:"`` otherwise. ``"<bos>"`` in it stands for the model's own token.
@@ -140,7 +125,7 @@ class MemoryConfig:
 
     layers: str | tuple[int, ...] = "all"
     budget: Budget = Budget("adaptive", 0.125)
-    selector: str = "auto"
+    selector: str = "reconstruction"
     reference_length: int = 128
     beginning: str = "auto"
     dtype: str = "float16"

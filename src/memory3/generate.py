@@ -18,7 +18,6 @@ from memory3.answer import Answer, Timings, Usage
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, InputError
 from memory3.maths.selectors.learned import Learned
-from memory3.maths.selectors.reconstruction import Reconstruction
 from memory3.model.adapter import trained_config, with_adapter
 from memory3.model.attach import ModelShape
 from memory3.model.beginning import FIXED, Frame
@@ -89,9 +88,7 @@ class Memory3:
         self.batch_size = batch_size
         self._model_shape = ModelShape(model)
         self.frame = Frame.of(tokenizer, self.config)
-        learned = self.learned if self.config.selector in ("auto", Learned.name) else None
-        if self.config.selector == "auto":
-            self.config = self.config.replace(selector=Learned.name if learned else Reconstruction.name)
+        learned = self.learned if self.config.selector == Learned.name else None
         self.encoder = Encoder(model, self._model_shape, self.frame, self.config, learned.by_layer if learned else None)
 
     @classmethod

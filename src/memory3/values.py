@@ -110,15 +110,12 @@ class Memory:
         positions: uint16 ``[p]``, p = counts.sum(): place of each kept token in its reference, from 0.
         keys: ``[p, d]`` on the CPU, in the shape's dtype, after RoPE at position ``len(beginning) + position``.
         values: ``[p, d]``, same dtype.
-        importance: float32 ``[p]``, the selector's score of each pair, for codecs that spend more on some pairs than on others; None
-            where nothing was chosen, and in memories read from a bank.
     """
 
     counts: np.ndarray
     positions: np.ndarray
     keys: torch.Tensor
     values: torch.Tensor
-    importance: np.ndarray | None = None
 
     @property
     def nbytes(self) -> int:

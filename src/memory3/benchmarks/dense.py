@@ -151,7 +151,7 @@ class Sparse:
         else:
             (scores,) = self.store.tensors(reference, self.config.selector)
         kept = choose(scores[None, layers], length, self.config.budget, self.config.reference_length)
-        return cut(keys[None, layers], values[None, layers], kept, torch.float16, scores=scores[None, layers])[0]
+        return cut(keys[None, layers], values[None, layers], kept, torch.float16)[0]
 
     def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
         """See `memory3.recall.MemorySource`; of all layers, those that are no memory layers empty."""

@@ -10,8 +10,7 @@ from memory3.calibration.sample import default_documents, memories_of, sample
 from memory3.codec import CodeBook, fit
 from memory3.codec.coded import coder
 from memory3.codec.fit import wanted_vectors
-from memory3.codec.tiers import tier_sizes
-from memory3.config import codec_sides, codec_tiers, default_codec
+from memory3.config import codec_sides, default_codec
 from memory3.errors import ConfigError
 from memory3.generate import Memory3
 from memory3.values import Document, MemoryShape
@@ -26,14 +25,13 @@ Progress = Callable[[str, int, int], None]
 
 
 def wanted_references(codec: str, shape: MemoryShape) -> int:
-    """How many references of this shape make a good code book, of the tier with the fewest pairs, too."""
-    fewest = min(tier_sizes(codec, shape.pairs))
-    return max(_FEWEST, min(-(-wanted_vectors(codec, shape.head_dim) // fewest), _MOST))
+    """How many references of this shape make a good code book."""
+    return max(_FEWEST, min(-(-wanted_vectors(codec, shape.head_dim) // shape.pairs), _MOST))
 
 
 def needs_metrics(codec: str) -> bool:
     """Is any part of the codec fitted to what errors cost?"""
-    return any(coder(kind).uses_metric for _, name in codec_tiers(codec) for kind in codec_sides(name).values())
+    return any(coder(kind).uses_metric for kind in codec_sides(codec).values())
 
 
 def calibrate(

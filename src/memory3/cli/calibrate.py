@@ -43,7 +43,7 @@ def calibrate(
         list[str] | None,
         typer.Option(
             help="JSON lines of passage, question and answer that the selector `learned` is fitted to; may be repeated. Without it, a "
-            "selector that is there already stays, and a new one foretells what the model looks at while it repeats a text.",
+            "selector that is there already stays, and a new one foretells what the model looks at while it repeats --data.",
             metavar="FILE",
         ),
     ] = None,
@@ -61,16 +61,16 @@ def calibrate(
 ) -> None:
     """Fit to a model what chooses and packs its memories: minutes, once.
 
-    The selector `learned`: which key-values of a text will be looked at, foretold
-    from the text alone, so that writing takes one pass. The code book of a codec:
-    memories in an eighth of the bytes. Both are kept in the cache folder, and banks
-    made later with the same model and settings use them. For the default model
-    with its default settings both come with memory3.
+    The code book of a codec: memories in an eighth of the bytes. And with --selector
+    learned, which key-values of a text will be looked at, foretold from the text
+    alone, so that writing takes one pass and not two. Both are kept in the cache
+    folder, and banks made later with the same model and settings use them. For the
+    default model both come with memory3.
 
     [bold]Examples[/bold]
 
         memory3 calibrate --model Qwen/Qwen2.5-0.5B-Instruct --data docs/
-        memory3 calibrate --questions reading.jsonl
+        memory3 calibrate --selector learned --questions reading.jsonl
         memory3 calibrate --codec int8
         memory3 write docs/ --bank bank --codec product
     """
@@ -86,11 +86,12 @@ def calibrate(
 
     name = full_name(model or DEFAULT_MODEL)
     started = time.monotonic()
-    learns = config.selector in ("auto", "learned")
-    m3 = load_model(name, config.replace(selector="auto") if learns else config, device=device, batch_size=batch_size)
-    if learns and (questions or m3.learned is None):
-        texts = read_documents(*data) if data else None
-        _fit_selector(m3, [Path(path) for path in questions or ()], texts)
+    learns = bool(questions) or config.selector == "learned"
+    m3 = load_model(name, config.replace(selector="first") if learns else config, device=device, batch_size=batch_size)
+    if learns:
+        if questions or m3.learned is None:
+            texts = read_documents(*data) if data else None
+            _fit_selector(m3, [Path(path) for path in questions or ()], texts)
         m3 = Memory3(m3.model, m3.tokenizer, config.replace(selector="learned"), name=name, batch_size=batch_size)
     book = _fitted(m3, read_documents(*data) if data else None)
     _report(book, name, m3, time.monotonic() - started, as_json)

@@ -1,6 +1,6 @@
 """Code books: what a codec learned from memories, as one safetensors file with a fingerprint. Knows no bank and no model.
 
-The header's only entry, ``memory3``, is a line of JSON; the tensors are those of the codec, named ``keys.*`` and ``values.*``, and for the tiers after the first ``1.keys.*`` and so on. Equal books are equal bytes.
+The header's only entry, ``memory3``, is a line of JSON; the tensors are those of the codec, named ``keys.*`` and ``values.*``. Equal books are equal bytes.
 """
 
 from __future__ import annotations
@@ -20,14 +20,9 @@ from safetensors import SafetensorError
 from memory3.errors import BankCorrupt
 from memory3.values import MemoryShape
 
-__all__ = ["CodeBook", "side_name"]
+__all__ = ["CodeBook"]
 
 VERSION = 1
-
-
-def side_name(side: str, tier: int) -> str:
-    """What the tensors of ``"keys"`` or ``"values"`` of a tier are called."""
-    return f"{tier}.{side}" if tier else side
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +56,7 @@ class CodeBook:
             "positions": self.positions,
             "about": dict(self.about),
         }
-        tensors = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in sorted(self.tensors.items())}
+        tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in sorted(self.tensors.items())}
         return safetensors.torch.save(tensors, {"memory3": json.dumps(header, sort_keys=True)})
 
     @cached_property
@@ -95,7 +90,7 @@ class CodeBook:
         return book
 
     def side(self, name: str) -> dict[str, torch.Tensor]:
-        """The tensors of a `side_name`, without that prefix."""
+        """The tensors of ``"keys"`` or ``"values"``, without that prefix."""
         return {key.removeprefix(f"{name}."): tensor for key, tensor in self.tensors.items() if key.startswith(f"{name}.")}
 
     def require(self, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -8,11 +8,10 @@ from importlib.metadata import version
 import numpy as np
 import torch
 
-from memory3.codec.books import CodeBook, side_name
+from memory3.codec.books import CodeBook
 from memory3.codec.coded import coder
-from memory3.codec.tiers import split, tier_sizes
 from memory3.codec.vectors import Sample
-from memory3.config import codec_sides, codec_tiers
+from memory3.config import codec_sides
 from memory3.errors import InputError
 from memory3.values import Memory, MemoryShape
 
@@ -23,18 +22,14 @@ _HELD_OUT = 20
 
 
 def wanted_vectors(codec: str, head_dim: int) -> int:
-    """Keys, and as many values, that make a good code book; of each tier."""
-    return max(coder(kind).appetite(kind, head_dim)[1] for kind in _kinds(codec))
+    """Keys, and as many values, that make a good code book."""
+    return max(coder(name).appetite(name, head_dim)[1] for name in codec_sides(codec).values())
 
 
 def needed_vectors(codec: str, head_dim: int) -> int:
-    """Keys without which none can be made; of each tier."""
-    trained = max(coder(kind).appetite(kind, head_dim)[0] for kind in _kinds(codec))
+    """Keys without which none can be made."""
+    trained = max(coder(name).appetite(name, head_dim)[0] for name in codec_sides(codec).values())
     return trained + -(-trained // (_HELD_OUT - 1)) + 1
-
-
-def _kinds(codec: str) -> list[str]:
-    return [kind for _, name in codec_tiers(codec) for kind in codec_sides(name).values()]
 
 
 def fit(
@@ -63,44 +58,36 @@ def fit(
         seed: of the choice of vectors, where there are more than are wanted.
 
     Returns:
-        The book; its ``about`` has ``keys_error`` and ``values_error`` (``1.keys_error`` and so on for further tiers), squared error over squared length of vectors that were not fitted on.
+        The book; its ``about`` has ``keys_error`` and ``values_error``, squared error over squared length of vectors that were not fitted on.
 
     Raises:
         InputError: too few memories.
     """
-    sizes = tier_sizes(codec, shape.pairs)
-    tiers: list[list[Memory]] = [[] for _ in sizes]
-    for memory in memories:
-        for tier, part in zip(tiers, split(memory, sizes), strict=True):
-            tier.append(part)
+    keys, values, heads, places = _gathered(memories, shape)
+    number = len(heads)
+    if number < needed_vectors(codec, shape.head_dim):
+        raise InputError(
+            f"{number:,} key-value pairs are too few to fit the codec {codec!r}, which needs {needed_vectors(codec, shape.head_dim):,}: "
+            "give more text, or a smaller codec such as int8 or product:RQ14x8"
+        )
+    order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[
+        : wanted_vectors(codec, shape.head_dim) * _HELD_OUT // (_HELD_OUT - 1)
+    ]
+    tested, trained = order[: len(order) // _HELD_OUT + 1], order[len(order) // _HELD_OUT + 1 :]
     tensors: dict[str, torch.Tensor] = {}
-    about: dict[str, object] = {"torch": torch.__version__, "faiss": version("faiss-cpu")}
-    for number, ((_, name), parts) in enumerate(zip(codec_tiers(codec), tiers, strict=True)):
-        said = f", tier {number + 1} of {len(sizes)}" if len(sizes) > 1 else ""
-        keys, values, heads, places = _gathered(parts, shape)
-        needed = needed_vectors(name, shape.head_dim)
-        if len(heads) < needed:
-            raise InputError(
-                f"{len(heads):,} key-value pairs are too few to fit the codec {name!r}{said}, which needs {needed:,}: "
-                "give more text, or a smaller codec such as int8 or product:RQ14x8"
-            )
-        order = torch.randperm(len(heads), generator=torch.Generator().manual_seed(seed))[
-            : wanted_vectors(name, shape.head_dim) * _HELD_OUT // (_HELD_OUT - 1)
-        ]
-        tested, trained = order[: len(order) // _HELD_OUT + 1], order[len(order) // _HELD_OUT + 1 :]
-        about["vectors"] = about.get("vectors", 0) + len(trained)  # type: ignore[operator]
-        for (side, kind), vectors, turned in zip(codec_sides(name).items(), (keys, values), (angles, None), strict=True):
-            if progress is not None:
-                progress(f"fitting {side}{said}")
-            sample = Sample(vectors[trained], heads[trained], places[trained], shape.heads, turned, (metrics or {}).get(side))
-            of_side = coder(kind).fit(kind, sample)
-            tensors |= {f"{side_name(side, number)}.{key}": tensor for key, tensor in of_side.items()}
-            original, place = vectors[tested], (heads[tested], places[tested])
-            fitted = coder(kind)(kind, shape.head_dim, of_side)
-            codes = torch.from_numpy(fitted.encode(original, *place))
-            (restored,) = fitted.decode(codes, *place, [len(original)], torch.float32)
-            error = float((restored - original).square().sum() / original.square().sum().clamp(min=1e-12))
-            about[f"{side_name(side, number)}_error"] = error
+    about: dict[str, object] = {"vectors": len(trained), "torch": torch.__version__, "faiss": version("faiss-cpu")}
+    of = codec_sides(codec)
+    for name, kind, vectors, turned in (("keys", of["keys"], keys, angles), ("values", of["values"], values, None)):
+        if progress is not None:
+            progress(f"fitting {name}")
+        sample = Sample(vectors[trained], heads[trained], places[trained], shape.heads, turned, (metrics or {}).get(name))
+        of_side = coder(kind).fit(kind, sample)
+        tensors |= {f"{name}.{key}": tensor for key, tensor in of_side.items()}
+        original, place = vectors[tested], (heads[tested], places[tested])
+        fitted = coder(kind)(kind, shape.head_dim, of_side)
+        codes = torch.from_numpy(fitted.encode(original, *place))
+        (restored,) = fitted.decode(codes, *place, [len(original)], torch.float32)
+        about[f"{name}_error"] = float((restored - original).square().sum() / original.square().sum().clamp(min=1e-12))
     return CodeBook(codec, fingerprint, shape, positions, tensors, about)
 
 

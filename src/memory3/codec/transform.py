@@ -35,7 +35,7 @@ __all__ = ["TransformCoder", "allotted", "axes"]
 _BORROWED = 64
 _DEFAULT_BITS = 128
 _MOST_BITS = len(ERROR) - 1
-_WANTED_VECTORS = 131_072
+_WANTED_VECTORS = 400_000
 #: Vectors that the trellis's table is fitted to.
 _TRELLIS_VECTORS = 4096
 #: Rows that are multiplied by one matrix at a time.

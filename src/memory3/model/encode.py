@@ -223,8 +223,7 @@ class Encoder:
         kept = self._choose(dense)
         if not bool(torch.isfinite(dense.keys[kept]).all()):
             raise ModelError("the model computes keys that are not finite; is its dtype too narrow for its weights?")
-        scores = dense.scores[0] if dense.scores else None
-        return cut(dense.keys, dense.values, kept, self.shape.torch_dtype, scores=scores)
+        return cut(dense.keys, dense.values, kept, self.shape.torch_dtype)
 
     def encode_with_gradients(self, references: Sequence[Reference]) -> list[Memory]:
         """What `encode` gives, for training: gradients flow through the keys and values that are kept (PAPER.md section 5).
@@ -317,11 +316,9 @@ def cut(
     kept: torch.Tensor,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
-    scores: torch.Tensor | None = None,
 ) -> list[Memory]:
-    """One memory per reference, of the kept pairs: keys, values ``[N, L, H, S, d]``, kept bool and scores ``[N, L, H, S]``."""
+    """One memory per reference, of the kept pairs: keys, values ``[N, L, H, S, d]``, kept bool ``[N, L, H, S]``."""
     flat_keys, flat_values = keys[kept].to(device, dtype), values[kept].to(device, dtype)
-    importance = None if scores is None else scores[kept].float().cpu().numpy()
     counts = kept.sum(dim=-1).to("cpu").numpy().astype("uint16")  # [N, L, H]
     positions = kept.nonzero()[:, -1].to("cpu").numpy().astype("uint16")
     memories, start = [], 0
@@ -333,7 +330,6 @@ def cut(
                 positions=positions[mine].copy(),
                 keys=flat_keys[mine].clone(),
                 values=flat_values[mine].clone(),
-                importance=None if importance is None else importance[mine].copy(),
             )
         )
         start = mine.stop

@@ -187,7 +187,7 @@ def _recall(shape: Shape, config: MemoryConfig, machine: Machine, embedder: str,
         search=search.bytes / (machine.memory_bandwidth if in_ram else machine.disk_bandwidth),
         read=LANCE_SECONDS + k * (machine.disk_latency + record / machine.disk_bandwidth),
         unpack=UNPACK_PASSES * (k * record + decoded) / 2 / machine.memory_bandwidth
-        + k * pairs * sum(codec.decoding(shape.head_dim) for codec in codecs_of(config.codec)) / machine.flops,
+        + k * pairs * sum(codec.decoding(shape.head_dim) for codec in codecs_of(config.codec, shape.head_dim)) / machine.flops,
     )
 
 

@@ -180,7 +180,7 @@ def _writing(shape: Shape, config: MemoryConfig, tokens: int) -> tuple[Term, ...
         Term(
             f"codec {config.codec}",
             "P encode(dh), keys and values",
-            kept * sum(codec.encoding(shape.head_dim) for codec in codecs_of(config.codec)),
+            kept * sum(codec.encoding(shape.head_dim) for codec in codecs_of(config.codec, shape.head_dim)),
         ),
     )
 
@@ -194,7 +194,7 @@ def _reading(shape: Shape, config: MemoryConfig) -> tuple[Term, ...]:
         Term(
             f"codec {config.codec}",
             "P decode(dh), keys and values",
-            kept * sum(codec.decoding(shape.head_dim) for codec in codecs_of(config.codec)),
+            kept * sum(codec.decoding(shape.head_dim) for codec in codecs_of(config.codec, shape.head_dim)),
         ),
     )
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from memory3.config import MemoryConfig, codec_sides
+from memory3.config import MemoryConfig, codec_sides, default_codec
 from memory3.errors import ConfigError
 from memory3.model.shape import Shape
 from memory3.theory.cost import PAPER, Setting
@@ -86,9 +86,9 @@ CODECS: Mapping[str, Codec] = {
 }
 
 
-def codecs_of(name: str) -> tuple[Codec, Codec]:
-    """Of keys and of values. Of the quantisers that ``product:FACTORY`` names, costs are not known."""
-    keys, values = (_codec(side) for side in codec_sides(name).values())
+def codecs_of(name: str, head_dim: int) -> tuple[Codec, Codec]:
+    """Of keys and of values; ``"auto"`` as if it had been fitted. Of the quantisers that ``product:FACTORY`` names, costs are not known."""
+    keys, values = (_codec(side) for side in codec_sides(default_codec(head_dim) if name == "auto" else name).values())
     return keys, values
 
 
@@ -161,7 +161,7 @@ def library_bytes(
     tokens = tokens or config.reference_length
     heads = len(shape.memory_layers(config)) * shape.kv_heads
     pairs = config.budget.pairs(heads, config.reference_length)
-    codecs = codecs_of(config.codec)
+    codecs = codecs_of(config.codec, shape.head_dim)
     pair = codecs[0].position(config.reference_length) + sum(codec.bytes(shape.head_dim, config.dtype) for codec in codecs)
     return ReferenceBytes(
         record=2 * heads + pairs * pair,
