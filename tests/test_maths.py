@@ -200,7 +200,7 @@ def test_reconstruction_is_the_largest_attention_of_a_repeated_token() -> None:
 
 @pytest.mark.parametrize("name", sorted(SELECTORS))
 def test_padding_never_changes_a_score(name: str) -> None:
-    weights = {1: torch.randn(6 * D + 1, 2)} if name == "learned" else None
+    weights = {1: torch.randn(6 * D + 1, 2)} if name in ("learned", "blended") else None
     long, s = view([7, 4], repeats=True), selector(name, weights)
     short = LayerView(
         layer=1,

@@ -75,7 +75,7 @@ def test_keys_and_values_are_the_models_own(family: str, chat: bool) -> None:
 @pytest.mark.parametrize("name", sorted(SELECTORS))
 def test_padding_and_company_change_nothing(name: str, budget: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path))
-    if name == "learned":
+    if name in ("learned", "blended"):
         calibrate_selector(memory3("qwen3"), [Passage(text) for text in TEXTS])
     m3 = memory3("qwen3", selector=name, budget=Budget.parse(budget))
     refs = references(m3)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 from memory3.answer import Answer, Timings, Usage
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, InputError
-from memory3.maths.selectors.learned import Learned
+from memory3.maths.selectors import is_fitted
 from memory3.model.adapter import trained_config, with_adapter
 from memory3.model.attach import ModelShape
 from memory3.model.beginning import FIXED, Frame
@@ -88,7 +88,7 @@ class Memory3:
         self.batch_size = batch_size
         self._model_shape = ModelShape(model)
         self.frame = Frame.of(tokenizer, self.config)
-        learned = self.learned if self.config.selector == Learned.name else None
+        learned = self.learned if is_fitted(self.config.selector) else None
         self.encoder = Encoder(model, self._model_shape, self.frame, self.config, learned.by_layer if learned else None)
 
     @classmethod
@@ -129,7 +129,7 @@ class Memory3:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of everything that can change a memory; see `memory3.model.fingerprint`."""
-        learned = self.learned if self.config.selector == Learned.name else None
+        learned = self.learned if is_fitted(self.config.selector) else None
         mark = learned.fingerprint if learned else ""
         return fingerprint(self.model, self._model_shape, self.tokenizer, self.frame, self.config, mark)
 
@@ -140,7 +140,7 @@ class Memory3:
 
     @cached_property
     def learned(self) -> SelectorWeights | None:
-        """What selector ``learned`` knows of this model, if it was fitted to it."""
+        """What selectors ``learned`` and ``blended`` know of this model, if it was fitted to it."""
         shape = self._model_shape
         return find_weights(self.whole_model, shape.full_layers, shape.heads * shape.head_dim + 1, shape.kv_heads)
 

@@ -25,6 +25,9 @@ from memory3.errors import InputError
 from memory3.generate import Memory3
 from memory3.maths.budget import choose
 from memory3.maths.selectors import Selector
+from memory3.maths.selectors.blended import Blended
+from memory3.maths.selectors.learned import Learned
+from memory3.maths.selectors.reconstruction import Reconstruction
 from memory3.model.encode import cut
 from memory3.values import Memory, MemoryShape, Reference
 
@@ -148,6 +151,9 @@ class Sparse:
             scores = random_scores(reference, keys.shape[:3])
         elif self.config.selector == "first":
             scores = -torch.arange(keys.shape[2]).float().expand(keys.shape[:3])
+        elif self.config.selector == Blended.name:
+            learned, repeated = self.store.tensors(reference, Learned.name, Reconstruction.name)
+            scores = learned + Blended.share * repeated
         else:
             (scores,) = self.store.tensors(reference, self.config.selector)
         kept = choose(scores[None, layers], length, self.config.budget, self.config.reference_length)

@@ -42,6 +42,9 @@ from memory3.evaluation.task import read_records
 from memory3.files import write_atomically
 from memory3.generate import Memory3
 from memory3.maths.selectors import SELECTORS, selector
+from memory3.maths.selectors.blended import Blended
+from memory3.maths.selectors.learned import Learned
+from memory3.maths.selectors.reconstruction import Reconstruction
 from memory3.model.load import DEFAULT_MODEL
 from memory3.recall import within
 from memory3.text.readers import read_documents
@@ -242,6 +245,8 @@ def run(**options: Any) -> dict[str, Any]:
             store = DenseStore(folder / "dense", m3, bank)
             wanted = dict.fromkeys(name for item in items for key in settings for name in item[key])
             selectors = {config.selector for config in points.values() if config.selector in SELECTORS} - {"random", "first"}
+            if Blended.name in selectors:  # made of two
+                selectors = selectors - {Blended.name} | {Learned.name, Reconstruction.name}
             weights = m3.learned.by_layer if m3.learned else None
             store.fill(bank.references(list(wanted)), [selector(name, weights) for name in sorted(selectors)])
             front = _Front(m3, bank, store, items, options)

@@ -10,7 +10,7 @@ import torch
 from memory3.benchmarks.measure import alternate, python_documents, ratio
 from memory3.config import MemoryConfig
 from memory3.generate import Memory3
-from memory3.maths.selectors import SELECTORS
+from memory3.maths.selectors import SELECTORS, is_fitted
 from memory3.model.load import DEFAULT_MODEL
 
 __all__ = ["OPTIONS", "run"]
@@ -26,7 +26,8 @@ def run(model: str, batch: int, batches: int, repeats: int) -> dict[str, Any]:
     references.sort(key=lambda r: len(r.token_ids))
     groups = [references[i : i + batch] for i in range(0, len(references), batch)]
     device = loaded.model.device
-    configs = {name: MemoryConfig(selector=name) for name in SELECTORS} | {"paper preset": MemoryConfig.preset("paper")}
+    ready = [name for name in SELECTORS if not is_fitted(name) or loaded.learned]
+    configs = {name: MemoryConfig(selector=name) for name in ready} | {"paper preset": MemoryConfig.preset("paper")}
     results: dict[str, Any] = {}
     for name, config in configs.items():
         m3 = Memory3(loaded.model, loaded.tokenizer, config, name=loaded.name)

@@ -42,7 +42,7 @@ def calibrate(
     questions: Annotated[
         list[str] | None,
         typer.Option(
-            help="JSON lines of passage, question and answer that the selector `learned` is fitted to; may be repeated. Without it, a "
+            help="JSON lines of passage, question and answer that the selectors learned and blended are fitted to; may be repeated. Without it, a "
             "selector that is there already stays, and a new one foretells what the model looks at while it repeats --data.",
             metavar="FILE",
         ),
@@ -86,13 +86,19 @@ def calibrate(
 
     name = full_name(model or DEFAULT_MODEL)
     started = time.monotonic()
-    learns = bool(questions) or config.selector == "learned"
+    from memory3.maths.selectors import is_fitted
+
+    learns = is_fitted(config.selector)
+    if questions and not learns:
+        raise typer.BadParameter(
+            f"selector {config.selector!r} is not fitted to questions: give --selector learned or blended, too"
+        )
     m3 = load_model(name, config.replace(selector="first") if learns else config, device=device, batch_size=batch_size)
     if learns:
         if questions or m3.learned is None:
             texts = read_documents(*data) if data else None
             _fit_selector(m3, [Path(path) for path in questions or ()], texts)
-        m3 = Memory3(m3.model, m3.tokenizer, config.replace(selector="learned"), name=name, batch_size=batch_size)
+        m3 = Memory3(m3.model, m3.tokenizer, config, name=name, batch_size=batch_size)
     book = _fitted(m3, read_documents(*data) if data else None)
     _report(book, name, m3, time.monotonic() - started, as_json)
 

@@ -90,7 +90,7 @@ Budget = Annotated[
 Selector = Annotated[
     str | None,
     typer.Option(
-        help="What decides which pairs are kept: reconstruction, attention, first, random.",
+        help="What decides which pairs are kept: reconstruction; learned (one pass instead of two) and blended (best where few pairs are kept), both fitted by `memory3 calibrate`; attention (the paper); first, random.",
         metavar="NAME",
         rich_help_panel=SETTINGS,
     ),

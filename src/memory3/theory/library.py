@@ -35,7 +35,7 @@ __all__ = [
 BEGINNING_TOKENS = 29
 CUE_TOKENS = 15
 #: Selectors that pass over a reference twice, as `memory3.maths.selectors` marks them with ``repeats``.
-TWO_PASSES = ("reconstruction",)
+TWO_PASSES = ("reconstruction", "blended")
 #: Slots of the padded tensors per pair in them, adaptive budget, five references: 15,135 / 7,200 (docs/log.md).
 RAGGED_PADDING = 2.1
 

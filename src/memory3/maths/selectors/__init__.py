@@ -13,13 +13,19 @@ import torch
 from memory3.errors import ConfigError
 from memory3.maths.selectors.attention import AttentionMass
 from memory3.maths.selectors.base import LayerView, Selector
+from memory3.maths.selectors.blended import Blended
 from memory3.maths.selectors.controls import First, Random
 from memory3.maths.selectors.learned import Learned
 from memory3.maths.selectors.reconstruction import Reconstruction
 
-__all__ = ["SELECTORS", "LayerView", "Selector", "selector"]
+__all__ = ["SELECTORS", "LayerView", "Selector", "is_fitted", "selector"]
 
-SELECTORS: dict[str, type[Selector]] = {s.name: s for s in (AttentionMass, Reconstruction, Learned, Random, First)}
+SELECTORS: dict[str, type[Selector]] = {s.name: s for s in (AttentionMass, Reconstruction, Learned, Blended, Random, First)}
+
+
+def is_fitted(name: str) -> bool:
+    """Does the selector of that name need weights that were fitted to the model?"""
+    return issubclass(SELECTORS.get(name, Selector), Learned)
 
 
 def selector(name: str, weights: Mapping[int, torch.Tensor] | None = None) -> Selector:
@@ -30,10 +36,11 @@ def selector(name: str, weights: Mapping[int, torch.Tensor] | None = None) -> Se
     """
     if name not in SELECTORS:
         raise ConfigError(f"selector {name!r} is unknown: use one of {', '.join(SELECTORS)}")
-    if name != Learned.name:
-        return SELECTORS[name]()
+    kind = SELECTORS[name]
+    if not issubclass(kind, Learned):
+        return kind()
     if weights is None:
         raise ConfigError(
-            "selector 'learned' was not fitted to this model yet: `memory3 calibrate --selector learned` does it, or use reconstruction"
+            f"selector {name!r} was not fitted to this model yet: `memory3 calibrate --selector {name}` does it, or use reconstruction"
         )
-    return Learned(weights)
+    return kind(weights)
