@@ -134,3 +134,25 @@ def test_the_shipped_adapter_answers_from_few_pairs(loaded: Memory3, default_mod
         assert {int(memory.counts.sum()) for memory in bank.stored.values()} == {360}
         assert adapted.generate(question, bank, max_new_tokens=24).text.strip(" .") == answer
         assert answer not in adapted.generate(question, mode="none", max_new_tokens=24).text
+
+
+def test_what_comes_with_memory3_for_the_default_model(
+    loaded: Memory3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default_embedder_path: str
+) -> None:
+    """A code book, so that memories take an eighth of their bytes, and a learned selector; an empty cache folder does not matter."""
+    monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path / "cache"))
+    m3 = with_config(loaded)
+    with Bank.open(tmp_path / "bank", m3, embedder=default_embedder_path) as bank:
+        bank.write([Document(f"d{n}", text) for n, text in enumerate(TEXTS)])
+        assert (bank.manifest.codec, bank.manifest.record_bytes) == ("transform:96+160", 47_700)
+        (kept,) = bank.memories(["d0#0"])
+        (raw,) = m3.encode(bank.references(["d0#0"]))
+        np.testing.assert_array_equal(kept.positions, raw.positions)
+        for got, wanted, most in ((kept.keys, raw.keys, 0.03), (kept.values, raw.values, 0.12)):
+            assert float((got - wanted).float().square().sum()) < most * float(wanted.float().square().sum())
+        answer = m3.generate(QUESTION, bank, max_new_tokens=24)
+        assert "Brennan" in answer.text
+        assert answer.citations[0].document_id == "d0"
+    learned = with_config(loaded, selector="learned", budget="adaptive:360")
+    assert learned.encode(bank_references := list(m3.split(Document("d0", TEXTS[0]))))[0].counts.sum() == 360
+    assert with_config(loaded, selector="blended", budget="adaptive:360").encode(bank_references)[0].counts.sum() == 360
