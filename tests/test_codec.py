@@ -454,3 +454,24 @@ def test_transform_decodes_the_slow_way():
                 x = rotate(x[None], torch.tensor([int(memory.positions[place])]), ANGLES)[0]
             torch.testing.assert_close(getattr(decoded, name)[place].float(), x, atol=4e-3, rtol=4e-3)
     assert made.record_size == Layout(SHAPE, 128, 2, 3).size
+
+
+def test_golden_bytes_of_transform():
+    """Format version 2. If this fails, banks on people's disks cannot be read any more."""
+    tensors = {}
+    for side in ("keys", "values"):
+        tensors[f"{side}.mean"] = torch.arange(SHAPE.heads).float()[:, None].repeat(1, SHAPE.head_dim) / 4
+        tensors[f"{side}.angles"] = torch.zeros(0)
+        tensors[f"{side}.bits"] = torch.tensor([5.0, 2, 1, 0, 0])
+        tensors[f"{side}.variance"] = torch.tensor([3.0, 2, 1, 0, 0])
+        tensors[f"{side}.table"] = (torch.arange(256) * 37 % 256 - 128).float().repeat(9, 1) / 8
+        tensors[f"{side}.analysis"] = torch.eye(5).repeat(SHAPE.heads, 1, 1) / 2
+    made = CodedCodec(CodeBook("transform:8", "0" * 32, SHAPE, 128, tensors))
+    golden = bytes.fromhex((GOLDEN / "record-v2-transform.hex").read_text())
+    assert made.encode(golden_memory()) == golden
+    (decoded,) = made.decode([golden])
+    # Key 1 belongs to head 2, whose mean is 1/2. Its stream: one bit for axis 2, two for axis 1, five for axis 0.
+    stream = golden[12 + SHAPE.pairs :][1]
+    windows = [(stream & 1) << 7, (stream & 7) << 5, stream]
+    z = [(window * 37 % 256 - 128) / 8 for window in reversed(windows)]
+    assert decoded.keys[1].tolist() == [0.5 + 2 * z[0], 0.5 + 2 * z[1], 0.5 + 2 * z[2], 0.5, 0.5]

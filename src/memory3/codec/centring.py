@@ -77,9 +77,11 @@ class Centring:
 def turned(x: torch.Tensor, positions: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     """``x`` ``[n, d]`` rotated by ``positions``, dimension i paired with i + r/2 as in `memory3.maths.rotary`."""
     half = angles.shape[0]
-    if not half:
+    if not half or not len(x):
         return x
-    turn = positions.float()[:, None] * angles
-    cos, sin = turn.cos(), turn.sin()
+    # There are fewer places than vectors.
+    first = int(positions.min())
+    turn = torch.arange(first, int(positions.max()) + 1, device=x.device).float()[:, None] * angles
+    cos, sin = (table.index_select(0, positions - first) for table in (turn.cos(), turn.sin()))
     a, b = x[:, :half], x[:, half : 2 * half]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, x[:, 2 * half :]], 1)

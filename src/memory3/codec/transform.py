@@ -113,8 +113,14 @@ class TransformCoder(VectorCoder):
         if device not in self._on:
             self._on[device] = tuple(x.to(device) for x in (self._synthesis, self._mean, self._angles))
         synthesis, mean, angles = self._on[device]
-        x = _by_head(self._trellis.decode(codes), heads, synthesis).add_(mean.index_select(0, heads))
-        return [part.to(dtype, copy=True) for part in turned(x, positions, angles).split(list(sizes))]
+        if not len(heads):
+            return [mean.new_zeros(0, mean.shape[1], dtype=dtype) for _ in sizes]
+        # The codes are put in order of heads, being the smallest there is to move, and the vectors back again as soon as they are small, too.
+        rows, of_tile, places = (part.to(device) for part in _tiles(heads.cpu().numpy(), len(mean)))
+        z = self._trellis.decode(codes.index_select(0, rows)).view(len(of_tile), _TILE, -1)
+        x = torch.baddbmm(mean.index_select(0, of_tile)[:, None], z, synthesis.index_select(0, of_tile)).flatten(0, 1)
+        x = turned(x, positions.index_select(0, rows), angles).to(dtype)
+        return [x.index_select(0, mine) for mine in places.split(list(sizes))]
 
 
 def axes(x: torch.Tensor, heads: torch.Tensor, metric: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
