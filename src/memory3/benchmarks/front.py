@@ -87,7 +87,7 @@ def parse_point(text: str) -> MemoryConfig:
         parts[1:3] = [f"{parts[1]}/{parts[2]}"]
     if not 2 <= len(parts) <= len(_PARTS):
         raise ConfigError(f"point {text!r}: write SELECTOR/BUDGET, SELECTOR/BUDGET/CODEC or SELECTOR/BUDGET/CODEC/LAYERS")
-    return MemoryConfig().replace(**dict(zip(_PARTS, parts, strict=False)))
+    return MemoryConfig(codec="raw").replace(**dict(zip(_PARTS, parts, strict=False)))
 
 
 class _Front:
