@@ -63,9 +63,9 @@ RESULTS ?= results
 EVAL = $(BIN)/memory3 eval --data $(DATA) --banks $(RESULTS)/banks
 results: models
 	@test -n "$(DATA)" || { echo "give DATA=DIR, the folder of data that docs/evaluation.md lists"; exit 2; }
-	$(EVAL) qa --k 2 --limit 1000 --guard-table --out $(RESULTS)/qa
-	$(EVAL) qa --k 2 --limit 200 --modes none,gold_text,gold,text,memory --reuse $(RESULTS)/qa --out $(RESULTS)/qa-why
-	$(EVAL) abstain --k 2 --limit 150 --out $(RESULTS)/abstain
+	$(EVAL) qa --limit 1000 --modes memory,text,text:5,none,random,other --guard-table --out $(RESULTS)/qa
+	$(EVAL) qa --limit 200 --modes none,gold_text,gold,text,memory --reuse $(RESULTS)/qa --out $(RESULTS)/qa-why
+	$(EVAL) abstain --limit 150 --out $(RESULTS)/abstain
 	$(EVAL) professional --limit 40 --out $(RESULTS)/professional
 	$(EVAL) hallucination --k 3 --limit 80 --out $(RESULTS)/hallucination
 	$(EVAL) general --k 3 --shots 0 --limit 25 --max-new-tokens 64 --out $(RESULTS)/general
