@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,7 @@ class Sparse:
     config: MemoryConfig
     codec: CodedCodec | None = None
     oracle: Mapping[str, torch.Tensor] | None = None
+    _records: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def shape(self) -> MemoryShape:
@@ -161,9 +162,12 @@ class Sparse:
 
     def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
         """See `memory3.recall.MemorySource`; of all layers, those that are no memory layers empty."""
-        made = [self.cut(name) for name in reference_ids]
-        if self.codec is not None:
-            made = self.codec.decode([self.codec.encode(memory) for memory in made])
+        if self.codec is None:
+            made = [self.cut(name) for name in reference_ids]
+        else:
+            new = [name for name in dict.fromkeys(reference_ids) if name not in self._records]
+            self._records.update((name, self.codec.encode(self.cut(name))) for name in new)
+            made = self.codec.decode([self._records[name] for name in reference_ids])
         full, mine = self.store.m3.shape, self.shape
         if mine.layers != full.layers:
             made = [_widened(memory, mine, full) for memory in made]

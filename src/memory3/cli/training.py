@@ -193,7 +193,7 @@ def settings_of(folder: Path, given: Mapping[str, Any], defaults: Settings) -> S
         from memory3.bank import Bank
 
         manifest = Bank.describe(given["bank"])
-        base = base.replace(memory=manifest.config.replace(codec="raw"), model=manifest.model)
+        base = base.replace(memory=manifest.config.replace(codec="auto"), model=manifest.model)
         changes["bank"] = str(Path(given["bank"]).resolve())
     try:
         return base.replace(**{**changes, "memory": options.settings(base.memory, given)})

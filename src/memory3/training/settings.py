@@ -117,7 +117,7 @@ class Settings:
     bank: str = ""
     records: int = 0
     held_out: tuple[str, ...] = ()
-    memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(budget="adaptive:360"))  # type: ignore[arg-type]
+    memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(budget="adaptive:360", score_gap=2.0))  # type: ignore[arg-type]  # it learns to read all that are found
     steps: int = 500
     epochs: float = 0.0
     passes: int = 3
