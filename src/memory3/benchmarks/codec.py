@@ -24,7 +24,7 @@ __all__ = ["OPTIONS", "run"]
 OPTIONS: dict[str, Any] = {
     "model": DEFAULT_MODEL,
     "preset": "default",
-    "codecs": "raw,int8,int4,product",
+    "codecs": "raw,int8,int4,transform:96+160,product",
     "memories": 5,
     "references": 40,
     "repeats": 100,

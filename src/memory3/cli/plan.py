@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from memory3.cli import options, planning
 from memory3.cli.capacity import bank_usage, capacity, chosen_machine, counted
 from memory3.cli.output import message, out, print_json
-from memory3.config import MemoryConfig
+from memory3.config import MemoryConfig, default_codec
 from memory3.model.shape import shape_of
 from memory3.theory.capacity import Corpus
 from memory3.theory.storage import reference_count
@@ -157,6 +157,8 @@ def plan(
     model = model or DEFAULT_MODEL
     config = options.settings(base, context.params)
     shape = shape_of(model)
+    if config.codec == "auto":
+        config = config.replace(codec=default_codec(shape.head_dim))
     number = None if references is None else reference_count(references)
     asked = planning.Asked(model, shape, config, embedder or DEFAULT_EMBEDDER, number)
     views: list[tuple[str, Any, list[RenderableType]]] = []

@@ -76,13 +76,13 @@ class Codec:
 
 #: The codecs of `memory3.codec`. ``product``: the paper's composite quantiser OPQ-Residual2x14-PQ8x10, 108 bits. Encoding turns the vector by a full
 #: rotation and compares each half with 2^14 coarse centroids and each eighth of what is left with 2^10; decoding adds the rows of its ten numbers, which
-#: are kept turned back, and its head's, and multiplies by the head's widths. ``transform``: 128 bits; a matrix each way, a mean, and a step for each number.
+#: are kept turned back, and its head's, and multiplies by the head's widths. ``transform``: 128 bits; a matrix each way, a mean, and for writing 256 states of a trellis for each number.
 CODECS: Mapping[str, Codec] = {
     "raw": Codec(position_bytes=2),
     "int8": Codec(number_bits=8, encode_flops=(0, 2), decode_flops=(0, 2)),
     "int4": Codec(number_bits=4, encode_flops=(0, 2), decode_flops=(0, 2)),
     "product": Codec(14, encode_flops=(2, 2 * (2**14 + 2**10)), decode_flops=(0, 12)),
-    "transform": Codec(16, encode_flops=(2, 2), decode_flops=(2, 2)),
+    "transform": Codec(16, encode_flops=(2, 2 + 4 * 256), decode_flops=(2, 2)),
 }
 
 
