@@ -62,11 +62,12 @@ def test_every_arm(data: dict[str, str], tmp_path: Path, monkeypatch: pytest.Mon
     assert found["questions"] == 3
     assert set(found["closed book"]) == {"nll", "contains", "exact", "f1"}
     for setting in ("gold", "retrieved", "near"):
-        assert list(found[setting]) == ["text", "all pairs", *front._listed(POINTS)]
+        same = ["text of the same"] if setting == "near" else []
+        assert list(found[setting]) == ["text", *same, "all pairs", *front._listed(POINTS)]
         for name, arm in found[setting].items():
             low, high = arm["nll"]["interval"]
             assert low <= arm["nll"]["mean"] <= high
-            if name != "text":
+            if not name.startswith("text"):
                 assert arm["nll"]["minus_text"]["mean"] == pytest.approx(
                     arm["nll"]["mean"] - found[setting]["text"]["nll"]["mean"]
                 )
@@ -75,7 +76,10 @@ def test_every_arm(data: dict[str, str], tmp_path: Path, monkeypatch: pytest.Mon
     assert found["gold"]["blended/adaptive:1/16"]["pairs"] == 80
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
     rows = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
-    assert len(rows) == 3 * (1 + 3 * (2 + 7))
+    assert len(rows) == 3 * (1 + 3 * (2 + 7) + 1)
+    whole = found["gold"]["all pairs"]["nll"]
+    assert whole["gain"] == pytest.approx(whole["minus_none"]["mean"] / found["gold"]["text"]["nll"]["minus_none"]["mean"])
+    assert whole["gain_interval"][0] <= whole["gain"] <= whole["gain_interval"][1]
     # What was measured is read, not measured again; other questions are.
     monkeypatch.setattr(front, "generate_rows", None)
     again = benchmarks.run("front", options)

@@ -6,7 +6,8 @@ key-values, and the oracle, which keeps what the question itself attends to.
 
 The data folder is that of `memory3.evaluation.qa`. Questions are drawn by ``seed``. Answer NLL is of all points; answers are generated for the
 points named in ``answers`` (``all``: for every one), and for the lines. ``gold`` reads the one reference that holds the answer, ``retrieved`` all that search finds,
-``near`` those of them within ``gap`` of the best one (`memory3.config.MemoryConfig.score_gap`).
+``near`` those of them within ``gap`` of the best one (`memory3.config.MemoryConfig.score_gap`), beside the text of all that search found. Of the lines, closed book and text
+are always there; ``lines`` may name ``all`` (all key-values) and, for ``near``, ``same`` (the text of the same references).
 ``figure=FILE`` draws it all. With ``dense=DIR`` the encoded knowledge base and what was measured stay there, and a run that was interrupted goes on.
 """
 
@@ -34,7 +35,7 @@ from memory3.codec import CodedCodec, RawCodec, fit
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, InputError
 from memory3.evaluation.generation import generate_rows
-from memory3.evaluation.intervals import interval
+from memory3.evaluation.intervals import aggregate_interval, interval
 from memory3.evaluation.likelihood import likelihoods
 from memory3.evaluation.metrics import contains, exact_match, f1
 from memory3.evaluation.prompts import prompt_row
@@ -60,6 +61,7 @@ OPTIONS: dict[str, Any] = {
     "random/adaptive:720,first/adaptive:720,attention/uniform:8/raw/first_half",
     "answers": "",
     "settings": "gold,retrieved",
+    "lines": "all,same",
     "gap": MemoryConfig().score_gap,
     "questions": 500,
     "k": 0,
@@ -185,7 +187,7 @@ class _Front:
 
 def _listed(points: str) -> list[str]:
     """Points between commas; names of codecs have commas of their own."""
-    return [point for point in re.split(r",(?=[a-z]+/)", points) if point]
+    return [point for point in re.split(r",(?=[a-z]+/|all$|same$)", points) if point]
 
 
 def read_items(bank: Bank, options: Mapping[str, Any]) -> tuple[list[dict[str, Any]], float]:
@@ -212,7 +214,7 @@ def read_items(bank: Bank, options: Mapping[str, Any]) -> tuple[list[dict[str, A
 
 
 def summary(figures: Mapping[str, Sequence[float]], beside: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Any]:
-    """Means with 95% bootstrap intervals; differences from the arms beside it, question by question."""
+    """Means with 95% bootstrap intervals; differences from the arms beside it, question by question, and the gain where text is among them."""
     said: dict[str, Any] = {}
     for metric, values in figures.items():
         said[metric] = {"mean": float(np.mean(values)), "interval": interval(values)}
@@ -220,7 +222,21 @@ def summary(figures: Mapping[str, Sequence[float]], beside: Mapping[str, Mapping
             if metric in other:
                 difference = [a - b for a, b in zip(values, other[metric], strict=True)]
                 said[metric][f"minus_{name}"] = {"mean": float(np.mean(difference)), "interval": interval(difference)}
+        if all(metric in beside.get(name, ()) for name in ("text", "none")):
+            triples = list(zip(values, beside["text"][metric], beside["none"][metric], strict=True))
+            gain = _gain(triples)
+            known = not np.isnan(gain)
+            said[metric] |= {
+                "gain": gain if known else None,
+                "gain_interval": aggregate_interval(triples, _gain) if known else None,
+            }
     return said
+
+
+def _gain(triples: Sequence[tuple[float, float, float]]) -> float:
+    """Memory minus closed book over text minus closed book; not a number where text brings nothing."""
+    memory, text, none = np.mean(np.asarray(triples, dtype=float), axis=0)
+    return float((memory - none) / (text - none)) if text != none else float("nan")
 
 
 def run(**options: Any) -> dict[str, Any]:
@@ -266,12 +282,17 @@ def _setting(
     front: _Front, key: str, points: Mapping[str, MemoryConfig], generated: Sequence[str], none: Mapping[str, Sequence[float]]
 ) -> dict[str, Any]:
     """All arms of one setting."""
-    full = Sparse(front.store, MemoryConfig.preset("full"))
-    text = front.arm(f"text, {key}", "text", front.bank, key, bool(generated))
+    read = "retrieved" if key == "near" else key  # text in the prompt is all that was found: plain RAG
+    text = front.arm(f"text, {read}", "text", front.bank, read, bool(generated))
     beside = {"text": text, "none": none}
     said = {"text": summary(text, {"none": none})}
-    figures = front.arm(f"all pairs, {key}", "memory", full, key, bool(generated))
-    said["all pairs"] = {"bytes": RawCodec(full.shape).record_size, **summary(figures, beside)}
+    lines = _listed(front.options["lines"])
+    if "same" in lines and read != key:
+        said["text of the same"] = summary(front.arm(f"text, {key}", "text", front.bank, key, bool(generated)), beside)
+    if "all" in lines:
+        full = Sparse(front.store, MemoryConfig.preset("full"))
+        figures = front.arm(f"all pairs, {key}", "memory", full, key, bool(generated))
+        said["all pairs"] = {"bytes": RawCodec(full.shape).record_size, **summary(figures, beside)}
     for name, config in points.items():
         if config.selector == ORACLE:
             source, names = front.oracle(config, key)
@@ -282,10 +303,4 @@ def _setting(
         figures = front.arm(f"{name}, {key}", "memory", source, names, name in generated)
         size = (source.codec or RawCodec(source.shape)).record_size
         said[name] = {"bytes": size, "pairs": source.shape.pairs, **summary(figures, beside)}
-        for metric in figures:
-            above, gain = (
-                said[name][metric]["minus_none"]["mean"],
-                said["text"].get(metric, {}).get("minus_none", {}).get("mean"),
-            )
-            said[name][metric]["gain"] = above / gain if gain else None
     return said

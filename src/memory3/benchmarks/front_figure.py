@@ -57,8 +57,13 @@ def draw(results: Mapping[str, Any], path: str | Path) -> None:
 def _panel(axes: Any, results: Mapping[str, Any], setting: str, metric: str) -> None:
     scale = 1 if metric == "nll" else 100
     arms = results[setting]
-    lines = {"closed book": results["closed book"], "text in the prompt": arms["text"], "all pairs": arms["all pairs"]}
-    for (name, arm), style in zip(lines.items(), (":", "--", "-."), strict=True):
+    lines = {
+        "closed book": results["closed book"],
+        "text in the prompt": arms["text"],
+        "all pairs": arms.get("all pairs", {}),
+        "text of the same references": arms.get("text of the same", {}),
+    }
+    for (name, arm), style in zip(lines.items(), (":", "--", "-.", (0, (3, 1, 1, 1, 1, 1))), strict=True):
         if metric in arm:
             axes.axhline(arm[metric]["mean"] * scale, color="#24292f", linestyle=style, linewidth=1, label=name)
             low, high = arm[metric]["interval"]
