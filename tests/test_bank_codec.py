@@ -14,8 +14,9 @@ from codebooks import fitted
 from memory3.bank import Bank
 from memory3.bank.codebooks import book_name, cached_book, cached_path, keep_book
 from memory3.codec import CodedCodec
-from memory3.config import MemoryConfig
+from memory3.config import MemoryConfig, default_codec
 from memory3.errors import BankCorrupt, ConfigError, FingerprintMismatch
+from memory3.model import calibrated
 from memory3.values import MemoryShape
 
 CODECS = ("int8", "int4", "product:RQ3x4")
@@ -145,6 +146,33 @@ def test_the_code_book_in_the_cache_is_used(tmp_path):
     assert cached_book("product:RQ3x4", book.memories).fingerprint == book.fingerprint
     with open_bank(tmp_path / "bank", writer("product:RQ3x4")) as bank:
         assert bank.manifest.code_book == book.fingerprint
+
+
+def test_auto_is_the_default_codec_where_it_was_fitted(tmp_path, monkeypatch):
+    assert [default_codec(size) for size in (64, 80, 128)] == ["transform:96+160", "transform:120+200", "transform:192+320"]
+    with open_bank(tmp_path / "before", writer("auto")) as bank:
+        assert bank.manifest.codec == "raw"
+    book = fitted(default_codec(5), writer("auto"))
+    keep_book(book)
+    with open_bank(tmp_path / "after", writer("auto")) as bank:
+        bank.write(documents())
+        assert (bank.manifest.codec, bank.manifest.code_book) == ("transform:8+16", book.fingerprint)
+        assert same_contents(bank, as_decoded(documents(), writer("auto"), book))
+    with open_bank(tmp_path / "before", writer("auto")) as bank:  # a bank stays as it was made
+        assert bank.manifest.codec == "raw"
+    with open_bank(tmp_path / "raw", writer("raw")) as bank:
+        assert bank.manifest.codec == "raw"
+    # What this user fitted goes before what comes with memory3.
+    shipped = tmp_path / "shipped"
+    monkeypatch.setattr(calibrated, "_SHIPPED", shipped)
+    own = cached_path(book.codec, book.memories)
+    place = shipped / own.relative_to(tmp_path / "cache")
+    place.parent.mkdir(parents=True)
+    own.rename(place)
+    assert cached_book(book.codec, book.memories).fingerprint == book.fingerprint
+    other = fitted(default_codec(5), writer("auto"), positions=131)
+    keep_book(other)
+    assert cached_book(book.codec, book.memories).fingerprint == other.fingerprint
 
 
 def test_code_books_that_do_not_fit(tmp_path):

@@ -145,11 +145,17 @@ def write(
         from memory3.bank.keeping import read_policy
         from memory3.bank.store import Store
 
-        if not Store(bank).exists():
+        is_new = not Store(bank).exists()
+        if is_new:
             ensure_code_book(m3, again)
         meter = WriteMeter(m3, total, cold=cold or (policy or read_policy(Store(bank))).write == "auto")
         with err.status("opening the bank"):
             opened = Bank.open(bank, meter.writer, embedder=full_name(embedder) if embedder else None, write=policy)
+        if is_new and config.codec == "auto" and opened.manifest.codec == "raw":
+            message(
+                f"memories are kept raw, {size(opened.manifest.record_bytes)} each: `memory3 calibrate --model {name}` before the first write makes that an eighth",
+                kind="note",
+            )
         with opened, meter.shown():
             report = opened.write(meter.reading(documents), prune=prune, cold=cold or None, progress=meter, wait_seconds=wait)
     except KeyboardInterrupt:
