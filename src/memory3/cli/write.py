@@ -151,7 +151,7 @@ def write(
         meter = WriteMeter(m3, total, cold=cold or (policy or read_policy(Store(bank))).write == "auto")
         with err.status("opening the bank"):
             opened = Bank.open(bank, meter.writer, embedder=full_name(embedder) if embedder else None, write=policy)
-        if is_new and config.codec == "auto" and opened.manifest.codec == "raw":
+        if is_new and not as_json and config.codec == "auto" and opened.manifest.codec == "raw":
             message(
                 f"memories are kept raw, {size(opened.manifest.record_bytes)} each: `memory3 calibrate --model {name}` before the first write makes that an eighth",
                 kind="note",
