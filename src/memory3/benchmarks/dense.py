@@ -61,6 +61,10 @@ class DenseStore:
         """Of all references here."""
         return sorted(self._places)
 
+    def having(self, *parts: str) -> list[str]:
+        """Names of the references of which all these parts are here."""
+        return [name for name in self.names if set(parts) <= set(self._places[name])]
+
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
@@ -140,6 +144,13 @@ class Sparse:
         pairs = self.config.budget.pairs(len(layers) * full.kv_heads, self.config.reference_length)
         return MemoryShape(layers, full.kv_heads, full.head_dim, pairs, "float16")
 
+    @property
+    def scored_by(self) -> tuple[str, ...]:
+        """The scores in the store that it chooses by."""
+        if self.config.selector == Blended.name:
+            return Learned.name, Reconstruction.name
+        return () if self.config.selector in ("random", "first") else (self.config.selector,)
+
     def cut(self, name: str) -> Memory:
         """One reference's memory, of the layers of `shape`."""
         reference = name.partition(MARK)[0]
@@ -152,11 +163,9 @@ class Sparse:
             scores = random_scores(reference, keys.shape[:3])
         elif self.config.selector == "first":
             scores = -torch.arange(keys.shape[2]).float().expand(keys.shape[:3])
-        elif self.config.selector == Blended.name:
-            learned, repeated = self.store.tensors(reference, Learned.name, Reconstruction.name)
-            scores = learned + Blended.share * repeated
         else:
-            (scores,) = self.store.tensors(reference, self.config.selector)
+            found = self.store.tensors(reference, *self.scored_by)
+            scores = found[0] if len(found) == 1 else found[0] + Blended.share * found[1]
         kept = choose(scores[None, layers], length, self.config.budget, self.config.reference_length)
         return cut(keys[None, layers], values[None, layers], kept, torch.float16)[0]
 

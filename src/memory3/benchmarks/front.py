@@ -168,7 +168,8 @@ class _Front:
         written = Memory3(self.m3.model, self.m3.tokenizer, config, name=self.m3.name)
         book = cached_book(config.codec, written.fingerprint)
         if book is None:
-            plain, names = Sparse(self.store, config.replace(codec="raw")), self.store.names
+            plain = Sparse(self.store, config.replace(codec="raw"))
+            names = self.store.having("keys", "values", *plain.scored_by)
             drawn = random.Random(0).sample(names, min(len(names), wanted_references(config.codec, shape)))
             memories = (plain.cut(name) for name in progress(drawn, f"fitting {config.codec}"))
             metrics = error_metrics(written, self.bank.references(drawn[:REFERENCES])) if needs_metrics(config.codec) else None
@@ -302,5 +303,6 @@ def _setting(
             source.codec = front.codec(config, source.shape)
         figures = front.arm(f"{name}, {key}", "memory", source, names, name in generated)
         size = (source.codec or RawCodec(source.shape)).record_size
-        said[name] = {"bytes": size, "pairs": source.shape.pairs, **summary(figures, beside)}
+        point = {"selector": config.selector, "budget": str(config.budget), "codec": config.codec, "layers": config.layers}
+        said[name] = {"point": point, "bytes": size, "pairs": source.shape.pairs, **summary(figures, beside)}
     return said

@@ -69,13 +69,12 @@ def _panel(axes: Any, results: Mapping[str, Any], setting: str, metric: str) -> 
             low, high = arm[metric]["interval"]
             axes.axhspan(low * scale, high * scale, color="#24292f", alpha=0.05, linewidth=0)
     markers: dict[str, str] = {}
-    for name, arm in arms.items():
-        if "pairs" not in arm or metric not in arm:
+    for arm in arms.values():
+        if "point" not in arm or metric not in arm:
             continue
-        selector, budget, *rest = name.split("/")
-        kind = f"{selector}, {budget.partition(':')[0]}" + (
-            f", {rest[0].partition(':')[0]}" if rest and rest[0] != "raw" else ""
-        )
+        selector, layers = arm["point"]["selector"], arm["point"]["layers"]
+        said = [selector, *(arm["point"][part].partition(":")[0] for part in ("budget", "codec"))]
+        kind = ", ".join(said if layers == "all" else [*said, str(layers)])
         marker = markers.setdefault(kind, _MARKERS[len(markers) % len(_MARKERS)])
         first = kind not in axes.get_legend_handles_labels()[1]
         low, high = (bound * scale for bound in arm[metric]["interval"])
