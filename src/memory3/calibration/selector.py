@@ -69,7 +69,7 @@ def calibrate_selector(
     progress: Callable[[int, int], None] | None = None,
     seed: int = 0,
 ) -> SelectorWeights:
-    """Fit the selector to a model, and keep it in the cache folder: it is used from then on where the settings say ``learned`` or ``auto``.
+    """Fit the selector to a model, and keep it in the cache folder: it is used from then on where the settings say ``learned`` or ``blended``.
 
     Args:
         m3: the model, with the beginning and the length of references that memories will be written with.
