@@ -15,6 +15,7 @@ from memory3.bank import Bank
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, InputError
 from memory3.evaluation.batching import Batcher
+from memory3.evaluation.causes import causes
 from memory3.evaluation.folder import ResultsFolder, settings_key
 from memory3.evaluation.generation import generate_rows
 from memory3.evaluation.guard import Guard
@@ -395,6 +396,9 @@ def test_run_resume_and_report(m3, bank, task, tmp_path):
         assert f"| {mode} |" in text
     nll = summary["modes"]["none"]["metrics"]["nll"]
     assert f"{nll['value']:.2f} [{nll['interval'][0]:.2f}, {nll['interval'][1]:.2f}]" in text
+    wrong = summary["causes"][0]["memory_wrong"]
+    assert wrong["all"] == sum(wrong.values()) - wrong["all"] == round(5 * (1 - figures(summary)["memory:2"]["contains"]))
+    assert f"| all | {wrong['all']} (" in text
     page = (out / "report.html").read_text()
     assert page.count("<svg") == 1 == len(plots(results)[task.name])
     assert re.search(r"<td>gold_text</td>", page)
@@ -438,6 +442,38 @@ def test_a_gain_that_random_memories_give_is_flagged(m3, bank, data, tmp_path, r
         d for d in summary["differences"] if (d["mode"], d["against"], d["metric"]) == ("memory:2", "text:2", "nll")
     )
     assert difference["interval"][1] < 0 < summary["modes"]["memory:2"]["metrics"]["f1"]["interval"][0]
+
+
+def test_causes_of_wrong_answers_by_hand():
+    def rows(*right, references=()):
+        some = references or [["r"]] * len(right)
+        return [
+            {"item": str(n), "references": each, "metrics": {"contains": float(ok)}}
+            for n, (ok, each) in enumerate(zip(right, some, strict=True))
+        ]
+
+    read = [["r", "x"], ["r"], ["x"], ["x", "r"], ["r", "x"], ["r", "y"], ["y"]]
+    found = causes(
+        {
+            "memory:2": rows(1, 0, 0, 0, 1, 0, 1, references=read),
+            "text:2": rows(1, 1, 1, 0, 0, 0, 0, references=read),
+            "gold": rows(1, 0, 1, 1, 1, 1, 1),
+            "gold_text": rows(1, 1, 1, 0, 1, 1, 0),
+        },
+        {str(n): ["r", "z"] for n in range(7)},
+    )
+    assert found == [
+        {
+            "memory": "memory:2",
+            "text": "text:2",
+            "count": 7,
+            "memory_wrong": {"all": 4, "not_read": 1, "alone": 1, "several": 2},
+            "text_wrong": {"all": 4, "not_read": 1, "alone": 1, "several": 2},
+            "lost": {"all": 2, "not_read": 1, "alone": 1, "several": 0},
+            "won": {"all": 2, "not_read": 1, "alone": 0, "several": 1},
+        }
+    ]
+    assert causes({"memory:2": rows(1), "text:2": rows(0)}, {}) == []
 
 
 def test_abstain(m3, bank, data, tmp_path):

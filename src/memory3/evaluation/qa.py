@@ -12,6 +12,7 @@ from typing import Any
 
 from memory3.bank import Bank
 from memory3.errors import InputError
+from memory3.evaluation.causes import causes
 from memory3.evaluation.generation import Generated, generate_rows
 from memory3.evaluation.intervals import aggregate_interval
 from memory3.evaluation.likelihood import likelihoods
@@ -103,6 +104,11 @@ class QaTask(Task):
             mine = [f"{doc}#{n}" for doc in item.gold for n in range(sizes.get(doc, 0))]
             self._found[item.id] = [r.id for r in bank.references(mine) if any(a in r.text for a in item.data)]
         return self._found[item.id]
+
+    def summary(self, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+        """Why answers are wrong, where the right references were read alone, too."""
+        found = causes(rows, self._found)
+        return {"causes": found} if found else {}
 
     def _sizes(self, bank: Bank) -> dict[str, int]:
         if not hasattr(self, "_counts"):

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from memory3.evaluation.causes import CAUSES
 from memory3.evaluation.paper import PAPER
 
 __all__ = ["Section", "Table", "figure", "sections"]
@@ -100,6 +101,7 @@ def _task(name: str, task: Mapping[str, Any]) -> Section:
                 f"Does the score tell questions whose answer is in the bank from those whose answer is not? {task['count']:,} questions asked both ways; 0.5 is chance.",
             )
         )
+    tables += [_causes(entry) for entry in task.get("causes", ())]
     if task.get("overlap"):
         tables.append(_overlap(task))
     if task.get("guard_table"):
@@ -130,6 +132,21 @@ def _differences(task: Mapping[str, Any]) -> Table:
     return Table(
         columns, rows, 'Paired differences over the same items. "better" and "worse" only where the interval leaves out zero.'
     )
+
+
+def _causes(entry: Mapping[str, Any]) -> Table:
+    shown = {
+        "memory_wrong": f"{entry['memory']} wrong",
+        "text_wrong": f"{entry['text']} wrong",
+        "lost": "memory wrong, text right",
+        "won": "text wrong, memory right",
+    }
+    rows = [
+        [title, *(f"{entry[name][cause]} ({entry[name][cause] / entry['count']:.0%})" for name in shown)]
+        for cause, title in {"all": "all", **CAUSES}.items()
+    ]
+    caption = f"Why answers are wrong (contain no answer), of {entry['count']:,} questions; in the last two columns, the cause at the side that is wrong."
+    return Table(["cause", *shown.values()], rows, caption)
 
 
 def _overlap(task: Mapping[str, Any]) -> Table:
