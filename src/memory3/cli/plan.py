@@ -155,7 +155,7 @@ def plan(
     elif usage is not None:
         used = read_usage(usage)
     model = model or DEFAULT_MODEL
-    config = options.settings(base, context.params)
+    written = config = options.settings(base, context.params)
     shape = shape_of(model)
     if config.codec == "auto":
         config = config.replace(codec=default_codec(shape.head_dim))
@@ -178,7 +178,7 @@ def plan(
     if check:
         from memory3.cli.plan_check import check as check_predictions
 
-        views.append(check_predictions(asked))
+        views.append(check_predictions(asked, written))
     if used is not None:
         views += _used(asked, used, figure, disk)
     if zipf is not None:

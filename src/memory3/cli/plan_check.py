@@ -15,6 +15,7 @@ from memory3.cli.capacity import chosen_machine
 from memory3.cli.loading import load_model
 from memory3.cli.output import err
 from memory3.cli.planning import Asked, View, columns, digits
+from memory3.config import MemoryConfig
 from memory3.theory.capacity import Corpus, plan
 
 __all__ = ["check"]
@@ -25,18 +26,28 @@ CLOSE = 0.25
 _REFERENCES, _REPEATS, _TOKENS = 96, 9, 60
 
 
-def check(asked: Asked) -> View:
-    """Measure what was predicted: references written per second, bytes on disk, a recall, tokens per second with memory and without."""
+def check(asked: Asked, written: MemoryConfig) -> View:
+    """Measure what was predicted: references written per second, bytes on disk, a recall, tokens per second with memory and without.
+
+    ``written``: the settings before a codec was planned for them. Where that is ``"auto"`` the prediction is made for the codec that a bank gets here: the plan's own, once it is fitted.
+    """
     from memory3.bank import Bank
+    from memory3.bank.codebooks import new_codec
     from memory3.benchmarks.measure import Distinct, bank_references, python_documents
 
-    m3 = load_model(asked.name, asked.config)
+    m3 = load_model(asked.name, written)
+    config = asked.config.replace(codec=new_codec(m3, None)[0].name)
+    note = (
+        ""
+        if config.codec == asked.config.codec
+        else f", codec {config.codec}: {asked.config.codec} is not fitted to this model"
+    )
     documents = python_documents(m3, _REFERENCES)
     references = [r for document in documents for r in m3.split(document)]
     tokens = sum(len(r.token_ids) for r in references) / len(references)
     length = sum(len(r.text.encode()) for r in references) / len(references)
     machine = chosen_machine(asked, None, True, None, tokens)
-    made = plan(Corpus(len(references), tokens, length), asked.shape, asked.config, machine, embedder=asked.embedder)
+    made = plan(Corpus(len(references), tokens, length), asked.shape, config, machine, embedder=asked.embedder)
     measured: dict[str, float] = {}
     with (
         err.status("writing and reading a bank"),
@@ -76,7 +87,7 @@ def check(asked: Asked) -> View:
         close = 1 / (1 + CLOSE) <= ratio <= 1 + CLOSE
         value[name] = {"predicted": predicted[name], "measured": figure, "ratio": ratio, "close": close}
         shown.add_row(name, digits(predicted[name]), digits(figure), digits(ratio), "" if close else "not within 25%")
-    return "check", value, [Text(f"\n{len(references)} references of {tokens:.0f} tokens on average", "bold"), shown]
+    return "check", value, [Text(f"\n{len(references)} references of {tokens:.0f} tokens on average{note}", "bold"), shown]
 
 
 def _recall(m3: Any, source: Any, query: str, k: int) -> float:
