@@ -39,6 +39,7 @@ class HashingWriter:
         self.fingerprint = (
             f"{xxh3_64_intdigest(repr((name, self.config.replace(codec='raw').to_json(), shape)).encode()):016x}"
         )
+        self.token_vectors = torch.from_numpy(np.random.default_rng(0).standard_normal((1000, 7), dtype=np.float32))
         self.batch_size = batch_size
         self.delay = delay
         self.splits = self.encoded = 0
@@ -71,11 +72,13 @@ class HashingWriter:
         heads = rng.integers(0, shape.heads, pairs)
         counts = np.bincount(heads, minlength=shape.heads).astype(np.uint16)
         numbers = torch.from_numpy(rng.standard_normal((2, pairs, shape.head_dim), dtype=np.float32))
+        positions = rng.integers(0, 128, pairs).astype(np.uint16)
         return Memory(
             counts=counts.reshape(len(shape.layers), shape.kv_heads),
-            positions=rng.integers(0, 128, pairs).astype(np.uint16),
+            positions=positions,
             keys=numbers[0].to(shape.torch_dtype),
             values=numbers[1].to(shape.torch_dtype),
+            tokens=rng.integers(0, len(self.token_vectors), 128).astype(np.uint32),
         )
 
 

@@ -25,7 +25,15 @@ def fitted(
 ) -> CodeBook:
     """A book for the memories of ``m3``."""
     m3 = m3 or HashingWriter()
-    return fit(codec, memories(shape=m3.shape), m3.shape, fingerprint=m3.fingerprint, positions=positions, angles=angles)
+    return fit(
+        codec,
+        memories(shape=m3.shape),
+        m3.shape,
+        fingerprint=m3.fingerprint,
+        positions=positions,
+        angles=angles,
+        token_vectors=m3.token_vectors,
+    )
 
 
 def by_hand(codec: str, tables: Sequence[tuple[str, torch.Tensor]] = (), positions: int = 128) -> CodeBook:

@@ -216,7 +216,7 @@ def test_decoding_the_slow_way(codec):
         record = made.encode(memory)
         (decoded,) = made.decode([record])
         layout: Layout = made._layout
-        (counts, positions, keys, values) = layout._parts(record)
+        (counts, positions, keys, values, _) = layout._parts(record)
         heads = [head for head, count in enumerate(counts) for _ in range(count)]
         for name, codes in (("keys", keys), ("values", values)):
             side = book.side(name)

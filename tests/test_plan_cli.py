@@ -166,7 +166,7 @@ def test_predictions_are_checked_with_the_codec_that_was_planned(docs, tiny_mode
 @pytest.mark.usefixtures("_few")
 def test_predictions_are_checked_raw_where_the_default_codec_is_not_fitted(tiny_model_path):
     said = run_json("plan", "--model", tiny_model_path, "--references", "5", "--check")
-    assert said["config"]["codec"].startswith("transform:")
+    assert said["config"]["codec"].startswith("foretold:")
     wanted = 4 * said["storage"]["library"]["memory"]["per_reference"]  # raw is far larger
     assert said["check"]["bytes a reference"]["measured"] > wanted
     assert said["check"]["bytes a reference"]["predicted"] > wanted

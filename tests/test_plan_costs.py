@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from bank_writer import SHAPE
-from codebooks import by_hand
+from codebooks import fitted
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from memory3.bank import indexes, snapshot
@@ -182,10 +182,10 @@ def test_a_record_has_the_size_that_the_bank_gives_it(preset, dtype, tiny_model,
     assert library_bytes(shape, config).record == record_size(m3.shape)
 
 
-@pytest.mark.parametrize("codec", ["int8", "int4"])
+@pytest.mark.parametrize("codec", ["int8", "int4", "foretold:8+16"])
 @pytest.mark.parametrize("positions", [128, 257])
 def test_a_coded_record_has_the_size_that_its_codec_gives_it(codec, positions):
-    made = CodedCodec(by_hand(codec, [("step", torch.tensor(1.0))], positions))
+    made = CodedCodec(fitted(codec, positions=positions))
     shape = Shape(7, 6, SHAPE.kv_heads, SHAPE.head_dim, 11, 13, 17)
     config = MemoryConfig(layers=SHAPE.layers, budget=Budget("adaptive", SHAPE.pairs), reference_length=positions, codec=codec)
     assert library_bytes(shape, config).record == made.record_size

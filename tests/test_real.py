@@ -144,11 +144,11 @@ def test_what_comes_with_memory3_for_the_default_model(
     m3 = with_config(loaded)
     with Bank.open(tmp_path / "bank", m3, embedder=default_embedder_path) as bank:
         bank.write([Document(f"d{n}", text) for n, text in enumerate(TEXTS)])
-        assert (bank.manifest.codec, bank.manifest.record_bytes) == ("transform:96+160", 47_700)
+        assert (bank.manifest.codec, bank.manifest.record_bytes) == ("foretold:96+160", 47_956)
         (kept,) = bank.memories(["d0#0"])
         (raw,) = m3.encode(bank.references(["d0#0"]))
         np.testing.assert_array_equal(kept.positions, raw.positions)
-        for got, wanted, most in ((kept.keys, raw.keys, 0.03), (kept.values, raw.values, 0.12)):
+        for got, wanted, most in ((kept.keys, raw.keys, 0.02), (kept.values, raw.values, 0.08)):
             assert float((got - wanted).float().square().sum()) < most * float(wanted.float().square().sum())
         answer = m3.generate(QUESTION, bank, max_new_tokens=24)
         assert "Brennan" in answer.text

@@ -17,18 +17,22 @@ from typing import Any
 
 from memory3.errors import ConfigError
 
-__all__ = ["PRESETS", "Budget", "MemoryConfig", "codec_sides", "default_codec"]
+__all__ = ["PRESETS", "Budget", "MemoryConfig", "codec_sides", "default_codec", "foretells"]
 
 LAYER_PRESETS = ("all", "first_half", "middle_half", "last_half")
 DTYPES = ("float32", "float16", "bfloat16")
 BUDGET_KINDS = ("uniform", "adaptive", "all")
-CODECS = ("raw", "int8", "int4", "product", "transform")
+CODECS = ("raw", "int8", "int4", "product", "transform", "foretold")
 _SIDE = r"(int8|int4|product(:[\w,]+)?|transform(:\d+)?)"
-_CODEC = re.compile(rf"auto|raw|{_SIDE}(\+({_SIDE}|[\w,]+))?")
+_CODEC = re.compile(rf"auto|raw|foretold(:\d+(\+\d+)?)?|{_SIDE}(\+({_SIDE}|(?!foretold)[\w,]+))?")
 
 
 def codec_sides(codec: str) -> dict[str, str]:
-    """Codecs of ``keys`` and ``values`` in ``NAME`` or ``KEYS+VALUES``, such as ``int8+int4``, ``product:PQ32x8+RQ14x8`` or ``transform:128+160``."""
+    """Codecs of ``keys`` and ``values`` in ``NAME`` or ``KEYS+VALUES``, such as ``int8+int4``, ``product:PQ32x8+RQ14x8`` or ``transform:128+160``.
+
+    ``foretold`` is ``transform`` of what the tokens do not foretell (`foretells`).
+    """
+    codec = codec.replace("foretold", "transform", 1) if foretells(codec) else codec
     keys, _, values = codec.partition("+")
     if not values:
         values = keys
@@ -37,10 +41,15 @@ def codec_sides(codec: str) -> dict[str, str]:
     return {"keys": keys, "values": values}
 
 
+def foretells(codec: str) -> bool:
+    """Does the codec code only what a reference's tokens do not foretell (`memory3.codec.foretelling`)?"""
+    return codec.partition(":")[0] == "foretold"
+
+
 def default_codec(head_dim: int) -> str:
     """What ``"auto"`` stands for where it was fitted: 1 1/2 bits a number of a key, 2 1/2 of a value, in whole bytes (docs/log.md has the front)."""
     keys, values = (8 * round(head_dim * bits / 8) for bits in (1.5, 2.5))
-    return f"transform:{keys}+{values}"
+    return f"foretold:{keys}+{values}"
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,7 @@ class MemoryConfig:
         dtype: number format of stored keys and values.
         codec: how a new bank keeps memories: ``"auto"``: as `default_codec` says where that was fitted to the model and these settings, else raw; ``"raw"``; ``"int8"`` or ``"int4"`` per channel; ``"product"``, the composite quantiser of the
             paper at 14 bytes a vector; or ``"product:FACTORY"`` with a FAISS factory string such as ``"product:RQ14x8"``; ``"transform:BITS"``, each head's own axes
-            with so many bits a vector; or two, for keys and for values: ``"transform:128+160"``, ``"int8+int4"``.
+            with so many bits a vector; or two, for keys and for values: ``"transform:128+160"``, ``"int8+int4"``; ``"foretold:96+160"``, transform of what the reference's tokens do not foretell.
         chunk_length: tokens between two recalls (paper: 64).
         references_per_chunk: references read at once at most (paper: 5).
         score_gap: of those, only references whose cosine is within this of the best one's; 2 leaves none out (the paper). A model that was not
@@ -164,7 +173,7 @@ class MemoryConfig:
             raise ConfigError(f"dtype {self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
         if not isinstance(self.codec, str) or not _CODEC.fullmatch(self.codec):
             raise ConfigError(
-                f"codec {self.codec!r} is unknown: use one of {', '.join(CODECS)}, product:FACTORY, transform:BITS, or two for keys and "
+                f"codec {self.codec!r} is unknown: use one of {', '.join(CODECS)}, product:FACTORY, transform:BITS, foretold:BITS, or two for keys and "
                 "values, such as int8+int4"
             )
         if not isinstance(self.beginning, str):

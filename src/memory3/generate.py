@@ -149,6 +149,13 @@ class Memory3:
         """float32 ``[r/2]``: RoPE's angle per position, by which the keys of a memory are rotated."""
         return self._model_shape.inv_freq
 
+    @property
+    def token_vectors(self) -> torch.Tensor:
+        """``[V, e]``: the model's embeddings, from which codecs foretell."""
+        embeddings = self.model.get_input_embeddings()
+        assert isinstance(embeddings.weight, torch.Tensor)
+        return embeddings.weight.detach()
+
     def split(self, document: Document) -> Iterator[Reference]:
         """References of a document, at most ``config.reference_length`` tokens each."""
         return split(document, self.tokenizer, self.config.reference_length)

@@ -81,7 +81,7 @@ class Bank:
         Args:
             path: a folder.
             m3: the model that writes and reads. Another than the bank's raises FingerprintMismatch. None: the bank can be
-                searched, listed, checked, compacted and deleted from, but not written, and cold memories cannot be read.
+                searched, listed, checked, compacted and deleted from, but not written, and memories that are cold or whose codec foretells cannot be read.
             embedder: name or object; by default the bank's own, for a new bank the catalogue's default.
             cache_bytes: RAM for memories read recently; 0 switches the cache off.
             create: whether a missing bank is made; otherwise it raises BankNotFound.
@@ -91,7 +91,7 @@ class Bank:
             code_book: for a new bank whose codec needs one; by default what `memory3 calibrate` keeps in the cache folder. A bank that exists
                 has its own, and keeps its codec whatever ``m3.config`` says: `rebuild` changes it.
         """
-        store = Store(path)
+        store = Store(path, None if m3 is None else m3.token_vectors)
         given = None if isinstance(embedder, str) else embedder
         name = embedder if isinstance(embedder, str) else given.name if given else None
         if create and m3 is not None and not store.exists():
@@ -129,7 +129,7 @@ class Bank:
         The bank can be read with the old model until the end, when the new memories take its place at once; banks that are
         open go on with the old ones until they refresh. Interrupted, it goes on where it stopped when called again.
         """
-        store = Store(path)
+        store = Store(path, m3.token_vectors)
         embedder = embedder or store.snapshot().manifest.embedder
         chosen = Embedder.load(embedder) if isinstance(embedder, str) else embedder
         with store.lock(wait_seconds):

@@ -21,9 +21,20 @@ from memory3.files import write_atomically
 from memory3.model.calibrated import calibrated, own_calibrated
 
 if TYPE_CHECKING:
+    import torch
+
     from memory3.bank.manifest import BankManifest
 
-__all__ = ["book_name", "cached_book", "cached_path", "codec_of", "keep_book", "new_codec", "read_codec", "write_book"]
+__all__ = [
+    "book_name",
+    "cached_book",
+    "cached_path",
+    "codec_of",
+    "keep_book",
+    "new_codec",
+    "read_codec",
+    "write_book",
+]
 
 
 def book_name(fingerprint: str) -> str:
@@ -38,22 +49,28 @@ def write_book(path: Path, book: CodeBook) -> None:
         write_atomically(path, book.data)
 
 
-def codec_of(folder: Path, manifest: BankManifest) -> Codec:
+def codec_of(folder: Path, manifest: BankManifest, vectors: torch.Tensor | None) -> Codec:
     """The codec of a bank. Its code book, if it needs one, is read once per process.
+
+    Args:
+        folder, manifest: of the bank.
+        vectors: ``[V, e]``, the model's token vectors, if a model is at hand.
 
     Raises:
         BankCorrupt: the code book is missing, or is not the one the memories were written with.
     """
-    return RawCodec(manifest.shape) if manifest.codec == "raw" else _kept(folder, manifest)
+    return RawCodec(manifest.shape) if manifest.codec == "raw" else _kept(folder, manifest).with_vectors(vectors)
 
 
 @lru_cache(maxsize=8)
-def _kept(folder: Path, manifest: BankManifest) -> Codec:
-    return read_codec(folder, manifest)
+def _kept(folder: Path, manifest: BankManifest) -> CodedCodec:
+    codec = read_codec(folder, manifest)
+    assert isinstance(codec, CodedCodec)
+    return codec
 
 
 def read_codec(folder: Path, manifest: BankManifest) -> Codec:
-    """As `codec_of`, from the file as it is now."""
+    """As `codec_of`, from the file as it is now, without token vectors."""
     if manifest.codec == "raw":
         return RawCodec(manifest.shape)
     codec = CodedCodec(_read(folder / book_name(manifest.code_book), manifest.code_book))
@@ -130,4 +147,4 @@ def new_codec(m3: MemoryWriter, book: CodeBook | None) -> tuple[Codec, CodeBook 
         )
     if (book.memories, book.shape) != (m3.fingerprint, m3.shape):
         raise FingerprintMismatch(book.memories, m3.fingerprint, "the code book was fitted on memories of the first")
-    return CodedCodec(book), book
+    return CodedCodec(book).with_vectors(m3.token_vectors), book

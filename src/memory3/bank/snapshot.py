@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,9 @@ from memory3.bank.where import Where, alternatives, is_in, where_sql
 from memory3.codec import Codec
 from memory3.errors import BankCorrupt
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["RESIDENT_BYTES", "Snapshot"]
 
 #: Embeddings up to this size are kept in RAM and searched exactly: a few milliseconds. Above, Lance's index searches them.
@@ -32,11 +35,14 @@ _PORTION_BYTES = 64 << 20
 class Snapshot:
     """Rows by id and by filter, at one version of the table."""
 
-    def __init__(self, path: Path, name: str, table: Table, manifest: BankManifest) -> None:
+    def __init__(
+        self, path: Path, name: str, table: Table, manifest: BankManifest, token_vectors: torch.Tensor | None = None
+    ) -> None:
         self.path = path
         self.name = name
         self.table = table
         self.manifest = manifest
+        self.token_vectors = token_vectors
         with reading(path):
             self.version = int(table.version)
 
@@ -60,7 +66,7 @@ class Snapshot:
     @cached_property
     def codec(self) -> Codec:
         """What reads and writes the memories. A code book that is lost or damaged raises BankCorrupt."""
-        return codec_of(self.path, self.manifest)
+        return codec_of(self.path, self.manifest, self.token_vectors)
 
     @property
     def is_resident(self) -> bool:

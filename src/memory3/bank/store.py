@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lancedb
 from filelock import FileLock, Timeout
@@ -32,6 +33,9 @@ from memory3.bank.snapshot import Snapshot
 from memory3.codec import CodeBook
 from memory3.errors import BankBusy, BankCorrupt, BankNotFound
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["GRACE", "Store"]
 
 #: Readers keep the version they opened; what they read is not removed before this long after it was replaced.
@@ -44,8 +48,10 @@ _TABLE = re.compile(r"references-([1-9][0-9]*)")
 class Store:
     """A bank's folder. Opens and creates tables; knows nothing of documents."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], token_vectors: torch.Tensor | None = None) -> None:
+        """``token_vectors``: of the model at hand, if any, for codecs that foretell."""
         self.path = Path(path).expanduser().absolute()
+        self.token_vectors = token_vectors
 
     def exists(self) -> bool:
         """Whether a bank was created here."""
@@ -92,7 +98,7 @@ class Store:
     def snapshot(self) -> Snapshot:
         """The newest version of the table in force."""
         name = self.current()
-        return Snapshot(self.path, name, *self.open(name))
+        return Snapshot(self.path, name, *self.open(name), self.token_vectors)
 
     def create(self, manifest: BankManifest, book: CodeBook | None = None) -> None:
         """Make an empty bank, in a new or empty folder or one where making a bank was interrupted."""

@@ -75,7 +75,7 @@ def _faults(rows: pa.Table, codec: Codec) -> Iterator[tuple[str, str, bool]]:
             fault = "wrong checksum of its memory"
         elif record is not None:
             try:
-                codec.decode([record])
+                codec.check(record)
             except BankCorrupt as error:
                 fault = str(error)
         yield id_, fault, record is None

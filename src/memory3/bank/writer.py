@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from memory3.config import MemoryConfig
 from memory3.values import Document, Memory, MemoryShape, Reference
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["MemoryWriter"]
 
@@ -19,6 +22,7 @@ class MemoryWriter(Protocol):
         config: the settings memories are written with.
         shape: what all its memories have in common.
         fingerprint: equal for two writers only if their memories are interchangeable.
+        token_vectors: embeddings of its tokens.
         batch_size: references `encode` handles best at once.
     """
 
@@ -40,6 +44,11 @@ class MemoryWriter(Protocol):
     @property
     def fingerprint(self) -> str:
         """Equal for two writers only if their memories are interchangeable."""
+        ...
+
+    @property
+    def token_vectors(self) -> torch.Tensor:
+        """The model's embeddings ``[V, e]``: what codecs foretell from."""
         ...
 
     @property

@@ -62,7 +62,7 @@ class Writing:
         self._started = time.monotonic()
         with reading(store.path):
             self._schema: pa.Schema = table.schema
-        self._codec = codec_of(store.path, BankManifest.from_json(self._schema.metadata[METADATA_KEY]))
+        self._codec = codec_of(store.path, BankManifest.from_json(self._schema.metadata[METADATA_KEY]), store.token_vectors)
         self._staging = Staging(store, f"{name}-staging")
         self._most = max(1, min(COMMIT_REFERENCES, COMMIT_BYTES // self._codec.record_size))
         self._group_size = min(self._most, max(64, m3.batch_size))

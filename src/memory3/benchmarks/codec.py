@@ -24,7 +24,7 @@ __all__ = ["OPTIONS", "run"]
 OPTIONS: dict[str, Any] = {
     "model": DEFAULT_MODEL,
     "preset": "default",
-    "codecs": "raw,int8,int4,transform:96+160,product",
+    "codecs": "raw,int8,int4,foretold:96+160,transform:96+160,product",
     "memories": 5,
     "references": 40,
     "repeats": 100,
@@ -68,7 +68,7 @@ def _codec(m3: Memory3, name: str) -> tuple[Codec, dict[str, Any]]:
         from memory3.calibration.sample import default_documents
 
         book = calibrate(m3, default_documents(), codec=name)
-    return CodedCodec(book), dict(book.about)
+    return CodedCodec(book).with_vectors(m3.token_vectors), dict(book.about)
 
 
 def _error(written: Sequence[Memory], decoded: Sequence[Memory], side: str) -> float:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import safe_open
@@ -20,7 +21,7 @@ from safetensors import safe_open
 from memory3.bank import Bank
 from memory3.benchmarks.measure import progress
 from memory3.codec import CodedCodec
-from memory3.config import MemoryConfig
+from memory3.config import MemoryConfig, foretells
 from memory3.errors import InputError
 from memory3.generate import Memory3
 from memory3.maths.budget import choose
@@ -153,7 +154,7 @@ class Sparse:
 
     def cut(self, name: str) -> Memory:
         """One reference's memory, of the layers of `shape`."""
-        reference = name.partition(MARK)[0]
+        reference: str = name.partition(MARK)[0]
         keys, values = self.store.tensors(reference, "keys", "values")
         layers = list(self.shape.layers)
         length = torch.tensor([keys.shape[2]])
@@ -167,7 +168,11 @@ class Sparse:
             found = self.store.tensors(reference, *self.scored_by)
             scores = found[0] if len(found) == 1 else found[0] + Blended.share * found[1]
         kept = choose(scores[None, layers], length, self.config.budget, self.config.reference_length)
-        return cut(keys[None, layers], values[None, layers], kept, torch.float16)[0]
+        (memory,) = cut(keys[None, layers], values[None, layers], kept, torch.float16)
+        if not foretells(self.config.codec):
+            return memory
+        (read,) = self.references([reference])
+        return replace(memory, tokens=np.asarray(read.token_ids, np.uint32))
 
     def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
         """See `memory3.recall.MemorySource`; of all layers, those that are no memory layers empty."""
@@ -199,4 +204,4 @@ def _widened(memory: Memory, mine: MemoryShape, full: MemoryShape) -> Memory:
     counts = memory.counts.__class__((len(full.layers), full.kv_heads), memory.counts.dtype)
     counts[:] = 0
     counts[[full.layers.index(layer) for layer in mine.layers]] = memory.counts
-    return Memory(counts, memory.positions, memory.keys, memory.values)
+    return replace(memory, counts=counts)

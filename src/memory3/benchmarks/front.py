@@ -32,7 +32,7 @@ from memory3.benchmarks.measure import progress
 from memory3.calibration.codec import needs_metrics, wanted_references
 from memory3.calibration.metrics import REFERENCES, error_metrics
 from memory3.codec import CodedCodec, RawCodec, fit
-from memory3.config import MemoryConfig
+from memory3.config import MemoryConfig, foretells
 from memory3.errors import ConfigError, InputError
 from memory3.evaluation.generation import generate_rows
 from memory3.evaluation.intervals import aggregate_interval, interval
@@ -168,7 +168,7 @@ class _Front:
         written = Memory3(self.m3.model, self.m3.tokenizer, config, name=self.m3.name)
         book = cached_book(config.codec, written.fingerprint)
         if book is None:
-            plain = Sparse(self.store, config.replace(codec="raw"))
+            plain = Sparse(self.store, config)
             names = self.store.having("keys", "values", *plain.scored_by)
             drawn = random.Random(0).sample(names, min(len(names), wanted_references(config.codec, shape)))
             memories = (plain.cut(name) for name in progress(drawn, f"fitting {config.codec}"))
@@ -181,9 +181,10 @@ class _Front:
                 positions=config.reference_length,
                 angles=self.m3.angles,
                 metrics=metrics,
+                token_vectors=written.token_vectors if foretells(config.codec) else None,
             )
             keep_book(book)
-        return CodedCodec(book)
+        return CodedCodec(book).with_vectors(written.token_vectors)
 
 
 def _listed(points: str) -> list[str]:

@@ -10,7 +10,7 @@ from memory3.calibration.sample import default_documents, memories_of, sample
 from memory3.codec import CodeBook, fit
 from memory3.codec.coded import coder
 from memory3.codec.fit import wanted_vectors
-from memory3.config import codec_sides, default_codec
+from memory3.config import codec_sides, default_codec, foretells
 from memory3.errors import ConfigError
 from memory3.generate import Memory3
 from memory3.values import Document, MemoryShape
@@ -18,7 +18,7 @@ from memory3.values import Document, MemoryShape
 __all__ = ["calibrate", "needs_metrics", "wanted_references"]
 
 #: Presets that keep many pairs of each reference still see so many references, and those that keep few not more than the other.
-_FEWEST, _MOST = 48, 512
+_FEWEST, _MOST = 48, 1024
 
 #: Called with what is being done, how many of it are done, and how many there are (0: it cannot be said).
 Progress = Callable[[str, int, int], None]
@@ -55,7 +55,7 @@ def calibrate(
     codec = default_codec(m3.shape.head_dim) if codec == "auto" else codec
     if codec == "raw":
         raise ConfigError(
-            "codec 'raw' keeps numbers as they are, and has nothing to fit: name int8, int4, product or transform"
+            "codec 'raw' keeps numbers as they are, and has nothing to fit: name int8, int4, product, transform or foretold"
         )
     number = wanted_references(codec, m3.shape)
     references = sample(m3, documents, number, seed=seed)
@@ -76,6 +76,7 @@ def calibrate(
         positions=m3.config.reference_length,
         angles=m3.angles,
         metrics=metrics,
+        token_vectors=m3.token_vectors if foretells(codec) else None,
         progress=lambda what: tell(what, 0, 0),
         seed=seed,
     )

@@ -80,7 +80,7 @@ def calibrate(
     config = options.settings(MemoryConfig(), context.params)
     if config.codec == "raw":
         raise ConfigError(
-            "codec 'raw' keeps numbers as they are, and has nothing to fit: name int8, int4, product or transform"
+            "codec 'raw' keeps numbers as they are, and has nothing to fit: name int8, int4, product, transform or foretold"
         )
     from memory3.model.catalogue import DEFAULT_MODEL
 

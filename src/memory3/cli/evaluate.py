@@ -108,7 +108,7 @@ def evaluate(
         bool, typer.Option("--hub", help="Also the tasks whose questions must be fetched from the model hub.")
     ] = False,
     batch_size: Annotated[
-        int | None, typer.Option(help="Questions at once. Default: found by trying.", min=1, metavar="N")
+        int | None, typer.Option(help="Questions at once. Default: 32. Halved when memory runs out.", min=1, metavar="N")
     ] = None,
     preset: options.Preset = None,
     device: options.Device = None,

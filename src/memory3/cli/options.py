@@ -114,8 +114,8 @@ Codec = Annotated[
     str | None,
     typer.Option(
         help="How memories are kept: raw; int8, int4; transform:BITS (each head's own axes, so many bits a vector; two numbers for keys and values, "
-        "transform:96+160); product (14 bytes a vector, the paper's quantiser); product:FACTORY (a FAISS factory string such as RQ14x8, or two, "
-        "PQ32x8+RQ14x8). Of one size, transform loses least. All but raw are fitted first, which takes some minutes once.",
+        "transform:96+160); foretold:BITS (transform of what the text's tokens do not foretell); product (14 bytes a vector, the paper's quantiser); product:FACTORY (a FAISS factory string such as RQ14x8, or two, "
+        "PQ32x8+RQ14x8). Of one size, foretold loses least. All but raw are fitted first, which takes some minutes once.",
         metavar="NAME",
         rich_help_panel=SETTINGS,
     ),

@@ -29,6 +29,7 @@ class Metered:
         self.config = m3.config
         self.shape = m3.shape
         self.fingerprint = m3.fingerprint
+        self.token_vectors = m3.token_vectors
         self.batch_size = m3.batch_size
         self.split = m3.split
         self.text_bytes = 0

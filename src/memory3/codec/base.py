@@ -32,6 +32,10 @@ class Codec(ABC):
         """``memory`` as `record_size` bytes. A memory that does not fit the shape is the caller's mistake: InputError."""
 
     @abstractmethod
+    def check(self, record: Record) -> None:
+        """Raise BankCorrupt unless ``record`` can be decoded."""
+
+    @abstractmethod
     def decode(self, records: Sequence[Record], *, device: torch.device | str = "cpu") -> list[Memory]:
         """The memories in ``records``, in order, their keys and values on ``device`` in the shape's dtype.
 

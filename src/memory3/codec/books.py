@@ -93,8 +93,8 @@ class CodeBook:
         """The tensors of ``"keys"`` or ``"values"``, without that prefix."""
         return {key.removeprefix(f"{name}."): tensor for key, tensor in self.tensors.items() if key.startswith(f"{name}.")}
 
-    def require(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise BankCorrupt unless the tensors of these names are float32 of these shapes; -1 is any size."""
+    def require(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.float32) -> None:
+        """Raise BankCorrupt unless the tensors of these names are of ``dtype`` and these shapes; -1 is any size."""
         for name, wanted in shapes.items():
             tensor = self.tensors.get(name)
             found = None if tensor is None else tuple(tensor.shape)
@@ -103,8 +103,8 @@ class CodeBook:
                 and len(found) == len(wanted)
                 and all(w in (-1, f) for w, f in zip(wanted, found, strict=True))
             )
-            if not fits or tensor is None or tensor.dtype != torch.float32:
+            if not fits or tensor is None or tensor.dtype != dtype:
                 raise BankCorrupt(
-                    f"the code book {self.fingerprint} of codec {self.codec!r} has the tensor {name} as {found}, not as float32 "
+                    f"the code book {self.fingerprint} of codec {self.codec!r} has the tensor {name} as {found}, not as {str(dtype).removeprefix('torch.')} "
                     f"{wanted}: make it anew with `memory3 calibrate` or `memory3 rebuild`"
                 )

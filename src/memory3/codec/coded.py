@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 
 from memory3.codec.base import Codec, Record
 from memory3.codec.books import CodeBook
+from memory3.codec.foretelling import Foretelling, foretelling_shapes
 from memory3.codec.layout import Layout
 from memory3.codec.product import ProductCoder
 from memory3.codec.scalar import BITS, ScalarCoder
 from memory3.codec.transform import TransformCoder
 from memory3.codec.vectors import VectorCoder
-from memory3.config import codec_sides
+from memory3.config import codec_sides, foretells
+from memory3.errors import BankCorrupt, ConfigError
 from memory3.values import Memory
 
 __all__ = ["CodedCodec", "coder"]
@@ -38,6 +41,7 @@ class CodedCodec(Codec):
     """
 
     def __init__(self, book: CodeBook) -> None:
+        """A codec that foretells can only `check` until it has token vectors (`with_vectors`)."""
         self.name = book.codec
         self.shape = book.shape
         self.book = book
@@ -46,20 +50,68 @@ class CodedCodec(Codec):
         for side, name in codec_sides(book.codec).items():
             book.require({f"{side}.{key}": shape for key, shape in coder(name).shapes(name, heads, width).items()})
             self._coders.append(coder(name)(name, width, book.side(side)))
-        self._layout = Layout(self.shape, book.positions, *(each.width for each in self._coders))
+        self._foretelling: Foretelling | None = None
+        token_bytes = 0
+        if foretells(book.codec):
+            wanted = foretelling_shapes(heads, width).items()
+            book.require({f"foretelling.{key}": shape for key, shape in wanted}, torch.float16)
+            book.require({"foretelling.vocabulary": (1,)}, torch.int32)
+            parts = book.side("foretelling")
+            token_bytes = 2 if int(parts["vocabulary"]) <= 2**16 else 4
+        a, b = (each.width for each in self._coders)
+        self._layout = Layout(self.shape, book.positions, a, b, token_bytes)
         self.record_size = self._layout.size
+
+    def with_vectors(self, vectors: torch.Tensor | None) -> CodedCodec:
+        """This codec with the model's token vectors, if it needs them; all else is shared."""
+        if vectors is None or not foretells(self.name) or self._foretelling is not None:
+            return self
+        other = copy(self)
+        parts = self.book.side("foretelling")
+        other._foretelling = Foretelling(parts["project"], parts["out"], self.book.tensors["keys.angles"], vectors)
+        return other
+
+    def check(self, record: Record) -> None:
+        """See `Codec.check`. Any code stands for a vector, so there is no more to see."""
+        self._layout.unpack([record])
 
     def encode(self, memory: Memory) -> bytes:
         """See `Codec.encode`."""
+        self._need_vectors()
         places = self._layout.places(memory)
-        codes = [each.encode(x, *places) for each, x in zip(self._coders, (memory.keys, memory.values), strict=True)]
+        vectors = (memory.keys, memory.values) if self._foretelling is None else self._foretelling.rest(memory, *places)
+        codes = [each.encode(x, *places) for each, x in zip(self._coders, vectors, strict=True)]
         return self._layout.pack(memory, *codes)
+
+    def _need_vectors(self) -> None:
+        if foretells(self.name) and self._foretelling is None:
+            raise ConfigError(
+                f"codec {self.name!r} foretells from the model's token vectors: open the bank with its model, Bank.open(path, m3)"
+            )
 
     def decode(self, records: Sequence[Record], *, device: torch.device | str = "cpu") -> list[Memory]:
         """See `Codec.decode`. Only codes go to the device."""
+        self._need_vectors()
         if not records:
             return []
         coded = self._layout.unpack(records)
         places, sizes, dtype = coded.places(device), coded.sizes, self.shape.torch_dtype
         codes = (torch.from_numpy(each).to(device) for each in (coded.keys, coded.values))
-        return coded.memories(*(each.decode(x, *places, sizes, dtype) for each, x in zip(self._coders, codes, strict=True)))
+        if self._foretelling is None:
+            return coded.memories(
+                *(each.decode(x, *places, sizes, dtype) for each, x in zip(self._coders, codes, strict=True))
+            )
+        tokens = torch.from_numpy(coded.tokens.astype("int64")).to(device)
+        if int(tokens.max()) >= self._foretelling.vocabulary:
+            raise BankCorrupt(
+                f"a record has a token beyond the {self._foretelling.vocabulary:,} of this bank's: check it with `memory3 verify`"
+            )
+        rows = torch.repeat_interleave(torch.arange(len(sizes), device=device), torch.tensor(sizes, device=device))
+        foretold = (x.split(sizes) for x in self._foretelling.foretold(tokens, rows, *places))
+        rests = (each.decode(x, *places, sizes, torch.float32) for each, x in zip(self._coders, codes, strict=True))
+        return coded.memories(
+            *(
+                [a.add_(b).to(dtype) for a, b in zip(rest, known, strict=True)]
+                for rest, known in zip(rests, foretold, strict=True)
+            )
+        )

@@ -6,8 +6,9 @@ Little endian, no padding between the parts; what a short reference leaves unuse
     positions  uint8 or uint16  [P]     place of each kept token in its reference
     keys       uint8            [P, a]  codes, a bytes a key
     values     uint8            [P, b]  codes, b bytes a value
+    tokens     uint16 or uint32 [S]     only where the codec foretells: the reference's tokens up to the last that is kept
 
-Positions take one byte where references have at most 256 tokens. (A bitmap per head would take H L 128 / 8 bytes, the same for the default
+Tokens take two bytes where the vocabulary has at most 65,536. Positions take one byte where references have at most 256 tokens. (A bitmap per head would take H L 128 / 8 bytes, the same for the default
 preset; uint16, as in the raw record, twice that.)
 """
 
@@ -36,6 +37,7 @@ class Coded:
         positions: uint16 ``[n]``, n pairs of all records.
         heads: int64 ``[n]``: layer * H + head of each pair, in order of layers and heads.
         keys, values: uint8 ``[n, a]`` and ``[n, b]``, codes.
+        tokens: uint32 ``[records, S]``; S is 0 where records have none.
     """
 
     counts: list[np.ndarray]
@@ -43,6 +45,7 @@ class Coded:
     heads: np.ndarray
     keys: np.ndarray
     values: np.ndarray
+    tokens: np.ndarray
 
     def places(self, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
         """Head and position of each pair, int64 ``[n]`` both."""
@@ -56,8 +59,16 @@ class Coded:
     def memories(self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> list[Memory]:
         """One memory per record, of decoded keys and values, one tensor ``[size, d]`` per record."""
         positions = np.split(self.positions, np.cumsum(self.sizes)[:-1])
-        parts = zip(self.counts, positions, keys, values, strict=True)
-        return [Memory(counts, places.copy(), k, v) for counts, places, k, v in parts]
+        parts = zip(self.counts, positions, keys, values, self.tokens, strict=True)
+        return [
+            Memory(counts, places.copy(), k, v, _kept(places, tokens).copy() if len(tokens) else None)
+            for counts, places, k, v, tokens in parts
+        ]
+
+
+def _kept(positions: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Tokens up to the last that is kept."""
+    return tokens[: int(positions.max()) + 1 if len(positions) else 0]
 
 
 @dataclass(frozen=True)
@@ -68,17 +79,20 @@ class Layout:
         shape: of the memories.
         positions: tokens a reference may have.
         key_bytes, value_bytes: a and b, bytes of a coded vector.
+        token_bytes: of each of the reference's tokens: 0 (none are kept), 2 or 4.
     """
 
     shape: MemoryShape
     positions: int
     key_bytes: int
     value_bytes: int
+    token_bytes: int = 0
 
     @property
     def size(self) -> int:
         """Bytes of every record."""
-        return 2 * self.shape.heads + self.shape.pairs * (self._place.itemsize + self.key_bytes + self.value_bytes)
+        pairs = self.shape.pairs * (self._place.itemsize + self.key_bytes + self.value_bytes)
+        return 2 * self.shape.heads + pairs + self.token_bytes * self.positions
 
     @property
     def _place(self) -> np.dtype:
@@ -88,7 +102,10 @@ class Layout:
         """A record of ``memory`` with the codes of its keys, uint8 ``[p, a]``, and of its values, uint8 ``[p, b]``."""
         record = bytearray(self.size)
         parts = self._parts(record)
-        for part, given in zip(parts, (memory.counts.reshape(-1), memory.positions, keys, values), strict=True):
+        tokens = np.zeros(0, np.uint32)
+        if self.token_bytes and memory.tokens is not None:
+            tokens = _kept(memory.positions, memory.tokens)
+        for part, given in zip(parts, (memory.counts.reshape(-1), memory.positions, keys, values, tokens), strict=True):
             part[: len(given)] = given
         return bytes(record)
 
@@ -106,34 +123,41 @@ class Layout:
         positions: list[np.ndarray] = []
         keys: list[np.ndarray] = []
         values: list[np.ndarray] = []
+        tokens: list[np.ndarray] = []
         for record in records:
             view = memoryview(record).cast("B")
             if view.nbytes != self.size:
                 raise BankCorrupt(
                     f"a record has {view.nbytes} bytes, this bank's have {self.size}: check it with `memory3 verify`"
                 )
-            of_heads, *parts = self._parts(view)
+            of_heads, *parts, of_tokens = self._parts(view)
             pairs = int(of_heads.sum(dtype=np.int64))
             if pairs > self.shape.pairs:
                 raise BankCorrupt(
                     f"a record counts {pairs} pairs, this bank's have at most {self.shape.pairs}: check it with `memory3 verify`"
                 )
             counts.append(of_heads.reshape(len(self.shape.layers), self.shape.kv_heads).copy())
+            tokens.append(of_tokens.astype(np.uint32))
             for all_, part in zip((positions, keys, values), parts, strict=True):
                 all_.append(part[:pairs])
         every = np.concatenate([each.reshape(-1) for each in counts])
         heads = np.repeat(np.tile(np.arange(self.shape.heads), len(counts)), every)
-        joined = (np.concatenate(part) for part in (keys, values))
-        return Coded(counts, np.concatenate(positions).astype(np.uint16), heads, *joined)
+        places = np.concatenate(positions).astype(np.uint16)
+        if int(places.max(initial=0)) >= self.positions:
+            raise BankCorrupt(
+                f"a record keeps the token at {places.max()}, references have {self.positions} at most: check it with `memory3 verify`"
+            )
+        return Coded(counts, places, heads, np.concatenate(keys), np.concatenate(values), np.stack(tokens))
 
     def _parts(self, record: bytearray | memoryview) -> list[np.ndarray]:
-        """Views of a record's four parts."""
+        """Views of a record's parts."""
         parts, start, pairs = [], 0, self.shape.pairs
         for dtype, shape in (
             (np.dtype("<u2"), (self.shape.heads,)),
             (self._place, (pairs,)),
             (np.dtype("u1"), (pairs, self.key_bytes)),
             (np.dtype("u1"), (pairs, self.value_bytes)),
+            (np.dtype("<u4" if self.token_bytes == 4 else "<u2"), (self.positions if self.token_bytes else 0,)),
         ):
             part = np.frombuffer(record, dtype, int(np.prod(shape)), start).reshape(shape)
             parts.append(part)

@@ -12,6 +12,7 @@ docs/bank-format.md has the same with byte offsets, and a reader that does not n
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,10 +40,14 @@ class RawCodec(Codec):
         """See `encode_record`."""
         return encode_record(memory, self.shape)
 
+    def check(self, record: Record) -> None:
+        """See `Codec.check`."""
+        decode_record(record, self.shape)
+
     def decode(self, records: Sequence[Record], *, device: torch.device | str = "cpu") -> list[Memory]:
         """See `decode_record`: on the CPU, writable records are viewed."""
         memories = (decode_record(record, self.shape) for record in records)
-        return [Memory(m.counts, m.positions, m.keys.to(device), m.values.to(device)) for m in memories]
+        return [dataclasses.replace(m, keys=m.keys.to(device), values=m.values.to(device)) for m in memories]
 
 
 def record_size(shape: MemoryShape) -> int:

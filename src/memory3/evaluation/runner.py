@@ -28,6 +28,9 @@ __all__ = ["GUARDS", "Plan", "Progress", "run_task"]
 #: (what is being done, items done, items in all, seconds left or None)
 Progress = Callable[[str, int, int], None]
 
+#: Characters of a reference, about: items that read equally many are answered together, since a batch is as long as its longest row.
+_REFERENCE = 500
+
 #: Thresholds of the guard's own table.
 GUARDS = (None, 0.8, 2 / 3)
 
@@ -43,7 +46,7 @@ class Plan:
         threshold: of the contamination guard; None: none.
         guard_of: its direction; None: as the task says.
         guard_table: whether modes that retrieve are also run under each threshold of `GUARDS`.
-        batch_size: None: found.
+        batch_size: items at once at first; None: as many as is of use.
     """
 
     modes: Sequence[Mode]
@@ -134,7 +137,9 @@ def _settings(task: Task, m3: Memory3, bank: Bank | None, mode: Mode) -> dict[st
     settings["dtype"] = str(m3.model.dtype)
     if mode.source and bank is not None:
         hashes = sorted(f"{entry.id}:{entry.content_hash}" for entry in bank.documents())
-        settings |= {"bank": settings_key({"documents": hashes}), "codec": bank.manifest.config.codec}
+        settings["bank"] = settings_key({"documents": hashes})
+        if mode.read == "memory":
+            settings["codec"] = bank.manifest.config.codec
     return settings
 
 
@@ -168,7 +173,10 @@ def _measure(
     def work(batch: Sequence[int]) -> list[dict[str, Any]]:
         return task.answer(m3, bank, mode, [items[n] for n in batch], [found[n].references for n in batch])
 
-    for batch, outcomes in Batcher(batch_size).run(todo, work, lambda n: len(items[n].query)):
+    def length(n: int) -> int:
+        return len(items[n].query) + _REFERENCE * len(found[n].references)
+
+    for batch, outcomes in Batcher(batch_size).run(todo, work, length):
         seconds, started = (time.perf_counter() - started) / len(batch), time.perf_counter()
         new = []
         for n, outcome in zip(batch, outcomes, strict=True):

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import xxhash
 from transformers import PreTrainedModel
@@ -223,7 +224,9 @@ class Encoder:
         kept = self._choose(dense)
         if not bool(torch.isfinite(dense.keys[kept]).all()):
             raise ModelError("the model computes keys that are not finite; is its dtype too narrow for its weights?")
-        return cut(dense.keys, dense.values, kept, self.shape.torch_dtype)
+        memories = cut(dense.keys, dense.values, kept, self.shape.torch_dtype)
+        tokens = [np.asarray(reference.token_ids, np.uint32) for reference in references]
+        return [replace(memory, tokens=each) for memory, each in zip(memories, tokens, strict=True)]
 
     def encode_with_gradients(self, references: Sequence[Reference]) -> list[Memory]:
         """What `encode` gives, for training: gradients flow through the keys and values that are kept (PAPER.md section 5).

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from memory3.config import MemoryConfig, codec_sides, default_codec
+from memory3.config import MemoryConfig, codec_sides, default_codec, foretells
 from memory3.errors import ConfigError
 from memory3.model.shape import Shape
 from memory3.theory.cost import PAPER, Setting
@@ -33,6 +33,8 @@ _NUMBER_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 #: Columns of a row other than texts, embedding and memory, as docs/bank-format.md lists them: ordinals, offsets, hash and checksums in bytes,
 #: a short id, source and metadata. An estimate.
 _ROW_BYTES = 160
+#: Of a token in a record whose codec foretells; twice that with a vocabulary above 65,536.
+_TOKEN_BYTES = 2
 #: Bytes of UTF-8 per token of English with a vocabulary of about 50,000. An estimate; ``--path`` measures it.
 BYTES_PER_TOKEN = 4.5
 
@@ -88,8 +90,15 @@ CODECS: Mapping[str, Codec] = {
 
 def codecs_of(name: str, head_dim: int) -> tuple[Codec, Codec]:
     """Of keys and of values; ``"auto"`` as if it had been fitted. Of the quantisers that ``product:FACTORY`` names, costs are not known."""
-    keys, values = (_codec(side) for side in codec_sides(default_codec(head_dim) if name == "auto" else name).values())
-    return keys, values
+    name = default_codec(head_dim) if name == "auto" else name
+    keys, values = (_codec(side) for side in codec_sides(name).values())
+    return (_foretold(keys), _foretold(values)) if foretells(name) else (keys, values)
+
+
+def _foretold(codec: Codec) -> Codec:
+    """With a product of `memory3.codec.foretelling.RANK` numbers and as many as a head has (64 both, or about) for every vector more."""
+    (encode, more), (decode, further) = codec.encode_flops, codec.decode_flops
+    return replace(codec, encode_flops=(encode + 2, more + 1), decode_flops=(decode + 2, further + 1))
 
 
 def _codec(side: str) -> Codec:
@@ -163,8 +172,10 @@ def library_bytes(
     pairs = config.budget.pairs(heads, config.reference_length)
     codecs = codecs_of(config.codec, shape.head_dim)
     pair = codecs[0].position(config.reference_length) + sum(codec.bytes(shape.head_dim, config.dtype) for codec in codecs)
+    token = _TOKEN_BYTES * (1 if shape.vocabulary <= 2**16 else 2)
+    tokens_kept = token * config.reference_length if foretells(config.codec) else 0
     return ReferenceBytes(
-        record=2 * heads + pairs * pair,
+        record=2 * heads + pairs * pair + tokens_kept,
         text=(text_bytes or tokens * BYTES_PER_TOKEN) + 4 * tokens,
         embedding=4 * dimension,
     )
