@@ -63,8 +63,8 @@ RESULTS ?= results
 EVAL = $(BIN)/memory3 eval --data $(DATA) --banks $(RESULTS)/banks
 results: models
 	@test -n "$(DATA)" || { echo "give DATA=DIR, the folder of data that docs/evaluation.md lists"; exit 2; }
-	$(EVAL) qa --limit 1000 --modes memory,text,text:5,none,random,other --guard-table --out $(RESULTS)/qa
-	$(EVAL) qa --limit 200 --modes none,gold_text,gold,text,memory --reuse $(RESULTS)/qa --out $(RESULTS)/qa-why
+	$(EVAL) qa --limit 1000 --modes memory,text,none --out $(RESULTS)/qa
+	$(EVAL) qa --limit 300 --modes memory,text,text:5,none,gold,gold_text,random,other --guard-table --reuse $(RESULTS)/qa --out $(RESULTS)/qa-why
 	$(EVAL) abstain --limit 150 --out $(RESULTS)/abstain
 	$(EVAL) professional --limit 40 --out $(RESULTS)/professional
 	$(EVAL) hallucination --k 3 --limit 80 --out $(RESULTS)/hallucination

@@ -303,9 +303,12 @@ def test_damaged_records(codec):
         made.decode([record[:10] + b"\xff\xff" + record[12:]])
     rng = np.random.default_rng(0)
     for _ in range(50):
-        noise = rng.integers(0, 256, made.record_size - 12, dtype=np.uint8).tobytes()
-        (memory,) = made.decode([record[:12] + noise])
+        noise = rng.integers(0, 256, made.record_size - 12, dtype=np.uint8)
+        noise[:7] %= 128  # places
+        (memory,) = made.decode([record[:12] + noise.tobytes()])
         assert len(memory.keys) == 4
+    with pytest.raises(BankCorrupt, match="keeps the token at 131, references have 128"):
+        made.decode([record[:12] + b"\x83" + record[13:]])
     with pytest.raises(InputError):
         made.encode(dataclasses.replace(golden_memory(), keys=torch.zeros(4, 6)))
 
@@ -440,7 +443,7 @@ def test_transform_decodes_the_slow_way():
     record = made.encode(memory)
     (decoded,) = made.decode([record])
     heads = [head for head, count in enumerate(memory.counts.reshape(-1)) for _ in range(int(count))]
-    _, _, *coded = made._layout._parts(record)
+    _, _, *coded, _ = made._layout._parts(record)
     for (name, angles), codes in zip((("keys", ANGLES), ("values", None)), coded, strict=True):
         side = book.side(name)
         bits = [int(b) for b in side["bits"]]

@@ -126,7 +126,7 @@ def test_made_up_traffic_within_a_budget():
     options = ["plan", "--zipf", "1", "--recalls", "2e4", "--references", "3000"]
     free, tight = run_json(*options)["traffic"], run_json(*options, "--disk", "100MB")["traffic"]
     assert free["capacity"] is None
-    assert tight["capacity"] == 10**8 // 47_700
+    assert tight["capacity"] == 10**8 // 47_956
     assert all(outcome["stored"] <= tight["capacity"] for outcome in tight["policies"].values())
     assert free["policies"]["auto, at recall 3 (break-even)"]["of_optimum"] <= 2
 

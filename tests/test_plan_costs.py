@@ -164,7 +164,7 @@ def test_the_librarys_text_is_the_papers_bound_and_one_mlp():
 def test_what_the_planner_repeats_of_the_library_is_what_the_library_does(tiny_chat_tokenizer):
     assert library.RESIDENT_BYTES == snapshot.RESIDENT_BYTES
     assert tuple(name for name, chosen in SELECTORS.items() if chosen.repeats) == library.TWO_PASSES
-    assert tuple(storage.CODECS) == CODECS
+    assert (*storage.CODECS, "foretold") == CODECS  # which is transform of what is left
     for references in (1, 90_000, 1_000_003, 10**9):
         search = Search(references, 384)
         cells, probed = indexes.partitions(references), indexes.nprobes(references)

@@ -106,7 +106,7 @@ def _codec(side: str) -> Codec:
     if name == "transform" and setting.isdigit():
         return replace(CODECS[name], vector_bytes=int(setting) // 8)
     if side not in CODECS:
-        raise ConfigError(f"codec {side!r} is unknown to the planner: use one of {', '.join(CODECS)}")
+        raise ConfigError(f"codec {side!r} is unknown to the planner: use one of {', '.join(CODECS)}, foretold")
     return CODECS[side]
 
 
