@@ -349,7 +349,7 @@ MODES = "memory,text,none,random,other,gold,gold_text"
 
 
 def test_run_resume_and_report(m3, bank, task, tmp_path):
-    plan = Plan(parse_modes(MODES.split(","), 2), limit=5, seed=3)
+    plan = Plan(parse_modes(MODES.split(","), 2), limit=5, seed=3, batch_size=4)
     calls = []
     answer = task.answer
     task.answer = lambda *a: calls.append(len(a[3])) or answer(*a)
