@@ -34,7 +34,7 @@ def warm_up(
     """Memories of rows that are cold in ``snapshot``: read if someone has stored them since, else encoded; those ``chosen`` are stored.
 
     Returns:
-        The memories, and how many were stored.
+        The memories as the codec gives them back, stored or not, so that an answer does not depend on who asked first; and how many were stored.
     """
     newest = store.snapshot()
     known = newest.row_ids(reference_ids)
@@ -45,8 +45,9 @@ def warm_up(
     for start in range(0, len(references), m3.batch_size):
         some = references[start : start + m3.batch_size]
         made.update(zip((reference.id for reference in some), m3.encode(some), strict=True))
-    stored = _store(store, snapshot, {id_: snapshot.codec.encode(made[id_]) for id_ in chosen(made)})
-    return found | made, stored
+    records = {id_: snapshot.codec.encode(memory) for id_, memory in made.items()}
+    stored = _store(store, snapshot, {id_: records[id_] for id_ in chosen(made)})
+    return found | dict(zip(records, snapshot.codec.decode([bytearray(r) for r in records.values()]), strict=True)), stored
 
 
 def cool_down(store: Store, snapshot: Snapshot, reference_ids: Sequence[str]) -> None:
