@@ -19,7 +19,7 @@ help:
 	@echo "make demo    set up, fetch the default models, build a small bank and ask it"
 	@echo "make test    run all tests"
 	@echo "make lint    ruff and mypy"
-	@echo "make results DATA=DIR   measure what docs/results.md reports, and write it (an hour or more; goes on where it stopped)"
+	@echo "make results DATA=DIR   measure what docs/results.md reports, and write it (an hour or two; goes on where it stopped)"
 	@echo "make lock    write requirements.lock anew with the newest versions that pyproject.toml allows"
 	@echo "make clean   remove .venv and what tools left; models stay in their cache folder"
 
@@ -58,18 +58,18 @@ lock:
 	mv build/requirements.lock requirements.lock
 	rm -rf build/lock
 
-# The limits are meant for about 70 minutes of two cores (an estimate; docs/evaluation.md). Suites share banks, so that a reference is encoded once for all.
+# About two and a half hours of one thread (docs/evaluation.md). Suites share banks, so that a reference is encoded once for all.
 RESULTS ?= results
 EVAL = $(BIN)/memory3 eval --data $(DATA) --banks $(RESULTS)/banks
 results: models
 	@test -n "$(DATA)" || { echo "give DATA=DIR, the folder of data that docs/evaluation.md lists"; exit 2; }
 	$(EVAL) qa --limit 1000 --modes memory,text,none --out $(RESULTS)/qa
-	$(EVAL) qa --limit 300 --modes memory,text,text:5,none,gold,gold_text,random,other --guard-table --reuse $(RESULTS)/qa --out $(RESULTS)/qa-why
-	$(EVAL) abstain --limit 150 --out $(RESULTS)/abstain
+	$(EVAL) qa --limit 200 --modes memory,text,text:5,none,gold,gold_text,random,other --guard-table --reuse $(RESULTS)/qa --out $(RESULTS)/qa-why
+	$(EVAL) abstain --limit 100 --out $(RESULTS)/abstain
 	$(EVAL) professional --limit 40 --out $(RESULTS)/professional
-	$(EVAL) hallucination --k 3 --limit 80 --out $(RESULTS)/hallucination
-	$(EVAL) general --k 3 --shots 0 --limit 25 --max-new-tokens 64 --out $(RESULTS)/general
-	$(EVAL) retro --k 3 --limit 25 --out $(RESULTS)/retro
+	$(EVAL) hallucination --k 3 --limit 60 --out $(RESULTS)/hallucination
+	$(EVAL) general --k 3 --shots 0 --limit 25 --max-new-tokens 64 --modes memory,text,none,random --out $(RESULTS)/general
+	$(EVAL) retro --k 3 --limit 25 --modes memory,text,none,random --out $(RESULTS)/retro
 	$(BIN)/memory3 eval speed --repeats 3 --out $(RESULTS)/speed
 	$(BIN)/memory3 report $(foreach suite,qa qa-why abstain professional hallucination general retro speed,$(RESULTS)/$(suite)) --out docs/results.md
 
