@@ -17,7 +17,6 @@ from collections.abc import Mapping
 import torch
 
 from memory3.codec.centring import turned
-from memory3.codec.tiles import by_head
 from memory3.errors import InputError
 from memory3.values import Memory, MemoryShape
 
@@ -72,7 +71,12 @@ class Foretelling:
         features = token_features(self._vectors[tokens.to(self._vectors.device)].to(device))
         latent, behind = (features @ project).chunk(2, dim=2)
         latent[:, 1:] += behind[:, :-1]
-        both = by_head(latent.flatten(0, 1).index_select(0, rows * tokens.shape[1] + positions), heads, out)
+        # Head by head: a head's matrix is too large to be copied for every tile of `memory3.codec.tiles`.
+        order = torch.argsort(heads, stable=True)
+        counts = torch.bincount(heads, minlength=len(out)).tolist()
+        sorted_rows = latent.flatten(0, 1).index_select(0, (rows * tokens.shape[1] + positions)[order])
+        sorted_both = torch.cat([x @ matrix for x, matrix in zip(sorted_rows.split(counts), out, strict=True)])
+        both = torch.empty_like(sorted_both).index_copy_(0, order, sorted_both)
         keys, values = both.chunk(2, dim=1)
         return turned(keys, positions, angles), values
 
