@@ -25,16 +25,7 @@ if TYPE_CHECKING:
 
     from memory3.bank.manifest import BankManifest
 
-__all__ = [
-    "book_name",
-    "cached_book",
-    "cached_path",
-    "codec_of",
-    "keep_book",
-    "new_codec",
-    "read_codec",
-    "write_book",
-]
+__all__ = ["book_name", "cached_book", "cached_path", "codec_of", "keep_book", "new_codec", "read_codec", "write_book"]
 
 
 def book_name(fingerprint: str) -> str:
@@ -147,4 +138,4 @@ def new_codec(m3: MemoryWriter, book: CodeBook | None) -> tuple[Codec, CodeBook 
         )
     if (book.memories, book.shape) != (m3.fingerprint, m3.shape):
         raise FingerprintMismatch(book.memories, m3.fingerprint, "the code book was fitted on memories of the first")
-    return CodedCodec(book).with_vectors(m3.token_vectors), book
+    return CodedCodec(book), book

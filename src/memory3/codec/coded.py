@@ -58,6 +58,8 @@ class CodedCodec(Codec):
             book.require({"foretelling.vocabulary": (1,)}, torch.int32)
             parts = book.side("foretelling")
             token_bytes = 2 if int(parts["vocabulary"]) <= 2**16 else 4
+            # Widened once: every snapshot of a bank makes a foretelling of them.
+            self._maps = parts["project"].float(), parts["out"].float(), book.tensors["keys.angles"]
         a, b = (each.width for each in self._coders)
         self._layout = Layout(self.shape, book.positions, a, b, token_bytes)
         self.record_size = self._layout.size
@@ -67,8 +69,7 @@ class CodedCodec(Codec):
         if vectors is None or not foretells(self.name) or self._foretelling is not None:
             return self
         other = copy(self)
-        parts = self.book.side("foretelling")
-        other._foretelling = Foretelling(parts["project"], parts["out"], self.book.tensors["keys.angles"], vectors)
+        other._foretelling = Foretelling(*self._maps, vectors)
         return other
 
     def check(self, record: Record) -> None:

@@ -5,7 +5,7 @@
 
 e(t) is the model's own token vector, divided by its root mean square as the model's first norm does; so a code book has the maps alone, and reading takes the model. The maps are ridge
 regressions, one for each head, brought to one rank in the metric of what reads keys and values. In a record the tokens take 2 bytes each. SmolLM2-135M, pairs not fitted on: with the
-head's mean taken off, half of the variance of keys (turned back by their place) and 45% of that of values is foretold, in the first layer nearly all (docs/log.md).
+head's mean taken off, half of the variance of keys (turned back by their place) and of values is foretold, in the first layer nearly all (docs/log.md).
 
 Symbols: V tokens in the vocabulary, e numbers of a token vector, r rank, L*H heads, d head dimension, n pairs, S tokens of a reference.
 """
@@ -71,7 +71,7 @@ class Foretelling:
         features = token_features(self._vectors[tokens.to(self._vectors.device)].to(device))
         latent, behind = (features @ project).chunk(2, dim=2)
         latent[:, 1:] += behind[:, :-1]
-        # Head by head: a head's matrix is too large to be copied for every tile of `memory3.codec.tiles`.
+        # Head by head: a head's matrix is too large to be copied for every tile, as `memory3.codec.transform` does with its own.
         order = torch.argsort(heads, stable=True)
         counts = torch.bincount(heads, minlength=len(out)).tolist()
         sorted_rows = latent.flatten(0, 1).index_select(0, (rows * tokens.shape[1] + positions)[order])
