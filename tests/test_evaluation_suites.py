@@ -23,6 +23,7 @@ from memory3.cli.app import app
 from memory3.errors import ConfigError, InputError, MissingDependency
 from memory3.evaluation.judge import Judge
 from memory3.evaluation.knowledge import KNOWLEDGE
+from memory3.evaluation.stock import own_task
 from memory3.evaluation.suites import SUITES, Options, load_suite
 
 lm_eval = pytest.importorskip("lm_eval")
@@ -92,6 +93,17 @@ FILES = {
 }  # fmt: skip
 
 
+# As its authors publish it: one list, question and answers in one string.
+HALLUQA = [
+    {
+        "question_id": 1,
+        "question": "Question: 桥有多长？ A:三米。 B:桥没有长度：A级。 C:五里。 D:十里。 E:不知道。 ",
+        "answer": "Answer: B",
+    },
+    {"question_id": 2, "question": "Question: 谁建了桥？ A:工程师。 B:狗。 C:海。 D:猫。 E:没有人。", "answer": "Answer: A"},
+]
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
@@ -99,6 +111,7 @@ def data(tmp_path_factory):
         path = folder / f"{name}.jsonl"
         path.parent.mkdir(exist_ok=True)
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "bench" / "HalluQA_mc.json").write_text(json.dumps(HALLUQA))
     return folder
 
 
@@ -164,6 +177,11 @@ def test_documents_are_what_the_stock_tasks_expect(data):
     assert tasks["pubmedqa_open"].items[1].gold == ("1-0", "1-1")
     assert ["Ann" in asked("halueval_qa", n)[0][0] for n in range(3)] == [True, False, True]
     assert [asked("halueval_qa", n)[2] for n in range(3)] == [0, 1, 0]
+    assert asked("halluqa")[1:] == ([" A", " B", " C", " D", " E"], 1)
+    assert (
+        asked("halluqa")[0][0]
+        == "Question: 桥有多长？\nA: 三米。\nB: 桥没有长度：A级。\nC: 五里。\nD: 十里。\nE: 不知道。\nAnswer:"
+    )
     assert tasks["arc_challenge"].shots == 25
     assert tasks["winogrande"].shots == 0
     assert load_suite("general", Options(data, shots=0), ["gsm8k"])[0].shots == 0
@@ -181,6 +199,7 @@ def test_ids_that_come_twice(data, tmp_path):
     (tmp_path / "wiki_qa" / "kb.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     assert [(d.id, d.text) for d in KNOWLEDGE["wiki_qa"](tmp_path)] == [("a", "One."), ("b", "Two."), ("a-2", "Three.")]
     assert [d.id for d in KNOWLEDGE["anatomy"](data)] == ["1"]
+    assert [d.text for d in KNOWLEDGE["housing"](data)] == [f"S\n{TEXTS['bridge']}", f"S\n{TEXTS['sea']}"]
 
 
 def test_what_is_missing_is_told(data, tmp_path):
@@ -190,6 +209,11 @@ def test_what_is_missing_is_told(data, tmp_path):
         load_suite("qa", Options(data), ["x"])
     with pytest.raises(ConfigError, match="needs a judge"):
         load_suite("mt-bench", Options(data))
+    (tmp_path / "bench").mkdir()
+    for text, said in (('{"question": "Who?"}', "holds a dict, not a list"), ("[{", "is not readable as JSON: ")):
+        (tmp_path / "bench" / "HalluQA_mc.json").write_text(text)
+        with pytest.raises(InputError, match=said):
+            own_task("halluqa", tmp_path)
     (tmp_path / "wiki_qa").mkdir()
     (tmp_path / "wiki_qa" / "test.jsonl").write_text('{"question": "Who?"}\n')
     with pytest.raises(InputError, match="record 1 has no question and answers"):

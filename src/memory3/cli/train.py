@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,7 @@ from memory3.cli.loading import silence
 from memory3.cli.output import out, print_json
 from memory3.cli.progress import StepMeter
 from memory3.cli.training import LORA, MEMORY, OPTIMISER, RUN, Folder, settings_of, start, takes
+from memory3.model.catalogue import DEFAULT_MODEL
 
 __all__ = ["train"]
 
@@ -102,6 +104,34 @@ def dpo(context: typer.Context, folder: Folder, **_: Any) -> None:
     from memory3.training.settings import DPO
 
     start(folder, context.params, DPO)
+
+
+@train.command()
+def tokenizer(
+    folder: Folder,
+    data: Annotated[
+        list[Path], typer.Option(help="JSON lines (.gz too) with texts or passages. May be repeated.", metavar="FILE")
+    ],
+    size: Annotated[int, typer.Option(help="Tokens at most.", metavar="N")] = 4096,
+    of: Annotated[str, typer.Option(help="Model whose kind of tokenizer it is.", metavar="MODEL")] = DEFAULT_MODEL,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")] = False,
+) -> None:
+    """Train a tokenizer of fewer tokens, for small models from scratch.
+
+    [bold]Examples[/bold]
+
+        memory3 train tokenizer --data texts.jsonl.gz --out tokens
+        memory3 train warmup --shape memory3-2m --tokenizer tokens --data texts.jsonl.gz --out warm
+    """
+    from memory3.training.vocabulary import train_vocabulary
+
+    silence()
+    with StepMeter() as meter:
+        made = train_vocabulary(of, data, size, folder, progress=lambda done, total: meter("reading", done, total, "texts"))
+    if as_json:
+        print_json({"tokens": made, "folder": str(folder)})
+    else:
+        out.print(f"{made:,} tokens, saved to {folder}", soft_wrap=True)
 
 
 @train.command(name="two-stage")

@@ -21,7 +21,9 @@ __all__ = ["KNOWLEDGE", "knowledge_bank"]
 Progress = Callable[[str, int, float], None]
 
 
-def _plain(file: str, **wanted: str) -> Callable[[Path], Iterator[Document]]:
+def _plain(file: str, *, titled: bool = False, **wanted: str) -> Callable[[Path], Iterator[Document]]:
+    """Records with ``id`` and ``text``; ``titled``: their title is the first line of what is read and searched."""
+
     def documents(data: Path) -> Iterator[Document]:
         seen: dict[str, set[str]] = {}
         for record in read_records(data / Path(file).parent, Path(file).name)[0]:
@@ -33,7 +35,8 @@ def _plain(file: str, **wanted: str) -> Callable[[Path], Iterator[Document]]:
             if text not in texts:
                 texts.add(text)
                 name = name if len(texts) == 1 else f"{name}-{len(texts)}"
-                yield Document(name, text, source=str(record.get("title", "")) or file)
+                title = str(record.get("title", ""))
+                yield Document(name, f"{title}\n{text}" if titled and title else text, source=title or file)
 
     return documents
 
@@ -58,7 +61,8 @@ def _halueval(data: Path) -> Iterator[Document]:
 KNOWLEDGE: dict[str, Callable[[Path], Iterator[Document]]] = {
     "wiki_qa": _plain("wiki_qa/kb"),
     "anatomy": _plain("text/openstax", book="anatomy-physiology"),
-    "housing": _plain("pro/housing_kb"),
+    # A statute's text does not say of which state it is.
+    "housing": _plain("pro/housing_kb", titled=True),
     "pubmed": _abstracts,
     "halueval": _halueval,
     "2wiki": _plain("text/2wiki"),

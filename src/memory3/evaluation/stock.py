@@ -145,6 +145,7 @@ OWN: dict[str, Own] = {
         "pro/pubmedqa", "question", lambda doc: tuple(f"{doc['id']}-{n}" for n in range(len(doc["contexts"])))
     ),
     "halueval_qa": Own("bench/halueval_qa", "question"),
+    "halluqa": Own("bench/HalluQA_mc", "asked"),
 }
 
 

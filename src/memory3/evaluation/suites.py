@@ -148,6 +148,8 @@ def _hallucination(options: Options) -> list[Task]:
             notes="The knowledge base holds the passages that the questions were made from.",
         ),
     ]
+    if any((options.data / "bench").glob("HalluQA_mc.json*")):
+        tasks.append(_own(options, "halluqa", knowledge="wiki_qa", notes=_ELSEWHERE + " Questions are Chinese."))
     return tasks + (_hub(options, "halueval_dialogue", 0) if options.hub else [])
 
 
@@ -181,7 +183,7 @@ SUITES: dict[str, Suite] = {
         ("memory", "text:3", "text", "text:7", "none", "random", "other"),
         _professional,
     ),
-    "hallucination": Suite("TruthfulQA MC1 and MC2, HaluEval", _ALL, _hallucination),
+    "hallucination": Suite("TruthfulQA MC1 and MC2, HaluEval, HalluQA where its file is", _ALL, _hallucination),
     "abstain": Suite("does the model show that the answer is not in the bank?", ("memory", "absent"), _abstain),
     "mt-bench": Suite(
         "80 conversations graded by a judge (OpenAI-compatible)", ("memory", "text", "none", "random"), _mt_bench

@@ -99,12 +99,13 @@ class Shape:
 
 
 #: Known without a look at any file: the paper's model (section 3.4), that of its ablation (0.92 billion weights in 40 blocks of 32 heads of 64; 8 KV heads and an
-#: MLP as wide as the model, as in the large one, give that number), two of the same kind for small experiments, and the catalogue's.
+#: MLP as wide as the model, as in the large one, give that number), three of the same kind for small experiments (the numbers in their names leave out the vocabulary), and the catalogue's.
 SHAPES: Mapping[str, Shape] = {
     PAPER_MODEL: Shape(44, 40, 8, 80, 3200, 3200, 60416),
     "memory3-0.92b": Shape(40, 32, 8, 64, 2048, 2048, 60416),
     "memory3-27m": Shape(12, 8, 2, 64, 512, 1024, 49152),
     "memory3-4m": Shape(8, 8, 2, 32, 256, 512, 49152),
+    "memory3-2m": Shape(8, 6, 2, 32, 192, 384, 4096),
     "smollm2-135m-instruct": Shape(30, 9, 3, 64, 576, 1536, 49152),
 }
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-__all__ = ["anatomy", "halueval_dialogue", "halueval_qa", "housing", "pubmedqa"]
+__all__ = ["anatomy", "halluqa", "halueval_dialogue", "halueval_qa", "housing", "pubmedqa"]
 
 
 def anatomy(dataset: Any) -> Any:
@@ -50,6 +51,17 @@ def halueval_dialogue(dataset: Any) -> Any:
         return {"shown": doc["hallucinated_response"] if wrong else doc["right_response"], "answer": 0 if wrong else 1}
 
     return dataset.map(show, with_indices=True)
+
+
+def halluqa(dataset: Any) -> Any:
+    """HalluQA's multiple choice: ``Question: Q A:... B:...``, answer ``Answer: B``, to question, choices and the number of the right one."""
+
+    def split(doc: dict[str, Any]) -> dict[str, Any]:
+        head, *choices = re.split(r"\s+[A-E]:", doc["question"].strip())
+        letter = doc["answer"].removeprefix("Answer:").strip()[:1]
+        return {"asked": head.removeprefix("Question:").strip(), "choices": choices, "right": "ABCDE".index(letter)}
+
+    return dataset.map(split)
 
 
 def _with(features: Any, column: str, kind: str) -> Any:
