@@ -214,6 +214,12 @@ def test_what_is_missing_is_told(data, tmp_path):
         (tmp_path / "bench" / "HalluQA_mc.json").write_text(text)
         with pytest.raises(InputError, match=said):
             own_task("halluqa", tmp_path)
+    for answer in ("Answer: E", "Answer: ", "none"):  # of two choices, and of none
+        (tmp_path / "bench" / "HalluQA_mc.json").write_text(
+            json.dumps([{"question": "Question: Q A:a B:b", "answer": answer}])
+        )
+        with pytest.raises(InputError, match="is none of the 2 of 'Question: Q"):
+            list(own_task("halluqa", tmp_path)[0].test_docs())
     (tmp_path / "wiki_qa").mkdir()
     (tmp_path / "wiki_qa" / "test.jsonl").write_text('{"question": "Who?"}\n')
     with pytest.raises(InputError, match="record 1 has no question and answers"):

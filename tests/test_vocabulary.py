@@ -4,7 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from memory3.cli.app import app
-from memory3.errors import ConfigError, InputError
+from memory3.errors import ConfigError, InputError, ModelError
 from memory3.model.catalogue import DEFAULT_MODEL
 from memory3.model.scratch import from_scratch
 from memory3.training.vocabulary import train_vocabulary
@@ -28,3 +28,5 @@ def test_small_tokenizer_makes_a_small_model(tmp_path):
     (tmp_path / "none.jsonl").write_text(json.dumps({"prompt": "Who?", "answer": "Ann."}) + "\n")
     with pytest.raises(InputError, match="no text to train a tokenizer on"):
         train_vocabulary(DEFAULT_MODEL, [tmp_path / "none.jsonl"], 600, tmp_path / "x")
+    with pytest.raises(ModelError, match="neither a folder here nor could it be fetched"):
+        train_vocabulary("./nothing", [tmp_path / "texts.jsonl"], 600, tmp_path / "x")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from memory3.cli import options
 from memory3.cli.loading import silence
 from memory3.cli.output import out, print_json
 from memory3.cli.progress import StepMeter
@@ -114,7 +115,7 @@ def tokenizer(
     ],
     size: Annotated[int, typer.Option(help="Tokens at most.", metavar="N")] = 4096,
     of: Annotated[str, typer.Option(help="Model whose kind of tokenizer it is.", metavar="MODEL")] = DEFAULT_MODEL,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Train a tokenizer of fewer tokens, for small models from scratch.
 

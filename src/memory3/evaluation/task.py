@@ -109,18 +109,17 @@ def read_records(folder: Path, name: str) -> tuple[list[dict[str, Any]], str]:
     for path in (folder / f"{name}.jsonl.gz", folder / f"{name}.jsonl", folder / f"{name}.json"):
         if not path.exists():
             continue
+        whole = path.suffix == ".json"
         try:
             data = path.read_bytes()
             text = gzip.decompress(data) if path.suffix == ".gz" else data
-            lines = [text.decode("utf-8")] if path.suffix == ".json" else text.decode("utf-8").split("\n")
-            records = [json.loads(line) for line in lines if line.strip()]
+            lines = text.decode("utf-8").split("\n")
+            records = json.loads(text) if whole else [json.loads(line) for line in lines if line.strip()]
         except (OSError, EOFError, ValueError) as error:
-            raise InputError(f"{path}: is not readable as JSON{'' if path.suffix == '.json' else ' lines'}: {error}") from None
-        if path.suffix == ".json":
-            (records,) = records or [[]]
-            if not isinstance(records, list):
-                raise InputError(f"{path}: holds a {type(records).__name__}, not a list of records")
+            raise InputError(f"{path}: is not readable as JSON{'' if whole else ' lines'}: {error}") from None
+        if not isinstance(records, list):
+            raise InputError(f"{path}: holds a {type(records).__name__}, not a list of records")
         return records, xxhash.xxh3_64_hexdigest(text)
     raise InputError(
-        f"{folder} has no {name}.jsonl.gz or {name}.jsonl: give --data DIR with the files that docs/evaluation.md lists"
+        f"{folder} has no {name}.jsonl.gz, {name}.jsonl or {name}.json: give --data DIR with the files that docs/evaluation.md lists"
     )

@@ -12,10 +12,24 @@ from memory3.errors import ConfigError, ModelError
 from memory3.model.catalogue import resolve_model
 from memory3.model.shape import SHAPES
 
-__all__ = ["from_scratch"]
+__all__ = ["from_scratch", "load_tokenizer"]
 
 #: Positions the model is made for: sequences of 2048 behind a beginning and 128 positions of memories, with room.
 POSITIONS = 4096
+
+
+def load_tokenizer(of: str) -> Any:
+    """The tokenizer of a model: catalogue name, hub id or folder.
+
+    Raises:
+        ModelError: there is none.
+    """
+    where = resolve_model(of)
+    try:
+        return AutoTokenizer.from_pretrained(where)
+    except (OSError, ValueError, KeyError) as error:
+        missing = "" if Path(where).exists() else " It is neither a folder here nor could it be fetched."
+        raise ModelError(f"tokenizer of {of!r} cannot be loaded: {str(error).splitlines()[0]}{missing}") from error
 
 
 def from_scratch(shape: str, tokenizer: str, *, seed: int = 0) -> tuple[Any, Any]:
@@ -32,12 +46,7 @@ def from_scratch(shape: str, tokenizer: str, *, seed: int = 0) -> tuple[Any, Any
     """
     if shape not in SHAPES:
         raise ConfigError(f"shape {shape!r} is unknown: use one of {', '.join(SHAPES)}")
-    where, sizes = resolve_model(tokenizer), SHAPES[shape]
-    try:
-        tokens: Any = AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError, KeyError) as error:
-        missing = "" if Path(where).exists() else " It is neither a folder here nor could it be fetched."
-        raise ModelError(f"tokenizer of {tokenizer!r} cannot be loaded: {str(error).splitlines()[0]}{missing}") from error
+    tokens, sizes = load_tokenizer(tokenizer), SHAPES[shape]
     if len(tokens) > sizes.vocabulary:
         raise ConfigError(
             f"the tokenizer of {tokenizer} has {len(tokens)} tokens, the shape {shape} {sizes.vocabulary}: choose another of them"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from memory3.errors import ConfigError, InputError
-from memory3.model.catalogue import resolve_model
+from memory3.model.scratch import load_tokenizer
 from memory3.training.records import read_records
 
 __all__ = ["SMALLEST", "train_vocabulary"]
@@ -41,8 +39,9 @@ def train_vocabulary(
     Raises:
         ConfigError: ``size`` is too small, or more than the other has.
         InputError: the data has no texts.
+        ModelError: there is no such tokenizer.
     """
-    base = AutoTokenizer.from_pretrained(resolve_model(of))
+    base = load_tokenizer(of)
     if not SMALLEST <= size <= len(base):
         raise ConfigError(f"a tokenizer of {size} tokens cannot be had of {of}: give {SMALLEST} to {len(base)}")
     records = read_records(data)
@@ -50,7 +49,7 @@ def train_vocabulary(
     if not texts:
         raise InputError("there is no text to train a tokenizer on: give files with texts or passages")
 
-    def parts() -> object:
+    def parts() -> Iterator[list[str]]:
         for start in range(0, len(texts), _AT_ONCE):
             progress(start, len(texts))
             yield texts[start : start + _AT_ONCE]

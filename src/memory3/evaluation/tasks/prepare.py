@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from memory3.errors import InputError
+
 __all__ = ["anatomy", "halluqa", "halueval_dialogue", "halueval_qa", "housing", "pubmedqa"]
 
 
@@ -58,8 +60,12 @@ def halluqa(dataset: Any) -> Any:
 
     def split(doc: dict[str, Any]) -> dict[str, Any]:
         head, *choices = re.split(r"\s+[A-E]:", doc["question"].strip())
-        letter = doc["answer"].removeprefix("Answer:").strip()[:1]
-        return {"asked": head.removeprefix("Question:").strip(), "choices": choices, "right": "ABCDE".index(letter)}
+        right = "ABCDE"[: len(choices)].find(doc["answer"].removeprefix("Answer:").strip()[:1] or "?")
+        if right < 0:
+            raise InputError(
+                f"HalluQA: the answer {doc['answer']!r} is none of the {len(choices)} of {doc['question']!r}: is the file whole?"
+            )
+        return {"asked": head.removeprefix("Question:").strip(), "choices": choices, "right": right}
 
     return dataset.map(split)
 
