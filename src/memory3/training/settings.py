@@ -101,7 +101,8 @@ class Settings:
         rank: of LoRA; 0 trains all weights.
         alpha: of LoRA; its product is scaled by alpha / rank.
         targets: ``"all-linear"``, or names of modules with commas between.
-        dtype: of frozen weights and of products; weights that are trained are float32.
+        dtype: of frozen weights and of products; weights that are trained are float32. ``"auto"``: bfloat16 where the device has it; a run's own settings
+            name the one it got.
         checkpointing: recompute activations in the backward pass: less RAM, a third more time.
         seed: of the data's order, LoRA's start and everything random.
         save_every: steps between two checkpoints.
@@ -136,7 +137,7 @@ class Settings:
     rank: int = 16
     alpha: int = 32
     targets: str = "all-linear"
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
     checkpointing: bool = False
     seed: int = 0
     save_every: int = 50
@@ -169,8 +170,8 @@ class Settings:
             raise ConfigError(f"{rising} steps of warm-up and {falling:g} of decay do not fit into {self.steps} steps")
         if self.shape and self.rank:
             raise ConfigError("a model from scratch has no weights worth freezing: give rank 0")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ConfigError(f"dtype {self.dtype!r} cannot be trained in: use float32 or bfloat16")
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise ConfigError(f"dtype {self.dtype!r} cannot be trained in: use float32, bfloat16 or auto")
 
     @property
     def warmup_steps(self) -> int:
