@@ -65,11 +65,11 @@ results: models
 	@test -n "$(DATA)" || { echo "give DATA=DIR, the folder of data that docs/evaluation.md lists"; exit 2; }
 	$(EVAL) qa --limit 1000 --modes memory,text,none --out $(RESULTS)/qa
 	$(EVAL) qa --limit 200 --modes memory,text,text:5,none,gold,gold_text,random,other --guard-table --reuse $(RESULTS)/qa --out $(RESULTS)/qa-why
-	$(EVAL) abstain --limit 60 --out $(RESULTS)/abstain
-	$(EVAL) professional --limit 25 --out $(RESULTS)/professional
-	$(EVAL) hallucination --k 3 --limit 30 --out $(RESULTS)/hallucination
-	$(EVAL) general --k 3 --shots 0 --limit 15 --max-new-tokens 64 --modes memory,text,none,random --out $(RESULTS)/general
-	$(EVAL) retro --k 3 --limit 25 --modes memory,text,none,random --out $(RESULTS)/retro
+	$(EVAL) abstain --limit 120 --out $(RESULTS)/abstain
+	$(EVAL) professional --limit 60 --out $(RESULTS)/professional
+	$(EVAL) hallucination --k 3 --limit 60 --out $(RESULTS)/hallucination
+	$(EVAL) general --k 3 --shots 0 --limit 25 --max-new-tokens 64 --modes memory,text,none,random,other --out $(RESULTS)/general
+	$(EVAL) retro --k 3 --limit 50 --modes memory,text,none,random,other --out $(RESULTS)/retro
 	$(BIN)/memory3 eval speed --repeats 3 --out $(RESULTS)/speed
 	$(BIN)/memory3 report $(foreach suite,qa qa-why abstain professional hallucination general retro speed,$(RESULTS)/$(suite)) --out docs/results.md
 

@@ -253,12 +253,13 @@ def random_memory(seed: int, largest: int = 4) -> Memory:
     return Memory(counts, np.zeros(total, np.uint16), keys, values)
 
 
-def test_gather_puts_every_pair_in_its_head() -> None:
+@pytest.mark.parametrize("spacing", [0, 11])
+def test_gather_puts_every_pair_in_its_head(spacing: int) -> None:
     memories = {name: random_memory(seed) for seed, name in enumerate("abcde")}
     references = [["a", "b", "c"], ["d"], [], ["e", "a"]]
     moved = [0, 5, 0, -2]
     freq = torch.tensor([1.0, 0.4, 0.1, 0.05, 0.01])
-    batch = gather_memories(references, memories, SHAPE, dtype=torch.float32, inv_freq=freq, moved=moved)
+    batch = gather_memories(references, memories, SHAPE, dtype=torch.float32, inv_freq=freq, moved=moved, spacing=spacing)
     for n, names in enumerate(references):
         for i, layer in enumerate(SHAPE.layers):
             for h in range(2):
@@ -268,7 +269,8 @@ def test_gather_puts_every_pair_in_its_head() -> None:
                     flat = m.counts.reshape(-1).astype(int)
                     start = int(flat[: i * 2 + h].sum())
                     count = int(flat[i * 2 + h])
-                    keys += list(rotate(m.keys[start : start + count], torch.tensor(moved[n]), freq))
+                    by = torch.tensor(moved[n] - place * spacing)
+                    keys += list(rotate(m.keys[start : start + count], by, freq))
                     values += list(m.values[start : start + count])
                     owner += [place] * count
                 got = batch.layers[layer]

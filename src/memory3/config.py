@@ -130,6 +130,7 @@ class MemoryConfig:
         references_per_chunk: references read at once at most (paper: 5).
         score_gap: of those, only references whose cosine is within this of the best one's; 2 leaves none out (the paper). A model that was not
             trained to read several references at once is confused by them, and the best one is the right one most of the time (docs/log.md).
+        spacing: positions between a reference and the next best, which lies before it; 0: all references lie in the same positions (the paper).
     """
 
     layers: str | tuple[int, ...] = "all"
@@ -142,6 +143,7 @@ class MemoryConfig:
     chunk_length: int = 64
     references_per_chunk: int = 5
     score_gap: float = 0.05
+    spacing: int = 0
 
     #: Settings that change a memory.
     WRITING = ("layers", "budget", "selector", "reference_length", "beginning", "dtype")
@@ -161,6 +163,7 @@ class MemoryConfig:
             ("reference_length", 1, 4096),
             ("chunk_length", 1, 65536),
             ("references_per_chunk", 0, 1024),
+            ("spacing", 0, 4096),
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:

@@ -7,8 +7,8 @@ The clock, per row of a batch. The prompt behind the place of the memories is cu
 references nearest to its text; all chunks are read in one forward pass. The first 64 decoded tokens inherit the memories of the last prompt chunk; then every
 64 decoded tokens become the query for the next 64.
 
-Positions. Memories lie in the same 128 positions behind the beginning, the rest of the prompt follows after them: a pre-hook on the model moves the
-``position_ids`` of all tokens behind the memories and hands the attention its reader. Memories never enter the `Cache`.
+Positions. Memories lie in the same 128 positions behind the beginning, or, where the settings say so, in a row that ends there, the best one last. The rest of the prompt follows after them: a pre-hook on
+the model moves the ``position_ids`` of all tokens behind the memories and hands the attention its reader. Memories never enter the `Cache`.
 
 Knows banks through `MemorySource` and nothing of answers.
 """
@@ -438,6 +438,7 @@ class Recall:
             device=self._model.device,
             inv_freq=self._shape.inv_freq,
             moved=[self._rows[n].moved for n in rows],
+            spacing=self._encoder.config.spacing,
             beginning=self._encoder.beginning,
             beginning_tokens=[self._rows[n].place.missing for n in rows],
         )

@@ -33,6 +33,7 @@ def gather_memories(
     device: torch.device | str = "cpu",
     inv_freq: torch.Tensor | None = None,
     moved: Sequence[int] | None = None,
+    spacing: int = 0,
     beginning: Beginning | None = None,
     beginning_tokens: Sequence[int] | None = None,
 ) -> MemoryBatch:
@@ -45,6 +46,7 @@ def gather_memories(
         dtype, device: of the model.
         inv_freq: RoPE angles, needed where anything is moved.
         moved: per chunk, by how many positions its keys move from where they were written. None: not at all.
+        spacing: positions between a reference and the next best, which lies before it; 0: all lie in the same positions.
         beginning: keys and values of the beginning, one pair ``[H, b, d]`` for every layer of the model.
         beginning_tokens: per chunk, how many of the last tokens of the beginning it reads as memory, because its prompt lacks them.
 
@@ -53,11 +55,13 @@ def gather_memories(
     """
     layers = _gather_pairs(references, memories, shape, dtype, device)
     shift = torch.tensor(moved, device=device) if moved is not None and any(moved) else None
-    if shift is not None:
+    if shift is not None or spacing:
         if inv_freq is None:
             raise AssertionError("moving memories needs the RoPE angles")
         for layer in layers.values():
-            layer.keys = rotate(layer.keys, shift[:, None, None], inv_freq)
+            # The owner is the rank; only differences of positions count, so those before 0 are as good as any.
+            by = -spacing * layer.owner.clamp_min(0)
+            layer.keys = rotate(layer.keys, by if shift is None else by + shift[:, None, None], inv_freq)
     if beginning is not None and beginning_tokens is not None and any(beginning_tokens):
         layers = _prepend_beginning(layers, beginning, beginning_tokens, shift, inv_freq, dtype, device)
     return MemoryBatch(layers=layers, references=[list(ids) for ids in references])
