@@ -124,7 +124,7 @@ def test_the_shipped_adapter_answers_from_few_pairs(loaded: Memory3, default_mod
     name = "smollm2-135m-instruct-360"
     adapted = Memory3.from_pretrained(default_model_path, adapter=name)
     assert adapted.name == f"{default_model_path}+{name}"  # a name, not a place: the bank opens on another machine
-    assert adapted.config == MemoryConfig(budget="adaptive:360", codec="raw", score_gap=2.0)
+    assert adapted.config == MemoryConfig(budget="adaptive:360", codec="raw", score_gap=2.0, arrangement="parallel")
     assert adapted.fingerprint != loaded.fingerprint
     for number, question, answer in (
         (0, "When was the Kestrel Bridge opened?", "1874"),

@@ -21,6 +21,7 @@ __all__ = ["PRESETS", "Budget", "MemoryConfig", "codec_sides", "default_codec", 
 
 LAYER_PRESETS = ("all", "first_half", "middle_half", "last_half")
 DTYPES = ("float32", "float16", "bfloat16")
+ARRANGEMENTS = ("row", "parallel")
 BUDGET_KINDS = ("uniform", "adaptive", "all")
 CODECS = ("raw", "int8", "int4", "product", "transform", "foretold")
 _SIDE = r"(int8|int4|product(:[\w,]+)?|transform(:\d+)?)"
@@ -130,7 +131,8 @@ class MemoryConfig:
         references_per_chunk: references read at once at most (paper: 5).
         score_gap: of those, only references whose cosine is within this of the best one's; 2 leaves none out (the paper). A model that was not
             trained to read several references at once is confused by them, and the best one is the right one most of the time (docs/log.md).
-        spacing: positions between a reference and the next best, which lies before it; 0: all references lie in the same positions (the paper).
+        arrangement: where references that are read at once lie. ``"row"``: one before the other, the best one next to what reads it. ``"parallel"``: all in the same positions (the
+            paper). A model that was not trained for it reads a row better.
     """
 
     layers: str | tuple[int, ...] = "all"
@@ -142,8 +144,8 @@ class MemoryConfig:
     codec: str = "auto"
     chunk_length: int = 64
     references_per_chunk: int = 5
-    score_gap: float = 0.05
-    spacing: int = 0
+    score_gap: float = 0.1
+    arrangement: str = "row"
 
     #: Settings that change a memory.
     WRITING = ("layers", "budget", "selector", "reference_length", "beginning", "dtype")
@@ -163,7 +165,6 @@ class MemoryConfig:
             ("reference_length", 1, 4096),
             ("chunk_length", 1, 65536),
             ("references_per_chunk", 0, 1024),
-            ("spacing", 0, 4096),
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
@@ -172,6 +173,8 @@ class MemoryConfig:
             raise ConfigError(
                 f"score_gap must be a number from 0 (the best reference alone) to 2 (all that are found), not {self.score_gap!r}"
             )
+        if self.arrangement not in ARRANGEMENTS:
+            raise ConfigError(f"arrangement {self.arrangement!r} is unknown: use one of {', '.join(ARRANGEMENTS)}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
         if not isinstance(self.codec, str) or not _CODEC.fullmatch(self.codec):
@@ -183,6 +186,11 @@ class MemoryConfig:
             raise ConfigError(f"beginning must be text, not {self.beginning!r}")
         if not isinstance(self.selector, str) or not self.selector:
             raise ConfigError(f"selector must be a name, not {self.selector!r}")
+
+    @property
+    def spacing(self) -> int:
+        """Positions between a reference and the next best one."""
+        return self.reference_length if self.arrangement == "row" else 0
 
     def memory_layers(self, num_layers: int) -> tuple[int, ...]:
         """Indices of the memory layers of a model with ``num_layers`` blocks, ascending."""
@@ -255,6 +263,13 @@ class MemoryConfig:
 #: head by attention mass. ``full``: everything, the upper bound.
 PRESETS: dict[str, MemoryConfig] = {
     "default": MemoryConfig(),
-    "paper": MemoryConfig(layers="first_half", budget=Budget("uniform", 8), selector="attention", codec="raw", score_gap=2.0),
+    "paper": MemoryConfig(
+        layers="first_half",
+        budget=Budget("uniform", 8),
+        selector="attention",
+        codec="raw",
+        score_gap=2.0,
+        arrangement="parallel",
+    ),
     "full": MemoryConfig(budget=Budget("all"), selector="first", codec="raw"),
 }

@@ -6,7 +6,7 @@ key-values, and the oracle, which keeps what the question itself attends to.
 
 The data folder is that of `memory3.evaluation.qa`. Questions are drawn by ``seed``. Answer NLL is of all points; answers are generated for the
 points named in ``answers`` (``all``: for every one), and for the lines. ``gold`` reads the one reference that holds the answer, ``retrieved`` all that search finds,
-``near`` those of them within ``gap`` of the best one (`memory3.config.MemoryConfig.score_gap`), beside the text of all that search found. ``spacing`` is how far apart they lie. Of the lines, closed book and text
+``near`` those of them within ``gap`` of the best one (`memory3.config.MemoryConfig.score_gap`), beside the text of all that search found. ``arrangement`` is how they lie. Of the lines, closed book and text
 are always there; ``lines`` may name ``all`` (all key-values) and, for ``near``, ``same`` (the text of the same references).
 ``figure=FILE`` draws it all. With ``dense=DIR`` the encoded knowledge base and what was measured stay there, and a run that was interrupted goes on.
 """
@@ -63,7 +63,7 @@ OPTIONS: dict[str, Any] = {
     "settings": "gold,retrieved",
     "lines": "all,same",
     "gap": MemoryConfig().score_gap,
-    "spacing": MemoryConfig().spacing,
+    "arrangement": MemoryConfig().arrangement,
     "questions": 500,
     "k": 0,
     "max_new_tokens": 32,
@@ -104,7 +104,7 @@ class _Front:
         self.folder = store.folder.parent / "arms"
         self.folder.mkdir(exist_ok=True)
         asked = [[item["id"], item["gold"], item["retrieved"], item["near"]] for item in items]
-        self.mark = [m3.fingerprint, options["max_new_tokens"], asked, *([m3.config.spacing] if m3.config.spacing else [])]
+        self.mark = [m3.fingerprint, options["max_new_tokens"], asked, *([m3.config.arrangement] if m3.config.spacing else [])]
 
     def arm(self, name: str, mode: str, source: Any, key: str | None, generate: bool) -> dict[str, list[float]]:
         """Figures of every question: NLL, and of generated answers whether they contain an answer, equal one, and F1. An arm that was measured before is read."""
@@ -253,7 +253,7 @@ def run(**options: Any) -> dict[str, Any]:
     wrong = [name for name in settings if name not in SETTINGS] + [name for name in generated if name not in points]
     if wrong:
         raise InputError(f"{wrong[0]!r}: settings are {', '.join(SETTINGS)}, answers are some of the points")
-    config = MemoryConfig.preset("full").replace(spacing=options["spacing"])
+    config = MemoryConfig.preset("full").replace(arrangement=options["arrangement"])
     m3 = Memory3.from_pretrained(options["model"], config=config, batch_size=8)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="memory3-front-") as temporary:

@@ -98,7 +98,9 @@ _KINDS: dict[str, Any] = {
     "rank": _option(int | None, "Of LoRA; 0 trains all weights."),
     "alpha": _option(int | None, "Of LoRA; its product counts alpha / rank."),
     "targets": _option(str | None, "Modules that LoRA adapts: all-linear, or names such as q_proj,v_proj.", "NAMES"),
-    "train_dtype": _option(str | None, "float32 or bfloat16: of frozen weights and of products. auto: bfloat16 where the device has it.", "NAME"),
+    "train_dtype": _option(
+        str | None, "float32 or bfloat16: of frozen weights and of products. auto: bfloat16 where the device has it.", "NAME"
+    ),
     "checkpointing": Annotated[
         bool | None,
         typer.Option(help="Recompute activations: less RAM, a third more time.", rich_help_panel=_OPTIMISER),

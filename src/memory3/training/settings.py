@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memory3.config import MemoryConfig
+from memory3.config import Budget, MemoryConfig
 from memory3.errors import ConfigError
 
 __all__ = ["DPO", "KINDS", "SCHEDULES", "SFT", "WARMUP", "Mixture", "Settings"]
@@ -118,7 +118,9 @@ class Settings:
     bank: str = ""
     records: int = 0
     held_out: tuple[str, ...] = ()
-    memory: MemoryConfig = field(default_factory=lambda: MemoryConfig(budget="adaptive:360", score_gap=2.0))  # type: ignore[arg-type]  # it learns to read all that are found
+    memory: MemoryConfig = field(  # it learns to read all that are found, where the paper has them
+        default_factory=lambda: MemoryConfig(budget=Budget.parse("adaptive:360"), score_gap=2.0, arrangement="parallel")
+    )
     steps: int = 500
     epochs: float = 0.0
     passes: int = 3
