@@ -22,12 +22,13 @@ def rotate(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor) -> 
         inv_freq: ``[r/2]`` angle per position.
 
     Returns:
-        Same shape and dtype as ``x``; computed in float32.
+        Same shape and dtype as ``x``; computed in float32, or in x's own dtype where that is wider.
     """
     half = inv_freq.shape[0]
-    angles = positions.to(torch.float32).unsqueeze(-1) * inv_freq.to(torch.float32)
+    precise = torch.promote_types(x.dtype, torch.float32)
+    angles = positions.to(precise).unsqueeze(-1) * inv_freq.to(precise)
     cos, sin = angles.cos(), angles.sin()
-    a, b = x[..., :half].float(), x[..., half : 2 * half].float()
+    a, b = x[..., :half].to(precise), x[..., half : 2 * half].to(precise)
     rotated = [(a * cos - b * sin).to(x.dtype), (b * cos + a * sin).to(x.dtype)]
     if 2 * half < x.shape[-1]:
         rotated.append(x[..., 2 * half :])
