@@ -126,6 +126,7 @@ def _reading(m3: Memory3, bank: Bank, rows: Sequence[Row], positions: torch.Tens
         device=m3.model.device,
         inv_freq=m3.angles,
         moved=[place.split - (len(m3.frame.beginning) - place.missing) for place in places],
+        spacing=m3.config.spacing,
         beginning=m3.encoder.beginning,
         beginning_tokens=[place.missing for place in places],
     )
