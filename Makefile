@@ -19,7 +19,7 @@ help:
 	@echo "make demo    set up, fetch the default models, build a small bank and ask it"
 	@echo "make test    run all tests"
 	@echo "make lint    ruff and mypy"
-	@echo "make results DATA=DIR   measure what docs/results.md reports, and write it (an hour or two; goes on where it stopped)"
+	@echo "make results DATA=DIR   measure what docs/results.md reports, and write it (some hours; goes on where it stopped)"
 	@echo "make lock    write requirements.lock anew with the newest versions that pyproject.toml allows"
 	@echo "make clean   remove .venv and what tools left; models stay in their cache folder"
 
@@ -58,13 +58,13 @@ lock:
 	mv build/requirements.lock requirements.lock
 	rm -rf build/lock
 
-# About two and a half hours of one thread (docs/evaluation.md). Suites share banks, so that a reference is encoded once for all.
+# About four hours of one thread (docs/evaluation.md). Suites share banks, so that a reference is encoded once for all.
 RESULTS ?= results
 EVAL = $(BIN)/memory3 eval --data $(DATA) --banks $(RESULTS)/banks
 results: models
 	@test -n "$(DATA)" || { echo "give DATA=DIR, the folder of data that docs/evaluation.md lists"; exit 2; }
-	$(EVAL) qa --limit 1000 --modes memory,text,none --out $(RESULTS)/qa
-	$(EVAL) qa --limit 200 --modes memory,text,text:5,none,gold,gold_text,random,other --guard-table --reuse $(RESULTS)/qa --out $(RESULTS)/qa-why
+	$(EVAL) qa --limit 1000 --modes memory,text:5@0.05,none --out $(RESULTS)/qa
+	$(EVAL) qa --limit 200 --modes memory,text,text:5@0.05,text:5,none,gold,gold_text,random,other --guard-table --reuse $(RESULTS)/qa --out $(RESULTS)/qa-why
 	$(EVAL) abstain --limit 120 --out $(RESULTS)/abstain
 	$(EVAL) professional --limit 60 --out $(RESULTS)/professional
 	$(EVAL) hallucination --k 3 --limit 60 --out $(RESULTS)/hallucination
