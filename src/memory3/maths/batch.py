@@ -53,15 +53,13 @@ def gather_memories(
     Returns:
         Layers that read nothing are absent.
     """
-    layers = _gather_pairs(references, memories, shape, dtype, device)
+    layers = _gather_pairs(references, memories, shape, dtype, device, inv_freq, spacing)
     shift = torch.tensor(moved, device=device) if moved is not None and any(moved) else None
-    if shift is not None or spacing:
+    if shift is not None:
         if inv_freq is None:
             raise AssertionError("moving memories needs the RoPE angles")
         for layer in layers.values():
-            # The owner is the rank; only differences of positions count, so those before 0 are as good as any.
-            by = -spacing * layer.owner.clamp_min(0)
-            layer.keys = rotate(layer.keys, by if shift is None else by + shift[:, None, None], inv_freq)
+            layer.keys = rotate(layer.keys, shift[:, None, None], inv_freq)
     if beginning is not None and beginning_tokens is not None and any(beginning_tokens):
         layers = _prepend_beginning(layers, beginning, beginning_tokens, shift, inv_freq, dtype, device)
     return MemoryBatch(layers=layers, references=[list(ids) for ids in references])
@@ -73,19 +71,24 @@ def _gather_pairs(
     shape: MemoryShape,
     dtype: torch.dtype,
     device: torch.device | str,
+    inv_freq: torch.Tensor | None,
+    spacing: int,
 ) -> dict[int, LayerMemory]:
-    names = sorted({i for ids in references for i in ids})
-    if not names:
+    # What is laid out is a memory at its rank: the same one may lie in other positions for another chunk.
+    places = sorted({(name, rank if spacing else 0) for ids in references for rank, name in enumerate(ids)})
+    if not places:
         return {}
-    number = {name: u for u, name in enumerate(names)}
-    chosen = [memories[name] for name in names]
+    if spacing and inv_freq is None:
+        raise AssertionError("moving memories needs the RoPE angles")
+    number = {place: u for u, place in enumerate(places)}
+    chosen = [memories[name] for name, _ in places]
     chunks, most = len(references), max(len(ids) for ids in references)
     grid = np.full((chunks, most), -1)  # [N, R] -> number of the memory
     for n, ids in enumerate(references):
-        grid[n, : len(ids)] = [number[i] for i in ids]
+        grid[n, : len(ids)] = [number[name, rank if spacing else 0] for rank, name in enumerate(ids)]
 
     # Where each head's pairs start in the concatenation of all distinct memories, and how many there are: [u, L, H].
-    counts = np.stack([m.counts for m in chosen]).astype(np.int64).reshape(len(names), -1)
+    counts = np.stack([m.counts for m in chosen]).astype(np.int64).reshape(len(places), -1)
     starts = np.cumsum(counts.reshape(-1)) - counts.reshape(-1)
     starts = starts.reshape(counts.shape)
     flat_counts = np.where(grid[..., None] >= 0, counts[grid], 0)  # [N, R, L*H]
@@ -117,6 +120,15 @@ def _gather_pairs(
     index, owners = torch.from_numpy(source).to(device), torch.from_numpy(owner).to(device)
     zero = chosen[0].keys.new_zeros(1, shape.head_dim)
     keys = torch.cat([*(m.keys for m in chosen), zero]).to(device, dtype)
+    if spacing and inv_freq is not None:
+        ends = np.cumsum(counts.sum(1))
+        parts = keys[:pad].tensor_split(ends[:-1].tolist())
+        # Only differences of positions count, so those before 0 are as good as any.
+        turned = [
+            rotate(part, torch.tensor(-spacing * rank, device=device), inv_freq) if rank else part
+            for part, (_, rank) in zip(parts, places, strict=True)
+        ]
+        keys = torch.cat([*turned, keys[pad:]])
     values = torch.cat([*(m.values for m in chosen), zero]).to(device, dtype)
     layers: dict[int, LayerMemory] = {}
     for i, layer in enumerate(shape.layers):
