@@ -82,3 +82,12 @@ def test_unknown_names_are_refused() -> None:
         MemoryConfig.preset("cheap")
     with pytest.raises(AttributeError):
         MemoryConfig().dtype = "float32"  # type: ignore[misc]
+
+
+def test_what_was_stored_before_there_were_arrangements_is_read_as_it_was() -> None:
+    old = MemoryConfig(score_gap=0.05).to_dict()
+    assert old.pop("arrangement") == "row"
+    assert MemoryConfig.from_dict(old) == MemoryConfig(score_gap=0.05, arrangement="parallel")
+    assert (MemoryConfig(reference_length=37).spacing, MemoryConfig(arrangement="parallel").spacing) == (37, 0)
+    with pytest.raises(ConfigError, match="circle"):
+        MemoryConfig(arrangement="circle")

@@ -432,16 +432,12 @@ def test_the_command_trains_and_its_adapter_is_written_and_asked_with(tmp_path: 
         return out
 
     run, bank = str(tmp_path / "run"), str(tmp_path / "bank")
-    options = "--steps 2 --warmup 0 --passes 1 --rank 2 --questions 2 --text-length 30 --eval-every 0 --train-dtype auto"
+    options = "--steps 2 --warmup 0 --passes 1 --rank 2 --questions 2 --text-length 30 --eval-every 0 --train-dtype float32"
     memory = "--budget adaptive:29 --reference-length 23 --k 3 --mixture memory=1,plain=1"
     done = command(
         "train", "continual", "--out", run, "--data", data, "--model", model_path, *options.split(), *memory.split()
     )
     assert done["step"] == 2
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if "flags" in flags and "avx512" not in flags and not torch.cuda.is_available():
-        assert Settings.read(Path(run) / "settings.json").dtype == "float32"  # bfloat16 would be emulated
-    assert Settings.read(Path(run) / "settings.json").dtype in ("float32", "bfloat16")
     assert set(done["losses"]) <= {"loss", "loss_memory", "loss_plain"}
     (tmp_path / "a.txt").write_text(TEXTS[1])
     command("write", str(tmp_path / "a.txt"), "--bank", bank, "--model", model_path, "--adapter", done["trained"])
@@ -452,6 +448,16 @@ def test_the_command_trains_and_its_adapter_is_written_and_asked_with(tmp_path: 
     refused = CliRunner().invoke(app, ["train", "continual", "--out", run, "--resume", "--steps", "9"])
     assert refused.exit_code == 1
     assert command("train", "continual", "--out", run, "--resume")["step"] == 2
+
+
+@pytest.mark.parametrize(("able", "dtype"), [({}, "float32"), ({"avx512_bf16": False, "amx_bf16": True}, "bfloat16")])
+def test_a_run_says_in_which_numbers_it_computes(
+    able: dict[str, bool], dtype: str, tmp_path: Path, model_path: str, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    settings = run_settings(model_path, data, dtype="auto", steps=1, warmup=0, passes=1, eval_every=0)
+    train(settings, tmp_path / "run", device="cpu")
+    assert Settings.read(tmp_path / "run" / "settings.json") == settings.replace(dtype=dtype)
 
 
 # ---- the paper's sequences of chunks ---------------------------------------------------------------------------------

@@ -236,11 +236,11 @@ class MemoryConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> MemoryConfig:
-        """Inverse of `to_dict`. Unknown keys are an error: they come from another version."""
+        """Inverse of `to_dict`. Unknown keys are an error: they come from another version. What was stored before there were arrangements is parallel."""
         unknown = set(data) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
-        return cls(**data)
+        return cls(**{"arrangement": "parallel", **data})
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys, so equal configs give equal text."""

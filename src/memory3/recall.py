@@ -26,7 +26,7 @@ from transformers.cache_utils import StaticCache
 
 from memory3.chunks import Chunk, Plan, cut
 from memory3.errors import ConfigError, RecallError
-from memory3.maths.batch import gather_memories, select_chunks
+from memory3.maths.batch import select_chunks
 from memory3.model.attach import ModelShape, attached
 from memory3.model.beginning import Place
 from memory3.model.encode import Encoder
@@ -430,18 +430,8 @@ class Recall:
         memories = dict(zip(names, self._bank.memories(names, use_cache=self._use_cache), strict=True)) if names else {}
         self.statistics.references += sum(len(ids) for ids in found)
         self.statistics.bytes_read += sum(memory.nbytes for memory in memories.values())
-        return gather_memories(
-            found,
-            memories,
-            self._encoder.shape,
-            dtype=self._model.dtype,
-            device=self._model.device,
-            inv_freq=self._shape.inv_freq,
-            moved=[self._rows[n].moved for n in rows],
-            spacing=self._encoder.config.spacing,
-            beginning=self._encoder.beginning,
-            beginning_tokens=[self._rows[n].place.missing for n in rows],
-        )
+        mine = [self._rows[n] for n in rows]
+        return self._encoder.lay_out(found, memories, [row.moved for row in mine], [row.place.missing for row in mine])
 
     # ---- who was looked at -------------------------------------------------------------------------------------------
 

@@ -104,7 +104,7 @@ class _Front:
         self.folder = store.folder.parent / "arms"
         self.folder.mkdir(exist_ok=True)
         asked = [[item["id"], item["gold"], item["retrieved"], item["near"]] for item in items]
-        self.mark = [m3.fingerprint, options["max_new_tokens"], asked, *([m3.config.arrangement] if m3.config.spacing else [])]
+        self.mark = [m3.fingerprint, options["max_new_tokens"], asked, m3.config.arrangement]
 
     def arm(self, name: str, mode: str, source: Any, key: str | None, generate: bool) -> dict[str, list[float]]:
         """Figures of every question: NLL, and of generated answers whether they contain an answer, equal one, and F1. An arm that was measured before is read."""

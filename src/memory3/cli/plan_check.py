@@ -92,12 +92,10 @@ def check(asked: Asked, written: MemoryConfig) -> View:
 
 def _recall(m3: Any, source: Any, query: str, k: int) -> float:
     """Seconds to find and read what a chunk reads, as tensors."""
-    from memory3.maths.batch import gather_memories
-
     started = time.perf_counter()
     found = [hit.reference_id for hit in source.search([query], k)[0]]
     memories = dict(zip(found, source.memories(found, use_cache=False), strict=True))
-    gather_memories([found], memories, m3.shape, dtype=m3.model.dtype, device=m3.model.device)
+    m3.encoder.lay_out([found], memories, [0], [0])
     return time.perf_counter() - started
 
 

@@ -19,7 +19,6 @@ from memory3.bank import Bank
 from memory3.evaluation.prompts import Row
 from memory3.generate import Memory3
 from memory3.maths.attend import masked
-from memory3.maths.batch import gather_memories
 from memory3.model.attach import attached
 from memory3.reading import Reading
 
@@ -118,17 +117,11 @@ def _reading(m3: Memory3, bank: Bank, rows: Sequence[Row], positions: torch.Tens
     """Reader of these prompts and of all that follows them, and positions with room for the memories."""
     places = [m3.frame.place(row.tokens) for row in rows]
     names = list(dict.fromkeys(name for row in rows for name in row.references))
-    batch = gather_memories(
+    batch = m3.encoder.lay_out(
         [row.references for row in rows],
         dict(zip(names, bank.memories(names), strict=True)),
-        m3.shape,
-        dtype=m3.model.dtype,
-        device=m3.model.device,
-        inv_freq=m3.angles,
-        moved=[place.split - (len(m3.frame.beginning) - place.missing) for place in places],
-        spacing=m3.config.spacing,
-        beginning=m3.encoder.beginning,
-        beginning_tokens=[place.missing for place in places],
+        [place.split - (len(m3.frame.beginning) - place.missing) for place in places],
+        [place.missing for place in places],
     )
     width = positions.shape[1]
     columns = torch.arange(width).expand(len(rows), -1)

@@ -75,17 +75,16 @@ def _gather_pairs(
     spacing: int,
 ) -> dict[int, LayerMemory]:
     # What is laid out is a memory at its rank: the same one may lie in other positions for another chunk.
-    places = sorted({(name, rank if spacing else 0) for ids in references for rank, name in enumerate(ids)})
+    laid = [[(name, rank if spacing else 0) for rank, name in enumerate(ids)] for ids in references]
+    places = sorted({place for each in laid for place in each})
     if not places:
         return {}
-    if spacing and inv_freq is None:
-        raise AssertionError("moving memories needs the RoPE angles")
     number = {place: u for u, place in enumerate(places)}
     chosen = [memories[name] for name, _ in places]
     chunks, most = len(references), max(len(ids) for ids in references)
     grid = np.full((chunks, most), -1)  # [N, R] -> number of the memory
-    for n, ids in enumerate(references):
-        grid[n, : len(ids)] = [number[name, rank if spacing else 0] for rank, name in enumerate(ids)]
+    for n, each in enumerate(laid):
+        grid[n, : len(each)] = [number[place] for place in each]
 
     # Where each head's pairs start in the concatenation of all distinct memories, and how many there are: [u, L, H].
     counts = np.stack([m.counts for m in chosen]).astype(np.int64).reshape(len(places), -1)
@@ -120,15 +119,20 @@ def _gather_pairs(
     index, owners = torch.from_numpy(source).to(device), torch.from_numpy(owner).to(device)
     zero = chosen[0].keys.new_zeros(1, shape.head_dim)
     keys = torch.cat([*(m.keys for m in chosen), zero]).to(device, dtype)
-    if spacing and inv_freq is not None:
-        ends = np.cumsum(counts.sum(1))
-        parts = keys[:pad].tensor_split(ends[:-1].tolist())
+    if spacing:
+        if inv_freq is None:
+            raise AssertionError("moving memories needs the RoPE angles")
+        *parts, padding = keys.split([*counts.sum(1).tolist(), 1])
         # Only differences of positions count, so those before 0 are as good as any.
-        turned = [
-            rotate(part, torch.tensor(-spacing * rank, device=device), inv_freq) if rank else part
-            for part, (_, rank) in zip(parts, places, strict=True)
-        ]
-        keys = torch.cat([*turned, keys[pad:]])
+        keys = torch.cat(
+            [
+                *(
+                    rotate(part, torch.tensor(-spacing * rank, device=device), inv_freq) if rank else part
+                    for part, (_, rank) in zip(parts, places, strict=True)
+                ),
+                padding,
+            ]
+        )
     values = torch.cat([*(m.values for m in chosen), zero]).to(device, dtype)
     layers: dict[int, LayerMemory] = {}
     for i, layer in enumerate(shape.layers):

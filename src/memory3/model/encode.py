@@ -24,11 +24,12 @@ from transformers import PreTrainedModel
 from memory3.config import MemoryConfig
 from memory3.errors import InputError, ModelError
 from memory3.maths.attend import attention_with_lse, masked
+from memory3.maths.batch import gather_memories
 from memory3.maths.budget import choose
 from memory3.maths.selectors import LayerView, Selector, selector
 from memory3.model.attach import ModelShape, StopForward, attached
 from memory3.model.beginning import Frame
-from memory3.values import Memory, MemoryShape, Reference
+from memory3.values import Memory, MemoryBatch, MemoryShape, Reference
 
 __all__ = ["Dense", "Encoder", "cut"]
 
@@ -227,6 +228,30 @@ class Encoder:
         memories = cut(dense.keys, dense.values, kept, self.shape.torch_dtype)
         tokens = [np.asarray(reference.token_ids, np.uint32) for reference in references]
         return [replace(memory, tokens=each) for memory, each in zip(memories, tokens, strict=True)]
+
+    def lay_out(
+        self, references: Sequence[Sequence[str]], memories: Mapping[str, Memory], moved: Sequence[int], missing: Sequence[int]
+    ) -> MemoryBatch:
+        """What chunks read, on the model's device and arranged as the settings say (`memory3.maths.batch.gather_memories`).
+
+        Args:
+            references: per chunk, ids, most similar first.
+            memories: by id.
+            moved: per chunk, by how many positions memories move from where they were written.
+            missing: per chunk, how many tokens of the beginning its prompt lacks.
+        """
+        return gather_memories(
+            references,
+            memories,
+            self.shape,
+            dtype=self.model.dtype,
+            device=self.model.device,
+            inv_freq=self._model_shape.inv_freq,
+            moved=moved,
+            spacing=self.config.spacing,
+            beginning=self.beginning,
+            beginning_tokens=missing,
+        )
 
     def encode_with_gradients(self, references: Sequence[Reference]) -> list[Memory]:
         """What `encode` gives, for training: gradients flow through the keys and values that are kept (PAPER.md section 5).

@@ -236,13 +236,14 @@ def _given_bank(settings: Settings) -> Bank:
 
 
 def _with_dtype(settings: Settings, device: str) -> Settings:
-    """Settings that name the number format: one that the device multiplies natively. Emulated on a CPU, bfloat16 is up to 80 times slower than float32."""
+    """Settings that name the number format: one that the device multiplies natively. Emulated on a CPU, bfloat16 is many times slower than float32."""
     if settings.dtype != "auto":
         return settings
     if torch.device(device).type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        able = torch.cpu.get_capabilities()
+        native = any(able.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return settings.replace(dtype="bfloat16" if native else "float32")
 
 

@@ -21,6 +21,10 @@ KINDS = ("memory", "text", "none", "continue", "plain", "chunks", "packed", "pro
 SCHEDULES = ("stable", "cosine")
 
 
+#: It learns to read all that are found, where the paper has them.
+_MEMORY = MemoryConfig(budget=Budget.parse("adaptive:360"), score_gap=2.0, arrangement="parallel")
+
+
 @dataclass(frozen=True)
 class Mixture:
     """Shares of the kinds of passes; they need not add up to 1.
@@ -118,9 +122,7 @@ class Settings:
     bank: str = ""
     records: int = 0
     held_out: tuple[str, ...] = ()
-    memory: MemoryConfig = field(  # it learns to read all that are found, where the paper has them
-        default_factory=lambda: MemoryConfig(budget=Budget.parse("adaptive:360"), score_gap=2.0, arrangement="parallel")
-    )
+    memory: MemoryConfig = _MEMORY
     steps: int = 500
     epochs: float = 0.0
     passes: int = 3
@@ -203,7 +205,7 @@ class Settings:
             raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
         given: dict[str, Any] = dict(data)
         if isinstance(given.get("memory"), Mapping):
-            given["memory"] = MemoryConfig.from_dict({**MemoryConfig(budget="adaptive:360").to_dict(), **given["memory"]})  # type: ignore[arg-type]
+            given["memory"] = MemoryConfig.from_dict({**_MEMORY.to_dict(), **given["memory"]})
         if isinstance(given.get("mixture"), Mapping):
             given["mixture"] = Mixture.of(given["mixture"])
         for name in ("data", "held_out"):
