@@ -103,7 +103,8 @@ def demo(
         soft_wrap=True,
     )
     out.print(
-        "quarter that memory mode gets right with the default model: they show how it works, not how often it is right.",
+        "quarter that raw memories answered right with the default model; packed, as they are here, the first is answered wrong. They show "
+        "how it works, not how often it is right.",
         soft_wrap=True,
     )
     out.print(f"memory and text read the same {REFERENCES} references; a model trained on memories would read 5.")
