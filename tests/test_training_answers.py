@@ -23,6 +23,7 @@ from memory3.training.drawing import LEAK, GroupMaker
 from memory3.training.groups import Group, read_groups
 from memory3.training.live import token_log_likelihoods
 from memory3.training.logs import read_log
+from memory3.training.lora import with_lora
 from memory3.training.preference import preference_loss, with_likelihoods
 from memory3.training.records import Preference, Records, read_records
 from memory3.training.run import train
@@ -234,6 +235,29 @@ def test_preferences_start_at_log_2_and_are_learned(tmp_path: Path, model_path: 
     assert last["eval_preference_right"] == 1.0
 
 
+def test_an_adapter_goes_on_from_where_it_ended(tmp_path: Path, model_path: str, data: str) -> None:
+    """LoRA starts at the adapter that the model's name ends in; so do the likelihoods that preferences are compared with."""
+    settings = answers(model_path, data, "preference", rank=2, alpha=7, steps=3, save_every=3, eval_every=0, warmup=0)
+    adapter = train(settings, tmp_path / "first").trained
+    name = f"{model_path}+{adapter}"
+    merged, tokens = Memory3.from_pretrained(name), torch.tensor([[3, 5, 7, 11, 2]])
+    m3 = Memory3.from_pretrained(model_path)
+    before = m3.model(tokens).logits
+    wrapped = with_lora(m3.model, settings.replace(model=name))
+    assert (before - merged.model(tokens).logits).abs().max() > 1e-3
+    torch.testing.assert_close(wrapped(tokens).logits, merged.model(tokens).logits, atol=1e-5, rtol=1e-5)
+    trained = {n for n, p in wrapped.named_parameters() if p.requires_grad}
+    assert trained == {n for n, _ in wrapped.named_parameters() if ".lora_" in n}
+
+    second = train(settings.replace(model=name), tmp_path / "second")
+    losses = [line["loss_preference"] for line in read_log(tmp_path / "second") if "loss_preference" in line]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-4)
+    assert second.trained is not None
+    assert json.loads((second.trained / "memory3.json").read_text())["model"] == model_path
+    with pytest.raises(ConfigError, match=r"has rank 2 and alpha 7.*--rank 2 --alpha 7"):
+        train(settings.replace(model=name, rank=3), tmp_path / "third")
+
+
 def test_the_commands_with_a_bank(tmp_path: Path, model_path: str) -> None:
     """sft takes model and settings from the bank; dpo goes on from what it left; a bank of another model is refused."""
     config = CONFIG.replace(references_per_chunk=2)
@@ -264,5 +288,3 @@ def test_the_commands_with_a_bank(tmp_path: Path, model_path: str) -> None:
     assert second.exit_code == 0, second.output
     assert json.loads(second.stdout)["trained"] == str(tmp_path / "dpo" / "adapter")
     assert Settings.read(tmp_path / "dpo" / "settings.json").beta == 0.01
-    with pytest.raises(ConfigError, match="one cannot stand on another"):
-        train(Settings(model=f"{model}+{tmp_path / 'dpo' / 'adapter'}", data=(both,)), tmp_path / "third")

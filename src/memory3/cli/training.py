@@ -69,7 +69,12 @@ _KINDS: dict[str, Any] = {
     "eval_groups": _option(int | None, "Groups (of sequences: sequences) per kind held back for that.", "N", _RUN),
     "model": Annotated[
         str | None,
-        typer.Option("--model", "-m", help="Catalogue name, hub id or folder; NAME+DIR with an adapter.", metavar="MODEL"),
+        typer.Option(
+            "--model",
+            "-m",
+            help="Catalogue name, hub id or folder; NAME+ADAPTER trains that adapter further.",
+            metavar="MODEL",
+        ),
     ],
     "tokenizer": Annotated[
         str | None, typer.Option(help="Model whose tokenizer it uses: catalogue name, hub id or folder.", metavar="MODEL")

@@ -22,7 +22,7 @@ from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, ModelError
 from memory3.files import write_atomically
 
-__all__ = ["adapter_of", "merge_adapter", "shipped", "trained_config", "with_adapter", "write_about"]
+__all__ = ["adapter_folder", "adapter_of", "merge_adapter", "shipped", "trained_config", "with_adapter", "write_about"]
 
 _SHIPPED = Path(__file__).parent / "adapters"
 
@@ -48,7 +48,7 @@ def shipped() -> list[str]:
     return sorted(path.name for path in _SHIPPED.iterdir() if path.is_dir())
 
 
-def _folder(adapter: str | Path) -> Path:
+def adapter_folder(adapter: str | Path) -> Path:
     """Where an adapter lies. A name that memory3 ships is that one everywhere; a folder of the same name is ``./NAME``."""
     return _SHIPPED / adapter if str(adapter) in shipped() else Path(adapter)
 
@@ -61,7 +61,7 @@ def write_about(folder: Path, model: str, config: MemoryConfig) -> None:
 def trained_config(name: str) -> MemoryConfig | None:
     """The settings a model was trained for: its adapter says, or its own folder; None where neither does."""
     model, adapter = adapter_of(name)
-    path = (_folder(adapter) if adapter else Path(model)) / _ABOUT
+    path = (adapter_folder(adapter) if adapter else Path(model)) / _ABOUT
     if not path.exists():
         return None
     try:
@@ -77,7 +77,7 @@ def merge_adapter(model: torch.nn.Module, folder: str | Path) -> None:
     Raises:
         ModelError: no adapter there, one of another kind than plain LoRA, or one whose sizes are not this model's.
     """
-    folder = _folder(folder)
+    folder = adapter_folder(folder)
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "adapter_model.safetensors")
@@ -115,7 +115,7 @@ def adapter_of(name: str) -> tuple[str, str]:
     if "+" not in name or Path(name).is_dir():
         return name, ""
     places = [n for n, letter in enumerate(name) if letter == "+"]  # folders may have one in their names
-    at = next((n for n in places if _folder(name[n + 1 :]).is_dir()), places[0])
+    at = next((n for n in places if adapter_folder(name[n + 1 :]).is_dir()), places[0])
     return name[:at], name[at + 1 :]
 
 

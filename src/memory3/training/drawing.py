@@ -264,12 +264,11 @@ class GroupMaker:
         return frozenset(r.id for r in references) if len(references) < self._k else frozenset()
 
     def _related(self) -> tuple[list[int], list[str]]:
-        """Questions that the references found for the first of them answer, and those references in random order."""
+        """Questions that the references found for the first of them answer, and those references as they were ranked: read in a row, order counts."""
         first, found = self._next_question()
         needed = self._needed[first]
-        names = [name for name in found if name not in needed][: self._k - len(needed)] + sorted(needed)
-        self._rng.shuffle(names)
-        there = set(names)
+        there = {*needed, *[name for name in found if name not in needed][: self._k - len(needed)]}
+        names = [name for name in found if name in there] + sorted(needed.difference(found))
         riders = sorted({n for name in names for n in self._answered_by[name] if n != first and self._needed[n] <= there})
         self._rng.shuffle(riders)
         riders.sort(key=self._bags["question"].used.__contains__)  # those not yet asked in this round first
@@ -376,7 +375,6 @@ class GroupMaker:
         bag.used.update(number[name] for name in own)
         tokens = [self._tokens(name) for name in own]
         references = self._not_leaking(found, tokens, own)
-        self._rng.shuffle(references)
         rows = sorted((self._text_row(t) for t in tokens), key=lambda row: len(row.tokens))
         return Group("continue", tuple((r.id, r.token_ids) for r in references), tuple(rows))
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from memory3.errors import ConfigError, MissingDependency
+from memory3.model.adapter import adapter_folder, adapter_of
 from memory3.training.settings import Settings
 
 __all__ = ["export_adapter", "with_lora"]
@@ -16,18 +17,28 @@ __all__ = ["export_adapter", "with_lora"]
 def with_lora(model: Any, settings: Settings) -> Any:
     """The model with LoRA weights beside its own, which are frozen; ``settings.rank`` 0: the model itself, every weight trained.
 
-    LoRA's weights are float32 whatever the model's are. The model is changed in place: layers are wrapped.
+    LoRA's weights are float32 whatever the model's are. They start at nothing, or, where ``settings.model`` names an adapter, at that adapter. The model is
+    changed in place: layers are wrapped.
 
     Raises:
-        ConfigError: no module of the model has one of the names in ``settings.targets``.
+        ConfigError: no module of the model has one of the names in ``settings.targets``; the adapter has another rank or alpha.
         MissingDependency: peft is not installed.
     """
     if settings.rank == 0:
         return model.requires_grad_(True)
     try:
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig, PeftModel, get_peft_model
     except ImportError as error:
         raise MissingDependency("peft", "train", "training an adapter") from error
+    if adapter := adapter_of(settings.model)[1]:
+        folder = adapter_folder(adapter)
+        there = LoraConfig.from_pretrained(str(folder))
+        if (there.r, there.lora_alpha) != (settings.rank, settings.alpha):
+            raise ConfigError(
+                f"adapter {adapter!r} has rank {there.r} and alpha {there.lora_alpha}, the settings {settings.rank} and {settings.alpha}: "
+                f"go on with --rank {there.r} --alpha {there.lora_alpha}, or train all weights with --rank 0"
+            )
+        return _without_casts(PeftModel.from_pretrained(model, str(folder), is_trainable=True))
     targets: Any = settings.targets
     targets = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
     # bias and dropout stay out: the adapter is merged into the weights when it is used.
@@ -44,6 +55,10 @@ def with_lora(model: Any, settings: Settings) -> Any:
         adapted = get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(f"targets {settings.targets!r} cannot be adapted: {str(error).splitlines()[0]}") from error
+    return _without_casts(adapted)
+
+
+def _without_casts(adapted: Any) -> Any:
     module: Any
     for module in adapted.modules():
         if hasattr(module, "cast_input_dtype_enabled"):

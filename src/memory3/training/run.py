@@ -23,6 +23,7 @@ import torch
 from memory3.errors import ConfigError, InputError, MissingDependency, TrainingError
 from memory3.files import write_atomically
 from memory3.generate import Memory3
+from memory3.maths.selectors import is_fitted
 from memory3.model.adapter import adapter_of, write_about
 from memory3.model.scratch import from_scratch
 from memory3.training.checkpoints import last_checkpoint
@@ -98,12 +99,10 @@ def train(
     if resume and stored.exists():
         settings = Settings.read(stored)
     settings = _with_dtype(settings, device or str(state.device))
-    if settings.rank and adapter_of(settings.model)[1]:
-        raise ConfigError(
-            f"{settings.model} has an adapter already, and one cannot stand on another: give rank 0 to train all weights"
-        )
     _make_folder(run)
     m3 = _load(settings, device or str(state.device))
+    _ = m3.fingerprint  # of the weights alone: the bank that groups are drawn with is found again by it
+    model = with_lora(m3.model, settings)  # before drawing, which compares preferences with what training starts at
     with state.main_process_first():
         if not drawn.exists():
             _draw(m3, settings, run, state.num_processes, tell)
@@ -121,7 +120,6 @@ def train(
         cut_log(run, start)
     log = RunLog(run, lambda step, steps, loss: tell("training", step, steps, f"loss {loss:.3f}"))
     stop = StopOnSignal()
-    model = with_lora(m3.model, settings)
     trainer = GroupTrainer(m3, model, arguments(settings, run), groups, held_back, _narrow(settings), settings.beta)
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise TrainingError(
@@ -168,8 +166,13 @@ def _load(settings: Settings, device: str) -> Memory3:
     if settings.shape:
         model, tokenizer = from_scratch(settings.shape, settings.model, seed=settings.seed)
         return Memory3(model.to(device), tokenizer, settings.memory, name=settings.shape)
-    dtype = settings.dtype if settings.rank else "float32"
-    return Memory3.from_pretrained(settings.model, config=settings.memory, dtype=dtype, device=device)
+    if not settings.rank:
+        return Memory3.from_pretrained(settings.model, config=settings.memory, dtype="float32", device=device)
+    # An adapter of the model is where LoRA starts (`with_lora`), so it is not merged here.
+    base, _ = adapter_of(settings.model)
+    # A selector is fitted to the weights as they are, not as they would be rounded; products are narrow all the same.
+    dtype = "float32" if is_fitted(settings.memory.selector) else settings.dtype
+    return Memory3.from_pretrained(base, config=settings.memory, dtype=dtype, device=device)
 
 
 def _draw(m3: Memory3, settings: Settings, run: Path, processes: int, tell: Progress) -> None:
@@ -259,7 +262,7 @@ def _export(trainer: GroupTrainer, m3: Memory3, settings: Settings, folder: Path
     else:
         model.save_pretrained(str(folder))
         m3.tokenizer.save_pretrained(str(folder))
-    write_about(folder, settings.model, settings.memory)
+    write_about(folder, adapter_of(settings.model)[0] if settings.rank else settings.model, settings.memory)
 
 
 def _quiet(trainer: GroupTrainer) -> None:
