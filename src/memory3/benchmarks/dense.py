@@ -62,10 +62,6 @@ class DenseStore:
         """Of all references here."""
         return sorted(self._places)
 
-    def having(self, *parts: str) -> list[str]:
-        """Names of the references of which all these parts are here."""
-        return [name for name in self.names if set(parts) <= set(self._places[name])]
-
     def __contains__(self, name: str) -> bool:
         return name in self._places
 

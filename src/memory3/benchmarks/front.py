@@ -42,7 +42,7 @@ from memory3.evaluation.prompts import prompt_row
 from memory3.evaluation.task import read_records
 from memory3.files import write_atomically
 from memory3.generate import Memory3
-from memory3.maths.selectors import SELECTORS, selector
+from memory3.maths.selectors import SELECTORS, Selector, selector
 from memory3.maths.selectors.blended import Blended
 from memory3.maths.selectors.learned import Learned
 from memory3.maths.selectors.reconstruction import Reconstruction
@@ -97,9 +97,15 @@ class _Front:
     """What all arms share: the model, questions, and where memories come from."""
 
     def __init__(
-        self, m3: Memory3, bank: Bank, store: DenseStore, items: list[dict[str, Any]], options: Mapping[str, Any]
+        self,
+        m3: Memory3,
+        bank: Bank,
+        store: DenseStore,
+        selectors: Sequence[Selector],
+        items: list[dict[str, Any]],
+        options: Mapping[str, Any],
     ) -> None:
-        self.m3, self.bank, self.store, self.items, self.options = m3, bank, store, items, options
+        self.m3, self.bank, self.store, self.selectors, self.items, self.options = m3, bank, store, selectors, items, options
         self.rows: list[dict[str, Any]] = []
         self.folder = store.folder.parent / "arms"
         self.folder.mkdir(exist_ok=True)
@@ -165,13 +171,16 @@ class _Front:
         return Sparse(self.store, config, oracle=scores), mine
 
     def codec(self, config: MemoryConfig, shape: MemoryShape) -> CodedCodec:
-        """With the code book that `memory3 write` would use; fitted to the knowledge base, as it would, where there is none yet."""
+        """With the code book that `memory3 write` would use; fitted to the knowledge base, as it would, where there is none yet, but to references that no question reads, where there are enough."""
         written = Memory3(self.m3.model, self.m3.tokenizer, config, name=self.m3.name)
         book = cached_book(config.codec, written.fingerprint)
         if book is None:
             plain = Sparse(self.store, config)
-            names = self.store.having("keys", "values", *plain.scored_by)
-            drawn = random.Random(0).sample(names, min(len(names), wanted_references(config.codec, shape)))
+            asked = {name for item in self.items for name in (*item["gold"], *item["retrieved"])}
+            drawn = [f"{entry.id}#{n}" for entry in self.bank.documents() for n in range(entry.references)]
+            random.Random(0).shuffle(drawn)
+            drawn = sorted(drawn, key=asked.__contains__)[: wanted_references(config.codec, shape)]
+            self.store.fill(self.bank.references(drawn), self.selectors, "encoding what codecs are fitted to")
             memories = (plain.cut(name) for name in progress(drawn, f"fitting {config.codec}"))
             metrics = error_metrics(written, self.bank.references(drawn[:REFERENCES])) if needs_metrics(config.codec) else None
             book = fit(
@@ -268,8 +277,9 @@ def run(**options: Any) -> dict[str, Any]:
             if Blended.name in selectors:  # made of two
                 selectors = selectors - {Blended.name} | {Learned.name, Reconstruction.name}
             weights = m3.learned.by_layer if m3.learned else None
-            store.fill(bank.references(list(wanted)), [selector(name, weights) for name in sorted(selectors)])
-            front = _Front(m3, bank, store, items, options)
+            scored = [selector(name, weights) for name in sorted(selectors)]
+            store.fill(bank.references(list(wanted)), scored)
+            front = _Front(m3, bank, store, scored, items, options)
             none = front.arm("closed book", "none", None, None, bool(generated))
             results["closed book"] = summary(none, {})
             for key in settings:
