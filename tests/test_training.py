@@ -620,12 +620,36 @@ def test_what_is_looked_at_is_never_trained_on(tmp_path: Path, model_path: str, 
         maker = GroupMaker(m3, bank, records, settings)
         trained = list(maker.groups(90))
     assert {group.kind for group in trained} == set(KINDS)
-    for kind in ("memory", "chunks", "packed", "continue", "plain", "prompt", "preference", "none"):
+    for kind in ("memory", "chunks", "packed", "continue", "plain", "recite", "prompt", "preference", "none"):
         held = {row.tokens for group in maker.held_back[kind] for row in group.rows}
         assert held
         for other in trained:
             if other.kind == kind or {other.kind, kind} <= {"chunks", "packed"} or {other.kind, kind} <= {"continue", "plain"}:
                 assert not held & {row.tokens for row in other.rows}, kind
+
+
+def test_recited_references_are_read(tmp_path: Path, model_path: str, data: str) -> None:
+    """Rows of kind recite are references of their own group, scored behind the tokens that call them; what is asked in held-back groups is not among them."""
+    from memory3.bank import Bank
+
+    settings = run_settings(model_path, data, eval_groups=1, mixture={"memory": 1, "recite": 1})
+    m3 = a_model(settings.memory)
+    records = read_records([data])
+    with Bank.open(tmp_path / "bank", m3) as bank:
+        bank.write(documents_of(records), cold=True)
+        maker = GroupMaker(m3, bank, records, settings)
+        groups = [group for group in maker.groups(40) if group.kind == "recite"]
+    kept = {tokens for group in maker.held_back["memory"] for _, tokens in group.references}
+    assert kept
+    recited = [row.tokens for group in groups for row in group.rows]
+    assert len(set(recited)) > 7
+    assert not kept & set(recited)
+    for group in groups:
+        assert 1 <= len(group.rows) <= settings.texts
+        assert 1 < len(group.references) <= settings.memory.references_per_chunk
+        for row in group.rows:
+            assert row.tokens in [tokens for _, tokens in group.references]
+            assert (row.scored, row.answer) == (len(row.tokens) - 8, 0)
 
 
 def test_the_two_ways_see_the_same_sequences(tmp_path: Path, small_shape: str, model_path: str, data: str) -> None:

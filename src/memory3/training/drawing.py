@@ -38,6 +38,8 @@ _AT_ONCE = 32
 _NEAR = 12
 #: A text shorter than this many tokens says too little.
 _SHORTEST = 16
+#: By so many first tokens a reference is called, to be recited.
+_CUE = 8
 #: Ids of the records' own documents begin with it; a bank's do not.
 _OWN = "training-data/"
 
@@ -111,6 +113,10 @@ class GroupMaker:
                     self._answered_by[name].append(len(self._questions))
                 self._questions.append(question)
                 self._needed.append(needed)
+        long = [r for some in self._references.values() for r in some if len(r.token_ids) >= _SHORTEST]
+        self._recitable = list({r.token_ids: r for r in long}.values())  # the same words may stand in two documents
+        number_of = {r.token_ids: n for n, r in enumerate(self._recitable)}
+        self._place = {r.id: number_of[r.token_ids] for r in long}
         end = m3.tokenizer.eos_token_id
         self._stream = [
             token
@@ -134,6 +140,7 @@ class GroupMaker:
                 ("preference", len(self._preferences)),
                 ("text", len(self._texts)),
                 ("sequence", len(self._starts)),
+                ("reference", len(self._recitable)),
             )
         }
         self._lookahead: list[tuple[int, list[str]]] = []
@@ -168,6 +175,7 @@ class GroupMaker:
         for kinds, there, what in (
             (("memory", "text"), self._questions, "questions on passages"),
             (("continue", "plain"), self._texts, f"texts of {_SHORTEST} tokens or more"),
+            (("recite",), self._recitable, f"passages or texts of {_SHORTEST} tokens or more"),
             (("chunks",), self._starts, f"sequence of {self._settings.memory.chunk_length} tokens of text, one chunk"),
             (
                 ("none",),
@@ -201,6 +209,8 @@ class GroupMaker:
             group = self._continued()
             held["continue"].append(group)
             held["plain"].append(Group("plain", (), group.rows))
+        for _ in range(count if self._recitable and mixture.recite else 0):
+            held["recite"].append(self._recited())
         for _ in range(min(count, len(self._starts) - 1) if mixture.chunks or mixture.packed else 0):
             group = self._group("chunks" if mixture.chunks else "packed")
             held[group.kind].append(group)
@@ -212,8 +222,12 @@ class GroupMaker:
             held["none"].append(self._answered("none", *drawn[:2], []))
         for _ in range(count if self._preferences and mixture.preference else 0):
             held["preference"].append(self._group("preference"))
-        for name in ("text", "sequence", "prompt", "preference"):
+        for name in ("text", "sequence", "prompt", "preference", "reference"):
             self._bags[name].gone |= self._bags[name].used
+        # What is asked or continued among the groups held back is not learned by heart either.
+        kept = {name for kind in ("memory", "continue") for group in held[kind] for name, _ in group.references}
+        kept |= {r.id for n in self._bags["text"].gone for r in self._references[self._texts[n].id]}
+        self._bags["reference"].gone |= {self._place[name] for name in kept & self._place.keys()}
         seen = [self._prompts[number] for number in self._bags["prompt"].gone]
         self._bags["short"].gone = {number for number, prompt in enumerate(self._short) if prompt in seen}
         return dict(held)
@@ -232,6 +246,8 @@ class GroupMaker:
             return self._asked(kind, *self._related())
         if kind == "continue":
             return self._continued()
+        if kind == "recite":
+            return self._recited()
         if kind == "plain":
             tokens = [self._tokens(self._texts[self._bags["text"].take()].id) for _ in range(self._settings.texts)]
             return Group(kind, (), tuple(self._text_row(t) for t in tokens))
@@ -377,6 +393,19 @@ class GroupMaker:
         references = self._not_leaking(found, tokens, own)
         rows = sorted((self._text_row(t) for t in tokens), key=lambda row: len(row.tokens))
         return Group("continue", tuple((r.id, r.token_ids) for r in references), tuple(rows))
+
+    def _recited(self) -> Group:
+        """A reference, and those nearest to it, said again from their memories: what a memory does not hold cannot be said."""
+        bag = self._bags["reference"]
+        first = self._recitable[bag.take()]
+        found = [name for name in self._search([first.text], self._k)[0] if name != first.id]
+        names = [first.id, *found][: self._k]
+        others = dict.fromkeys(self._place[name] for name in names[1:] if name in self._place)
+        own = [first, *(self._recitable[n] for n in others if n not in bag.gone | bag.used)][: self._settings.texts]
+        bag.used.update(self._place[reference.id] for reference in own)
+        rows = sorted((Row(r.token_ids, len(r.token_ids) - _CUE) for r in own), key=lambda row: len(row.tokens))
+        references = [self._reference(name) for name in names]
+        return Group("recite", tuple((r.id, r.token_ids) for r in references), tuple(rows))
 
     def _chunked(self) -> Group:
         """A sequence cut into chunks (PAPER.md section 5). Chunk n reads the references that chunks n - k + 1 to n found, one each."""

@@ -7,6 +7,7 @@ A group is up to k references and the rows that read them, of one of these kinds
     none        prompts of the records as they are, and questions without references
     continue    texts behind memories of similar texts
     plain       texts alone
+    recite      references said again from their memories, each called by its first tokens
     packed      sequences of many chunks, without memories: ordinary pretraining
     chunks      the paper's recipe: sequences of many chunks; each chunk retrieves one reference and reads those of the chunks before it, too
     prompt      a prompt reads what is retrieved for it, and is answered

@@ -16,7 +16,7 @@ from memory3.errors import ConfigError
 __all__ = ["DPO", "KINDS", "SCHEDULES", "SFT", "WARMUP", "Mixture", "Settings"]
 
 #: What a pass trains; see `memory3.training.groups`.
-KINDS = ("memory", "text", "none", "continue", "plain", "chunks", "packed", "prompt", "preference")
+KINDS = ("memory", "text", "none", "continue", "plain", "recite", "chunks", "packed", "prompt", "preference")
 #: How the learning rate goes down from its largest: over the last ``decay`` of the steps, or all the way along a cosine.
 SCHEDULES = ("stable", "cosine")
 
@@ -35,6 +35,7 @@ class Mixture:
         none: prompts and questions without references.
         continue_: texts continued with memories of similar texts. Written ``continue`` in JSON.
         plain: texts continued without.
+        recite: references said again from their memories, each called by its first tokens.
         chunks: the paper's sequences.
         packed: the same without memories: ordinary pretraining.
         prompt: prompts answered behind memories of what is retrieved for them (`SFT`).
@@ -46,6 +47,7 @@ class Mixture:
     none: float = 0.08
     continue_: float = 0.1
     plain: float = 0.07
+    recite: float = 0.0
     chunks: float = 0.0
     packed: float = 0.0
     prompt: float = 0.0
@@ -54,7 +56,7 @@ class Mixture:
     @property
     def retrieves(self) -> bool:
         """Whether any kind needs references."""
-        return bool(self.memory or self.text or self.continue_ or self.chunks or self.prompt or self.preference)
+        return bool(self.memory or self.text or self.continue_ or self.recite or self.chunks or self.prompt or self.preference)
 
     def __post_init__(self) -> None:
         wrong = {name: share for name, share in self.shares().items() if not (isinstance(share, int | float) and share >= 0)}
