@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xxhash
 
 from memory3.bank import Bank
@@ -107,6 +108,7 @@ class _Front:
     ) -> None:
         self.m3, self.bank, self.store, self.selectors, self.items, self.options = m3, bank, store, selectors, items, options
         self.rows: list[dict[str, Any]] = []
+        self._oracles: dict[str, dict[str, torch.Tensor]] = {}
         self.folder = store.folder.parent / "arms"
         self.folder.mkdir(exist_ok=True)
         asked = [[item["id"], item["gold"], item["retrieved"], item["near"]] for item in items]
@@ -157,7 +159,14 @@ class _Front:
 
     def oracle(self, config: MemoryConfig, key: str) -> tuple[Sparse, str]:
         """Memories that keep what the question attends to, and the key of their names: each belongs to one question."""
-        m3, scores, mine = self.m3, {}, f"{key}, oracle"
+        mine = f"{key}, oracle"
+        if key not in self._oracles:
+            self._oracles[key] = self._asked(key, mine)
+        return Sparse(self.store, config, oracle=self._oracles[key]), mine
+
+    def _asked(self, key: str, mine: str) -> dict[str, torch.Tensor]:
+        """What each question attends to in each of its references, ``[L, H, S]`` by a name that has both, which ``mine`` of the question lists."""
+        m3, scores = self.m3, {}
         for item in self.items:
             item[mine] = [f"{name}{MARK}{item['id']}" for name in item[key]]
         asked = sorted(((i, n) for i in self.items for n in range(len(i[key]))), key=lambda pair: len(pair[0]["question"]))
@@ -168,7 +177,7 @@ class _Front:
             dense = m3.encoder.dense(references, [selector("reconstruction")], asked=questions)
             for row, (item, n), length in zip(dense.scores[0], part, dense.lengths.tolist(), strict=True):
                 scores[item[mine][n]] = row[:, :, :length].cpu()
-        return Sparse(self.store, config, oracle=scores), mine
+        return scores
 
     def codec(self, config: MemoryConfig, shape: MemoryShape) -> CodedCodec:
         """With the code book that `memory3 write` would use; fitted to the knowledge base, as it would, where there is none yet, but to references that no question reads, where there are enough."""
