@@ -224,11 +224,11 @@ def _write_settings(settings: Settings, run: Path) -> None:
 
 
 def _given_bank(settings: Settings) -> Bank:
-    """Opened for its texts. Tokens of another model's tokenizer would be nonsense, so the bank must be this model's."""
+    """Opened for its texts. Tokens of another model's tokenizer would be nonsense, so the bank must be this model's; adapters may differ."""
     from memory3.bank import Bank
 
     bank = Bank.open(settings.bank, None, create=False)
-    if bank.manifest.model != settings.model:
+    if adapter_of(bank.manifest.model)[0] != adapter_of(settings.model)[0]:
         written = bank.manifest.model
         bank.close()
         raise ConfigError(
