@@ -254,6 +254,11 @@ def test_an_adapter_goes_on_from_where_it_ended(tmp_path: Path, model_path: str,
     assert losses[0] == pytest.approx(math.log(2), abs=1e-4)
     assert second.trained is not None
     assert json.loads((second.trained / "memory3.json").read_text())["model"] == model_path
+    with Bank.open(
+        tmp_path / "bank", Memory3.from_pretrained(model_path, config=CONFIG)
+    ) as bank:  # of the same model without the adapter: its texts are the same
+        bank.write([Document(f"d{n}", text) for n, text in enumerate(TEXTS)], cold=True)
+    assert train(settings.replace(model=name, bank=str(tmp_path / "bank")), tmp_path / "from-bank").trained is not None
     with pytest.raises(ConfigError, match=r"has rank 2 and alpha 7.*--rank 2 --alpha 7"):
         train(settings.replace(model=name, rank=3), tmp_path / "third")
 
