@@ -23,6 +23,7 @@ from training_runs import CONFIG, TEXTS, run_settings, write_data, write_records
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from typer.testing import CliRunner
 
+from memory3.calibration.selector import Passage, calibrate_selector
 from memory3.cli.app import app
 from memory3.config import MemoryConfig
 from memory3.errors import (
@@ -52,7 +53,7 @@ from memory3.training.run import train
 from memory3.training.settings import KINDS, Mixture, Settings
 from memory3.training.stages import two_stages
 from memory3.training.trainer import GroupTrainer
-from memory3.values import Reference
+from memory3.values import Document, Reference
 
 
 def a_model(config: MemoryConfig = CONFIG, **changes: Any) -> Memory3:
@@ -385,7 +386,6 @@ def test_nothing_to_train_on_is_said_before_any_step(tmp_path: Path, model_path:
 
 def test_a_bank_knows_the_adapter_it_was_written_with(finished: Path, model_path: str, tmp_path: Path) -> None:
     from memory3.bank import Bank
-    from memory3.values import Document
 
     adapter = finished / "adapter"
     plain = Memory3.from_pretrained(model_path, config=CONFIG)
@@ -626,6 +626,27 @@ def test_what_is_looked_at_is_never_trained_on(tmp_path: Path, model_path: str, 
         for other in trained:
             if other.kind == kind or {other.kind, kind} <= {"chunks", "packed"} or {other.kind, kind} <= {"continue", "plain"}:
                 assert not held & {row.tokens for row in other.rows}, kind
+
+
+def test_a_fitted_selector_is_fitted_to_what_was_trained(
+    tmp_path: Path, model_path: str, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies beside the adapter, is used by whoever loads that, and is not the one training began with."""
+    monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path / "cache"))
+    before = Memory3.from_pretrained(model_path, config=CONFIG)
+    learned = calibrate_selector(before, [Passage(record.text) for record in before.split(Document("d", TEXTS[0] * 3))])
+    memory = CONFIG.replace(selector="learned").to_dict()
+    settings = run_settings(model_path, data, memory=memory, steps=3, warmup=0, eval_every=0, mixture={"memory": 1})
+    trained = train(settings, tmp_path / "run").trained
+    assert trained is not None
+    shutil.rmtree(tmp_path / "cache" / "selectors")
+    adapted = Memory3.from_pretrained(f"{model_path}+{trained}")
+    assert adapted.config.selector == "learned"
+    assert adapted.learned is not None
+    assert adapted.learned.about["questions"] > 7
+    assert not torch.allclose(adapted.learned.weights, learned.weights)
+    with pytest.raises(ConfigError, match="was not fitted to this model yet"):
+        Memory3.from_pretrained(model_path, config=adapted.config)
 
 
 def test_recited_references_are_read(tmp_path: Path, model_path: str, data: str) -> None:

@@ -18,7 +18,7 @@ from memory3.answer import Answer, Timings, Usage
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, InputError
 from memory3.maths.selectors import is_fitted
-from memory3.model.adapter import trained_config, with_adapter
+from memory3.model.adapter import own_folder, trained_config, with_adapter
 from memory3.model.attach import ModelShape
 from memory3.model.beginning import FIXED, Frame
 from memory3.model.encode import Encoder
@@ -142,7 +142,8 @@ class Memory3:
     def learned(self) -> SelectorWeights | None:
         """What selectors ``learned`` and ``blended`` know of this model, if it was fitted to it."""
         shape = self._model_shape
-        return find_weights(self.whole_model, shape.full_layers, shape.heads * shape.head_dim + 1, shape.kv_heads)
+        width = shape.heads * shape.head_dim + 1
+        return find_weights(self.whole_model, shape.full_layers, width, shape.kv_heads, own_folder(self.name))
 
     @property
     def angles(self) -> torch.Tensor:

@@ -22,7 +22,16 @@ from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, ModelError
 from memory3.files import write_atomically
 
-__all__ = ["adapter_folder", "adapter_of", "merge_adapter", "shipped", "trained_config", "with_adapter", "write_about"]
+__all__ = [
+    "adapter_folder",
+    "adapter_of",
+    "merge_adapter",
+    "own_folder",
+    "shipped",
+    "trained_config",
+    "with_adapter",
+    "write_about",
+]
 
 _SHIPPED = Path(__file__).parent / "adapters"
 
@@ -58,11 +67,18 @@ def write_about(folder: Path, model: str, config: MemoryConfig) -> None:
     write_atomically(folder / _ABOUT, json.dumps({"model": model, "memory": config.to_dict()}, indent=2) + "\n")
 
 
+def own_folder(name: str) -> Path | None:
+    """The folder of a model's adapter, or its own; None where it has neither."""
+    model, adapter = adapter_of(name)
+    folder = adapter_folder(adapter) if adapter else Path(model)
+    return folder if folder.is_dir() else None
+
+
 def trained_config(name: str) -> MemoryConfig | None:
     """The settings a model was trained for: its adapter says, or its own folder; None where neither does."""
-    model, adapter = adapter_of(name)
-    path = (adapter_folder(adapter) if adapter else Path(model)) / _ABOUT
-    if not path.exists():
+    folder = own_folder(name)
+    path = folder / _ABOUT if folder else None
+    if path is None or not path.exists():
         return None
     try:
         return MemoryConfig.from_dict(json.loads(path.read_text(encoding="utf-8"))["memory"])

@@ -1,6 +1,7 @@
 """What selector `learned` learned, as a safetensors file by the model's fingerprint. Knows no fitting.
 
     <cache folder>/selectors/<fingerprint of the whole model>.safetensors
+    <folder of the adapter or model>/selector.safetensors      as training leaves it
 
 Tensor ``weights``: float32 ``[L, A d + 1, H]``, L layers of full attention; its metadata has one key, ``memory3``: JSON with ``version``, ``model`` (that fingerprint),
 ``layers`` and ``about``.
@@ -27,6 +28,8 @@ from memory3.model.calibrated import calibrated, own_calibrated
 __all__ = ["SelectorWeights", "find_weights", "keep_weights"]
 
 VERSION = 1
+_BESIDE = "selector.safetensors"
+_REMEDY = "delete it, or fit it anew with `memory3 calibrate`"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,9 +59,9 @@ class SelectorWeights:
         return dict(zip(self.layers, self.weights, strict=True))
 
 
-def keep_weights(found: SelectorWeights) -> Path:
-    """Put them into the cache folder."""
-    path = own_calibrated("selectors", f"{found.model}.safetensors")
+def keep_weights(found: SelectorWeights, folder: Path | None = None) -> Path:
+    """Put them into the cache folder, or into the folder of the adapter or model."""
+    path = folder / _BESIDE if folder else own_calibrated("selectors", f"{found.model}.safetensors")
     said = {"version": VERSION, "model": found.model, "layers": found.layers, "about": dict(found.about)}
     header = json.dumps(said, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,15 +69,33 @@ def keep_weights(found: SelectorWeights) -> Path:
     return path
 
 
-def find_weights(model: str, layers: tuple[int, ...], width: int, heads: int) -> SelectorWeights | None:
+def find_weights(
+    model: str, layers: tuple[int, ...], width: int, heads: int, folder: Path | None = None
+) -> SelectorWeights | None:
     """What was fitted to the model of this fingerprint, if anything: L ``layers``, A d + 1 = ``width``, H ``heads``.
+
+    Args:
+        folder: of the adapter or model, where training may have left it.
 
     Raises:
         ModelError: the file there cannot be used.
     """
-    path = calibrated("selectors", f"{model}.safetensors")
+    name = ("selectors", f"{model}.safetensors")
+    left = folder / _BESIDE if folder else None
+    if left and left.is_file() and not own_calibrated(*name).is_file():
+        found = _read(left, layers, width, heads)
+        if found.model == model:  # else it was fitted to the same weights in another number format, say
+            return found
+    path = calibrated(*name)
     if path is None:
         return None
+    found = _read(path, layers, width, heads)
+    if found.model != model:
+        raise ModelError(f"{path} is for the model {found.model}, not {model}: {_REMEDY}")
+    return found
+
+
+def _read(path: Path, layers: tuple[int, ...], width: int, heads: int) -> SelectorWeights:
     try:
         data = path.read_bytes()
         weights = safetensors.torch.load(data)["weights"]
@@ -82,7 +103,7 @@ def find_weights(model: str, layers: tuple[int, ...], width: int, heads: int) ->
         found = SelectorWeights(header["model"], tuple(header["layers"]), weights, header["about"])
         version = header["version"]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path} cannot be read ({error!r}): delete it, or fit it anew with `memory3 calibrate`") from error
+        raise ModelError(f"{path} cannot be read ({error!r}): {_REMEDY}") from error
     shape = (len(layers), width, heads)
     fits = (
         tuple(weights.shape) == shape
@@ -90,9 +111,8 @@ def find_weights(model: str, layers: tuple[int, ...], width: int, heads: int) ->
         and weights.dtype == torch.float32
         and bool(weights.isfinite().all())
     )
-    if version != VERSION or found.model != model or not fits:
+    if version != VERSION or not fits:
         raise ModelError(
-            f"{path} is version {version} for the model {found.model} with weights {tuple(weights.shape)}, wanted are version {VERSION}, {model} and "
-            f"finite float32 {shape}: delete it, or fit it anew with `memory3 calibrate`"
+            f"{path} is version {version} with weights {tuple(weights.shape)}, wanted are version {VERSION} and finite float32 {shape}: {_REMEDY}"
         )
     return found
