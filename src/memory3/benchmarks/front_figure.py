@@ -19,12 +19,15 @@ _TITLES = {
 _COLOURS = {
     "reconstruction": "#0969da",
     "learned": "#1a7f37",
+    "blended": "#cf222e",
     "attention": "#bf8700",
     "random": "#8c959f",
     "first": "#6e7781",
     "oracle": "#8250df",
 }
 _MARKERS = "osD^vP*X"
+#: Inches: of a panel, of a picture at least, of a line of the legend.
+_PANEL, _LEAST_WIDTH, _LABEL = 5.2, 8.4, 2.6
 
 
 def draw(results: Mapping[str, Any], path: str | Path) -> None:
@@ -41,17 +44,28 @@ def draw(results: Mapping[str, Any], path: str | Path) -> None:
         raise MissingDependency("matplotlib", "plots", "drawing a front") from error
     settings = [name for name in ("gold", "retrieved", "near") if name in results]
     metrics = [name for name in _TITLES if name in results["closed book"] and name != "exact"]
-    figure = Figure(figsize=(5.2 * len(metrics), 4.2 * len(settings)), dpi=130, layout="constrained")
+    width = max(_LEAST_WIDTH, _PANEL * len(metrics))
+    figure = Figure(figsize=(width, 4.2 * len(settings) + 1.2), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     for row, setting in zip(figure.subplots(len(settings), len(metrics), squeeze=False), settings, strict=True):
         for axes, metric in zip(row, metrics, strict=True):
             _panel(axes, results, setting, metric)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    columns = int(width / _LABEL)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     try:
         figure.savefig(path, format="png")
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _round_ticks(axis: Any) -> None:
+    """At 1, 2 and 5 times powers of ten, as plain numbers."""
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _panel(axes: Any, results: Mapping[str, Any], setting: str, metric: str) -> None:
@@ -84,10 +98,11 @@ def _panel(axes: Any, results: Mapping[str, Any], setting: str, metric: str) -> 
             [value],
             [[value - low], [high - value]],
             fmt=marker,
-            color=_COLOURS.get(selector, "#cf222e"),
+            color=_COLOURS.get(selector, "#24292f"),
             alpha=0.85,
             capsize=2,
             label=kind if first else None,
         )
     axes.set(xscale="log", xlabel="KB on disk per reference", ylabel=_TITLES[metric], title=f"{setting} references")
+    _round_ticks(axes.xaxis)
     axes.grid(alpha=0.3)
