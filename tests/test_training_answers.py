@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from memory3.bank import Bank
 from memory3.cli.app import app
-from memory3.errors import ConfigError, InputError
+from memory3.errors import ConfigError, InputError, ModelError
 from memory3.generate import Memory3
 from memory3.maths.overlap import overlap
 from memory3.training.collate import MemoryCollator
@@ -239,6 +239,7 @@ def test_an_adapter_goes_on_from_where_it_ended(tmp_path: Path, model_path: str,
     """LoRA starts at the adapter that the model's name ends in; so do the likelihoods that preferences are compared with."""
     settings = answers(model_path, data, "preference", rank=2, alpha=7, steps=3, save_every=3, eval_every=0, warmup=0)
     adapter = train(settings, tmp_path / "first").trained
+    assert adapter is not None
     name = f"{model_path}+{adapter}"
     merged, tokens = Memory3.from_pretrained(name), torch.tensor([[3, 5, 7, 11, 2]])
     m3 = Memory3.from_pretrained(model_path)
@@ -261,6 +262,10 @@ def test_an_adapter_goes_on_from_where_it_ended(tmp_path: Path, model_path: str,
     assert train(settings.replace(model=name, bank=str(tmp_path / "bank")), tmp_path / "from-bank").trained is not None
     with pytest.raises(ConfigError, match=r"has rank 2 and alpha 7.*--rank 2 --alpha 7"):
         train(settings.replace(model=name, rank=3), tmp_path / "third")
+    described = adapter / "adapter_config.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"use_dora": True}))
+    with pytest.raises(ModelError, match="is not plain LoRA"):
+        train(settings.replace(model=name), tmp_path / "fourth")
 
 
 def test_the_commands_with_a_bank(tmp_path: Path, model_path: str) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "adapter_of",
     "merge_adapter",
     "own_folder",
+    "read_adapter",
     "shipped",
     "trained_config",
     "with_adapter",
@@ -86,12 +87,11 @@ def trained_config(name: str) -> MemoryConfig | None:
         raise ModelError(f"{path} cannot be read ({error}): name the settings yourself, or remove the file") from error
 
 
-@torch.no_grad()
-def merge_adapter(model: torch.nn.Module, folder: str | Path) -> None:
-    """Add an adapter to the weights of a model, in place.
+def read_adapter(folder: str | Path) -> tuple[int, float, bool, dict[str, dict[str, torch.Tensor]]]:
+    """Rank, alpha, whether the scale is alpha over the root of the rank, and by module its halves ``A`` ``[rank, in]`` and ``B`` ``[out, rank]``, float32.
 
     Raises:
-        ModelError: no adapter there, one of another kind than plain LoRA, or one whose sizes are not this model's.
+        ModelError: no adapter there, or one of another kind than plain LoRA.
     """
     folder = adapter_folder(folder)
     try:
@@ -114,7 +114,19 @@ def merge_adapter(model: torch.nn.Module, folder: str | Path) -> None:
         raise ModelError(
             f"adapter {str(folder)!r} is not plain LoRA ({', '.join(odd[:3]) or 'halves are missing'}): it cannot be merged"
         )
-    scale = alpha / (rank**0.5 if config.get("use_rslora") else rank)
+    return rank, alpha, bool(config.get("use_rslora")), pairs
+
+
+@torch.no_grad()
+def merge_adapter(model: torch.nn.Module, folder: str | Path) -> None:
+    """Add an adapter to the weights of a model, in place.
+
+    Raises:
+        ModelError: as `read_adapter`; or its sizes are not this model's.
+    """
+    rank, alpha, root, pairs = read_adapter(folder)
+    folder = adapter_folder(folder)
+    scale = alpha / (rank**0.5 if root else rank)
     modules: dict[str, Any] = dict(model.named_modules())
     for name, pair in pairs.items():
         weight = getattr(modules.get(name), "weight", None)

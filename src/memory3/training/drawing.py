@@ -401,7 +401,8 @@ class GroupMaker:
         found = [name for name in self._search([first.text], self._k)[0] if name != first.id]
         names = [first.id, *found][: self._k]
         others = dict.fromkeys(self._place[name] for name in names[1:] if name in self._place)
-        own = [first, *(self._recitable[n] for n in others if n not in bag.gone | bag.used)][: self._settings.texts]
+        free = (n for n in others if n not in bag.gone and n not in bag.used)
+        own = [first, *(self._recitable[n] for n in free)][: self._settings.texts]
         bag.used.update(self._place[reference.id] for reference in own)
         rows = sorted((Row(r.token_ids, len(r.token_ids) - _CUE) for r in own), key=lambda row: len(row.tokens))
         references = [self._reference(name) for name in names]

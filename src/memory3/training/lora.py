@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from memory3.errors import ConfigError, MissingDependency
-from memory3.model.adapter import adapter_folder, adapter_of
+from memory3.errors import ConfigError, MissingDependency, ModelError
+from memory3.model.adapter import adapter_folder, adapter_of, read_adapter
 from memory3.training.settings import Settings
 
 __all__ = ["export_adapter", "with_lora"]
@@ -22,6 +22,7 @@ def with_lora(model: Any, settings: Settings) -> Any:
 
     Raises:
         ConfigError: no module of the model has one of the names in ``settings.targets``; the adapter has another rank or alpha.
+        ModelError: the adapter cannot be read, is no plain LoRA, or is another model's.
         MissingDependency: peft is not installed.
     """
     if settings.rank == 0:
@@ -31,14 +32,17 @@ def with_lora(model: Any, settings: Settings) -> Any:
     except ImportError as error:
         raise MissingDependency("peft", "train", "training an adapter") from error
     if adapter := adapter_of(settings.model)[1]:
-        folder = adapter_folder(adapter)
-        there = LoraConfig.from_pretrained(str(folder))
-        if (there.r, there.lora_alpha) != (settings.rank, settings.alpha):
+        rank, alpha, *_ = read_adapter(adapter)
+        if (rank, alpha) != (settings.rank, settings.alpha):
             raise ConfigError(
-                f"adapter {adapter!r} has rank {there.r} and alpha {there.lora_alpha}, the settings {settings.rank} and {settings.alpha}: "
-                f"go on with --rank {there.r} --alpha {there.lora_alpha}, or train all weights with --rank 0"
+                f"adapter {adapter!r} has rank {rank} and alpha {alpha:g}, the settings {settings.rank} and {settings.alpha}: "
+                f"go on with --rank {rank} --alpha {alpha:g}, or train all weights with --rank 0"
             )
-        return _without_casts(PeftModel.from_pretrained(model, str(folder), is_trainable=True))
+        try:
+            further = PeftModel.from_pretrained(model, str(adapter_folder(adapter)), is_trainable=True)
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(f"adapter {adapter!r} was made for another model: {str(error).splitlines()[0]}") from error
+        return _without_casts(further)
     targets: Any = settings.targets
     targets = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
     # bias and dropout stay out: the adapter is merged into the weights when it is used.

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from memory3.calibration.selector import PASSAGES, Passage, calibrate_selector
+from memory3.calibration.selector import PASSAGES, Passage, calibrate_selector, passages_in
 from memory3.errors import ConfigError, InputError, MissingDependency, TrainingError
 from memory3.files import write_atomically
 from memory3.generate import Memory3
@@ -278,13 +278,11 @@ def _export(trainer: GroupTrainer, m3: Memory3, settings: Settings, folder: Path
 
 def _write_passages(records: Records, run: Path, seed: int) -> None:
     """Some passages with their questions, and texts where there are few."""
-    together: dict[str, list[tuple[str, str]]] = {}
-    for question in records.questions:
-        together.setdefault(question.passage, []).append((question.question, question.answer))
-    passages = list(together.items())
+    passages = list(passages_in(vars(question) for question in records.questions))
     random.Random(seed).shuffle(passages)
-    passages += [(text, []) for text in records.texts[: max(0, _PASSAGES - len(passages))]]
-    write_atomically(run / "passages.jsonl", "".join(json.dumps(each) + "\n" for each in passages[:_PASSAGES]))
+    passages += map(Passage, records.texts[: max(0, _PASSAGES - len(passages))])
+    lines = (json.dumps([passage.text, list(passage.questions)]) + "\n" for passage in passages[:_PASSAGES])
+    write_atomically(run / "passages.jsonl", "".join(lines))
 
 
 def _fit_selector(run: Path, trained: Path, settings: Settings, device: str, tell: Progress) -> None:
