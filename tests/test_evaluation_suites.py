@@ -268,6 +268,9 @@ def test_qa_from_the_command_line(model, data, tmp_path):
     assert len(rows_of(out)) > before
     assert "tasks" in json.loads((out / "results.json").read_text())
     assert "| none |" in (out / "report.md").read_text()
+    narrow = json.loads(run(*common, "--limit", 3, "--model-dtype", "bfloat16", "--modes", "none", "--json"))
+    wide, narrow = (said["tasks"]["wiki_qa/test"]["modes"]["none"]["metrics"]["nll"]["value"] for said in (first, narrow))
+    assert wide != narrow == pytest.approx(wide, rel=0.05)
     run("report", out, "--out", tmp_path / "docs" / "results.md")
     assert "## qa:" in (tmp_path / "docs" / "results.md").read_text()
 
@@ -307,6 +310,7 @@ def test_the_command_line_refuses(model, data, tmp_path):
         (["eval", "qa", "--data", data, "--out", tmp_path, "--modes", "memry"], 1),
         (["eval", "qa", "--data", data, "--out", tmp_path, "--guard", "lots"], 1),
         (["eval", "qa", "--data", tmp_path, "--out", tmp_path], 1),
+        (["eval", "qa", "--data", data, "--out", tmp_path, "--model", model, "--model-dtype", "int3"], 1),
         (["report", tmp_path, "--out", tmp_path / "x.md"], 1),
     ):
         run(*arguments, code=code)

@@ -253,13 +253,23 @@ def random_memory(seed: int, largest: int = 4) -> Memory:
     return Memory(counts, np.zeros(total, np.uint16), keys, values)
 
 
-@pytest.mark.parametrize("spacing", [0, 11])
-def test_gather_puts_every_pair_in_its_head(spacing: int) -> None:
+@pytest.mark.parametrize(("spacing", "temperature"), [(0, 1.0), (11, 1.0), (11, 0.7)])
+def test_gather_puts_every_pair_in_its_head(spacing: int, temperature: float) -> None:
     memories = {name: random_memory(seed) for seed, name in enumerate("abcde")}
     references = [["a", "b", "c"], ["d"], [], ["e", "a"]]
     moved = [0, 5, 0, -2]
     freq = torch.tensor([1.0, 0.4, 0.1, 0.05, 0.01])
-    batch = gather_memories(references, memories, SHAPE, dtype=torch.float32, inv_freq=freq, moved=moved, spacing=spacing)
+    batch = gather_memories(
+        references,
+        memories,
+        SHAPE,
+        dtype=torch.float32,
+        inv_freq=freq,
+        moved=moved,
+        spacing=spacing,
+        temperature=temperature,
+    )
+    query = torch.randn(D, generator=torch.Generator().manual_seed(0))
     for n, names in enumerate(references):
         for i, layer in enumerate(SHAPE.layers):
             for h in range(2):
@@ -277,7 +287,8 @@ def test_gather_puts_every_pair_in_its_head(spacing: int) -> None:
                 here = got.owner[n, h] >= 0
                 assert got.owner[n, h][here].tolist() == owner
                 if owner:
-                    torch.testing.assert_close(got.keys[n, h][here], torch.stack(keys))
+                    torch.testing.assert_close(got.keys[n, h][here] @ query, torch.stack(keys) @ query / temperature)
+                    torch.testing.assert_close(got.keys[n, h][here] * temperature, torch.stack(keys))
                     torch.testing.assert_close(got.values[n, h][here], torch.stack(values))
                 if got.bias is not None:
                     assert ((got.bias[n, h, 0] == 0) == here).all()
@@ -288,7 +299,9 @@ def test_gather_puts_every_pair_in_its_head(spacing: int) -> None:
 def test_beginning_is_read_where_the_prompt_lacks_it() -> None:
     memories = {"a": random_memory(1)}
     beginning = [(torch.randn(2, 5, D), torch.randn(2, 5, D)) for _ in range(6)]
-    batch = gather_memories([["a"], ["a"]], memories, SHAPE, dtype=torch.float32, beginning=beginning, beginning_tokens=[2, 0])
+    batch = gather_memories(
+        [["a"], ["a"]], memories, SHAPE, dtype=torch.float32, temperature=0.7, beginning=beginning, beginning_tokens=[2, 0]
+    )
     assert sorted(batch.layers) == [0, 1, 2, 3, 4, 5]
     for number, layer in batch.layers.items():
         torch.testing.assert_close(layer.keys[0, :, :2], beginning[number][0][:, -2:])

@@ -17,7 +17,7 @@ from typing import Any
 
 from memory3.errors import ConfigError
 
-__all__ = ["PRESETS", "Budget", "MemoryConfig", "codec_sides", "default_codec", "foretells"]
+__all__ = ["DTYPES", "PRESETS", "Budget", "MemoryConfig", "codec_sides", "default_codec", "foretells"]
 
 LAYER_PRESETS = ("all", "first_half", "middle_half", "last_half")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -133,6 +133,8 @@ class MemoryConfig:
             trained to read several references at once is confused by them, and the best one is the right one most of the time (docs/log.md).
         arrangement: where references that are read at once lie. ``"row"``: one before the other, the best one next to what reads it. ``"parallel"``: all in the same positions (the
             paper). A model that was not trained for it reads a row better.
+        memory_temperature: what the logits of memories are divided by where they are read; 1: nothing (the paper). Below 1 a model looks at fewer of the pairs and at
+            them harder (docs/log.md).
     """
 
     layers: str | tuple[int, ...] = "all"
@@ -146,6 +148,7 @@ class MemoryConfig:
     references_per_chunk: int = 5
     score_gap: float = 0.1
     arrangement: str = "row"
+    memory_temperature: float = 1.0
 
     #: Settings that change a memory.
     WRITING = ("layers", "budget", "selector", "reference_length", "beginning", "dtype")
@@ -173,6 +176,8 @@ class MemoryConfig:
             raise ConfigError(
                 f"score_gap must be a number from 0 (the best reference alone) to 2 (all that are found), not {self.score_gap!r}"
             )
+        if not isinstance(self.memory_temperature, int | float) or not 0.1 <= self.memory_temperature <= 10:
+            raise ConfigError(f"memory_temperature must be a number from 0.1 to 10, not {self.memory_temperature!r}")
         if self.arrangement not in ARRANGEMENTS:
             raise ConfigError(f"arrangement {self.arrangement!r} is unknown: use one of {', '.join(ARRANGEMENTS)}")
         if self.dtype not in DTYPES:
@@ -236,11 +241,11 @@ class MemoryConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> MemoryConfig:
-        """Inverse of `to_dict`. Unknown keys are an error: they come from another version. What was stored before there were arrangements is parallel."""
+        """Inverse of `to_dict`. Unknown keys are an error: they come from another version. What was stored before there were arrangements is parallel, and before there was a temperature, 1."""
         unknown = set(data) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
-        return cls(**{"arrangement": "parallel", **data})
+        return cls(**{"arrangement": "parallel", "memory_temperature": 1.0, **data})
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys, so equal configs give equal text."""
@@ -270,6 +275,7 @@ PRESETS: dict[str, MemoryConfig] = {
         codec="raw",
         score_gap=2.0,
         arrangement="parallel",
+        memory_temperature=1.0,
     ),
     "full": MemoryConfig(budget=Budget("all"), selector="first", codec="raw"),
 }

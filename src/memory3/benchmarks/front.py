@@ -6,7 +6,7 @@ key-values, and the oracle, which keeps what the question itself attends to.
 
 The data folder is that of `memory3.evaluation.qa`. Questions are drawn by ``seed``. Answer NLL is of all points; answers are generated for the
 points named in ``answers`` (``all``: for every one), and for the lines. ``gold`` reads the one reference that holds the answer, ``retrieved`` all that search finds,
-``near`` those of them within ``gap`` of the best one (`memory3.config.MemoryConfig.score_gap`), beside the text of all that search found. ``arrangement`` is how they lie. Of the lines, closed book and text
+``near`` those of them within ``gap`` of the best one (`memory3.config.MemoryConfig.score_gap`), beside the text of all that search found. ``arrangement`` is how they lie, ``temperature`` what their logits are divided by. Of the lines, closed book and text
 are always there; ``lines`` may name ``all`` (all key-values) and, for ``near``, ``same`` (the text of the same references).
 ``figure=FILE`` draws it all. With ``dense=DIR`` the encoded knowledge base and what was measured stay there, and a run that was interrupted goes on.
 """
@@ -65,6 +65,7 @@ OPTIONS: dict[str, Any] = {
     "lines": "all,same",
     "gap": MemoryConfig().score_gap,
     "arrangement": MemoryConfig().arrangement,
+    "temperature": MemoryConfig().memory_temperature,
     "questions": 500,
     "k": 0,
     "max_new_tokens": 32,
@@ -118,7 +119,9 @@ class _Front:
         """Figures of every question: NLL, and of generated answers whether they contain an answer, equal one, and F1. An arm that was measured before is read."""
         codec = source.codec if isinstance(source, Sparse) else None
         book = codec.book.fingerprint if codec else ""
-        kept = self.folder / f"{xxhash.xxh3_64_hexdigest(json.dumps([name, generate, book, self.mark]).encode())}.json"
+        temperature = self.m3.config.memory_temperature
+        mark = [*self.mark, temperature] if mode == "memory" and temperature != 1 else self.mark
+        kept = self.folder / f"{xxhash.xxh3_64_hexdigest(json.dumps([name, generate, book, mark]).encode())}.json"
         if kept.exists():
             rows = json.loads(kept.read_text(encoding="utf-8"))
         else:
@@ -271,7 +274,7 @@ def run(**options: Any) -> dict[str, Any]:
     wrong = [name for name in settings if name not in SETTINGS] + [name for name in generated if name not in points]
     if wrong:
         raise InputError(f"{wrong[0]!r}: settings are {', '.join(SETTINGS)}, answers are some of the points")
-    config = MemoryConfig.preset("full").replace(arrangement=options["arrangement"])
+    config = MemoryConfig.preset("full").replace(arrangement=options["arrangement"], memory_temperature=options["temperature"])
     m3 = Memory3.from_pretrained(options["model"], config=config, batch_size=8)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="memory3-front-") as temporary:

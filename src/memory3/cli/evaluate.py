@@ -112,6 +112,7 @@ def evaluate(
     ] = None,
     preset: options.Preset = None,
     device: options.Device = None,
+    model_dtype: options.ModelDtype = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure answers: memory against text, against nothing, against controls.
@@ -157,12 +158,12 @@ def evaluate(
     found = load_suite(suite, Options(data, split, shots, seed, max_new_tokens, judge, hub), tasks or ())
     opened = None
     if bank is not None:
-        m3, opened = open_bank(bank, model, device=device)
+        m3, opened = open_bank(bank, model, device=device, dtype=model_dtype)
     else:
         from memory3.model.catalogue import DEFAULT_MODEL
 
         config = MemoryConfig.preset(preset) if preset else MemoryConfig()
-        m3 = load_model(full_name(model or DEFAULT_MODEL), config, device=device)
+        m3 = load_model(full_name(model or DEFAULT_MODEL), config, device=device, dtype=model_dtype)
     silence()
     plan = Plan(
         parse_modes(wanted, m3.config.references_per_chunk, m3.config.score_gap) if k is None else parse_modes(wanted, k),

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 __all__ = ["full_name", "load_model", "open_bank", "silence"]
 
 
-def load_model(name: str, config: MemoryConfig, *, device: str | None = None, batch_size: int = 16) -> Memory3:
+def load_model(
+    name: str, config: MemoryConfig, *, device: str | None = None, dtype: str | None = None, batch_size: int = 16
+) -> Memory3:
     """The model of this name under these settings. A first download shows its own progress."""
     from memory3.model.adapter import adapter_of
     from memory3.model.catalogue import resolve_model
@@ -26,11 +28,17 @@ def load_model(name: str, config: MemoryConfig, *, device: str | None = None, ba
         silence()
         from memory3.generate import Memory3
 
-        return Memory3.from_pretrained(name, config=config, device=device, batch_size=batch_size)
+        return Memory3.from_pretrained(name, config=config, device=device, dtype=dtype, batch_size=batch_size)
 
 
 def open_bank(
-    path: Path, model: str | None = None, *, adapter: str | None = None, device: str | None = None, embedder: bool = True
+    path: Path,
+    model: str | None = None,
+    *,
+    adapter: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    embedder: bool = True,
 ) -> tuple[Memory3, Bank]:
     """The bank at ``path`` with the model it remembers, or with another that must be able to read it.
 
@@ -39,7 +47,7 @@ def open_bank(
     from memory3.bank import Bank
 
     manifest = Bank.describe(path)
-    m3 = load_model(full_name(model or manifest.model, adapter), manifest.config, device=device)
+    m3 = load_model(full_name(model or manifest.model, adapter), manifest.config, device=device, dtype=dtype)
     bank = Bank.open(path, m3, create=False)
     if embedder:
         with err.status(f"loading {manifest.embedder}"):

@@ -56,6 +56,15 @@ Device = Annotated[
     str | None,
     typer.Option(help="cpu, cuda, cuda:1, ... Default: a GPU where there is one.", metavar="NAME", rich_help_panel=MACHINE),
 ]
+ModelDtype = Annotated[
+    str | None,
+    typer.Option(
+        "--model-dtype",
+        help="Number format of the weights: float32, bfloat16, float16. Default: float32 on a CPU, as saved elsewhere.",
+        metavar="NAME",
+        rich_help_panel=MACHINE,
+    ),
+]
 BatchSize = Annotated[
     int,
     typer.Option(help="References per forward pass. Less needs less RAM.", metavar="N", min=1, rich_help_panel=MACHINE),

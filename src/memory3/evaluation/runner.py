@@ -139,7 +139,12 @@ def _settings(task: Task, m3: Memory3, bank: Bank | None, mode: Mode) -> dict[st
         hashes = sorted(f"{entry.id}:{entry.content_hash}" for entry in bank.documents())
         settings["bank"] = settings_key({"documents": hashes})
         if mode.read == "memory":
-            settings |= {"codec": bank.manifest.config.codec, "arrangement": m3.config.arrangement}
+            read = m3.config
+            settings |= {
+                "codec": bank.manifest.config.codec,
+                "arrangement": read.arrangement,
+                "temperature": read.memory_temperature,
+            }
     return settings
 
 

@@ -34,6 +34,7 @@ def gather_memories(
     inv_freq: torch.Tensor | None = None,
     moved: Sequence[int] | None = None,
     spacing: int = 0,
+    temperature: float = 1.0,
     beginning: Beginning | None = None,
     beginning_tokens: Sequence[int] | None = None,
 ) -> MemoryBatch:
@@ -47,13 +48,14 @@ def gather_memories(
         inv_freq: RoPE angles, needed where anything is moved.
         moved: per chunk, by how many positions its keys move from where they were written. None: not at all.
         spacing: positions between a reference and the next best, which lies before it; 0: all lie in the same positions.
+        temperature: what the logits of memories are divided by, those of the beginning not. Keys are: a query's product with a key is its logit.
         beginning: keys and values of the beginning, one pair ``[H, b, d]`` for every layer of the model.
         beginning_tokens: per chunk, how many of the last tokens of the beginning it reads as memory, because its prompt lacks them.
 
     Returns:
         Layers that read nothing are absent.
     """
-    layers = _gather_pairs(references, memories, shape, dtype, device, inv_freq, spacing)
+    layers = _gather_pairs(references, memories, shape, dtype, device, inv_freq, spacing, temperature)
     shift = torch.tensor(moved, device=device) if moved is not None and any(moved) else None
     if shift is not None:
         if inv_freq is None:
@@ -73,6 +75,7 @@ def _gather_pairs(
     device: torch.device | str,
     inv_freq: torch.Tensor | None,
     spacing: int,
+    temperature: float,
 ) -> dict[int, LayerMemory]:
     # What is laid out is a memory at its rank: the same one may lie in other positions for another chunk.
     laid = [[(name, rank if spacing else 0) for rank, name in enumerate(ids)] for ids in references]
@@ -119,6 +122,8 @@ def _gather_pairs(
     index, owners = torch.from_numpy(source).to(device), torch.from_numpy(owner).to(device)
     zero = chosen[0].keys.new_zeros(1, shape.head_dim)
     keys = torch.cat([*(m.keys for m in chosen), zero]).to(device, dtype)
+    if temperature != 1:
+        keys = keys / temperature
     if spacing:
         if inv_freq is None:
             raise AssertionError("moving memories needs the RoPE angles")

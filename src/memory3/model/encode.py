@@ -249,6 +249,7 @@ class Encoder:
             inv_freq=self._model_shape.inv_freq,
             moved=moved,
             spacing=self.config.spacing,
+            temperature=self.config.memory_temperature,
             beginning=self.beginning,
             beginning_tokens=missing,
         )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from memory3.config import DTYPES
 from memory3.errors import ModelError
 from memory3.model.adapter import adapter_of, merge_adapter
 from memory3.model.catalogue import resolve_model, suggest
@@ -29,10 +30,12 @@ def load_model(
         kwargs: passed to ``AutoModelForCausalLM.from_pretrained``.
 
     Raises:
-        ModelError: not found, not a causal language model, or without a fast tokenizer.
+        ModelError: an unknown ``dtype``; not found, not a causal language model, or without a fast tokenizer.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("float32" if device == "cpu" else "auto")
+    if dtype not in (*DTYPES, "float64", "auto"):
+        raise ModelError(f"dtype {dtype!r} is unknown: use {', '.join(DTYPES)}, or auto, as the model was saved")
     name, adapter = adapter_of(name)
     where = resolve_model(name)
     try:

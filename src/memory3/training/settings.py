@@ -22,7 +22,7 @@ SCHEDULES = ("stable", "cosine")
 
 
 #: It learns to read all that are found, where the paper has them.
-_MEMORY = MemoryConfig(budget=Budget.parse("adaptive:360"), score_gap=2.0, arrangement="parallel")
+_MEMORY = MemoryConfig(budget=Budget.parse("adaptive:360"), score_gap=2.0, arrangement="parallel", memory_temperature=1.0)
 
 
 @dataclass(frozen=True)
