@@ -49,7 +49,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
 def test_whole_memory_equals_text_in_front(family: str, chat: bool) -> None:
-    m3 = memory3(family, chat=chat, budget=Budget("all"), chunk_length=512)
+    m3 = memory3(family, chat=chat, budget=Budget("all"), memory_temperature=1.0, chunk_length=512)
     bank = RamBank(m3, TEXTS[:1], {None: [0]})
     passage = bank.all[bank.order[0]].token_ids
     beginning, after = m3.frame.beginning, m3.frame.after(m3._ids(QUESTION))
@@ -78,7 +78,7 @@ def test_own_system_prompt_moves_the_memories() -> None:
     A memory was encoded behind the default beginning, so behind another it differs from text; but keys must lie where text would. Layer 0 keys depend on
     nothing but token and position: there the two must be equal.
     """
-    m3 = memory3("llama", chat=True, budget=Budget("all"), layers=(0,), chunk_length=512)
+    m3 = memory3("llama", chat=True, budget=Budget("all"), layers=(0,), memory_temperature=1.0, chunk_length=512)
     bank = RamBank(m3, TEXTS[:1], {None: [0]})
     chat = m3._chat(
         [{"role": "system", "content": "Be brief, be kind and name the river."}, {"role": "user", "content": QUESTION}]
@@ -479,7 +479,10 @@ def test_windowed_and_recurrent_layers() -> None:
 )
 def test_scaled_rope_is_honoured(rope: dict[str, Any]) -> None:
     m3 = memory3(
-        model=tiny_model("llama", rope_parameters={"rope_theta": 10000.0, **rope}), budget=Budget("all"), chunk_length=512
+        model=tiny_model("llama", rope_parameters={"rope_theta": 10000.0, **rope}),
+        budget=Budget("all"),
+        memory_temperature=1.0,
+        chunk_length=512,
     )
     bank = RamBank(m3, TEXTS[:1], {None: [0]})
     passage, after = bank.all[bank.order[0]].token_ids, m3.frame.after(m3._ids(QUESTION))

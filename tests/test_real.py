@@ -44,7 +44,7 @@ def logits(m3: Memory3, rows: list[list[int]]) -> torch.Tensor:
 
 
 def test_whole_memory_is_text(loaded: Memory3) -> None:
-    m3 = with_config(loaded, budget="all", dtype="float32")
+    m3 = with_config(loaded, budget="all", dtype="float32", memory_temperature=1.0)
     bank = RamBank(m3, TEXTS[:1], {None: [0]})
     passage, after = bank.all[bank.order[0]].token_ids, m3.frame.after(m3._ids(QUESTION))
     assert m3.tokenizer.decode(m3.frame.beginning).endswith("<|im_start|>user\nUse these passages:\n\n")
@@ -124,7 +124,9 @@ def test_the_shipped_adapter_answers_from_few_pairs(loaded: Memory3, default_mod
     name = "smollm2-135m-instruct-360"
     adapted = Memory3.from_pretrained(default_model_path, adapter=name)
     assert adapted.name == f"{default_model_path}+{name}"  # a name, not a place: the bank opens on another machine
-    assert adapted.config == MemoryConfig(budget="adaptive:360", codec="raw", score_gap=2.0, arrangement="parallel")
+    assert adapted.config == MemoryConfig(
+        budget="adaptive:360", codec="raw", score_gap=2.0, arrangement="parallel", memory_temperature=1.0
+    )
     assert adapted.fingerprint != loaded.fingerprint
     for number, question, answer in (
         (0, "When was the Kestrel Bridge opened?", "1874"),

@@ -148,7 +148,7 @@ class MemoryConfig:
     references_per_chunk: int = 5
     score_gap: float = 0.1
     arrangement: str = "row"
-    memory_temperature: float = 1.0
+    memory_temperature: float = 0.9
 
     #: Settings that change a memory.
     WRITING = ("layers", "budget", "selector", "reference_length", "beginning", "dtype")
@@ -265,7 +265,7 @@ class MemoryConfig:
 
 
 #: ``default``: adaptive budget of 1/8 of the dense pairs by reconstruction. ``paper``: first half of the layers, 8 tokens per
-#: head by attention mass. ``full``: everything, the upper bound.
+#: head by attention mass. ``full``: everything, read as the text itself would be.
 PRESETS: dict[str, MemoryConfig] = {
     "default": MemoryConfig(),
     "paper": MemoryConfig(
@@ -277,5 +277,5 @@ PRESETS: dict[str, MemoryConfig] = {
         arrangement="parallel",
         memory_temperature=1.0,
     ),
-    "full": MemoryConfig(budget=Budget("all"), selector="first", codec="raw"),
+    "full": MemoryConfig(budget=Budget("all"), selector="first", codec="raw", memory_temperature=1.0),
 }

@@ -8,7 +8,7 @@ The data folder is that of `memory3.evaluation.qa`. Questions are drawn by ``see
 points named in ``answers`` (``all``: for every one), and for the lines. ``gold`` reads the one reference that holds the answer, ``retrieved`` all that search finds,
 ``near`` those of them within ``gap`` of the best one (`memory3.config.MemoryConfig.score_gap`), beside the text of all that search found. ``arrangement`` is how they lie, ``temperature`` what their logits are divided by. Of the lines, closed book and text
 are always there; ``lines`` may name ``all`` (all key-values) and, for ``near``, ``same`` (the text of the same references).
-``figure=FILE`` draws it all. With ``dense=DIR`` the encoded knowledge base and what was measured stay there, and a run that was interrupted goes on.
+``dtype`` is the number format of the weights. ``figure=FILE`` draws it all. With ``dense=DIR`` the encoded knowledge base and what was measured stay there, and a run that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ OPTIONS: dict[str, Any] = {
     "data": "",
     "split": "dev",
     "model": DEFAULT_MODEL,
+    "dtype": "",
     "points": "reconstruction/adaptive:1440,reconstruction/adaptive:720,reconstruction/adaptive:360,attention/adaptive:720,"
     "random/adaptive:720,first/adaptive:720,attention/uniform:8/raw/first_half",
     "answers": "",
@@ -275,7 +276,7 @@ def run(**options: Any) -> dict[str, Any]:
     if wrong:
         raise InputError(f"{wrong[0]!r}: settings are {', '.join(SETTINGS)}, answers are some of the points")
     config = MemoryConfig.preset("full").replace(arrangement=options["arrangement"], memory_temperature=options["temperature"])
-    m3 = Memory3.from_pretrained(options["model"], config=config, batch_size=8)
+    m3 = Memory3.from_pretrained(options["model"], config=config, dtype=options["dtype"] or None, batch_size=8)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="memory3-front-") as temporary:
         folder = Path(options["dense"] or temporary)
