@@ -6,6 +6,7 @@ import errno
 import functools
 import gzip
 import json
+import math
 import os
 import random
 import shutil
@@ -46,7 +47,7 @@ from memory3.model.shape import SHAPES, Shape
 from memory3.training.collate import MemoryCollator
 from memory3.training.drawing import LEAK, GroupMaker, documents_of
 from memory3.training.groups import Group, Row, read_groups
-from memory3.training.live import group_loss
+from memory3.training.live import LiveMemories, _logits, distilled_loss, group_loss
 from memory3.training.logs import read_log
 from memory3.training.records import Records, read_records
 from memory3.training.run import train
@@ -92,13 +93,19 @@ def rms_norm(module: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
     return module.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + module.variance_epsilon)
 
 
-def test_gradients_through_a_memory_are_those_of_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float64, for weights that write, weights that read, and the embedding of a reference's token."""
+def a_precise_model(monkeypatch: pytest.MonkeyPatch) -> Memory3:
+    """In float64, with gradients."""
     m3 = a_model(CONFIG.replace(selector="first"))
     m3.model.double().requires_grad_(True)
     for module in m3.model.modules():
         if isinstance(module, LlamaRMSNorm):  # transformers computes it in float32, whose rounding would hide the differences
             monkeypatch.setattr(module, "forward", functools.partial(rms_norm, module))
+    return m3
+
+
+def test_gradients_through_a_memory_are_those_of_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float64, for weights that write, weights that read, and the embedding of a reference's token."""
+    m3 = a_precise_model(monkeypatch)
     bank = RamBank(a_model(CONFIG.replace(selector="first")), TEXTS)
     batch = MemoryCollator(0)([a_group(m3, bank, QUESTIONS)])
     group_loss(m3, m3.model, batch).backward()  # type: ignore[no-untyped-call]
@@ -147,6 +154,55 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
         found.append(weight.grad.clone())
     assert float(found[0].abs().max()) > 0
     torch.testing.assert_close(*found)
+
+
+def test_a_model_is_taught_by_itself_reading_all_pairs() -> None:
+    """Against Kullback and Leibler's formula, token by token, and banks that were written beforehand."""
+    m3 = a_model()
+    whole = Memory3(m3.model, m3.tokenizer, CONFIG.replace(budget="all"))
+    batch = MemoryCollator(0)([a_group(m3, RamBank(m3, TEXTS), QUESTIONS)])
+    chances = []
+    for reader in (whole, m3):
+        bank: Any = RamBank(reader, TEXTS)
+        with reader.recall(bank, references=batch.reads, prompt=batch.prompts, answer_tokens=batch.answers), torch.no_grad():
+            positions = (batch.mask.cumsum(-1) - 1).clamp_min(0)
+            logits = reader.model(batch.tokens, attention_mask=batch.mask, position_ids=positions, use_cache=False).logits
+        chances.append(torch.softmax(logits.double(), dim=-1))
+    expected = 0.0
+    for row, tokens in enumerate(batch.mask):
+        for at in tokens.nonzero().flatten().tolist():
+            p, q = chances[0][row, at], chances[1][row, at]
+            expected += sum(float(a) * (math.log(float(a)) - math.log(float(b))) for a, b in zip(p, q, strict=True))
+    loss, away = distilled_loss(m3, m3.model.requires_grad_(True), batch)
+    assert float(loss.detach()) == pytest.approx(float(group_loss(m3, m3.model, batch).detach()), rel=1e-6)
+    assert float(away.detach()) == pytest.approx(expected / batch.scored, rel=1e-4)
+    assert expected > 1e-5
+    assert float(distilled_loss(whole, m3.model, batch)[1].detach()) == pytest.approx(0, abs=1e-7)
+
+
+def test_no_gradient_flows_through_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    m3 = a_precise_model(monkeypatch)
+    batch = MemoryCollator(0)([a_group(m3, RamBank(a_model(CONFIG.replace(selector="first")), TEXTS), QUESTIONS)])
+    width = batch.tokens.shape[1]
+
+    def logs(beside: bool) -> torch.Tensor:
+        source = LiveMemories(m3.encoder, batch.references, beside=beside)
+        logits = _logits(m3, m3.model, batch, source, None, width)
+        return torch.log_softmax(_logits(m3, m3.model, batch, source.whole(), None, width) if beside else logits, dim=-1)
+
+    weight, place, step = m3.model.get_parameter("model.layers.1.self_attn.v_proj.weight"), (3, 5), 1e-6
+    distilled_loss(m3, m3.model, batch)[1].backward()  # type: ignore[no-untyped-call]
+    assert weight.grad is not None
+    sides = []
+    with torch.no_grad():
+        taught = logs(True)
+        for sign in (1, -1):
+            weight[place] += sign * step
+            away = (taught.exp() * (taught - logs(False))).sum(-1) * batch.mask
+            sides.append(float(away.sum() / batch.scored))
+            weight[place] -= sign * step
+    assert (sides[0] - sides[1]) / (2 * step) == pytest.approx(float(weight.grad[place]), rel=1e-5)
+    assert abs(float(weight.grad[place])) > 1e-7
 
 
 def test_each_reference_of_a_pass_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ train = typer.Typer(
 
 
 @train.command()
-@takes("model", "bank", *RUN, *OPTIMISER, "schedule", "decay", "mixture", "questions", "text_length", *LORA, *MEMORY)
+@takes("model", "bank", *RUN, *OPTIMISER, "schedule", "decay", "mixture", "questions", "text_length", "distil", *LORA, *MEMORY)
 def continual(context: typer.Context, folder: Folder, **_: Any) -> None:
     """Train with memories: references are encoded inside the step.
 
@@ -67,7 +67,7 @@ def warmup(context: typer.Context, folder: Folder, **_: Any) -> None:
 
 
 @train.command()
-@takes("model", "bank", "epochs", *RUN, *OPTIMISER, "schedule", "decay", "mixture", *LORA, *MEMORY)
+@takes("model", "bank", "epochs", *RUN, *OPTIMISER, "schedule", "decay", "mixture", "distil", *LORA, *MEMORY)
 def sft(context: typer.Context, folder: Folder, **_: Any) -> None:
     """Fine-tune on prompts and answers, with memories attached to the prompts.
 

@@ -99,6 +99,7 @@ _KINDS: dict[str, Any] = {
     "decay": _option(float | None, "Last share of the steps, over which it falls.", "X"),
     "weight_decay": _option(float | None, "Of AdamW.", "X"),
     "clip": _option(float | None, "Largest norm of the gradient.", "X"),
+    "distil": _option(float | None, "How much it counts how far the model is from itself reading all pairs. Default: 0.", "X"),
     "beta": _option(float | None, "How much a nat of preference counts.", "X"),
     "rank": _option(int | None, "Of LoRA; 0 trains all weights."),
     "alpha": _option(int | None, "Of LoRA; its product counts alpha / rank."),

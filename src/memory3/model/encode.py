@@ -263,16 +263,33 @@ class Encoder:
         Raises:
             InputError: as `encode`.
         """
-        self.beginning = self._encode_beginning()
         if not references:
+            self.beginning = self._encode_beginning()
             return []
+        dense, kept = self._dense_and_kept(references)
+        return cut(dense.keys, dense.values, kept, dense.keys.dtype, dense.keys.device)
+
+    def encode_kept_and_whole(self, references: Sequence[Reference]) -> tuple[list[Memory], list[Memory]]:
+        """What `encode_with_gradients` gives, of one reference or more, and beside it memories of every pair, without gradients.
+
+        Raises:
+            InputError: as `encode`.
+        """
+        dense, kept = self._dense_and_kept(references)
+        dtype, device = dense.keys.dtype, dense.keys.device
+        every = torch.arange(kept.shape[-1], device=device) < dense.lengths[:, None, None, None]
+        whole = cut(dense.keys.detach(), dense.values.detach(), every.expand_as(kept), dtype, device)
+        return cut(dense.keys, dense.values, kept, dtype, device), whole
+
+    def _dense_and_kept(self, references: Sequence[Reference]) -> tuple[Dense, torch.Tensor]:
+        """All pairs with gradients, and which of them are kept."""
+        self.beginning = self._encode_beginning()
         kept = None
         selectors = self._selectors
         if any(selector.repeats for selector in selectors):
             kept, selectors = self._choose(self.dense(references, selectors)), ()
         dense = self._dense(references, selectors)
-        kept = self._choose(dense) if kept is None else kept
-        return cut(dense.keys, dense.values, kept, dense.keys.dtype, dense.keys.device)
+        return dense, self._choose(dense) if kept is None else kept
 
     @property
     def _selectors(self) -> tuple[Selector, ...]:

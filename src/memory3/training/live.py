@@ -1,7 +1,7 @@
 """Memories that are made inside a training step, and the loss of what reads them.
 
 `Recall` asks its bank for memories in the middle of a forward pass; here the bank encodes them then and there, with gradients. So a training step reads by
-the code that serves, and a wrapper around the model (several processes, sharded weights) sees one forward pass.
+the code that serves, and a wrapper around the model (several processes) sees one forward pass; two where the model teaches itself.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from memory3.model.encode import Encoder
 from memory3.training.collate import GroupBatch
 from memory3.values import Memory, Reference
 
-__all__ = ["LiveMemories", "group_loss", "token_log_likelihoods"]
+__all__ = ["LiveMemories", "distilled_loss", "group_loss", "token_log_likelihoods"]
 
 
 class LiveMemories:
     """A `memory3.recall.MemorySource` of one step: every reference is encoded once, when the first is asked for."""
 
-    def __init__(self, encoder: Encoder, references: Sequence[Reference]) -> None:
+    def __init__(self, encoder: Encoder, references: Sequence[Reference], *, beside: bool = False) -> None:
+        """``beside``: make memories of every pair, too, for `whole`."""
         self._encoder = encoder
         self._references = {reference.id: reference for reference in references}
+        self._beside = beside
         self._made: dict[str, Memory] = {}
+        self._whole: dict[str, Memory] = {}
 
     def search(self, queries: Sequence[str], k: int, where: Mapping[str, Any] | None = None) -> Sequence[Sequence[Any]]:
         """Never asked: rows of a step name their references."""
@@ -37,13 +40,23 @@ class LiveMemories:
         """With gradients towards the model's weights."""
         if not self._made:
             some = list(self._references.values())
-            made = self._encoder.encode_with_gradients(some)
+            if self._beside:
+                made, whole = self._encoder.encode_kept_and_whole(some)
+                self._whole = dict(zip(self._references, whole, strict=True))
+            else:
+                made = self._encoder.encode_with_gradients(some)
             self._made = dict(zip(self._references, made, strict=True))
         return [self._made[name] for name in reference_ids]
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
         """How many references there are."""
         return len(self._references)
+
+    def whole(self) -> LiveMemories:
+        """Every pair of the same references, without gradients; once those that are kept have been asked for."""
+        other = LiveMemories(self._encoder, list(self._references.values()))
+        other._made = self._whole
+        return other
 
 
 def group_loss(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -65,10 +78,37 @@ def token_log_likelihoods(m3: Memory3, model: Any, batch: GroupBatch, dtype: tor
     Raises:
         InputError: no token counts.
     """
+    source = LiveMemories(m3.encoder, batch.references)
+    return _of_labels(_logits(m3, model, batch, source, dtype, batch.labels.shape[1] + 1), batch)
+
+
+def distilled_loss(
+    m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`group_loss`, and how far the model that reads the pairs that are kept is from itself reading all of them.
+
+        sum over the tokens of all rows of KL(p(. | all pairs) || p(. | pairs that are kept)) / number of scored tokens
+
+    The references are encoded once for both. No gradient flows through the one that reads all. A question's own tokens tell, too, what was lost, and there are many more of
+    them than of its answer. Two scalars, in nats per scored token. Arguments and errors as `token_log_likelihoods`; the batch must read memories.
+    """
+    source, width = LiveMemories(m3.encoder, batch.references, beside=True), batch.tokens.shape[1]
+    logits = _logits(m3, model, batch, source, dtype, width)
+    with torch.no_grad():
+        taught = torch.log_softmax(_logits(m3, model, batch, source.whole(), dtype, width), dim=-1)
+    said = torch.log_softmax(logits, dim=-1)
+    away = torch.nn.functional.kl_div(said, taught, reduction="none", log_target=True).sum(-1) * batch.mask
+    return -_of_labels(logits[:, -batch.labels.shape[1] - 1 :], batch).sum() / batch.scored, away.sum() / batch.scored
+
+
+def _logits(
+    m3: Memory3, model: Any, batch: GroupBatch, source: LiveMemories, dtype: torch.dtype | None, keep: int
+) -> torch.Tensor:
+    """Of the last ``keep`` tokens, ``[B, keep, V]``; float32 unless the model is float64."""
     reading: Any = nullcontext()
     if batch.references:
         reading = m3.recall(
-            LiveMemories(m3.encoder, batch.references),
+            source,
             references=None if batch.chunk_reads else batch.reads,
             chunk_references=batch.chunk_reads or None,
             prompt=batch.prompts,
@@ -84,11 +124,15 @@ def token_log_likelihoods(m3: Memory3, model: Any, batch: GroupBatch, dtype: tor
             attention_mask=batch.mask,
             position_ids=positions,
             use_cache=False,
-            logits_to_keep=batch.labels.shape[1] + 1,
+            logits_to_keep=keep,
         ).logits
-    logits = logits[:, :-1]
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _of_labels(logits: torch.Tensor, batch: GroupBatch) -> torch.Tensor:
+    """Log-likelihood of each label under the logits of the tokens before and at them, ``[B, S + 1, V]``."""
+    before = logits[:, :-1]
     losses = torch.nn.functional.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]), batch.labels.reshape(-1), ignore_index=-100, reduction="none"
+        before.reshape(-1, before.shape[-1]), batch.labels.reshape(-1), ignore_index=-100, reduction="none"
     )
     return -losses.view(batch.labels.shape)

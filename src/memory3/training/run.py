@@ -127,7 +127,9 @@ def train(
         cut_log(run, start)
     log = RunLog(run, lambda step, steps, loss: tell("training", step, steps, f"loss {loss:.3f}"))
     stop = StopOnSignal()
-    trainer = GroupTrainer(m3, model, arguments(settings, run), groups, held_back, _narrow(settings), settings.beta)
+    trainer = GroupTrainer(
+        m3, model, arguments(settings, run), groups, held_back, _narrow(settings), beta=settings.beta, distil=settings.distil
+    )
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise TrainingError(
             "weights sharded over processes (FSDP, DeepSpeed) cannot encode references inside a step: launch with `--multi_gpu` or `--cpu`, and where "

@@ -101,6 +101,8 @@ class Settings:
         schedule: one of `SCHEDULES`.
         warmup: steps over which the rate rises; below 1 a share of all steps.
         decay: share of the steps, the last, over which it falls.
+        distil: weight of how far the model is, reading the pairs that are kept, from itself reading all of them (`memory3.training.live.distilled_loss`), in
+            passes that read memories; 0: not looked at.
         beta: of preferences: how far the model may go from where it was (R. Rafailov et al. 2023, eq. 7).
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
@@ -137,6 +139,7 @@ class Settings:
     schedule: str = "stable"
     warmup: float = 20
     decay: float = 0.2
+    distil: float = 0.0
     beta: float = 0.01
     weight_decay: float = 0.0
     clip: float = 1.0
@@ -161,7 +164,7 @@ class Settings:
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ConfigError(f"{name} must be a whole number from {low}, not {value!r}")
         shares = dict.fromkeys(("rate", "decay", "beta"), 1.0)
-        for name, high in (shares | dict.fromkeys(("warmup", "epochs", "weight_decay", "clip"), 1e9)).items():
+        for name, high in (shares | dict.fromkeys(("warmup", "epochs", "distil", "weight_decay", "clip"), 1e9)).items():
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value <= high:
                 raise ConfigError(f"{name} must be a number from 0 to {high:g}, not {value!r}")

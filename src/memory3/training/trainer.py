@@ -18,7 +18,7 @@ from memory3.model.attach import attached
 from memory3.training.checkpoints import Checkpointing
 from memory3.training.collate import GroupBatch, MemoryCollator
 from memory3.training.groups import Group
-from memory3.training.live import group_loss, token_log_likelihoods
+from memory3.training.live import distilled_loss, group_loss, token_log_likelihoods
 from memory3.training.preference import preference_loss
 from memory3.training.settings import Settings
 
@@ -80,10 +80,12 @@ class GroupTrainer(Checkpointing):
         groups: Sequence[Group],
         held_back: Mapping[str, Sequence[Group]],
         dtype: torch.dtype | None = None,
+        *,
         beta: float = 0.0,
+        distil: float = 0.0,
     ) -> None:
-        """``model``: m3's, or LoRA around it. ``dtype``: see `group_loss`. ``beta``: see `preference_loss`."""
-        self._m3, self._held_back, self._dtype, self._beta = m3, held_back, dtype, beta
+        """``model``: m3's, or LoRA around it. ``dtype``: see `group_loss`. ``beta``: see `preference_loss`. ``distil``: weight of what `distilled_loss` adds."""
+        self._m3, self._held_back, self._dtype, self._beta, self._distil = m3, held_back, dtype, beta, distil
         self._collator = MemoryCollator(m3._pad_id)
         self._figures: dict[str, list[float]] = defaultdict(list)
         super().__init__(
@@ -113,6 +115,9 @@ class GroupTrainer(Checkpointing):
     def _loss(self, model: Any, batch: GroupBatch) -> tuple[torch.Tensor, dict[str, float]]:
         """And what of it is logged."""
         kind = batch.kinds[0]
+        if self._distil and batch.references and kind != "preference" and torch.is_grad_enabled():
+            mean, away = distilled_loss(self._m3, model, batch, self._dtype)
+            return mean + self._distil * away, {kind: float(mean.detach()), f"{kind}_distil": float(away.detach())}
         if kind != "preference":
             mean = group_loss(self._m3, model, batch, self._dtype)
             return mean, {kind: float(mean.detach())}
