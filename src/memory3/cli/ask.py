@@ -57,6 +57,7 @@ def ask(
             metavar="X",
         ),
     ] = None,
+    memory_temperature: options.MemoryTemperature = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
@@ -106,7 +107,9 @@ def ask(
 
         m3, opened = load_model(full_name(model or DEFAULT_MODEL, adapter), MemoryConfig(), device=device), None
     else:
-        m3, opened = open_bank(bank, model, adapter=adapter, device=device, embedder=mode != "none")
+        m3, opened = open_bank(
+            bank, model, adapter=adapter, device=device, temperature=memory_temperature, embedder=mode != "none"
+        )
 
     one = mode != "all"
     streaming = one and not as_json and (out.is_terminal if stream is None else stream)

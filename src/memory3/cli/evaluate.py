@@ -110,6 +110,7 @@ def evaluate(
     batch_size: Annotated[
         int | None, typer.Option(help="Questions at once. Default: 32. Halved when memory runs out.", min=1, metavar="N")
     ] = None,
+    memory_temperature: options.MemoryTemperature = None,
     preset: options.Preset = None,
     device: options.Device = None,
     model_dtype: options.ModelDtype = None,
@@ -158,12 +159,15 @@ def evaluate(
     found = load_suite(suite, Options(data, split, shots, seed, max_new_tokens, judge, hub), tasks or ())
     opened = None
     if bank is not None:
-        m3, opened = open_bank(bank, model, device=device, dtype=model_dtype)
+        m3, opened = open_bank(bank, model, device=device, dtype=model_dtype, temperature=memory_temperature)
     else:
+        from memory3.model.adapter import trained_config
         from memory3.model.catalogue import DEFAULT_MODEL
 
-        config = MemoryConfig.preset(preset) if preset else MemoryConfig()
-        m3 = load_model(full_name(model or DEFAULT_MODEL), config, device=device, dtype=model_dtype)
+        name = full_name(model or DEFAULT_MODEL)
+        given = {"preset": preset, "memory_temperature": memory_temperature}
+        config = options.settings(trained_config(name) or MemoryConfig(), given)
+        m3 = load_model(name, config, device=device, dtype=model_dtype)
     silence()
     plan = Plan(
         parse_modes(wanted, m3.config.references_per_chunk, m3.config.score_gap) if k is None else parse_modes(wanted, k),

@@ -38,16 +38,18 @@ def open_bank(
     adapter: str | None = None,
     device: str | None = None,
     dtype: str | None = None,
+    temperature: float | None = None,
     embedder: bool = True,
 ) -> tuple[Memory3, Bank]:
     """The bank at ``path`` with the model it remembers, or with another that must be able to read it.
 
-    ``embedder``: load it now, so that the first answer's time does not count it.
+    ``temperature``: of memories, in place of the bank's. ``embedder``: load it now, so that the first answer's time does not count it.
     """
     from memory3.bank import Bank
 
     manifest = Bank.describe(path)
-    m3 = load_model(full_name(model or manifest.model, adapter), manifest.config, device=device, dtype=dtype)
+    config = manifest.config if temperature is None else manifest.config.replace(memory_temperature=temperature)
+    m3 = load_model(full_name(model or manifest.model, adapter), config, device=device, dtype=dtype)
     bank = Bank.open(path, m3, create=False)
     if embedder:
         with err.status(f"loading {manifest.embedder}"):

@@ -65,6 +65,15 @@ ModelDtype = Annotated[
         rich_help_panel=MACHINE,
     ),
 ]
+MemoryTemperature = Annotated[
+    float | None,
+    typer.Option(
+        help="Divides the logits of memories where they are read. Default: what the bank says, 0.9 unless it was written otherwise; 1 reads as the paper does.",
+        min=0.1,
+        max=10,
+        metavar="X",
+    ),
+]
 BatchSize = Annotated[
     int,
     typer.Option(help="References per forward pass. Less needs less RAM.", metavar="N", min=1, rich_help_panel=MACHINE),
