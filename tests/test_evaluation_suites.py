@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +19,11 @@ from tiny import save_tiny, tiny_model
 from typer.testing import CliRunner
 
 from memory3 import benchmarks
+from memory3.bank import Bank
 from memory3.bank.embedder import Embedder
 from memory3.cli.app import app
+from memory3.cli.loading import open_bank
+from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, InputError, MissingDependency
 from memory3.evaluation.judge import Judge
 from memory3.evaluation.knowledge import KNOWLEDGE
@@ -300,6 +304,21 @@ def test_a_bank_of_ones_own(model, data, tmp_path):
     )
     assert said["tasks"]["wiki_qa/test, abstain"]["bank"]["references"] == len(TEXTS)
     assert said["tasks"]["wiki_qa/test, abstain"]["auroc"]["gain"]["count"] == 2
+
+
+def test_what_a_model_was_trained_for_is_what_is_measured(model, data, tmp_path):
+    trained, banks = tmp_path / "trained", tmp_path / "banks"
+    shutil.copytree(model, trained)
+    settings = MemoryConfig(budget="uniform:3", codec="raw", memory_temperature=0.7)
+    (trained / "memory3.json").write_text(json.dumps({"memory": settings.to_dict()}))
+    common = ("eval", "qa", "--model", trained, "--data", data, "--banks", banks, "--modes", "memory", "--limit", 1, "--json")
+    run(*common, "--out", tmp_path / "out")
+    bank = banks / "wiki_qa"
+    assert Bank.describe(bank).config == settings
+    assert open_bank(bank, embedder=False)[0].config == settings
+    assert open_bank(bank, temperature=0.5, embedder=False)[0].config == settings.replace(memory_temperature=0.5)
+    run(*common, "--out", tmp_path / "out", "--memory-temperature", 0.5)
+    assert len({row["key"] for row in rows_of(tmp_path / "out")}) == 2
 
 
 def test_the_command_line_refuses(model, data, tmp_path):
