@@ -205,6 +205,19 @@ def test_no_gradient_flows_through_the_teacher(monkeypatch: pytest.MonkeyPatch) 
     assert abs(float(weight.grad[place])) > 1e-7
 
 
+def test_a_run_that_teaches_itself(model_path: str, data: str, tmp_path: Path) -> None:
+    """What the teacher says is added where memories are read, while training and not while looking."""
+    train(run_settings(model_path, data, distil=0.5, mixture={"memory": 1}), tmp_path / "run")
+    entries = read_log(tmp_path / "run")
+    steps = [entry for entry in entries if "loss" in entry]
+    assert len(steps) == 6
+    for entry in steps:
+        assert entry["loss_memory_distil"] > 0
+        assert entry["loss"] == pytest.approx(entry["loss_memory"] + 0.5 * entry["loss_memory_distil"], rel=1e-4)
+    assert {name for entry in entries for name in entry if name.startswith("eval")} >= {"eval_memory"}
+    assert not any(name.startswith("eval") and "distil" in name for entry in entries for name in entry)
+
+
 def test_each_reference_of_a_pass_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     m3 = a_model()
     bank = RamBank(m3, TEXTS)

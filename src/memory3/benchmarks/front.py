@@ -120,8 +120,7 @@ class _Front:
         """Figures of every question: NLL, and of generated answers whether they contain an answer, equal one, and F1. An arm that was measured before is read."""
         codec = source.codec if isinstance(source, Sparse) else None
         book = codec.book.fingerprint if codec else ""
-        temperature = self.m3.config.memory_temperature
-        mark = [*self.mark, temperature] if mode == "memory" and temperature != 1 else self.mark
+        mark = [*self.mark, self.m3.config.memory_temperature] if mode == "memory" else self.mark
         kept = self.folder / f"{xxhash.xxh3_64_hexdigest(json.dumps([name, generate, book, mark]).encode())}.json"
         if kept.exists():
             rows = json.loads(kept.read_text(encoding="utf-8"))

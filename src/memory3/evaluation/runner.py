@@ -139,12 +139,8 @@ def _settings(task: Task, m3: Memory3, bank: Bank | None, mode: Mode) -> dict[st
         hashes = sorted(f"{entry.id}:{entry.content_hash}" for entry in bank.documents())
         settings["bank"] = settings_key({"documents": hashes})
         if mode.read == "memory":
-            read = m3.config
-            settings |= {
-                "codec": bank.manifest.config.codec,
-                "arrangement": read.arrangement,
-                "temperature": read.memory_temperature,
-            }
+            settings |= {"codec": bank.manifest.config.codec, "arrangement": m3.config.arrangement}
+            settings["temperature"] = m3.config.memory_temperature
     return settings
 
 
