@@ -91,6 +91,8 @@ def _mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torc
     allowed = sdpa_mask(*args, **kwargs)
     if allowed is None:
         return None
+    # Padding sees everything: of a row that sees nothing, kernels make what is not a number, and the gradient of all rows with it (cuDNN's does).
+    allowed = allowed | ~allowed.any(-1, keepdim=True)
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, masked(dtype))
 
 

@@ -33,6 +33,8 @@ def arguments(settings: Settings, run: Path, **changes: Any) -> TrainingArgument
     """
     decay = {"num_decay_steps": round(settings.decay * settings.steps), "decay_type": "linear", "warmup_type": "linear"}
     stable = settings.schedule == "stable"
+    # What transformers renamed on the way from 5.4, the oldest we take.
+    recompute = "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
     given: dict[str, Any] = {
         "output_dir": str(run),
         "max_steps": settings.steps,
@@ -44,8 +46,8 @@ def arguments(settings: Settings, run: Path, **changes: Any) -> TrainingArgument
         "lr_scheduler_type": "warmup_stable_decay" if stable else "cosine",
         "warmup_steps": settings.warmup_steps,
         "lr_scheduler_kwargs": decay if stable else {},
-        "activation_checkpointing": settings.checkpointing,
-        "activation_checkpointing_kwargs": {"use_reentrant": False},
+        recompute: settings.checkpointing,
+        f"{recompute}_kwargs": {"use_reentrant": False},
         "seed": settings.seed,
         "save_steps": settings.save_every,
         "save_total_limit": settings.keep,
