@@ -10,6 +10,7 @@ import torch
 
 from memory3.chunks import Plan, cut
 from memory3.config import Budget
+from memory3.maths import attend as attention
 from memory3.maths.attend import attend, attend_concatenated, attention_with_lse, masked, memory_mass
 from memory3.maths.batch import gather_memories, select_chunks
 from memory3.maths.budget import choose
@@ -18,6 +19,14 @@ from memory3.maths.selectors import SELECTORS, LayerView, selector
 from memory3.values import LayerMemory, Memory, MemoryShape
 
 D = 10
+
+
+@pytest.fixture(params=["fused", "recomputed"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The CPU's kernel, and what other devices compute."""
+    if request.param == "recomputed":
+        monkeypatch.setattr(attention, "_fused_cpu", attention._Recomputed.apply)
+    return request.param
 
 
 def random_layer(chunks: int, heads: int, pairs: int, *, padded: bool = True, seed: int = 0) -> LayerMemory:
@@ -37,6 +46,7 @@ def random_layer(chunks: int, heads: int, pairs: int, *, padded: bool = True, se
 @pytest.mark.parametrize("heads", [6, 2], ids=["gqa", "mha"])
 @pytest.mark.parametrize("context", ["causal", "left padding", "right padding"])
 @pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.usefixtures("kernel")
 def test_merge_equals_concatenation(heads: int, context: str, padded: bool) -> None:
     rows, tokens, chunks = 3, 11, 5
     g = torch.Generator().manual_seed(1)
@@ -84,6 +94,7 @@ def test_merge_of_one_token_by_hand() -> None:
     torch.testing.assert_close(memory_mass(query, lse, memory, references=2, scale=1.0), torch.tensor([[0.75, 0.0]]))
 
 
+@pytest.mark.usefixtures("kernel")
 def test_decode_step_equals_concatenation() -> None:
     rows, heads, length = 5, 6, 13
     g = torch.Generator().manual_seed(2)
@@ -107,6 +118,7 @@ def test_a_head_without_pairs_changes_nothing() -> None:
     torch.testing.assert_close(out, alone)
 
 
+@pytest.mark.usefixtures("kernel")
 def test_fused_attention_equals_the_formula() -> None:
     g = torch.Generator().manual_seed(4)
     query, key = torch.randn(2, 6, 5, D, generator=g), torch.randn(2, 2, 5, D, generator=g)
@@ -117,6 +129,17 @@ def test_fused_attention_equals_the_formula() -> None:
                 logits = torch.stack([query[row, head, t] @ key[row, head // 3, j] * 0.5 for j in range(t + 1)])
                 torch.testing.assert_close(out[row, head, t], torch.softmax(logits, 0) @ key[row, head // 3, : t + 1])
                 torch.testing.assert_close(lse[row, head, t], torch.logsumexp(logits, 0))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_gradients_of_what_is_computed_again(causal: bool, biased: bool) -> None:
+    """Of the output and of its lse, against finite differences."""
+    g = torch.Generator().manual_seed(6)
+    shapes = ((2, 6, 5, 7), (2, 3, 5, 7), (2, 3, 5, 7))
+    inputs = [torch.randn(*shape, generator=g, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    bias = torch.randn(2, 1, 5, 5, generator=g, dtype=torch.float64) if biased else None
+    assert torch.autograd.gradcheck(lambda q, k, v: attention._Recomputed.apply(q, k, v, bias, causal, 0.3), inputs)
 
 
 def test_memory_mass_counts_every_weight_once() -> None:

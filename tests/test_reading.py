@@ -13,6 +13,7 @@ from transformers import TextStreamer
 from memory3.config import Budget, MemoryConfig
 from memory3.errors import ConfigError, InputError, RecallError, UnsupportedModel
 from memory3.generate import Memory3
+from memory3.model.attach import attached
 from memory3.recall import within
 
 TEXTS = [
@@ -256,6 +257,24 @@ def test_batch_equals_one_at_a_time(family: str, side: str) -> None:
         with m3.recall(bank):
             alone = logits(m3, [row])[0]
         torch.testing.assert_close(together[n][mask[n].bool()], alone, **EXACT)
+
+
+def test_no_token_sees_nothing() -> None:
+    """Of a row of attention that sees nothing, padding, a kernel may make what is not a number, and spoil every gradient with it (cuDNN's did)."""
+    seen: list[torch.Tensor] = []
+
+    class Look:
+        def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: Any, **_: Any) -> None:
+            seen.append(bias)
+
+    m3 = memory3()
+    tokens, mask = m3._pad([[5, 6, 7, 8, 9, 10, 11], [5, 6, 7]])
+    with attached(m3.model), torch.no_grad():
+        m3.model(tokens, attention_mask=mask, use_cache=False, memory3=Look())
+    assert seen
+    for bias in seen:
+        assert (bias == 0).any(-1).all()
+        assert ((bias == 0)[1, 0, -1].long() == mask[1]).all()
 
 
 @pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])

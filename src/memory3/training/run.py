@@ -4,39 +4,36 @@ RUN/settings.json                what the run is
 RUN/groups.jsonl, held_back.jsonl    what it trains on, in order, and what it is looked at with
 RUN/checkpoint-N/                to resume from
 RUN/log.jsonl, runs/, losses.png     its losses (JSON lines, TensorBoard, a picture)
-RUN/adapter/  or  RUN/model/     the result, with the memory settings it was trained for, and its selector where that is one that is fitted
-RUN/passages.jsonl               what such a selector is fitted to
+RUN/adapter/  or  RUN/model/     the result, with the memory settings it was trained for, and the selector it was trained with where that is a fitted one
 """
 
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from memory3.calibration.selector import PASSAGES, Passage, calibrate_selector, passages_in
 from memory3.errors import ConfigError, InputError, MissingDependency, TrainingError
 from memory3.files import write_atomically
 from memory3.generate import Memory3
 from memory3.maths.selectors import is_fitted
 from memory3.model.adapter import adapter_of, write_about
 from memory3.model.scratch import from_scratch
-from memory3.model.selecting import keep_weights
+from memory3.model.selecting import SelectorWeights, keep_weights
 from memory3.training.checkpoints import last_checkpoint
 from memory3.training.drawing import GroupMaker, documents_of
 from memory3.training.groups import Group, read_groups, write_groups
 from memory3.training.logs import RunLog, curves_of, cut_log, draw_losses, read_log
 from memory3.training.lora import export_adapter, with_lora
 from memory3.training.preference import with_likelihoods
-from memory3.training.records import Records, read_records
+from memory3.training.records import read_records
 from memory3.training.settings import Settings
 from memory3.training.stopping import StopOnSignal
 from memory3.training.trainer import GroupTrainer, arguments
@@ -45,9 +42,6 @@ if TYPE_CHECKING:
     from memory3.bank import Bank
 
 __all__ = ["Progress", "Result", "draw_groups", "train"]
-
-#: Passages that are kept to fit a selector to: more than it takes, since not all are of use.
-_PASSAGES = 4 * PASSAGES
 
 #: What is done, how much of how much (0 of 0: nobody knows), and what to say of it.
 Progress = Callable[[str, int, int, str], None]
@@ -109,6 +103,7 @@ def train(
     _make_folder(run)
     m3 = _load(settings, device or str(state.device))
     _ = m3.fingerprint  # of the weights alone: the bank that groups are drawn with is found again by it
+    learned = m3.learned if is_fitted(settings.memory.selector) else None
     model = with_lora(m3.model, settings)  # before drawing, which compares preferences with what training starts at
     with state.main_process_first():
         if not drawn.exists():
@@ -146,8 +141,8 @@ def train(
         trained = run / ("adapter" if settings.rank else "model")
         if trainer.args.should_save:
             _export(trainer, m3, settings, trained)
-            if is_fitted(settings.memory.selector):
-                _fit_selector(run, trained, settings, device or str(state.device), tell)
+            if learned is not None:
+                _keep_selector(learned, trained, settings)
     if trainer.args.should_save:
         with suppress(MissingDependency):  # the log has them
             draw_losses(curves_of(lines), run / "losses.png", title=f"{settings.model}, {settings.memory.budget}")
@@ -225,8 +220,6 @@ def _draw(m3: Memory3, settings: Settings, run: Path, processes: int, tell: Prog
         )
         groups, held_back = scored[: len(groups)], scored[len(groups) :]
     write_groups(run / "groups.jsonl", groups)
-    if is_fitted(settings.memory.selector):
-        _write_passages(records, run, settings.seed)
     _write_settings(settings, run)
     write_groups(run / "held_back.jsonl", held_back)  # the last: it says that the others are there
     shutil.rmtree(folder, ignore_errors=True)
@@ -278,25 +271,12 @@ def _export(trainer: GroupTrainer, m3: Memory3, settings: Settings, folder: Path
     write_about(folder, adapter_of(settings.model)[0] if settings.rank else settings.model, settings.memory)
 
 
-def _write_passages(records: Records, run: Path, seed: int) -> None:
-    """Some passages with their questions, and texts where there are few."""
-    passages = list(passages_in(vars(question) for question in records.questions))
-    random.Random(seed).shuffle(passages)
-    passages += map(Passage, records.texts[: max(0, _PASSAGES - len(passages))])
-    lines = (json.dumps([passage.text, list(passage.questions)]) + "\n" for passage in passages[:_PASSAGES])
-    write_atomically(run / "passages.jsonl", "".join(lines))
-
-
-def _fit_selector(run: Path, trained: Path, settings: Settings, device: str, tell: Progress) -> None:
-    """Training moved the queries that the selector looks at: fit it to them, and leave it beside the weights."""
+def _keep_selector(learned: SelectorWeights, trained: Path, settings: Settings) -> None:
+    """Beside the weights, for what they have become: the model has learned to be read by this choice, so it is served by no other."""
     name = f"{adapter_of(settings.model)[0]}+{trained.resolve()}" if settings.rank else str(trained.resolve())
-    m3 = Memory3.from_pretrained(name, config=settings.memory.replace(selector="first"), dtype="float32", device=device)
-    lines = (run / "passages.jsonl").read_text(encoding="utf-8").splitlines()
-    passages = [Passage(text, [tuple(qa) for qa in asked]) for text, asked in map(json.loads, lines)]
-    fitted = calibrate_selector(
-        m3, passages, progress=lambda done, total: tell("fitting the selector", done, total, "passages")
-    )
-    keep_weights(fitted, trained)
+    plain = settings.memory.replace(selector="first")
+    m3 = Memory3.from_pretrained(name, config=plain, dtype="float32", device="cpu")
+    keep_weights(replace(learned, model=m3.whole_model), trained)
 
 
 def _quiet(trainer: GroupTrainer) -> None:

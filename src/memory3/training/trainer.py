@@ -34,7 +34,9 @@ def arguments(settings: Settings, run: Path, **changes: Any) -> TrainingArgument
     decay = {"num_decay_steps": round(settings.decay * settings.steps), "decay_type": "linear", "warmup_type": "linear"}
     stable = settings.schedule == "stable"
     # What transformers renamed on the way from 5.4, the oldest we take.
-    recompute = "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
+    recompute = (
+        "activation_checkpointing" if hasattr(TrainingArguments, "activation_checkpointing") else "gradient_checkpointing"
+    )
     given: dict[str, Any] = {
         "output_dir": str(run),
         "max_steps": settings.steps,
