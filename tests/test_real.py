@@ -13,6 +13,7 @@ from ram_bank import RamBank
 from memory3.bank import Bank
 from memory3.config import MemoryConfig
 from memory3.generate import Memory3
+from memory3.model.adapter import shipped
 from memory3.values import Document
 
 pytestmark = pytest.mark.real
@@ -120,21 +121,30 @@ def _pairs(memory: Any) -> list[list[int]]:
     return [list(p) for p in np.split(memory.positions, ends[:-1])]
 
 
-def test_the_shipped_adapter_answers_from_few_pairs(loaded: Memory3, default_model_path: str) -> None:
-    name = "smollm2-135m-instruct-360"
+SHIPPED = {
+    "smollm2-135m-instruct-360": (360, MemoryConfig(budget="adaptive:360", codec="raw", score_gap=2.0, arrangement="parallel")),
+    "smollm2-135m-instruct-1440": (1440, MemoryConfig(budget="adaptive:1/8", selector="blended")),
+}
+
+
+def test_what_is_shipped() -> None:
+    assert shipped() == sorted(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_adapter_answers_from_its_pairs(name: str, loaded: Memory3, default_model_path: str) -> None:
+    pairs, config = SHIPPED[name]
     adapted = Memory3.from_pretrained(default_model_path, adapter=name)
     assert adapted.name == f"{default_model_path}+{name}"  # a name, not a place: the bank opens on another machine
-    assert adapted.config == MemoryConfig(
-        budget="adaptive:360", codec="raw", score_gap=2.0, arrangement="parallel", memory_temperature=1.0
-    )
+    assert adapted.config == config.replace(memory_temperature=1.0)
     assert adapted.fingerprint != loaded.fingerprint
     for number, question, answer in (
         (0, "When was the Kestrel Bridge opened?", "1874"),
         (1, "How much do visitors pay?", "three crowns"),
     ):
         bank = RamBank(adapted, TEXTS, {None: [number]})
-        assert {int(memory.counts.sum()) for memory in bank.stored.values()} == {360}
-        assert adapted.generate(question, bank, max_new_tokens=24).text.strip(" .") == answer
+        assert {int(memory.counts.sum()) for memory in bank.stored.values()} == {pairs}
+        assert adapted.generate(question, bank, max_new_tokens=24).text.startswith(answer)
         assert answer not in adapted.generate(question, mode="none", max_new_tokens=24).text
 
 
