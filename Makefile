@@ -73,9 +73,9 @@ results: models
 	$(BIN)/memory3 eval speed --repeats 3 --out $(RESULTS)/speed
 	$(BIN)/memory3 report $(foreach suite,qa qa-why abstain professional hallucination general retro speed,$(RESULTS)/$(suite)) --out docs/results.md
 
-# The adapter of the default model: memories of 360 pairs a reference. Interrupted, the same command goes on (docs/training.md).
-ADAPTER ?= adapter-run
-ADAPTER_FLAGS ?= --budget adaptive:360 --steps 400
+# An adapter of the default model, by its settings. Interrupted, the same command goes on (docs/training.md).
+ADAPTER ?= adapter-1440
+ADAPTER_FLAGS ?= --config docs/training/$(ADAPTER).json
 TRAINING_DATA = $(addprefix --data $(DATA)/,reading/amazon.jsonl.gz reading/reddit.jsonl.gz reading/t0_prompts.jsonl.gz text/2wiki.jsonl.gz)
 HELD_OUT = $(addprefix --held-out $(DATA)/,wiki_qa pro bench)
 adapter: models

@@ -45,7 +45,7 @@ Model = Annotated[
 Adapter = Annotated[
     str | None,
     typer.Option(
-        help="Adapter to merge into the model: a folder, smollm2-135m-instruct-360 (shipped), or none. Default: the bank's own.",
+        help="Adapter to merge into the model: a folder, smollm2-135m-instruct-1440 or smollm2-135m-instruct-360 (shipped), or none. Default: the bank's own.",
         metavar="DIR|NAME|none",
     ),
 ]
