@@ -122,7 +122,10 @@ def _pairs(memory: Any) -> list[list[int]]:
 
 
 SHIPPED = {
-    "smollm2-135m-instruct-360": (360, MemoryConfig(budget="adaptive:360", codec="raw", score_gap=2.0, arrangement="parallel")),
+    "smollm2-135m-instruct-360": (
+        360,
+        MemoryConfig(budget="adaptive:360", codec="raw", score_gap=2.0, arrangement="parallel"),
+    ),
     "smollm2-135m-instruct-1440": (1440, MemoryConfig(budget="adaptive:1/8", selector="blended")),
 }
 
