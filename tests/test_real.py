@@ -122,10 +122,7 @@ def _pairs(memory: Any) -> list[list[int]]:
 
 
 SHIPPED = {
-    "smollm2-135m-instruct-360": (
-        360,
-        MemoryConfig(budget="adaptive:360", codec="raw", score_gap=2.0, arrangement="parallel"),
-    ),
+    "smollm2-135m-instruct-360": (360, MemoryConfig(layers="17:26", budget="adaptive:360", selector="blended", codec="raw")),
     "smollm2-135m-instruct-1440": (1440, MemoryConfig(budget="adaptive:1/8", selector="blended")),
 }
 
