@@ -15,11 +15,12 @@ from bank_writer import HashingEmbedder  # noqa: E402
 from lm_eval import simple_evaluate  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 from tiny import save_tiny  # noqa: E402
 
 from memory3.bank import Bank  # noqa: E402
 from memory3.bank.embedder import Embedder  # noqa: E402
-from memory3.errors import ConfigError  # noqa: E402
+from memory3.errors import ConfigError, FingerprintMismatch  # noqa: E402
 from memory3.evaluation.harness import Memory3LM  # noqa: E402
 from memory3.generate import Memory3  # noqa: E402
 from memory3.values import Document  # noqa: E402
@@ -145,6 +146,27 @@ def test_the_guard_holds_back_what_quotes_the_question(path, bank_path):
         lm = Memory3LM(pretrained=path, mode="memory", bank=bank_path, batch_size=1, device="cpu", k=3, guard=guard)
         lm.loglikelihood(requests("loglikelihood", (TEXTS["river"][:-1] + "?", " Yes")))
         assert lm.bank.dropped == dropped
+
+
+def test_the_model_is_by_default_the_one_that_wrote_the_bank(path, tmp_path):
+    """With its adapter."""
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    out, into = Memory3.from_pretrained(path).model.model.layers[1].self_attn.o_proj.weight.shape
+    name = "base_model.model.model.layers.1.self_attn.o_proj.lora_{}.weight"
+    halves = {name.format("A"): torch.randn(2, into), name.format("B"): torch.randn(out, 2)}
+    save_file(halves, adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2, "lora_alpha": 2}')
+    m3 = Memory3.from_pretrained(path, adapter=str(adapter))
+    with Bank.open(tmp_path / "bank", m3, embedder="hashing") as bank:
+        bank.write(Document(name, text) for name, text in TEXTS.items())
+    lm = Memory3LM(bank=str(tmp_path / "bank"), batch_size=1, device="cpu", k=2)
+    assert lm.m3.name == m3.name
+    found = lm.loglikelihood(requests("loglikelihood", *PAIRS[:1]))
+    same = Memory3LM(pretrained=m3.name, bank=str(tmp_path / "bank"), batch_size=1, device="cpu", k=2)
+    assert same.loglikelihood(requests("loglikelihood", *PAIRS[:1])) == found
+    with pytest.raises(FingerprintMismatch):
+        Memory3LM(pretrained=path, bank=str(tmp_path / "bank"), batch_size=1, device="cpu")
 
 
 def test_wrong_arguments_are_told(path):

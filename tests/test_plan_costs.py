@@ -22,6 +22,7 @@ from memory3.errors import ConfigError, InputError, MissingDependency, ModelErro
 from memory3.generate import Memory3
 from memory3.maths.selectors import SELECTORS
 from memory3.model.beginning import Frame
+from memory3.model.catalogue import DEFAULT_ADAPTED
 from memory3.model.encode import Encoder
 from memory3.model.shape import PAPER_MODEL, SHAPES, Shape, shape_of
 from memory3.theory import figure, library, storage
@@ -234,7 +235,7 @@ def test_only_the_config_is_read(tmp_path):
 
 @pytest.mark.real
 def test_the_catalogues_shape_is_that_of_the_model(default_model_path):
-    assert shape_of(default_model_path) == SHAPES["smollm2-135m-instruct"]
+    assert shape_of(default_model_path) == SHAPES["smollm2-135m-instruct"] == shape_of(DEFAULT_ADAPTED)
 
 
 @pytest.mark.real

@@ -14,6 +14,7 @@ from memory3.bank import Bank
 from memory3.config import MemoryConfig
 from memory3.generate import Memory3
 from memory3.model.adapter import shipped
+from memory3.model.catalogue import DEFAULT_ADAPTED, DEFAULT_MODEL
 from memory3.values import Document
 
 pytestmark = pytest.mark.real
@@ -168,3 +169,31 @@ def test_what_comes_with_memory3_for_the_default_model(
     learned = with_config(loaded, selector="learned", budget="adaptive:360")
     assert learned.encode(bank_references := list(m3.split(Document("d0", TEXTS[0]))))[0].counts.sum() == 360
     assert with_config(loaded, selector="blended", budget="adaptive:360").encode(bank_references)[0].counts.sum() == 360
+
+
+def test_who_names_no_model_gets_the_adapter(
+    loaded: Memory3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default_model_path: str, default_embedder_path: str
+) -> None:
+    """With its code book, in whatever number format its weights are read; ``none``, or the model's own name, is the untouched model."""
+    monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "models").symlink_to(Path(default_model_path).parent)
+    m3 = Memory3.from_pretrained()
+    assert m3.name == DEFAULT_ADAPTED == f"{DEFAULT_MODEL}+smollm2-135m-instruct-1440"
+    with Bank.open(tmp_path / "bank", m3, embedder=default_embedder_path) as bank:
+        bank.write([Document(f"d{n}", text) for n, text in enumerate(TEXTS)])
+        assert (bank.manifest.codec, bank.manifest.record_bytes) == ("foretold:96+160", 47_956)
+        answer = m3.generate("When was the Kestrel Bridge opened?", bank, max_new_tokens=24)
+        assert answer.text.startswith("1874")
+        assert answer.citations[0].document_id == "d0"
+    narrow = Memory3.from_pretrained(dtype="bfloat16")
+    assert narrow.learned is not None
+    assert narrow.learned.fingerprint == m3.learned.fingerprint
+    row = [loaded.frame.closed_book(loaded._ids(QUESTION))]
+    expected = logits(loaded, row)
+    for name, adapter in ((DEFAULT_MODEL, None), (DEFAULT_ADAPTED, "none")):
+        plain = Memory3.from_pretrained(name, adapter=adapter)
+        assert plain.name == DEFAULT_MODEL
+        assert plain.config == MemoryConfig()
+        assert torch.equal(logits(plain, row), expected)
+    assert not torch.equal(logits(m3, row), expected)

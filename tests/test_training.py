@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 from ram_bank import RamBank
+from safetensors.torch import load_file, save_file
 from tiny import save_tiny, tiny_chat_tokenizer, tiny_model
 from training_runs import CONFIG, TEXTS, run_settings, write_data, write_records
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -713,7 +714,13 @@ def test_a_fitted_selector_goes_with_what_was_trained(
     assert adapted.config.selector == "learned"
     assert adapted.learned is not None
     assert torch.equal(adapted.learned.weights, learned.weights)
-    assert adapted.learned.model == adapted.whole_model != learned.model
+    narrow = Memory3.from_pretrained(f"{model_path}+{trained}", dtype="bfloat16")
+    assert narrow.whole_model != adapted.whole_model  # the same adapter, in another number format
+    assert narrow.learned is not None
+    weights = trained / "adapter_model.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(ConfigError, match="was not fitted to this model yet"):  # it was to weights that are gone
+        Memory3.from_pretrained(f"{model_path}+{trained}")
     with pytest.raises(ConfigError, match="was not fitted to this model yet"):
         Memory3.from_pretrained(model_path, config=adapted.config)
 

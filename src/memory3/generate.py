@@ -21,9 +21,10 @@ from memory3.maths.selectors import is_fitted
 from memory3.model.adapter import own_folder, trained_config, with_adapter
 from memory3.model.attach import ModelShape
 from memory3.model.beginning import FIXED, Frame
+from memory3.model.catalogue import DEFAULT_ADAPTED
 from memory3.model.encode import Encoder
 from memory3.model.fingerprint import fingerprint, whole_model
-from memory3.model.load import DEFAULT_MODEL, load_model
+from memory3.model.load import load_model
 from memory3.model.selecting import SelectorWeights, find_weights
 from memory3.recall import Recall, within
 from memory3.text.splitting import split
@@ -94,7 +95,7 @@ class Memory3:
     @classmethod
     def from_pretrained(
         cls,
-        name: str = DEFAULT_MODEL,
+        name: str = DEFAULT_ADAPTED,
         *,
         adapter: str | None = None,
         config: MemoryConfig | str | None = None,
@@ -106,7 +107,8 @@ class Memory3:
         """Load a model by catalogue name, hub id or path.
 
         Args:
-            name: ``"smollm2-135m-instruct"``, or any Llama-, Qwen- or Mistral-like id or folder.
+            name: any Llama-, Qwen- or Mistral-like id or folder, or a name of the catalogue such as ``"smollm2-135m-instruct"``, which is that
+                model untouched. Default: that model with the adapter that taught it to read memories.
             adapter: folder of an adapter or the name of a shipped one (`memory3.model.adapter`), or ``"none"``. Default: what the name says behind a ``+``.
             config: a `MemoryConfig` or the name of a preset (``"default"``, ``"paper"``, ``"full"``). Default: what the model or
                 its adapter was trained for, or the preset ``"default"``.

@@ -18,7 +18,7 @@ from memory3.evaluation.modes import parse_modes
 from memory3.evaluation.qa import QaTask
 from memory3.evaluation.runner import Plan, run_task
 from memory3.generate import Memory3
-from memory3.model.load import DEFAULT_MODEL
+from memory3.model.catalogue import DEFAULT_MODEL
 from memory3.text.readers import read_documents
 
 __all__ = ["OPTIONS", "run"]

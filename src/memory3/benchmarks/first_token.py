@@ -11,7 +11,7 @@ from typing import Any
 
 from memory3.benchmarks.measure import alternate, bank_references, ratio, temporary_bank
 from memory3.generate import Memory3
-from memory3.model.load import DEFAULT_MODEL
+from memory3.model.catalogue import DEFAULT_MODEL
 
 __all__ = ["OPTIONS", "run"]
 

@@ -47,7 +47,7 @@ from memory3.maths.selectors import SELECTORS, Selector, selector
 from memory3.maths.selectors.blended import Blended
 from memory3.maths.selectors.learned import Learned
 from memory3.maths.selectors.reconstruction import Reconstruction
-from memory3.model.load import DEFAULT_MODEL
+from memory3.model.catalogue import DEFAULT_MODEL
 from memory3.recall import within
 from memory3.text.readers import read_documents
 from memory3.values import MemoryShape

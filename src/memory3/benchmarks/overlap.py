@@ -9,7 +9,7 @@ from typing import Any
 from memory3.benchmarks.measure import alternate, python_documents
 from memory3.generate import Memory3
 from memory3.maths.overlap import exceeds, overlap
-from memory3.model.load import DEFAULT_MODEL
+from memory3.model.catalogue import DEFAULT_MODEL
 
 __all__ = ["OPTIONS", "run"]
 

@@ -15,7 +15,7 @@ import torch
 
 from memory3.benchmarks.measure import Distinct, alternate, bank_references, temporary_bank
 from memory3.generate import Memory3
-from memory3.model.load import DEFAULT_MODEL
+from memory3.model.catalogue import DEFAULT_MODEL
 
 __all__ = ["OPTIONS", "run", "tables"]
 

@@ -15,7 +15,7 @@ from memory3.bank import Bank
 from memory3.benchmarks.measure import alternate, python_documents, ratio
 from memory3.config import MemoryConfig
 from memory3.generate import Memory3
-from memory3.model.load import DEFAULT_MODEL
+from memory3.model.catalogue import DEFAULT_MODEL
 from memory3.model.scratch import from_scratch
 from memory3.training.collate import GroupBatch, MemoryCollator
 from memory3.training.drawing import GroupMaker, documents_of

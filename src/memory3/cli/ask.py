@@ -103,9 +103,9 @@ def ask(
     prompt: Any = [{"role": "system", "content": _clean(system)}, {"role": "user", "content": text}] if system else text
 
     if bank is None:
-        from memory3.model.catalogue import DEFAULT_MODEL
+        from memory3.model.catalogue import DEFAULT_ADAPTED
 
-        m3, opened = load_model(full_name(model or DEFAULT_MODEL, adapter), MemoryConfig(), device=device), None
+        m3, opened = load_model(full_name(model or DEFAULT_ADAPTED, adapter), MemoryConfig(), device=device), None
     else:
         m3, opened = open_bank(
             bank, model, adapter=adapter, device=device, temperature=memory_temperature, embedder=mode != "none"

@@ -29,7 +29,10 @@ def calibrate(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", help="Catalogue name, hub id or folder. Default: smollm2-135m-instruct.", metavar="MODEL"
+            "--model",
+            "-m",
+            help="Catalogue name, hub id or folder, or one of these+ADAPTER. Default: smollm2-135m-instruct with its adapter.",
+            metavar="MODEL",
         ),
     ] = None,
     data: Annotated[
@@ -75,16 +78,16 @@ def calibrate(
         memory3 write docs/ --bank bank --codec product
     """
     from memory3.generate import Memory3
+    from memory3.model.adapter import trained_config
+    from memory3.model.catalogue import DEFAULT_ADAPTED
     from memory3.text.readers import read_documents
 
-    config = options.settings(MemoryConfig(), context.params)
+    name = full_name(model or DEFAULT_ADAPTED)
+    config = options.settings(trained_config(name) or MemoryConfig(), context.params)
     if config.codec == "raw":
         raise ConfigError(
             "codec 'raw' keeps numbers as they are, and has nothing to fit: name int8, int4, product, transform or foretold"
         )
-    from memory3.model.catalogue import DEFAULT_MODEL
-
-    name = full_name(model or DEFAULT_MODEL)
     started = time.monotonic()
     from memory3.maths.selectors import is_fitted
 

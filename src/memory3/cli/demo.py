@@ -37,7 +37,10 @@ def demo(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", help="Catalogue name, hub id or folder. Default: smollm2-135m-instruct.", metavar="MODEL"
+            "--model",
+            "-m",
+            help="Catalogue name, hub id or folder, or one of these+ADAPTER. Default: smollm2-135m-instruct with its adapter.",
+            metavar="MODEL",
         ),
     ] = None,
     device: options.Device = None,
@@ -49,9 +52,11 @@ def demo(
     everything done and answers at once.
     """
     started = time.monotonic()
-    from memory3.model.catalogue import DEFAULT_MODEL
+    from memory3.model.adapter import trained_config
+    from memory3.model.catalogue import DEFAULT_ADAPTED
 
-    m3 = load_model(full_name(model or DEFAULT_MODEL), MemoryConfig(), device=device)
+    name = full_name(model or DEFAULT_ADAPTED)
+    m3 = load_model(name, trained_config(name) or MemoryConfig(), device=device)
     with err.status("opening the bank"):
         from memory3.bank import Bank
         from memory3.demo import PART_NAME, ask_all, bank_folder, documents

@@ -162,9 +162,9 @@ def evaluate(
         m3, opened = open_bank(bank, model, device=device, dtype=model_dtype, temperature=memory_temperature)
     else:
         from memory3.model.adapter import trained_config
-        from memory3.model.catalogue import DEFAULT_MODEL
+        from memory3.model.catalogue import DEFAULT_ADAPTED
 
-        name = full_name(model or DEFAULT_MODEL)
+        name = full_name(model or DEFAULT_ADAPTED)
         given = {"preset": preset, "memory_temperature": memory_temperature}
         config = options.settings(trained_config(name) or MemoryConfig(), given)
         m3 = load_model(name, config, device=device, dtype=model_dtype)

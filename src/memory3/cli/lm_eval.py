@@ -19,7 +19,7 @@ def lm_eval(context: typer.Context) -> None:
 
     [bold]Examples[/bold]
 
-        memory3 lm-eval --model memory3 --model_args pretrained=smollm2-135m-instruct,bank=bank,mode=memory --tasks arc_easy
+        memory3 lm-eval --model memory3 --model_args bank=bank,mode=memory --tasks arc_easy
         memory3 lm-eval --model memory3 --model_args bank=bank,mode=text,k=3 --tasks gsm8k --num_fewshot 5 --limit 50
     """
     try:

@@ -45,7 +45,7 @@ Model = Annotated[
 Adapter = Annotated[
     str | None,
     typer.Option(
-        help="Adapter to merge into the model: a folder, smollm2-135m-instruct-1440 or smollm2-135m-instruct-360 (shipped), or none. Default: the bank's own.",
+        help="Adapter to merge into the model: a folder, smollm2-135m-instruct-1440 or smollm2-135m-instruct-360 (shipped), or none. Default: the bank's own; smollm2-135m-instruct-1440 where no model is named.",
         metavar="DIR|NAME|none",
     ),
 ]
@@ -68,7 +68,7 @@ ModelDtype = Annotated[
 MemoryTemperature = Annotated[
     float | None,
     typer.Option(
-        help="Divides the logits of memories where they are read. Default: what the bank says, 0.9 unless it was written otherwise; 1 reads as the paper does.",
+        help="Divides the logits of memories where they are read. Default: what the bank says, which is what the adapter was trained with (1, as in the paper), or 0.9 for a model without.",
         min=0.1,
         max=10,
         metavar="X",

@@ -46,7 +46,7 @@ def write(
         typer.Option(
             "--model",
             "-m",
-            help="Catalogue name, hub id or folder. Default: the bank's own; smollm2-135m-instruct for a new one.",
+            help="Catalogue name, hub id or folder. Default: the bank's own; for a new one smollm2-135m-instruct with its adapter (by name alone: without).",
             metavar="MODEL",
         ),
     ] = None,
@@ -201,12 +201,12 @@ def _remembered(bank: Path, model: str | None, adapter: str | None, given: Mappi
     """Model and settings to write with: those of the bank where there is one, which must not be contradicted."""
     from memory3.bank import Bank
     from memory3.model.adapter import trained_config
-    from memory3.model.catalogue import DEFAULT_MODEL
+    from memory3.model.catalogue import DEFAULT_ADAPTED
 
     try:
         manifest = Bank.describe(bank)
     except BankNotFound:
-        name = full_name(model or DEFAULT_MODEL, adapter)
+        name = full_name(model or DEFAULT_ADAPTED, adapter)
         return name, options.settings(trained_config(name) or MemoryConfig(), given)
     stored, wanted = manifest.config.to_dict(), options.settings(manifest.config, given).to_dict()
     differing = [

