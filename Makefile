@@ -60,7 +60,9 @@ lock:
 
 # About four hours of one thread (docs/evaluation.md). Suites share banks, so that a reference is encoded once for all.
 RESULTS ?= results
-EVAL = $(BIN)/memory3 eval --data $(DATA) --banks $(RESULTS)/banks
+# Of the model as it is, so that it says what memory brings and not what training does.
+PLAIN = --model smollm2-135m-instruct
+EVAL = $(BIN)/memory3 eval $(PLAIN) --data $(DATA) --banks $(RESULTS)/banks
 results: models
 	@test -n "$(DATA)" || { echo "give DATA=DIR, the folder of data that docs/evaluation.md lists"; exit 2; }
 	$(EVAL) qa --limit 1000 --modes memory,text:5@0.05,none --out $(RESULTS)/qa
@@ -70,7 +72,7 @@ results: models
 	$(EVAL) hallucination --k 3 --limit 60 --out $(RESULTS)/hallucination
 	$(EVAL) general --k 3 --shots 0 --limit 25 --max-new-tokens 64 --modes memory,text,none,random,other --out $(RESULTS)/general
 	$(EVAL) retro --k 3 --limit 50 --modes memory,text,none,random,other --out $(RESULTS)/retro
-	$(BIN)/memory3 eval speed --repeats 3 --out $(RESULTS)/speed
+	$(BIN)/memory3 eval speed $(PLAIN) --repeats 3 --out $(RESULTS)/speed
 	$(BIN)/memory3 report $(foreach suite,qa qa-why abstain professional hallucination general retro speed,$(RESULTS)/$(suite)) --out docs/results.md
 
 # An adapter of the default model, by its settings. Interrupted, the same command goes on (docs/training.md).

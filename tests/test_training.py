@@ -255,6 +255,7 @@ def test_records_of_every_kind(tmp_path: Path) -> None:
         [
             {"passage": "P", "question": "Q", "answer": "A", "source": 3},
             {"prompt": f"Read this:\n\n{passage}\n\nWho built the bridge, and when?", "answer": "the engineer"},
+            {"prompt": f'Given this:\n\n{passage}\n\nanswer.\n\nQuestion: "When was it built?"', "answer": "1874"},
             {"prompt": "Say hello.", "answer": "hello"},
             {"text": "T"},
         ],
@@ -263,9 +264,10 @@ def test_records_of_every_kind(tmp_path: Path) -> None:
     assert [(q.question, q.answer) for q in records.questions] == [
         ("Q", "A"),
         ("Read this:\nWho built the bridge, and when?", "the engineer"),
+        ("When was it built?", "1874"),
     ]
     assert records.questions[1].passage == passage.strip()
-    assert len(records.prompts) == 2
+    assert len(records.prompts) == 3
     assert records.texts == ["T"]
     few = write_records(tmp_path / "few.jsonl", [{"text": str(n)} for n in range(11)])
     assert read_records([few], most=3, seed=2).texts == read_records([few], most=3, seed=2).texts

@@ -4,7 +4,7 @@ Documents are encoded once into attention key-values, kept in a bank on disk, an
 
     from memory3 import Bank, Memory3, read_documents
 
-    m3 = Memory3.from_pretrained("smollm2-135m-instruct")
+    m3 = Memory3.from_pretrained()
     bank = Bank.open("bank", m3)
     bank.write(read_documents("docs/"))
     answer = m3.generate("What does the warranty cover?", bank=bank)

@@ -26,7 +26,21 @@ train = typer.Typer(
 
 
 @train.command()
-@takes("model", "bank", *RUN, *OPTIMISER, "schedule", "decay", "mixture", "questions", "text_length", "distil", *LORA, *MEMORY)
+@takes(
+    "model",
+    "bank",
+    *RUN,
+    *OPTIMISER,
+    "schedule",
+    "decay",
+    "mixture",
+    "questions",
+    "blanks",
+    "text_length",
+    "distil",
+    *LORA,
+    *MEMORY,
+)
 def continual(context: typer.Context, folder: Folder, **_: Any) -> None:
     """Train with memories: references are encoded inside the step.
 
@@ -37,6 +51,7 @@ def continual(context: typer.Context, folder: Folder, **_: Any) -> None:
     [bold]Examples[/bold]
 
         memory3 train continual --out run --data questions.jsonl --data texts.jsonl
+        memory3 train continual --out run --data texts.jsonl --blanks 3
         memory3 train continual --out run --resume
         memory3 train continual --out paper --data texts.jsonl --mixture chunks=1 --rank 0
         memory3 train continual --out run8 --data qa.jsonl.gz --budget adaptive:1/8 --steps 300

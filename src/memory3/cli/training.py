@@ -90,6 +90,7 @@ _KINDS: dict[str, Any] = {
     "passes": _option(int | None, "Forward and backward passes per step and process."),
     "groups": _option(int | None, "Groups per pass (a prompt, a sequence, or questions on the same references)."),
     "questions": _option(int | None, "Questions of a group at most."),
+    "blanks": _option(int | None, "Questions made of each text, by leaving out a name, number or date. Default: 0."),
     "text_length": _option(int | None, "Tokens of a text at most."),
     "sequence_length": _option(int | None, "Tokens of a sequence of chunks, or of a prompt with its answer."),
     "mixture": _option(str | None, "Shares of passes, such as memory=6,text=2,none=1,continue=1,plain=1.", "SHARES"),

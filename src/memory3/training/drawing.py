@@ -45,10 +45,11 @@ _OWN = "training-data/"
 
 
 def documents_of(records: Records) -> Iterator[Document]:
-    """Every distinct passage and text, under the id by which `GroupMaker` knows it."""
-    passages = dict.fromkeys(question.passage for question in records.questions)
+    """Every distinct passage and text, under the id by which `GroupMaker` knows it. A text with questions is a text."""
+    texts = dict.fromkeys(records.texts)
+    passages = dict.fromkeys(question.passage for question in records.questions if question.passage not in texts)
     yield from (Document(f"{_OWN}passage{n}", text) for n, text in enumerate(passages))
-    yield from (Document(f"{_OWN}text{n}", text) for n, text in enumerate(dict.fromkeys(records.texts)))
+    yield from (Document(f"{_OWN}text{n}", text) for n, text in enumerate(texts))
 
 
 @dataclass

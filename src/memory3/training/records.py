@@ -16,6 +16,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,8 @@ Prompt = str | Sequence[Mapping[str, str]]
 _TELLING = 24
 #: A prompt's longest paragraph is its passage when it is at least this long, and this share of the prompt.
 _PASSAGE, _SHARE = 200, 0.5
+#: A line of a prompt that says which its question is.
+_ASKED = re.compile(r"^\s*question:\s*(.*\S)", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,8 @@ def _apart(prompt: str, answer: str) -> Question | None:
     rest = "\n".join(part for n, part in enumerate(parts) if n != longest and part.strip(" \"'-"))
     if len(passage) < max(_PASSAGE, _SHARE * len(prompt)) or len(rest) < 8:
         return None
-    return Question(passage.strip(), rest.strip(), answer)
+    asked = _ASKED.search(rest)
+    return Question(passage.strip(), asked[1].strip('"“” ') if asked else rest.strip(), answer)
 
 
 def _texts(record: dict[str, Any]) -> Iterator[str]:

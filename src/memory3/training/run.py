@@ -27,6 +27,7 @@ from memory3.maths.selectors import is_fitted
 from memory3.model.adapter import adapter_of, write_about
 from memory3.model.scratch import from_scratch
 from memory3.model.selecting import SelectorWeights, adapter_mark, keep_weights
+from memory3.training.blanks import blanks
 from memory3.training.checkpoints import last_checkpoint
 from memory3.training.drawing import GroupMaker, documents_of
 from memory3.training.groups import Group, read_groups, write_groups
@@ -191,6 +192,7 @@ def _draw(m3: Memory3, settings: Settings, run: Path, processes: int, tell: Prog
     _write_settings(settings, run)
     tell("reading", 0, 0, "")
     records = read_records(settings.data, settings.held_out, most=settings.records, seed=settings.seed)
+    records.questions += blanks(list(dict.fromkeys(records.texts)), settings.blanks, seed=settings.seed)
     with ExitStack() as stack:
         bank = None
         if settings.bank:

@@ -93,6 +93,7 @@ class Settings:
         epochs: rounds over the prompts or preferences, in place of ``steps``; 0: as many steps as ``steps`` says.
         passes: forward and backward passes per step and process (gradient accumulation).
         groups: groups per pass.
+        blanks: questions made of each text, by leaving out a name, number or date (`memory3.training.blanks`); 0: none.
         questions: questions of a group at most.
         texts: texts of a group at most.
         text_length: tokens of a text at most.
@@ -131,6 +132,7 @@ class Settings:
     epochs: float = 0.0
     passes: int = 3
     groups: int = 1
+    blanks: int = 0
     questions: int = 12
     texts: int = 3
     text_length: int = 192
@@ -158,7 +160,7 @@ class Settings:
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("steps", "passes", "groups", "questions", "texts", "text_length", "sequence_length"), 1)
         counts |= dict.fromkeys(("save_every", "keep", "alpha"), 1)
-        counts |= dict.fromkeys(("records", "rank", "seed", "eval_every", "eval_groups"), 0)
+        counts |= dict.fromkeys(("records", "blanks", "rank", "seed", "eval_every", "eval_groups"), 0)
         for name, low in counts.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:

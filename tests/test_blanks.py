@@ -1,0 +1,113 @@
+"""Questions made of texts by leaving something out."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from tiny import save_tiny
+from training_runs import run_settings, write_records
+
+from memory3.bank import Bank
+from memory3.generate import Memory3
+from memory3.training.blanks import GAP, blanks
+from memory3.training.drawing import GroupMaker, documents_of
+from memory3.training.records import Question, read_records
+
+BRIDGE = (
+    "The Kestrel Bridge at Holm was opened on 11 May 1874 by Dr. A. Brennan (of Tarn), who had built others. It has eleven arches of red stone and is 235 m long! "
+    "The annual fair of the town takes place there; visitors pay three crowns for it."
+)
+
+
+def asked(text: str, rounds: int = 60) -> set[tuple[str, str]]:
+    """Whatever any seed leaves out."""
+    return {(q.question, q.answer) for seed in range(rounds) for q in blanks([text], 7, seed=seed)}
+
+
+def test_what_is_left_out() -> None:
+    found = asked(BRIDGE)
+    assert {answer for _, answer in found} == {"Holm", "11 May 1874", "Dr. A. Brennan", "Tarn", "235"}
+    start = "The Kestrel Bridge at Holm was opened on"
+    assert (f"{start} ...", "11 May 1874") in found
+    assert (f"{start} {GAP} by Dr. A. Brennan (of Tarn), who had built others.", "11 May 1874") in found
+    assert (f"It has eleven arches of red stone and is {GAP} m long!", "235") in found
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("Marmots sleep for seven months, and before winter they close the burrow with hay.", "no name, no number"),
+        ("In the year 1874 it was built, and in 1875 it was called the bridge of 1874 by all who lived there.", "twice"),
+        ("Built by Ada in 1874.", "short"),
+        ("It stands in Holm " + "and people came from far away to see it " * 8 + ".", "long"),
+        (
+            "桥建于一八七四年,由县里的工程师建造,它有十一个红石拱门,游客支付三克朗,儿童免费,每年六月的第一周举行集市。",
+            "no capitals",
+        ),
+        ("", "nothing"),
+    ],
+)
+def test_what_is_not_asked(text: str, why: str) -> None:
+    answers = {answer for _, answer in asked(text)}
+    assert answers <= {"1875"}, why
+    assert "1874" not in answers
+
+
+def test_every_question_is_answered_by_its_text() -> None:
+    rng = random.Random(5)
+    words = [
+        "river",
+        "Holm",
+        "of",
+        "Ada",
+        "1874",
+        "stone",
+        "built",
+        "Tarn-on-Sea",
+        "3.5",
+        "the",
+        "which",
+        "people",
+        "(Lom)",
+        "grew,",
+    ]
+    texts = [". ".join(" ".join(rng.choices(words, k=rng.randrange(5, 23))) for _ in range(7)) + "." for _ in range(31)]
+    made = list(blanks(texts, 3, seed=2))
+    assert made == list(blanks(texts, 3, seed=2)) != list(blanks(texts, 3, seed=3))
+    assert len(made) > 31
+    assert all(sum(q.passage == text for q in made) <= 3 for text in texts)
+    for question in made:
+        assert question.passage.count(question.answer) == 1
+        gap = f" {GAP}" if GAP in question.question else " ..."
+        before, after = question.question.split(gap)
+        assert any(f"{before}{space}{question.answer}{after}" in question.passage for space in (" ", " (", ""))
+
+
+def test_texts_alone_are_trained_on(tmp_path: Path) -> None:
+    """Each is one document, asked about and continued; the group of a question reads the reference that answers it."""
+    texts = [
+        f"The bridge of the county number {n} was built in {1700 + 7 * n} by the engineer, who lived in the old town."
+        for n in range(11)
+    ]
+    data = write_records(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
+    settings = run_settings(
+        save_tiny(tmp_path / "model", chat=True), data, blanks=2, mixture={"memory": 2, "plain": 1}, eval_every=0
+    )
+    records = read_records([data])
+    records.questions += blanks(records.texts, settings.blanks, seed=settings.seed)
+    assert all(isinstance(question, Question) for question in records.questions)
+    assert [document.text for document in documents_of(records)] == texts
+    m3 = Memory3.from_pretrained(settings.model, config=settings.memory)
+    with Bank.open(tmp_path / "bank", m3) as bank:
+        bank.write(documents_of(records), cold=True)
+        groups = [group for group in GroupMaker(m3, bank, records, settings).groups(17) if group.kind == "memory"]
+    rows = [
+        (m3.tokenizer.decode(row.tokens[len(row.tokens) - row.scored : -1]).strip(), group)
+        for group in groups
+        for row in group.rows
+    ]
+    assert len({answer for answer, _ in rows}) > 5
+    for answer, group in rows:
+        assert any(answer in m3.tokenizer.decode(tokens) for _, tokens in group.references)
