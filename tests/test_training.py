@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from ram_bank import RamBank
 from safetensors.torch import load_file, save_file
 from tiny import save_tiny, tiny_chat_tokenizer, tiny_model
@@ -373,6 +374,13 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, model_path: str, data:
     kept = ("step", "loss", "grad_norm", "learning_rate", "eval_memory", "eval_text")
     ours, theirs = ([{k: line[k] for k in kept if k in line} for line in read_log(r)] for r in (run, finished))
     assert ours == theirs
+
+
+def test_one_process_trains_in_a_folder(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    with FileLock(finished / ".lock"), pytest.raises(TrainingError, match="another process trains in"):
+        train(Settings.read(finished / "settings.json"), finished, resume=True)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
 def test_a_run_leaves_what_it_promises(finished: Path) -> None:

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from memory3.errors import ConfigError, InputError, MissingDependency, TrainingError
 from memory3.files import write_atomically
@@ -40,6 +41,8 @@ from memory3.training.stopping import StopOnSignal
 from memory3.training.trainer import GroupTrainer, arguments
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
+
     from memory3.bank import Bank
 
 __all__ = ["Progress", "Result", "draw_groups", "train"]
@@ -84,7 +87,7 @@ def train(
         progress: told how far it is.
 
     Raises:
-        TrainingError: the folder holds a run and ``resume`` was not said; the loss is not a number; the disk is full.
+        TrainingError: the folder holds a run and ``resume`` was not said; another process trains in it; the loss is not a number; the disk is full.
         InputError: nothing to train on.
         ConfigError: the bank is another model's.
     """
@@ -95,14 +98,20 @@ def train(
     # The other processes wait for the one that draws.
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(days=2))
     tell = progress if progress and state.is_main_process else _silent
-    stored, drawn = run / "settings.json", run / "held_back.jsonl"
-    if drawn.exists() and not resume:
+    stored = run / "settings.json"
+    if (run / "held_back.jsonl").exists() and not resume:
         raise TrainingError(f"{run} holds a training run: resume it with --resume, or give another folder")
     if resume and stored.exists():
         settings = Settings.read(stored)
     settings = _with_dtype(settings, device or str(state.device))
     _make_folder(run)
-    m3 = _load(settings, device or str(state.device))
+    with _alone(run) if state.is_main_process else nullcontext():
+        return _train(settings, run, state, device or str(state.device), tell)
+
+
+def _train(settings: Settings, run: Path, state: PartialState, device: str, tell: Progress) -> Result:
+    stored, drawn = run / "settings.json", run / "held_back.jsonl"
+    m3 = _load(settings, device)
     _ = m3.fingerprint  # of the weights alone: the bank that groups are drawn with is found again by it
     learned = m3.learned if is_fitted(settings.memory.selector) else None
     model = with_lora(m3.model, settings)  # before drawing, which compares preferences with what training starts at
@@ -163,9 +172,24 @@ def train(
 def draw_groups(settings: Settings, run: Path, *, device: str | None = None, progress: Progress) -> None:
     """What a run of one process would train on, in its folder; nothing is done where that is there."""
     _make_folder(run)
-    if not (run / "held_back.jsonl").exists():
-        settings = _with_dtype(settings, device or "cpu")
-        _draw(_load(settings, device or "cpu"), settings, run, 1, progress)
+    with _alone(run):
+        if not (run / "held_back.jsonl").exists():
+            settings = _with_dtype(settings, device or "cpu")
+            _draw(_load(settings, device or "cpu"), settings, run, 1, progress)
+
+
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Two that trained in one folder would write each other's checkpoints. The lock ends with its process, however that ends."""
+    lock = FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise TrainingError(f"another process trains in {run}: wait for it, stop it, or give another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _load(settings: Settings, device: str) -> Memory3:
