@@ -80,12 +80,10 @@ ADAPTER ?= adapter-1440
 ADAPTER_FLAGS ?= --config docs/training/$(ADAPTER).json
 TRAINING_DATA = $(addprefix --data $(DATA)/,reading/amazon.jsonl.gz reading/reddit.jsonl.gz reading/t0_prompts.jsonl.gz text/2wiki.jsonl.gz)
 HELD_OUT = $(addprefix --held-out $(DATA)/,wiki_qa pro bench)
-RULES = $(ADAPTER)-rules.jsonl.gz
 adapter: models
 	@test -n "$(DATA)" || { echo "give DATA=DIR, a folder with reading/ and text/ (docs/training.md)"; exit 2; }
-	test -e $(RULES) || $(BIN)/python docs/training/rule_questions.py $(DATA)/text/2wiki.jsonl.gz $(RULES)
 	if test -e $(ADAPTER)/held_back.jsonl; then $(BIN)/memory3 train continual --out $(ADAPTER) --resume; \
-	else $(BIN)/memory3 train continual --out $(ADAPTER) $(TRAINING_DATA) --data $(RULES) $(HELD_OUT) $(ADAPTER_FLAGS); fi
+	else $(BIN)/memory3 train continual --out $(ADAPTER) $(TRAINING_DATA) $(HELD_OUT) $(ADAPTER_FLAGS); fi
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
