@@ -9,11 +9,10 @@ import pytest
 from tiny import save_tiny
 from training_runs import run_settings, write_records
 
-from memory3.bank import Bank
 from memory3.generate import Memory3
 from memory3.training.blanks import GAP, blanks
-from memory3.training.drawing import GroupMaker, documents_of
-from memory3.training.records import Question, read_records
+from memory3.training.groups import read_groups
+from memory3.training.run import draw_groups
 
 BRIDGE = (
     "The Kestrel Bridge at Holm was opened on 11 May 1874 by Dr. A. Brennan (of Tarn), who had built others. It has eleven arches of red stone and is 235 m long! "
@@ -93,16 +92,13 @@ def test_texts_alone_are_trained_on(tmp_path: Path) -> None:
     ]
     data = write_records(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
     settings = run_settings(
-        save_tiny(tmp_path / "model", chat=True), data, blanks=2, mixture={"memory": 2, "plain": 1}, eval_every=0
+        save_tiny(tmp_path / "model", chat=True), data, blanks=2, mixture={"memory": 2, "plain": 1}, eval_every=0, steps=9
     )
-    records = read_records([data])
-    records.questions += blanks(records.texts, settings.blanks, seed=settings.seed)
-    assert all(isinstance(question, Question) for question in records.questions)
-    assert [document.text for document in documents_of(records)] == texts
+    told = []
+    draw_groups(settings, tmp_path / "run", progress=lambda what, done, total, more: told.append((what, total)))
+    assert ("embedding", len(texts)) in told  # none is both a passage and a text
     m3 = Memory3.from_pretrained(settings.model, config=settings.memory)
-    with Bank.open(tmp_path / "bank", m3) as bank:
-        bank.write(documents_of(records), cold=True)
-        groups = [group for group in GroupMaker(m3, bank, records, settings).groups(17) if group.kind == "memory"]
+    groups = [group for group in read_groups(tmp_path / "run" / "groups.jsonl") if group.kind == "memory"]
     rows = [
         (m3.tokenizer.decode(row.tokens[len(row.tokens) - row.scored : -1]).strip(), group)
         for group in groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -24,6 +25,7 @@ from memory3.errors import ConfigError
 from memory3.generate import Memory3
 from memory3.maths.rotary import rotate
 from memory3.maths.selectors import Selector
+from memory3.model.adapter import write_about
 from memory3.values import Document
 
 
@@ -177,3 +179,19 @@ def test_commands(tiny_model_path, tmp_path, monkeypatch):
     wrong = run(app, ["write", str(text), "--bank", str(tmp_path / "new"), "--codec", "zip"])
     assert wrong.exit_code == 2
     assert run(app, ["calibrate", "--codec", "raw"]).exit_code == 1
+
+
+def test_a_book_is_fitted_to_what_a_trained_model_writes(tiny_model_path, tmp_path):
+    """`write` finds what `calibrate` fitted, though neither is told the settings: the model says them."""
+    trained = tmp_path / "trained"
+    shutil.copytree(tiny_model_path, trained)
+    write_about(trained, "tiny", MemoryConfig(budget="uniform:3", selector="attention", layers="1:4"))
+    text = tmp_path / "text.txt"
+    text.write_text("Who built the bridge, and when? The bridge was built in 1874 by the engineer of the county. " * 20)
+    model = ["--model", str(trained), "--codec", "int8", "--json"]
+    done = CliRunner().invoke(app, ["calibrate", *model, "--data", str(text)])
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(app, ["write", str(text), "--bank", str(tmp_path / "bank"), *model])
+    assert done.exit_code == 0, done.output
+    assert "fitting the codec" not in done.stderr
+    assert Bank.describe(tmp_path / "bank").config.selector == "attention"

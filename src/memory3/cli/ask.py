@@ -14,7 +14,6 @@ from rich.text import Text
 from memory3.cli import options
 from memory3.cli.loading import full_name, load_model, open_bank
 from memory3.cli.output import count, first_line, out, print_json, printable, size
-from memory3.config import MemoryConfig
 from memory3.errors import InputError
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def ask(
     if bank is None:
         from memory3.model.catalogue import DEFAULT_ADAPTED
 
-        m3, opened = load_model(full_name(model or DEFAULT_ADAPTED, adapter), MemoryConfig(), device=device), None
+        m3, opened = load_model(full_name(model or DEFAULT_ADAPTED, adapter), device=device), None
     else:
         m3, opened = open_bank(
             bank, model, adapter=adapter, device=device, temperature=memory_temperature, embedder=mode != "none"

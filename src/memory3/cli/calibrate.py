@@ -26,15 +26,7 @@ __all__ = ["calibrate", "ensure_code_book"]
 
 def calibrate(
     context: typer.Context,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="Catalogue name, hub id or folder, or one of these+ADAPTER. Default: smollm2-135m-instruct with its adapter.",
-            metavar="MODEL",
-        ),
-    ] = None,
+    model: options.AnyModel = None,
     data: Annotated[
         list[str] | None,
         typer.Option(

@@ -18,7 +18,6 @@ from memory3.cli.loading import full_name, load_model
 from memory3.cli.output import count, duration, err, message, out, print_json, printable, size
 from memory3.cli.progress import WriteMeter
 from memory3.cli.write import INTERRUPTED
-from memory3.config import MemoryConfig
 
 if TYPE_CHECKING:
     from memory3.demo import DemoAnswer
@@ -34,15 +33,7 @@ def demo(
         Path | None,
         typer.Option("--bank", "-b", help="Keep the bank in this folder instead of the cache folder.", metavar="DIR"),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            help="Catalogue name, hub id or folder, or one of these+ADAPTER. Default: smollm2-135m-instruct with its adapter.",
-            metavar="MODEL",
-        ),
-    ] = None,
+    model: options.AnyModel = None,
     device: options.Device = None,
     as_json: options.Json = False,
 ) -> None:
@@ -52,11 +43,9 @@ def demo(
     everything done and answers at once.
     """
     started = time.monotonic()
-    from memory3.model.adapter import trained_config
     from memory3.model.catalogue import DEFAULT_ADAPTED
 
-    name = full_name(model or DEFAULT_ADAPTED)
-    m3 = load_model(name, trained_config(name) or MemoryConfig(), device=device)
+    m3 = load_model(full_name(model or DEFAULT_ADAPTED), device=device)
     with err.status("opening the bank"):
         from memory3.bank import Bank
         from memory3.demo import PART_NAME, ask_all, bank_folder, documents

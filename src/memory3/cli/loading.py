@@ -17,9 +17,9 @@ __all__ = ["full_name", "load_model", "open_bank", "silence"]
 
 
 def load_model(
-    name: str, config: MemoryConfig, *, device: str | None = None, dtype: str | None = None, batch_size: int = 16
+    name: str, config: MemoryConfig | None = None, *, device: str | None = None, dtype: str | None = None, batch_size: int = 16
 ) -> Memory3:
-    """The model of this name under these settings. A first download shows its own progress."""
+    """The model of this name under these settings, or those it was trained for. A first download shows its own progress."""
     from memory3.model.adapter import adapter_of
     from memory3.model.catalogue import resolve_model
 

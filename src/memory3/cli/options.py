@@ -15,6 +15,7 @@ from memory3.errors import ConfigError
 
 __all__ = [
     "Adapter",
+    "AnyModel",
     "Bank",
     "BatchSize",
     "Beginning",
@@ -41,6 +42,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on s
 Model = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Catalogue name, hub id or folder. Default: the bank's own.", metavar="MODEL"),
+]
+AnyModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        help="Catalogue name, hub id or folder, or one of these+ADAPTER. Default: smollm2-135m-instruct with its adapter.",
+        metavar="MODEL",
+    ),
 ]
 Adapter = Annotated[
     str | None,

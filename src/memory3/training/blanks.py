@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from memory3.training.records import Question
 
@@ -41,16 +42,19 @@ def blanks(texts: Sequence[str], most: int, *, seed: int = 0) -> Iterator[Questi
     """
     rng = random.Random(seed)
     for text in texts:
-        sentences = [part.strip() for part in _END.split(text)]
-        rng.shuffle(sentences)
-        made = 0
-        for sentence in sentences:
-            found = _left_out(sentence, text) if _SENTENCE[0] <= len(sentence) <= _SENTENCE[1] else []
-            if made < most and found:
-                start, end = rng.choice(found)
-                rest = f" {GAP}{sentence[end:]}" if rng.random() < 0.5 else " ..."
-                yield Question(text, sentence[:start].rstrip() + rest, sentence[start:end])
-                made += 1
+        yield from islice(_asked(text, rng), most)
+
+
+def _asked(text: str, rng: random.Random) -> Iterator[Question]:
+    """One question of every sentence that can be asked about, in random order."""
+    sentences = [part.strip() for part in _END.split(text)]
+    rng.shuffle(sentences)
+    for sentence in sentences:
+        found = _left_out(sentence, text) if _SENTENCE[0] <= len(sentence) <= _SENTENCE[1] else []
+        if found:
+            start, end = rng.choice(found)
+            rest = f" {GAP}{sentence[end:]}" if rng.random() < 0.5 else " ..."
+            yield Question(text, sentence[:start].rstrip() + rest, sentence[start:end])
 
 
 def _left_out(sentence: str, text: str) -> list[tuple[int, int]]:

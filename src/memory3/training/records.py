@@ -186,7 +186,8 @@ def _apart(prompt: str, answer: str) -> Question | None:
     if len(passage) < max(_PASSAGE, _SHARE * len(prompt)) or len(rest) < 8:
         return None
     asked = _ASKED.search(rest)
-    return Question(passage.strip(), asked[1].strip('"“” ') if asked else rest.strip(), answer)
+    question = asked[1].strip('"“” ') if asked else ""
+    return Question(passage.strip(), question or rest.strip(), answer)
 
 
 def _texts(record: dict[str, Any]) -> Iterator[str]:
