@@ -42,7 +42,7 @@ from memory3.errors import (
 )
 from memory3.generate import Memory3
 from memory3.maths.overlap import overlap
-from memory3.model.adapter import merge_adapter, trained_config
+from memory3.model.adapter import merge_adapter, read_adapter, trained_config
 from memory3.model.attach import attached
 from memory3.model.scratch import from_scratch
 from memory3.model.shape import SHAPES, Shape
@@ -408,6 +408,22 @@ def test_an_adapter_merged_is_the_model_that_was_trained(finished: Path, model_p
         theirs = PeftModel.from_pretrained(tiny_model(), str(finished / "adapter")).eval()
         torch.testing.assert_close(merged(question).logits, theirs(question).logits, rtol=1e-4, atol=1e-4)
         assert float((merged(question).logits - plain).abs().max()) > 1e-3
+
+
+def test_an_adapter_may_leave_with_less_of_what_it_learned(finished: Path, tmp_path: Path, model_path: str, data: str) -> None:
+    settings = Settings.read(finished / "settings.json").replace(strength=0.7)
+    trained = train(settings, tmp_path / "run").trained
+    assert trained is not None
+    plain = dict(tiny_model().named_modules())
+    for whole, part in zip(*(read_adapter(folder)[3].items() for folder in (finished / "adapter", trained)), strict=True):
+        assert whole[0] == part[0] in plain
+        change = [pair["B"] @ pair["A"] for pair in (whole[1], part[1])]
+        assert float(change[0].norm()) > 0
+        torch.testing.assert_close(change[1], 0.7 * change[0], rtol=1e-4, atol=1e-7)
+    with pytest.raises(ConfigError, match=r"strength 0.7 is an adapter's.*give a rank"):
+        settings.replace(rank=0)
+    with pytest.raises(ConfigError, match=r"strength must be a number from 0 to 1, not 1\.5"):
+        settings.replace(strength=1.5)
 
 
 def test_a_folder_with_a_run_is_not_overwritten(finished: Path, model_path: str, data: str) -> None:

@@ -105,6 +105,11 @@ _KINDS: dict[str, Any] = {
     "rank": _option(int | None, "Of LoRA; 0 trains all weights."),
     "alpha": _option(int | None, "Of LoRA; its product counts alpha / rank."),
     "targets": _option(str | None, "Modules that LoRA adapts: all-linear, or names such as q_proj,v_proj.", "NAMES"),
+    "strength": _option(
+        float | None,
+        "The adapter is multiplied by it in the end; below 1 for texts unlike the training data. Default: 1.",
+        "X",
+    ),
     "train_dtype": _option(
         str | None, "float32 or bfloat16: of frozen weights and of products. auto: bfloat16 where the device has it.", "NAME"
     ),
@@ -138,7 +143,7 @@ OPTIMISER = (
     "train_dtype",
     "checkpointing",
 )
-LORA = ("rank", "alpha", "targets")
+LORA = ("rank", "alpha", "targets", "strength")
 MEMORY = (
     "preset",
     "layers",

@@ -70,7 +70,8 @@ def _without_casts(adapted: Any) -> Any:
     return adapted
 
 
-def export_adapter(model: Any, folder: Path) -> None:
-    """The adapter as `memory3.model.adapter` reads it: peft's two files."""
-    model.save_pretrained(str(folder))
+def export_adapter(model: Any, folder: Path, strength: float = 1.0) -> None:
+    """The adapter, times ``strength``, as `memory3.model.adapter` reads it: peft's two files."""
+    state = {name: tensor * strength if ".lora_B" in name else tensor for name, tensor in model.state_dict().items()}
+    model.save_pretrained(str(folder), state_dict=state)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card

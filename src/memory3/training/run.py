@@ -290,7 +290,7 @@ def _narrow(settings: Settings) -> torch.dtype | None:
 def _export(trainer: GroupTrainer, m3: Memory3, settings: Settings, folder: Path) -> None:
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if settings.rank:
-        export_adapter(model, folder)
+        export_adapter(model, folder, settings.strength)
     else:
         model.save_pretrained(str(folder))
         m3.tokenizer.save_pretrained(str(folder))

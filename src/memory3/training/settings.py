@@ -110,6 +110,8 @@ class Settings:
         rank: of LoRA; 0 trains all weights.
         alpha: of LoRA; its product is scaled by alpha / rank.
         targets: ``"all-linear"``, or names of modules with commas between.
+        strength: what the adapter is multiplied by when it leaves the run, between the model without it (0) and what was trained (1): further from the data it
+            was trained on, less of it can be better (M. Wortsman et al. 2022, for all weights).
         dtype: of frozen weights and of products; weights that are trained are float32. ``"auto"``: bfloat16 where the device has it; a run's own settings
             name the one it got.
         checkpointing: recompute activations in the backward pass: less RAM, a third more time.
@@ -148,6 +150,7 @@ class Settings:
     rank: int = 16
     alpha: int = 32
     targets: str = "all-linear"
+    strength: float = 1.0
     dtype: str = "auto"
     checkpointing: bool = False
     seed: int = 0
@@ -165,7 +168,7 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise ConfigError(f"{name} must be a whole number from {low}, not {value!r}")
-        shares = dict.fromkeys(("rate", "decay", "beta"), 1.0)
+        shares = dict.fromkeys(("rate", "decay", "beta", "strength"), 1.0)
         for name, high in (shares | dict.fromkeys(("warmup", "epochs", "distil", "weight_decay", "clip"), 1e9)).items():
             value = getattr(self, name)
             if not isinstance(value, int | float) or not 0 <= value <= high:
@@ -181,6 +184,10 @@ class Settings:
             raise ConfigError(f"{rising} steps of warm-up and {falling:g} of decay do not fit into {self.steps} steps")
         if self.shape and self.rank:
             raise ConfigError("a model from scratch has no weights worth freezing: give rank 0")
+        if self.strength != 1 and not self.rank:
+            raise ConfigError(
+                f"strength {self.strength:g} is an adapter's, and rank 0 trains all weights: leave it out, or give a rank"
+            )
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise ConfigError(f"dtype {self.dtype!r} cannot be trained in: use float32, bfloat16 or auto")
 
