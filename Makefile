@@ -20,6 +20,7 @@ help:
 	@echo "make test    run all tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make results DATA=DIR   measure what docs/results.md reports, and write it (some hours; goes on where it stopped)"
+	@echo "make adapter DATA=DIR   train an adapter of the default model (hours; goes on where it stopped; docs/training.md)"
 	@echo "make lock    write requirements.lock anew with the newest versions that pyproject.toml allows"
 	@echo "make clean   remove .venv and what tools left; models stay in their cache folder"
 
