@@ -275,16 +275,6 @@ def test_threads_read_while_another_writes(tmp_path):
                 done.result()
 
 
-def test_rows_found_before_another_thread_refreshed_can_still_be_read(tmp_path):
-    with open_bank(tmp_path / "bank") as bank:
-        bank.write(documents(4))
-        bank.delete(["doc2"])
-        assert bank.references(["doc2#0"])[0].document_id == "doc2"
-        bank.delete(["doc3"])
-        with pytest.raises(InputError, match="doc2#0"):
-            bank.references(["doc2#0"])
-
-
 def test_a_second_writer_is_refused_and_readers_are_not(tmp_path):
     with open_bank(tmp_path / "bank") as bank, open_bank(tmp_path / "bank") as other:
 

@@ -60,7 +60,8 @@ def test_the_columns_in_the_document_are_those_of_the_table(table):
 
 def test_the_manifest(table):
     manifest = json.loads(table.schema.metadata[b"memory3"])
-    assert list(table.schema.metadata) == [b"memory3"]
+    assert sorted(table.schema.metadata) == [b"memory3", b"memory3.table_id"]
+    assert len(bytes.fromhex(table.schema.metadata[b"memory3.table_id"].decode())) == 16
     assert manifest == {
         "format_version": 1,
         "model": "hashing",

@@ -17,6 +17,7 @@
         ├── BankBusy           another process is writing this bank
         ├── BankFull           no space left on the device; what was committed before is intact
         ├── BankCorrupt        a checksum or a length is wrong; names the rows
+        ├── BankChanged        the version being read was replaced and then removed
         ├── BankVersion        written by another format version
         └── FingerprintMismatch  memories of another model or of other settings; carries both fingerprints
 
@@ -31,6 +32,7 @@ from pathlib import Path
 
 __all__ = [
     "BankBusy",
+    "BankChanged",
     "BankCorrupt",
     "BankError",
     "BankFull",
@@ -132,6 +134,10 @@ class BankCorrupt(BankError):
     def __init__(self, message: str, reference_ids: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.reference_ids = tuple(reference_ids)
+
+
+class BankChanged(BankError):
+    """The version being read was replaced by others and then removed."""
 
 
 class BankVersion(BankError):

@@ -26,7 +26,7 @@ from memory3.model.encode import Encoder
 from memory3.model.fingerprint import fingerprint, whole_model
 from memory3.model.load import load_model
 from memory3.model.selecting import SelectorWeights, find_weights
-from memory3.recall import Recall, within
+from memory3.recall import Recall, one_version, within
 from memory3.text.splitting import split
 from memory3.values import Citation, Document, Memory, MemoryShape, Reference
 
@@ -250,6 +250,7 @@ class Memory3:
         """
         started = time.perf_counter()
         self._check_mode(mode, bank)
+        bank = one_version(bank)
         if max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {max_new_tokens}: an answer has at least 1 token")
         single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
@@ -305,6 +306,7 @@ class Memory3:
         The answer's tokens read the memories they would if they were being decoded. Arguments as in `generate`.
         """
         self._check_mode(mode, bank)
+        bank = one_version(bank)
         answer_ids = [self._ids(answer) for answer in answers]
         if not answer_ids or not all(answer_ids):
             raise InputError("an answer is empty: give at least one word")

@@ -33,7 +33,7 @@ from memory3.model.encode import Encoder
 from memory3.reading import Reading
 from memory3.values import Memory, MemoryBatch
 
-__all__ = ["MemorySource", "Recall", "RecallStatistics", "within"]
+__all__ = ["MemorySource", "Recall", "RecallStatistics", "one_version", "within"]
 
 
 #: The first parameters of every causal model's forward, for callers that pass them by position.
@@ -49,6 +49,7 @@ class _Hit(Protocol):
 
 
 _Found = TypeVar("_Found", bound=_Hit)
+_Source = TypeVar("_Source")
 
 
 def within(hits: Sequence[_Found], gap: float) -> Sequence[_Found]:
@@ -57,7 +58,7 @@ def within(hits: Sequence[_Found], gap: float) -> Sequence[_Found]:
 
 
 class MemorySource(Protocol):
-    """What recall needs of a bank."""
+    """What recall needs of a bank. One that changes while it is read has a method ``pin`` besides, which gives a source that does not."""
 
     def search(self, queries: Sequence[str], k: int, where: Mapping[str, Any] | None = None) -> Sequence[Sequence[_Hit]]:
         """The k nearest references of each query, most similar first."""
@@ -67,6 +68,12 @@ class MemorySource(Protocol):
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
         """How many references there are."""
+
+
+def one_version(bank: _Source) -> _Source:
+    """The bank as it is now, for all that one answer finds, reads and cites."""
+    pin = getattr(bank, "pin", None)
+    return bank if pin is None else pin()
 
 
 @dataclass
@@ -112,6 +119,7 @@ class Recall:
 
     Attributes:
         statistics: see `RecallStatistics`.
+        source: what is searched and read: the bank as it was when the context was entered.
     """
 
     def __init__(
@@ -143,7 +151,7 @@ class Recall:
         self._tokenizer = tokenizer
         self._encoder = encoder
         self._frame = encoder.frame
-        self._bank = bank
+        self._bank = self.source = bank
         self._k = references_per_chunk
         self._chunk = chunk_length
         self._gap = score_gap
@@ -167,12 +175,13 @@ class Recall:
     def __enter__(self) -> Recall:
         if any(isinstance(getattr(hook, "__self__", None), Recall) for hook in self._shape.base._forward_pre_hooks.values()):
             raise RecallError("this model is recalling already: leave one `with recall` before entering another")
+        self.source = one_version(self._bank)
         if self._pinned is not None:
             self._nothing = not any(self._pinned)
         elif self._by_chunk is not None:
             self._nothing = not any(ids for row in self._by_chunk for ids in row)
         else:
-            self._nothing = self._k == 0 or self._bank.count(self._where) == 0
+            self._nothing = self._k == 0 or self.source.count(self._where) == 0
         self._exit = ExitStack()
         self._exit.enter_context(attached(self._model))
         hook = self._shape.base.register_forward_pre_hook(self._before_forward, with_kwargs=True)
@@ -417,7 +426,7 @@ class Recall:
             each = len(self._rows) // len(self._pinned)  # beams of one prompt
             return [list(self._pinned[n // each]) for n in rows]
         wanted = [q for q in queries if q]
-        hits = iter(self._bank.search(wanted, self._k, where=self._where) if wanted else [])
+        hits = iter(self.source.search(wanted, self._k, where=self._where) if wanted else [])
         found: list[list[str]] = []
         for query in queries:
             mine = within(next(hits), self._gap) if query else []
@@ -427,7 +436,7 @@ class Recall:
 
     def _load(self, found: Sequence[Sequence[str]], rows: Sequence[int]) -> MemoryBatch:
         names = list(dict.fromkeys(name for ids in found for name in ids))
-        memories = dict(zip(names, self._bank.memories(names, use_cache=self._use_cache), strict=True)) if names else {}
+        memories = dict(zip(names, self.source.memories(names, use_cache=self._use_cache), strict=True)) if names else {}
         self.statistics.references += sum(len(ids) for ids in found)
         self.statistics.bytes_read += sum(memory.nbytes for memory in memories.values())
         mine = [self._rows[n] for n in rows]

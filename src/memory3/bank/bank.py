@@ -16,23 +16,21 @@ from memory3.bank.cold import warm_up
 from memory3.bank.embedder import Embedder, TextEmbedder
 from memory3.bank.info import bank_info
 from memory3.bank.keeping import Keeping, read_policy, save_policy
-from memory3.bank.lookup import read_memories, read_references
 from memory3.bank.manifest import BankManifest
 from memory3.bank.rebuild import rebuild
 from memory3.bank.recalls import RecallLog
 from memory3.bank.reports import BankInfo, DocumentEntry, Hit, VerifyReport, WriteProgress, WriteReport
-from memory3.bank.retriever import search
 from memory3.bank.rows import FIRST_ROWS
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 from memory3.bank.upkeep import compact, tidy
 from memory3.bank.verify import verify
+from memory3.bank.view import BankView
 from memory3.bank.where import Where
 from memory3.bank.writer import MemoryWriter
-from memory3.bank.writing import Writing, delete_documents
+from memory3.bank.writing import Writing, delete_documents, present
 from memory3.codec import CodeBook
-from memory3.codec.raw import record_size
-from memory3.errors import BankCorrupt, ConfigError, InputError
+from memory3.errors import BankChanged, BankCorrupt, ConfigError
 from memory3.model.catalogue import DEFAULT_EMBEDDER
 from memory3.policy import WritePolicy
 from memory3.values import Document, Memory, Reference
@@ -47,7 +45,8 @@ class Bank:
     """Memories of documents, written by one model with one set of settings. Made by `Bank.open`.
 
     Reading is safe from several threads and processes, also while one of them writes; readers see what was there when they
-    opened the bank or last called `refresh`.
+    opened the bank or last called `refresh`. Between two calls another thread may refresh: ids found by one and read by the next
+    belong together only in a view, which `pin` gives.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class Bank:
     ) -> None:
         self._store = store
         self._snapshot = snapshot
-        self._previous: Snapshot | None = None
+        self._refresh_lock = Lock()
         self._m3 = m3
         self._embedder = embedder
         self._embedder_lock = Lock()
@@ -195,9 +194,10 @@ class Bank:
         wanted = {document_ids} if isinstance(document_ids, str) else set(document_ids)
         with self._store.lock(wait_seconds):
             self.refresh()
-            there = sorted(wanted & {entry.id for entry in self.documents()})
+            table = self._store.snapshot().table
+            there = present(self._store, table, sorted(wanted))
             if there:
-                delete_documents(self._store, self._store.snapshot().table, there)
+                delete_documents(self._store, table, there)
                 tidy(self._store)
         self.refresh()
         return len(there)
@@ -216,6 +216,15 @@ class Bank:
 
     # ---- reading ---------------------------------------------------------------------------------------------------------
 
+    def pin(self) -> BankView:
+        """The bank as it is open now, to search and read from: ids, memories and texts of one version, also while others write.
+
+        If the files of that version are gone, since others wrote and tidied up, the bank is refreshed first.
+        """
+        if self._snapshot.is_removed():
+            self.refresh()
+        return self._view()
+
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
         """For each query the ``k`` most similar references, best first; fewer if the bank, or what ``where`` leaves, has fewer.
 
@@ -224,42 +233,24 @@ class Bank:
             k: how many.
             where: metadata that references must have: ``{"book": "anatomy", "year": [2019, 2020]}``, a list meaning any of.
         """
-        if k <= 0 or not len(self) or not queries:
-            return [[] for _ in queries]
-        vectors = self.embedder.encode(queries)
-        return self._reading(lambda snapshot: search(snapshot, vectors, k, where))
+        return self._reading(lambda view: view.search(queries, k, where))
 
     def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
         """The memories of references, in order: from the cache, else from disk, else (cold) encoded now, and stored if the policy says so."""
-        self._recalls.add(set(reference_ids))
-        found: dict[str, Memory] = {}
-        for id_ in dict.fromkeys(reference_ids) if use_cache else ():
-            memory = self.cache.get(id_)
-            if memory is not None:
-                found[id_] = memory
-        missing = [id_ for id_ in dict.fromkeys(reference_ids) if id_ not in found]
-        if missing:
-            read = self._reading_rows(lambda snapshot: self._read_memories(snapshot, missing))
-            found.update(read)
-            if use_cache:
-                size = record_size(self.manifest.shape)  # decoded, whatever the codec
-                for id_ in missing:
-                    self.cache.put(id_, read[id_], size)
-        return [found[id_] for id_ in reference_ids]
+        return self._reading(lambda view: view.memories(reference_ids, use_cache=use_cache))
 
     def references(self, reference_ids: Sequence[str]) -> list[Reference]:
         """References with their texts, in order."""
-        found = self._reading_rows(lambda snapshot: read_references(snapshot, list(dict.fromkeys(reference_ids))))
-        return [found[id_] for id_ in reference_ids]
+        return self._reading(lambda view: view.references(reference_ids))
 
     def count(self, where: Where | None = None) -> int:
         """How many references match."""
-        return self._reading(lambda snapshot: snapshot.count(where))
+        return self._reading(lambda view: view.count(where))
 
     def documents(self) -> Iterator[DocumentEntry]:
         """All documents, in no promised order."""
         columns = ["document_id", "source", "document_references", "content_hash"]
-        rows = self._reading(lambda snapshot: snapshot.scan(columns, FIRST_ROWS))
+        rows = self._reading(lambda view: view.snapshot.scan(columns, FIRST_ROWS))
         for values in zip(*(rows[name].to_pylist() for name in columns), strict=True):
             yield DocumentEntry(*values)
 
@@ -280,16 +271,17 @@ class Bank:
     def info(self) -> BankInfo:
         """Counts, sizes, state of the index and of the cache."""
         statistics = self.cache.statistics()
-        return self._reading(lambda snapshot: bank_info(self._store, snapshot, statistics))
+        return self._reading(lambda view: bank_info(self._store, view.snapshot, statistics))
 
     def refresh(self) -> None:
         """See what was written since the bank was opened. The memories kept in RAM are dropped if anything was."""
-        newest = self._store.snapshot()
-        if (newest.name, newest.version) != (self._snapshot.name, self._snapshot.version):
-            if self._m3 is not None:
-                newest.manifest.require(self._m3)
-            self._previous, self._snapshot = self._snapshot, newest
-            self.cache.clear()
+        with self._refresh_lock:
+            newest = self._store.snapshot()
+            if newest.id != self._snapshot.id:
+                if self._m3 is not None:
+                    newest.manifest.require(self._m3)
+                self._snapshot = newest
+                self.cache.clear()
 
     def close(self) -> None:
         """Give back the RAM, write down the recalls. The bank must not be used after that."""
@@ -298,7 +290,7 @@ class Bank:
         self.cache.clear()
 
     def __len__(self) -> int:
-        return self._reading(lambda snapshot: snapshot.size)
+        return self._reading(len)
 
     def __enter__(self) -> Bank:
         return self
@@ -306,38 +298,31 @@ class Bank:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
-    def _reading(self, read: Callable[[Snapshot], T]) -> T:
+    def _view(self) -> BankView:
+        return BankView(
+            self._snapshot,
+            embed=lambda texts: self.embedder.encode(texts),
+            encode_cold=self._encode_cold,
+            cache=self.cache,
+            recalls=self._recalls,
+        )
+
+    def _reading(self, read: Callable[[BankView], T]) -> T:
         """``read`` from the version that is open. If its files are gone, since others wrote and tidied up, from the newest."""
-        snapshot = self._snapshot
+        view = self._view()
         try:
-            return read(snapshot)
-        except BankCorrupt:
+            return read(view)
+        except (BankCorrupt, BankChanged):
             self.refresh()
-            if self._snapshot is snapshot:
+            if self._snapshot is view.snapshot:
                 raise
-            return read(self._snapshot)
+            return read(self._view())
 
-    def _reading_rows(self, read: Callable[[Snapshot], T]) -> T:
-        """As `_reading`; rows found just before another thread refreshed, and gone since, come from the version before."""
-        try:
-            return self._reading(read)
-        except InputError as unknown:
-            if self._previous is None:
-                raise
-            try:
-                return read(self._previous)
-            except (InputError, BankCorrupt):
-                raise unknown from None
-
-    def _read_memories(self, snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, Memory]:
-        found = read_memories(snapshot, reference_ids)
-        cold = [id_ for id_ in reference_ids if id_ not in found]
-        if not cold:
-            return found
+    def _encode_cold(self, snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, Memory]:
         m3 = self._model("encode cold memories of")
-        made, stored = warm_up(self._store, snapshot, m3, cold, self._keeping.chosen)
-        self._keeping.make_room(stored)
-        return found | made
+        made, stored = warm_up(self._store, snapshot, m3, reference_ids, self._keeping.chosen)
+        self._keeping.make_room(snapshot.id.table_id, stored)
+        return made
 
     def _model(self, task: str) -> MemoryWriter:
         if self._m3 is None:

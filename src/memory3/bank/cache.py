@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from threading import Lock
 
@@ -29,11 +29,11 @@ class MemoryCache:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._entries: OrderedDict[str, tuple[Memory, int]] = OrderedDict()
+        self._entries: OrderedDict[Hashable, tuple[Memory, int]] = OrderedDict()
         self._lock = Lock()
         self._bytes = self._hits = self._misses = self._evictions = 0
 
-    def get(self, key: str) -> Memory | None:
+    def get(self, key: Hashable) -> Memory | None:
         """The memory kept under ``key``, now the most recently used, or None."""
         with self._lock:
             entry = self._entries.get(key)
@@ -44,7 +44,7 @@ class MemoryCache:
             self._hits += 1
             return entry[0]
 
-    def put(self, key: str, memory: Memory, nbytes: int) -> None:
+    def put(self, key: Hashable, memory: Memory, nbytes: int) -> None:
         """Keep ``memory``, which holds ``nbytes`` of RAM: a decoded one holds its whole record."""
         with self._lock:
             self._drop(key)
@@ -56,7 +56,7 @@ class MemoryCache:
                 self._bytes -= self._entries.popitem(last=False)[1][1]
                 self._evictions += 1
 
-    def discard(self, keys: Iterable[str]) -> None:
+    def discard(self, keys: Iterable[Hashable]) -> None:
         """Forget some memories."""
         with self._lock:
             for key in keys:
@@ -73,7 +73,7 @@ class MemoryCache:
         with self._lock:
             return CacheStatistics(self._hits, self._misses, self._evictions, len(self._entries), self._bytes, self.capacity)
 
-    def _drop(self, key: str) -> None:
+    def _drop(self, key: Hashable) -> None:
         entry = self._entries.pop(key, None)
         if entry is not None:
             self._bytes -= entry[1]

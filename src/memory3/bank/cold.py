@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from xxhash import xxh3_64_intdigest
 
 from memory3.bank.faults import writing
-from memory3.bank.lookup import read_memories, read_references
+from memory3.bank.lookup import read_references, read_rows
 from memory3.bank.rows import LIVE, TEXT_COLUMNS, with_checksums
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 from memory3.bank.where import is_in
 from memory3.bank.writer import MemoryWriter
 from memory3.errors import BankError
-from memory3.values import Memory
+from memory3.values import Memory, Reference
 
 __all__ = ["cool_down", "warm_up"]
 
@@ -33,13 +33,14 @@ def warm_up(
 ) -> tuple[dict[str, Memory], int]:
     """Memories of rows that are cold in ``snapshot``: read if someone has stored them since, else encoded; those ``chosen`` are stored.
 
+    A memory is that of the tokens that ``snapshot`` has, by the model whose table it is: others may have replaced either since.
+
     Returns:
         The memories as the codec gives them back, stored or not, so that an answer does not depend on who asked first; and how many were stored.
     """
-    newest = store.snapshot()
-    known = newest.row_ids(reference_ids)
-    found = read_memories(newest, [id_ for id_ in reference_ids if id_ in known])
-    references = list(read_references(snapshot, [id_ for id_ in reference_ids if id_ not in found]).values())
+    wanted = read_references(snapshot, reference_ids)
+    found = _stored_since(store.snapshot(), snapshot, wanted)
+    references = [reference for id_, reference in wanted.items() if id_ not in found]
     references.sort(key=lambda reference: len(reference.token_ids))
     made: dict[str, Memory] = {}
     for start in range(0, len(references), m3.batch_size):
@@ -58,13 +59,27 @@ def cool_down(store: Store, snapshot: Snapshot, reference_ids: Sequence[str]) ->
         _fill(store, snapshot, rows, [None] * len(rows))
 
 
+def _stored_since(newest: Snapshot, snapshot: Snapshot, wanted: Mapping[str, Reference]) -> dict[str, Memory]:
+    """Memories that ``newest`` has of references that are cold in ``snapshot``; only where table and tokens are the same."""
+    if newest.id.table_id != snapshot.id.table_id:
+        return {}
+    rows = read_rows(newest, list(newest.row_ids(list(wanted))))
+    return {
+        id_: memory
+        for id_, (reference, memory) in rows.items()
+        if memory is not None and reference.token_ids == wanted[id_].token_ids
+    }
+
+
 def _store(store: Store, snapshot: Snapshot, records: dict[str, bytes]) -> int:
-    """Fill in records, unless the bank is being written or cannot be: then the next reader encodes them again."""
+    """Fill in records where their rows are still as in ``snapshot``. Not while the bank is being written, or cannot be: then the next reader encodes them again."""
     if not records:
         return 0
     try:
         with store.lock():
             newest = store.snapshot()
+            if newest.id.table_id != snapshot.id.table_id:
+                return 0  # rebuilt or replaced since: a bank of other memories
             before, now = (_cold_texts(version, list(records)) for version in (snapshot, newest))
             rows = now.filter(pc.is_in(now["checksum"], before["checksum"]))
             if len(rows):

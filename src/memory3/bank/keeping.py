@@ -66,8 +66,8 @@ class Keeping:
         tally = self._recalls.tally
         return [id_ for id_ in reference_ids if self._keeper.wants(id_, tally)]
 
-    def make_room(self, stored: int) -> None:
-        """After so many memories were stored: drop those wanted least, if all exceed the budget and nobody else is writing."""
+    def make_room(self, table_id: str, stored: int) -> None:
+        """After so many memories were stored in a table: drop those wanted least, if all exceed the budget and nobody else is writing."""
         capacity = self._keeper.capacity
         if capacity is None or not stored:
             return
@@ -81,6 +81,8 @@ class Keeping:
         try:
             with self._store.lock():
                 newest = self._store.snapshot()
+                if newest.id.table_id != table_id:
+                    return  # rebuilt or replaced since: the memories there are not ours to drop
                 warm = newest.scan(["reference_id"], f"{LIVE} AND codes_checksum IS NOT NULL")["reference_id"].to_pylist()
                 surplus = self._keeper.surplus(warm, self._recalls.tally)
                 cool_down(self._store, newest, surplus)

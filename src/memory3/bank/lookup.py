@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pyarrow as pa
 from xxhash import xxh3_64_intdigest
 
 from memory3.bank.rows import TEXT_COLUMNS, checksums, codes_of, references_of
@@ -11,22 +12,31 @@ from memory3.bank.snapshot import Snapshot
 from memory3.errors import BankCorrupt, InputError
 from memory3.values import Memory, Reference
 
-__all__ = ["read_memories", "read_references", "references_at"]
+__all__ = ["read_memories", "read_references", "read_rows", "references_at"]
 
 
 def read_memories(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, Memory]:
     """The memories of references; the cold ones are missing. Each owns its bytes, so it can be kept or dropped alone."""
-    found: dict[str, Memory] = {}
+    rows = read_rows(snapshot, reference_ids)
+    return {id_: memory for id_, (_, memory) in rows.items() if memory is not None}
+
+
+def read_rows(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, tuple[Reference, Memory | None]]:
+    """References with their memories, None for the cold. The whole row is checked: a memory that lies beside another's text is refused."""
+    found: dict[str, tuple[Reference, Memory | None]] = {}
     wrong: list[str] = []
-    for rows in snapshot.take(_row_ids(snapshot, reference_ids), ["reference_id", "codes", "codes_checksum"]):
+    for rows in snapshot.take(_row_ids(snapshot, reference_ids), [*TEXT_COLUMNS, "codes"]):
         records: dict[str, bytearray] = {}
-        ids, said = rows["reference_id"].to_pylist(), rows["codes_checksum"].to_pylist()
-        for id_, record, checksum in zip(ids, codes_of(rows), said, strict=True):
-            if (record is None) != (checksum is None) or (record is not None and xxh3_64_intdigest(record) != checksum):
-                wrong.append(id_)
+        for reference, is_damaged, record, checksum in zip(
+            references_of(rows), _damaged(rows), codes_of(rows), rows["codes_checksum"].to_pylist(), strict=True
+        ):
+            if is_damaged or checksum != (None if record is None else xxh3_64_intdigest(record)):
+                wrong.append(reference.id)
             elif record is not None:
-                records[id_] = bytearray(record)
-        found.update(zip(records, snapshot.codec.decode(list(records.values())), strict=True))
+                records[reference.id] = bytearray(record)
+            found[reference.id] = (reference, None)
+        decoded = zip(records, snapshot.codec.decode(list(records.values())), strict=True)
+        found.update((id_, (found[id_][0], memory)) for id_, memory in decoded)
     _refuse(snapshot, wrong)
     return found
 
@@ -41,14 +51,17 @@ def references_at(snapshot: Snapshot, row_ids: Sequence[int]) -> dict[str, Refer
     found: dict[str, Reference] = {}
     wrong: list[str] = []
     for rows in snapshot.take(row_ids, TEXT_COLUMNS):
-        said = rows["checksum"].to_pylist()
-        damaged = [told != is_ for told, is_ in zip(said, checksums(rows), strict=True)]
-        for reference, is_damaged in zip(references_of(rows), damaged, strict=True):
+        for reference, is_damaged in zip(references_of(rows), _damaged(rows), strict=True):
             found[reference.id] = reference
             if is_damaged:
                 wrong.append(reference.id)
     _refuse(snapshot, wrong)
     return found
+
+
+def _damaged(rows: pa.Table) -> list[bool]:
+    """Whose columns are not those that its checksum was taken of."""
+    return [told != computed for told, computed in zip(rows["checksum"].to_pylist(), checksums(rows), strict=True)]
 
 
 def _row_ids(snapshot: Snapshot, reference_ids: Sequence[str]) -> list[int]:

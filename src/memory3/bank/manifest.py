@@ -14,12 +14,14 @@ from memory3.config import MemoryConfig
 from memory3.errors import BankCorrupt, BankVersion, ConfigError, FingerprintMismatch
 from memory3.values import MemoryShape
 
-__all__ = ["FORMAT_VERSION", "METADATA_KEY", "RAW_VERSION", "BankManifest"]
+__all__ = ["FORMAT_VERSION", "METADATA_KEY", "RAW_VERSION", "TABLE_ID_KEY", "BankManifest"]
 
 FORMAT_VERSION = 2
 #: Of banks whose codec is raw: they are as they were before there were others, so that older releases read them.
 RAW_VERSION = 1
 METADATA_KEY = b"memory3"
+#: Beside the manifest in the schema metadata: 32 hex digits that no two tables share. Tables of older releases have none.
+TABLE_ID_KEY = b"memory3.table_id"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from xxhash import xxh3_64_intdigest
 
-from memory3.bank.manifest import METADATA_KEY, BankManifest
+from memory3.bank.manifest import METADATA_KEY, TABLE_ID_KEY, BankManifest
 from memory3.bank.where import tags
 from memory3.values import Reference
 
@@ -23,6 +23,7 @@ __all__ = [
     "LIVE",
     "TEXT_COLUMNS",
     "Row",
+    "are_tombstones",
     "checksums",
     "codes_of",
     "embeddings_of",
@@ -68,7 +69,7 @@ class Row:
     document_references: int
 
 
-def row_schema(manifest: BankManifest) -> pa.Schema:
+def row_schema(manifest: BankManifest, table_id: str = "") -> pa.Schema:
     """Columns of a bank. Records are stored unpacked ("fullzip"): they do not compress, and random reads are faster."""
     unpacked = {b"lance-encoding:structural-encoding": b"fullzip"}
     return pa.schema(
@@ -90,7 +91,7 @@ def row_schema(manifest: BankManifest) -> pa.Schema:
             pa.field("codes_checksum", pa.uint64(), nullable=True),
             pa.field("checksum", pa.uint64(), nullable=False),
         ],
-        metadata={METADATA_KEY: manifest.to_json().encode()},
+        metadata={METADATA_KEY: manifest.to_json().encode(), TABLE_ID_KEY: table_id.encode()},
     )
 
 
@@ -134,6 +135,12 @@ def tombstone(document_id: str, ordinal: int, document_references: int) -> Row:
     return Row(reference, "", document_references)
 
 
+def are_tombstones(rows: pa.Table) -> list[bool]:
+    """Which rows are what `tombstone` made, and undamaged."""
+    hashes, told = (rows[name].to_pylist() for name in ("content_hash", "checksum"))
+    return [not hash_ and one == other for hash_, one, other in zip(hashes, told, checksums(rows), strict=True)]
+
+
 def checksums(rows: pa.Table) -> list[int]:
     """xxh3_64 of every row: for each checked column its bytes, after their number as 8 bytes."""
     digests = []
@@ -152,7 +159,7 @@ def _column_bytes(rows: pa.Table, name: str) -> Iterable[bytes]:
         return (json.dumps(items).encode() for items in rows[name].to_pylist())
     if pa.types.is_string(rows.schema.field(name).type):
         return (text.encode() for text in rows[name].to_pylist())
-    return (b"" if number is None else number.to_bytes(8, "little") for number in rows[name].to_pylist())
+    return (b"" if number is None else (number % 2**64).to_bytes(8, "little") for number in rows[name].to_pylist())
 
 
 def embeddings_of(rows: pa.Table) -> np.ndarray:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from lancedb.table import Table
+from xxhash import xxh3_128_hexdigest
 
 from memory3.bank.codebooks import codec_of
 from memory3.bank.faults import reading
-from memory3.bank.manifest import BankManifest
+from memory3.bank.manifest import METADATA_KEY, TABLE_ID_KEY, BankManifest
 from memory3.bank.rows import LIVE, embeddings_of
 from memory3.bank.where import Where, alternatives, is_in, where_sql
 from memory3.codec import Codec
@@ -23,7 +24,7 @@ from memory3.errors import BankCorrupt
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["RESIDENT_BYTES", "Snapshot"]
+__all__ = ["RESIDENT_BYTES", "Snapshot", "VersionId"]
 
 #: Embeddings up to this size are kept in RAM and searched exactly: a few milliseconds. Above, Lance's index searches them.
 RESIDENT_BYTES = 128 << 20
@@ -32,8 +33,26 @@ RESIDENT_BYTES = 128 << 20
 _PORTION_BYTES = 64 << 20
 
 
+class VersionId(NamedTuple):
+    """Which version of which table: equal only where every row is equal.
+
+    Attributes:
+        table_id: of the table; another table that takes its place, under whatever name, has another.
+        name: of the table's folder.
+        version: Lance's.
+    """
+
+    table_id: str
+    name: str
+    version: int
+
+
 class Snapshot:
-    """Rows by id and by filter, at one version of the table."""
+    """Rows by id and by filter, at one version of the table.
+
+    Attributes:
+        id: see `VersionId`.
+    """
 
     def __init__(
         self, path: Path, name: str, table: Table, manifest: BankManifest, token_vectors: torch.Tensor | None = None
@@ -44,7 +63,21 @@ class Snapshot:
         self.manifest = manifest
         self.token_vectors = token_vectors
         with reading(path):
-            self.version = int(table.version)
+            metadata = table.schema.metadata or {}
+            # Tables of older releases have no id: their manifest stands for it.
+            table_id = metadata.get(TABLE_ID_KEY, b"").decode("ascii", "replace") or xxh3_128_hexdigest(metadata[METADATA_KEY])
+            self.id = VersionId(table_id, name, int(table.version))
+
+    @property
+    def version(self) -> int:
+        """Lance's number of this version."""
+        return self.id.version
+
+    def is_removed(self) -> bool:
+        """Whether the files of this version were removed, as happens some time after others replaced it."""
+        versions = self.path / f"{self.name}.lance" / "_versions"
+        # Lance names manifests by the version, or, in tables of its newer layout, by the largest number of 64 bits less the version.
+        return not any((versions / f"{number}.manifest").exists() for number in (2**64 - 1 - self.version, self.version))
 
     @cached_property
     def size(self) -> int:

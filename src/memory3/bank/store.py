@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import lancedb
 from filelock import FileLock, Timeout
@@ -128,7 +129,7 @@ class Store:
         """An empty table beside the others, in place of what an interruption may have left under that name."""
         self.remove_table(name)
         with writing(self.path):
-            return self._connect().create_table(name, schema=row_schema(manifest))
+            return self._connect().create_table(name, schema=row_schema(manifest, uuid4().hex))
 
     def find_table(self, name: str) -> Table | None:
         """A table by name at its newest version. None if there is none, or its making was interrupted."""

@@ -10,7 +10,7 @@ from xxhash import xxh3_64_intdigest
 
 from memory3.bank.codebooks import read_codec
 from memory3.bank.reports import VerifyReport
-from memory3.bank.rows import TEXT_COLUMNS, checksums, codes_of
+from memory3.bank.rows import LIVE, TEXT_COLUMNS, are_tombstones, checksums, codes_of
 from memory3.bank.snapshot import Snapshot
 from memory3.codec import Codec
 from memory3.errors import BankCorrupt
@@ -22,6 +22,7 @@ def verify(snapshot: Snapshot) -> VerifyReport:
     """Read everything once. Damage is reported, not raised; only a bank whose very list of rows, or code book, is unreadable gives no ids."""
     try:
         listing = snapshot.scan(["reference_id", "document_id", "ordinal", "document_references", "content_hash"])
+        others = snapshot.scan(TEXT_COLUMNS, f"NOT ({LIVE})")
         codec = read_codec(snapshot.path, snapshot.manifest)
     except BankCorrupt as error:
         return VerifyReport(0, 0, 0, (), (str(error),))
@@ -36,6 +37,9 @@ def verify(snapshot: Snapshot) -> VerifyReport:
             cold += is_cold
             if fault:
                 bad[id_] = fault
+    for id_, is_tombstone in zip(others["reference_id"].to_pylist(), are_tombstones(others), strict=True):
+        if not is_tombstone:
+            bad[id_] = "says that it is no part of its document, with a wrong checksum"
     problems = [f"reference {id_!r}: {fault}" for id_, fault in bad.items()]
     documents = 0
     for document_id, fault in _documents(listing):

@@ -13,6 +13,7 @@ from itertools import chain, islice
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from lancedb.table import Table
 
 from memory3.bank.codebooks import codec_of
@@ -20,7 +21,7 @@ from memory3.bank.embedder import TextEmbedder
 from memory3.bank.faults import reading, writing
 from memory3.bank.manifest import METADATA_KEY, BankManifest
 from memory3.bank.reports import WriteProgress, WriteReport
-from memory3.bank.rows import LIVE, Row, row_batch, tombstone
+from memory3.bank.rows import LIVE, TEXT_COLUMNS, Row, are_tombstones, row_batch, tombstone
 from memory3.bank.staging import Staging
 from memory3.bank.store import Store
 from memory3.bank.where import is_in, tags
@@ -28,7 +29,7 @@ from memory3.bank.writer import MemoryWriter
 from memory3.errors import InputError
 from memory3.values import Document, Reference
 
-__all__ = ["Writing", "delete_documents", "delete_tombstones"]
+__all__ = ["Writing", "delete_documents", "delete_tombstones", "present"]
 
 #: A commit holds about what is encoded in this time, which is what an interruption can cost,
 COMMIT_SECONDS = 10.0
@@ -68,6 +69,7 @@ class Writing:
         self._group_size = min(self._most, max(64, m3.batch_size))
         self._group: list[Row] = []
         self._sizes: dict[str, int] = {}
+        self._broken: set[str] = set()
         self._documents = self._written = self._unchanged = self._references = self._bytes = 0
         self._document_id = ""
 
@@ -94,7 +96,7 @@ class Writing:
                 self._take(document, content_hash)
             self._tell()
         self._flush()
-        gone = [id_ for id_ in known if id_ not in seen] if prune else []
+        gone = [id_ for id_ in (*known, *self._broken) if id_ not in seen] if prune else []
         delete_documents(self._store, self._table, gone)
         self._staging.close(seen)
         self._tell()
@@ -108,12 +110,14 @@ class Writing:
         )
 
     def _known(self) -> dict[str, tuple[str, int, bool]]:
-        """Content hash, number of references and coldness of every document in the table."""
+        """Content hash, number of references and coldness of every document in the table. Notes those that lost their first row."""
         columns = ["document_id", "content_hash", "document_references"]
         with reading(self._store.path):
             firsts = self._table.search().where("ordinal = 0").select(columns).limit(None).to_arrow()
             cold = self._table.search().where("codes_checksum IS NULL").select(["document_id"]).limit(None).to_arrow()
+            others = self._table.search().where("NOT (ordinal = 0)").select(["document_id"]).limit(None).to_arrow()
         cold_ids = set(cold["document_id"].to_pylist())
+        self._broken = set(pc.unique(others["document_id"]).to_pylist()) - set(firsts["document_id"].to_pylist())
         values = zip(*(firsts[name].to_pylist() for name in columns), strict=True)
         return {id_: (content_hash, size, id_ in cold_ids) for id_, content_hash, size in values}
 
@@ -177,6 +181,9 @@ class Writing:
 
     def _commit(self, sizes: dict[str, int], batches: Iterable[pa.RecordBatch]) -> None:
         """Put whole documents into the table, in one commit, in place of what was there under their ids."""
+        broken = sorted(self._broken.intersection(sizes))
+        delete_documents(self._store, self._table, broken)
+        self._broken.difference_update(broken)
         replaced = {id_: self._sizes[id_] for id_ in sizes if id_ in self._sizes}
         surplus = [tombstone(id_, ordinal, sizes[id_]) for id_, old in replaced.items() for ordinal in range(sizes[id_], old)]
         if surplus:
@@ -202,6 +209,17 @@ class Writing:
             )
 
 
+def present(store: Store, table: Table, document_ids: Sequence[str]) -> list[str]:
+    """Those of the documents of which the table has a row, damaged or not."""
+    found: set[str] = set()
+    for start in range(0, len(document_ids), _DELETE_AT_ONCE):
+        condition = is_in("document_id", document_ids[start : start + _DELETE_AT_ONCE])
+        with reading(store.path):
+            rows = table.search().where(condition).select(["document_id"]).limit(None).to_arrow()
+        found.update(rows["document_id"].to_pylist())
+    return sorted(found)
+
+
 def delete_documents(store: Store, table: Table, document_ids: Sequence[str]) -> None:
     """Remove documents; each goes whole, in one commit."""
     for start in range(0, len(document_ids), _DELETE_AT_ONCE):
@@ -210,10 +228,16 @@ def delete_documents(store: Store, table: Table, document_ids: Sequence[str]) ->
 
 
 def delete_tombstones(store: Store, table: Table) -> None:
-    """Remove what a shorter version of a document left over, perhaps of a write that was killed."""
-    with writing(store.path):
-        if table.count_rows(f"NOT ({LIVE})"):
-            table.delete(f"NOT ({LIVE})")
+    """Remove what a shorter version of a document left over, perhaps of a write that was killed.
+
+    A row that is no part of its document because it is damaged stays: `verify` names it.
+    """
+    with reading(store.path):
+        rows = table.search().where(f"NOT ({LIVE})").select(list(TEXT_COLUMNS)).limit(None).to_arrow()
+    ids = [id_ for id_, sound in zip(rows["reference_id"].to_pylist(), are_tombstones(rows), strict=True) if sound]
+    for start in range(0, len(ids), _DELETE_AT_ONCE):
+        with writing(store.path):
+            table.delete(f"NOT ({LIVE}) AND {is_in('reference_id', ids[start : start + _DELETE_AT_ONCE])}")
 
 
 def _check(document: Document) -> None:

@@ -1,0 +1,114 @@
+"""`BankView`: a bank as it was at one moment. What it finds, reads and cites is of one version, whatever others write meanwhile.
+
+The cache is shared by all views of a bank and keyed by version, so that no memory is served for a text it was not made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from memory3.bank.cache import MemoryCache
+from memory3.bank.lookup import read_memories, read_references
+from memory3.bank.recalls import RecallLog
+from memory3.bank.reports import Hit
+from memory3.bank.retriever import search
+from memory3.bank.snapshot import Snapshot
+from memory3.bank.where import Where
+from memory3.codec.raw import record_size
+from memory3.errors import BankChanged, BankCorrupt
+from memory3.values import Memory, Reference
+
+__all__ = ["BankView"]
+
+T = TypeVar("T")
+
+
+class BankView:
+    """One version of a bank to search and to read from. Made by `Bank.pin`; safe to share between threads.
+
+    Every method raises `BankChanged` once the version's files are gone: not before ten minutes after another took its place.
+
+    Attributes:
+        snapshot: the version.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        *,
+        embed: Callable[[Sequence[str]], np.ndarray],
+        encode_cold: Callable[[Snapshot, Sequence[str]], dict[str, Memory]],
+        cache: MemoryCache,
+        recalls: RecallLog,
+    ) -> None:
+        """Called by `Bank`.
+
+        Args:
+            snapshot: the version.
+            embed: vectors ``[q, dimension]`` of texts.
+            encode_cold: memories of rows that are cold in a version.
+            cache: shared by all views of the bank.
+            recalls: where reading is counted.
+        """
+        self.snapshot = snapshot
+        self._embed = embed
+        self._encode_cold = encode_cold
+        self._cache = cache
+        self._recalls = recalls
+
+    def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
+        """As `Bank.search`."""
+        if k <= 0 or not len(self) or not queries:
+            return [[] for _ in queries]
+        vectors = self._embed(queries)
+        return self._reading(lambda: search(self.snapshot, vectors, k, where))
+
+    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
+        """As `Bank.memories`."""
+        self._recalls.add(set(reference_ids))
+        version = self.snapshot.id
+        found: dict[str, Memory] = {}
+        for id_ in dict.fromkeys(reference_ids) if use_cache else ():
+            memory = self._cache.get((version, id_))
+            if memory is not None:
+                found[id_] = memory
+        missing = [id_ for id_ in dict.fromkeys(reference_ids) if id_ not in found]
+        if missing:
+            read = self._reading(lambda: self._read(missing))
+            found.update(read)
+            if use_cache:
+                size = record_size(self.snapshot.manifest.shape)  # decoded, whatever the codec
+                for id_ in missing:
+                    self._cache.put((version, id_), read[id_], size)
+        return [found[id_] for id_ in reference_ids]
+
+    def references(self, reference_ids: Sequence[str]) -> list[Reference]:
+        """As `Bank.references`."""
+        found = self._reading(lambda: read_references(self.snapshot, list(dict.fromkeys(reference_ids))))
+        return [found[id_] for id_ in reference_ids]
+
+    def count(self, where: Where | None = None) -> int:
+        """As `Bank.count`."""
+        return self._reading(lambda: self.snapshot.count(where))
+
+    def __len__(self) -> int:
+        return self._reading(lambda: self.snapshot.size)
+
+    def _read(self, reference_ids: Sequence[str]) -> dict[str, Memory]:
+        found = read_memories(self.snapshot, reference_ids)
+        cold = [id_ for id_ in reference_ids if id_ not in found]
+        return found | self._encode_cold(self.snapshot, cold) if cold else found
+
+    def _reading(self, read: Callable[[], T]) -> T:
+        try:
+            return read()
+        except BankCorrupt as error:
+            if not self.snapshot.is_removed():
+                raise
+            raise BankChanged(
+                f"{self.snapshot.path}: version {self.snapshot.version} of {self.snapshot.name} was replaced and then removed while "
+                "it was read: ask again, and the bank's newest version is read"
+            ) from error
