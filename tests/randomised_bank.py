@@ -2,13 +2,16 @@
 
     python tests/randomised_bank.py SEEDS STEPS          # random steps of one thread, each with the right answer known
     python tests/randomised_bank.py SEEDS SECONDS threads  # readers beside a writer: memory and text must be of one version
+    python tests/randomised_bank.py SEEDS FLIPS flips      # flipped bits: what is read is right or refused
 
 Everything is reached through what `Bank` offers in all releases, so that it can be run on an older one to see it find that one's faults.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import random
+import shutil
 import sys
 import tempfile
 import threading
@@ -153,6 +156,7 @@ class Run:
             self.read(reader, ids, "references", lambda found, t, i: found == t.references[i])
 
     def read(self, reader: Bank, ids: list[str], what: str, right: Callable[[Any, Truth, str], bool]) -> None:
+        self.note()  # the read before may have stored what was cold
         try:
             found = getattr(reader, what)(ids)
         except FingerprintMismatch:
@@ -288,12 +292,112 @@ def threads(seed: int, seconds: float) -> tuple[list[str], Counter[str]]:
     return faults, done
 
 
+def flips(seed: int, count: int) -> tuple[list[str], Counter[str]]:
+    """Flip one to three bits of one file of a bank, then read everything, in a process of its own: Lance may end it."""
+    faults: list[str] = []
+    done: Counter[str] = Counter()
+    rng = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole"
+        with open_bank(whole, MODELS[0]) as bank:
+            for part in (FLIPPED[:4], FLIPPED[4:]):
+                bank.write(part)
+            bank.write([Document("gone", "soon to be deleted")])
+            bank.delete("gone")
+        context = multiprocessing.get_context("spawn")
+        with ProcessPool(context) as pool:
+            for number in range(count):
+                path = Path(folder) / f"bank{number}"
+                shutil.copytree(whole, path)
+                file = rng.choice([f for f in sorted(path.rglob("*")) if f.is_file() and f.stat().st_size])
+                data = bytearray(file.read_bytes())
+                for _ in range(rng.choice([1, 1, 3])):
+                    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+                file.write_bytes(data)
+                outcome, wrong = pool.ask(path)
+                done[outcome] += 1
+                if wrong:
+                    faults.append(f"flip in {file.relative_to(path)}: {wrong}")
+                if outcome.startswith(("ended", "unclear")):
+                    done[f"{outcome.split(':')[0]} by {file.parent.name}/{file.suffix}"] += 1
+                shutil.rmtree(path)
+    return faults, done
+
+
+FLIPPED = [Document(name, " ".join(f"{name}word{i}" for i in range(9))) for name in NAMES]
+
+
+class ProcessPool:
+    """One process that answers `read_whole`, replaced by another when it ends."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._process: Any = None
+
+    def __enter__(self) -> ProcessPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.kill()
+
+    def ask(self, path: Path) -> tuple[str, str]:
+        """What became of reading a bank, and what was wrong in it."""
+        if self._process is None or not self._process.is_alive():
+            self._pipe, theirs = self._context.Pipe()
+            self._process = self._context.Process(target=answer, args=(theirs,), daemon=True)
+            self._process.start()
+            theirs.close()
+        self._pipe.send(path)
+        try:
+            if self._pipe.poll(60):
+                return self._pipe.recv()
+            self._process.kill()
+            return "hangs", "no answer in 60 seconds"
+        except EOFError:
+            self._process.join()
+            return f"ended by signal {-self._process.exitcode}", ""
+
+
+def answer(pipe: Any) -> None:
+    while True:
+        pipe.send(read_whole(pipe.recv()))
+
+
+def read_whole(path: Path) -> tuple[str, str]:
+    """Everything a reader may ask of a bank of `FLIPPED`."""
+    true = Truth({d.id: d for d in FLIPPED}, MODELS[0])
+    outcome = "right"
+    try:
+        bank = open_bank(path, MODELS[0], create=False)
+        found = {f"{entry.id}#{number}" for entry in bank.documents() for number in range(min(entry.references, 99))}
+        damaged = not bank.verify().ok
+        wrong = [f"lists {id_}" for id_ in found - set(true.references) if not damaged]
+        for id_ in true.references:
+            try:
+                if bank.references([id_])[0] != true.references[id_]:
+                    wrong.append(f"text of {id_}")
+                if encode_record(bank.memories([id_])[0], SHAPE) != true.record(id_):
+                    wrong.append(f"memory of {id_}")
+            except Memory3Error:
+                outcome = "refused in part"
+        if outcome == "refused in part" and not damaged:
+            wrong.append("refused, but verify says it is in order")
+        return outcome, "; ".join(wrong[:3])
+    except Memory3Error as error:
+        return f"refused: {type(error).__name__}", ""
+    except BaseException as error:
+        return f"unclear: {type(error).__name__}", str(error)[:200]
+
+
 if __name__ == "__main__":
     seeds, length, kind = int(sys.argv[1]), float(sys.argv[2]), (*sys.argv[3:], "steps")[0]
     total: Counter[str] = Counter()
     wrong = 0
     for seed in range(seeds):
-        faults, done = threads(seed, length) if kind == "threads" else steps(seed, int(length))
+        faults, done = (
+            threads(seed, length) if kind == "threads" else {"steps": steps, "flips": flips}[kind](seed, int(length))
+        )
         total.update(done)
         wrong += bool(faults)
         if faults:
