@@ -27,7 +27,14 @@ _DISK: tuple[tuple[tuple[int, ...], tuple[str, ...], str], ...] = (
     ),
     (
         (errno.EACCES, errno.EPERM, errno.EROFS),
-        ("permission denied", "operation not permitted", "read-only file system", "os error 13)", "os error 1)", "os error 30)"),
+        (
+            "permission denied",
+            "operation not permitted",
+            "read-only file system",
+            "os error 13)",
+            "os error 1)",
+            "os error 30)",
+        ),
         "no permission: see who owns the folder and its files, and whether the file system is mounted read-only",
     ),
     (
