@@ -16,6 +16,7 @@ from fractions import Fraction
 from typing import Any
 
 from memory3.errors import ConfigError
+from memory3.files import parse_json
 
 __all__ = ["DTYPES", "PRESETS", "Budget", "MemoryConfig", "codec_sides", "default_codec", "foretells"]
 
@@ -254,7 +255,7 @@ class MemoryConfig:
     @classmethod
     def from_json(cls, text: str) -> MemoryConfig:
         """Inverse of `to_json`."""
-        return cls.from_dict(json.loads(text))
+        return cls.from_dict(parse_json(text))
 
     @classmethod
     def preset(cls, name: str) -> MemoryConfig:

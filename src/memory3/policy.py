@@ -45,7 +45,9 @@ class WritePolicy:
             raise ConfigError(f"write policy {self.write!r} is unknown: use now or auto")
         if isinstance(self.after, bool) or not isinstance(self.after, int) or self.after < 1:
             raise ConfigError(f"memories cannot be written after {self.after!r} recalls: give a whole number from 1")
-        if self.disk_bytes is not None and (not isinstance(self.disk_bytes, int) or self.disk_bytes < 1):
+        if self.disk_bytes is not None and (
+            isinstance(self.disk_bytes, bool) or not isinstance(self.disk_bytes, int) or self.disk_bytes < 1
+        ):
             raise ConfigError(f"a disk budget of {self.disk_bytes!r} bytes holds nothing: give a whole number from 1, or none")
         if self.write == "now" and (self.after != 1 or self.disk_bytes is not None):
             raise ConfigError(

@@ -7,6 +7,7 @@ Symbols: L memory layers, H KV heads, d head dimension, P pairs kept per referen
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,28 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["Citation", "Document", "LayerMemory", "Memory", "MemoryBatch", "MemoryShape", "Reference"]
+__all__ = ["Citation", "Document", "LayerMemory", "Memory", "MemoryBatch", "MemoryShape", "Reference", "plain", "whole"]
+
+#: Sizes that no model's memories exceed, so that a file cannot ask for all the memory there is.
+_MOST = {"layers": 4096, "kv_heads": 4096, "head_dim": 65536, "pairs": 1 << 28, "numbers": 1 << 24}
+
+
+def whole(name: str, value: Any, least: int, most: int) -> int:
+    """A whole number of a file that may say anything. Raises ValueError unless it is one, from ``least`` to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        shown = "it" if isinstance(value, int) and value.bit_length() > 256 else f"{value!r:.40}"
+        raise ValueError(f"{name}: {shown} is no whole number from {least:,} to {most:,}")
+    return value
+
+
+def plain(value: Any) -> Any:
+    """Text and numbers as Python's own: of a subclass, such as numpy's float64 or an enum's member, the text or number it is."""
+    if isinstance(value, bool):
+        return value
+    return next((kind.__new__(kind, base(value)) for kind, base in _PLAIN if isinstance(value, kind)), value)
+
+
+_PLAIN: tuple[tuple[type, Any], ...] = ((str, str.__str__), (int, int.__int__), (float, float.__float__))
 
 
 @dataclass(frozen=True)
@@ -38,7 +60,7 @@ class Document:
     def content_hash(self) -> str:
         """Hex digest over everything a memory or its citation depends on: text, source and metadata."""
         digest = hashlib.blake2b(digest_size=16)
-        for part in (self.text, self.source, repr(sorted(self.metadata.items()))):
+        for part in (self.text, self.source, repr(sorted((plain(key), plain(value)) for key, value in self.metadata.items()))):
             data = part.encode("utf-8", "surrogatepass")
             digest.update(len(data).to_bytes(8, "little") + data)
         return digest.hexdigest()
@@ -87,6 +109,24 @@ class MemoryShape:
     head_dim: int
     pairs: int
     dtype: str = "float16"
+
+    @classmethod
+    def from_dict(cls, data: Any) -> MemoryShape:
+        """Of fields from a file, which may say anything. Raises ValueError unless they are of the right kind and of sizes that a model can have."""
+        if not isinstance(data, Mapping) or set(data) != {field.name for field in dataclasses.fields(cls)}:
+            raise ValueError("a shape has layers, kv_heads, head_dim, pairs and dtype")
+        layers = data["layers"]
+        if not isinstance(layers, list) or not 0 < len(layers) <= _MOST["layers"]:
+            raise ValueError(f"a shape has 1 to {_MOST['layers']:,} layers in a list")
+        found = [whole("a layer", layer, 0, _MOST["layers"]) for layer in layers]
+        if found != sorted(set(found)):
+            raise ValueError("layers must ascend")
+        sizes = {name: whole(name, data[name], 1, _MOST[name]) for name in ("kv_heads", "head_dim", "pairs")}
+        if len(found) * sizes["kv_heads"] * sizes["head_dim"] > _MOST["numbers"]:
+            raise ValueError(f"a token has more than {_MOST['numbers']:,} numbers")
+        if data["dtype"] not in ("float16", "bfloat16", "float32"):
+            raise ValueError(f"dtype {data['dtype']!r:.40} is unknown")
+        return cls(layers=tuple(found), dtype=data["dtype"], **sizes)
 
     @property
     def heads(self) -> int:

@@ -17,7 +17,7 @@ from memory3.bank.writer import MemoryWriter
 from memory3.codec import CodeBook, Codec, CodedCodec, RawCodec
 from memory3.config import default_codec
 from memory3.errors import BankCorrupt, ConfigError, FingerprintMismatch
-from memory3.files import write_atomically
+from memory3.files import UnsafeFile, read_bounded, write_atomically
 from memory3.model.calibrated import calibrated, own_calibrated
 
 if TYPE_CHECKING:
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from memory3.bank.manifest import BankManifest
 
 __all__ = ["book_name", "cached_book", "cached_path", "codec_of", "keep_book", "new_codec", "read_codec", "write_book"]
+
+#: The largest code books (product codecs of large models) have some ten megabytes.
+_MOST_BYTES = 1 << 30
 
 
 def book_name(fingerprint: str) -> str:
@@ -74,18 +77,19 @@ def read_codec(folder: Path, manifest: BankManifest) -> Codec:
 
 
 def _read(path: Path, fingerprint: str) -> CodeBook:
+    remedy = f"restore it from a copy, or encode the bank's texts anew with `memory3 rebuild --bank {path.parent}`"
     with reading(path.parent):
-        if not path.is_file():
-            raise BankCorrupt(
-                f"{path}, the code book of this bank, is missing: restore it from a copy, or encode the bank's texts anew with "
-                f"`memory3 rebuild --bank {path.parent}`"
-            )
-        data = path.read_bytes()
+        try:
+            data = read_bounded(path, _MOST_BYTES)
+        except FileNotFoundError:
+            raise BankCorrupt(f"{path}, the code book of this bank, is missing: {remedy}") from None
+        except UnsafeFile as error:
+            raise BankCorrupt(f"{path}, the code book of this bank, {error.strerror}: {remedy}") from None
     book = CodeBook.of(data, str(path))
     if book.fingerprint != fingerprint:
         raise BankCorrupt(
             f"{path} is another code book than the one this bank was written with: its fingerprint is {book.fingerprint}, not "
-            f"{fingerprint}. Restore it from a copy, or encode the bank's texts anew with `memory3 rebuild --bank {path.parent}`"
+            f"{fingerprint}: {remedy}"
         )
     return book
 

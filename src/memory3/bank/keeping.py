@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterable
 
 from memory3.bank.cold import cool_down
-from memory3.bank.faults import writing
+from memory3.bank.faults import disk_fault, writing
 from memory3.bank.recalls import RecallLog
 from memory3.bank.rows import LIVE
 from memory3.bank.store import Store
 from memory3.bank.upkeep import tidy
 from memory3.errors import BankCorrupt, BankError, ConfigError
+from memory3.files import UnsafeFile, read_json, write_atomically
 from memory3.policy import Keeper, WritePolicy
 
 __all__ = ["Keeping", "read_policy", "save_policy"]
@@ -25,21 +25,21 @@ def read_policy(store: Store) -> WritePolicy:
     """The bank's policy; one that never had one writes at once."""
     path = store.path / FILE
     try:
-        return WritePolicy(**json.loads(path.read_text(encoding="utf-8")))
+        return WritePolicy(**read_json(path))
     except (FileNotFoundError, NotADirectoryError):
         return WritePolicy()
-    except (OSError, ValueError, TypeError, ConfigError) as error:
+    except (UnsafeFile, ValueError, TypeError, ConfigError) as error:
         raise BankCorrupt(
             f"{path} is no write policy ({error}): remove it, and open the bank with the policy wanted"
         ) from error
+    except OSError as error:
+        raise disk_fault(store.path, error) from error
 
 
 def save_policy(store: Store, policy: WritePolicy) -> None:
     """Remember a policy; in force for whoever opens the bank from now on."""
     with writing(store.path):
-        new = store.path / f"{FILE}.new"
-        new.write_text(json.dumps(dataclasses.asdict(policy)) + "\n", encoding="utf-8")
-        os.replace(new, store.path / FILE)
+        write_atomically(store.path / FILE, json.dumps(dataclasses.asdict(policy)) + "\n")
 
 
 class Keeping:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,8 @@ from memory3.codec import CodeBook, Codec
 from memory3.codec.raw import record_size
 from memory3.config import MemoryConfig
 from memory3.errors import BankCorrupt, BankVersion, ConfigError, FingerprintMismatch
-from memory3.values import MemoryShape
+from memory3.files import parse_json
+from memory3.values import MemoryShape, whole
 
 __all__ = ["FORMAT_VERSION", "METADATA_KEY", "RAW_VERSION", "TABLE_ID_KEY", "BankManifest"]
 
@@ -22,6 +24,10 @@ RAW_VERSION = 1
 METADATA_KEY = b"memory3"
 #: Beside the manifest in the schema metadata: 32 hex digits that no two tables share. Tables of older releases have none.
 TABLE_ID_KEY = b"memory3.table_id"
+#: Of a manifest, and of a record: Arrow counts the latter's bytes in 32 bits.
+_MOST_BYTES = 1 << 20
+_MOST_RECORD_BYTES = (1 << 31) - 1
+_MOST_DIMENSION = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -93,29 +99,24 @@ class BankManifest:
     @classmethod
     def from_json(cls, text: str | bytes) -> BankManifest:
         """Inverse of `to_json`. The version is looked at first: the rest of another version may read differently."""
+        if len(text) > _MOST_BYTES:
+            raise _unreadable(f"it has {len(text):,} bytes")
         try:
-            data = json.loads(text)
-            version = int(data["format_version"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise BankCorrupt(
-                f"the bank's manifest cannot be read ({error!r}): restore it from a copy or write it anew"
-            ) from error
+            data = parse_json(text)
+            if not isinstance(data, dict):
+                raise ValueError("it is no JSON object")
+            version = whole("format_version", data["format_version"], 0, 1 << 31)
+        except (ValueError, KeyError) as error:
+            raise _unreadable(error) from error
         if version not in (RAW_VERSION, FORMAT_VERSION):
             raise BankVersion(
                 f"this bank has format version {version}, this memory3 reads versions {RAW_VERSION} and {FORMAT_VERSION}: "
                 f"{'upgrade memory3' if version > FORMAT_VERSION else 'write the documents anew with `memory3 write`'}"
             )
         try:
-            shape = MemoryShape(**{**data["shape"], "layers": tuple(data["shape"]["layers"])})
-            if version == RAW_VERSION and data["codec"] == "raw":
-                data["record_bytes"] = record_size(shape)
-            config = MemoryConfig.from_dict({**data["config"], "codec": data["codec"]})
-            manifest = cls(**{**data, "config": config, "shape": shape})
-        except (KeyError, TypeError, ConfigError) as error:
-            raise BankCorrupt(
-                f"the bank's manifest cannot be read ({error!r}): restore it from a copy or write it anew"
-            ) from error
-        return manifest
+            return cls(**_checked(data))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise _unreadable(error) from error
 
     def require(self, m3: MemoryWriter) -> None:
         """Raise FingerprintMismatch unless ``m3`` reads and writes these very memories; say what differs."""
@@ -138,3 +139,32 @@ class BankManifest:
         pairs += [("shape", self.shape, m3.shape)]
         differing = [f"{name} is {old!r} in the bank and {new!r} now" for name, old, new in pairs if old != new]
         return "; ".join(differing) or "same names and settings, so the model's weights or tokenizer have changed"
+
+
+def _checked(data: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a manifest's JSON, which may come from elsewhere: of the right kinds, of sizes that can be, and at one with each other."""
+    shape = MemoryShape.from_dict(data["shape"])
+    odd = [name for name in ("model", "fingerprint", "embedder", "codec") if not isinstance(data[name], str)]
+    if odd or not isinstance(data.get("code_book", ""), str):
+        raise ValueError(f"{(odd or ['code_book'])[0]} is no text")
+    if not isinstance(data["config"], dict):
+        raise ValueError("config is no JSON object")
+    raw = data["codec"] == "raw"
+    if not re.fullmatch("" if raw else "[0-9a-f]{32}", data.get("code_book", "")):
+        raise ValueError(f"code_book {data.get('code_book', '')[:40]!r} is no fingerprint")
+    if {"references", "documents"} & set(data):
+        raise ValueError("it gives counts")
+    size = record_size(shape) if raw else whole("record_bytes", data["record_bytes"], 1, _MOST_RECORD_BYTES)
+    if data.get("record_bytes", size) != size:
+        raise ValueError(f"record_bytes is {data['record_bytes']!r:.40}, raw memories of this shape have {size:,}")
+    return {
+        **data,
+        "config": MemoryConfig.from_dict({**data["config"], "codec": data["codec"]}),
+        "shape": shape,
+        "dimension": whole("dimension", data["dimension"], 1, _MOST_DIMENSION),
+        "record_bytes": whole("record_bytes", size, 1, _MOST_RECORD_BYTES),
+    }
+
+
+def _unreadable(why: object) -> BankCorrupt:
+    return BankCorrupt(f"the bank's manifest cannot be read ({str(why)[:300]!r}): restore it from a copy or write it anew")

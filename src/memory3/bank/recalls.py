@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -19,6 +18,7 @@ from threading import Lock
 from typing import Any
 
 from memory3.errors import BankError
+from memory3.files import append, parse_json, read_bounded, write_atomically
 from memory3.policy import Tally
 
 __all__ = ["RecallLog"]
@@ -28,6 +28,10 @@ FILE = "recalls.jsonl"
 FLUSH_EVERY = 1000
 #: A larger file is summed up.
 SUM_BYTES = 16 << 20
+#: A file that is larger still is none of ours: ten million references have less.
+_MOST_BYTES = 512 << 20
+#: A heat is half-lives since 1970 and a little: far below.
+_HOTTEST = 1e9
 
 
 class RecallLog:
@@ -89,10 +93,7 @@ class RecallLog:
         # A line break first: what a killed process left of a line must not spoil this one.
         line = "\n" + json.dumps({"at": round(self._clock(), 3), "recalls": new}, separators=(",", ":")) + "\n"
         try:
-            with open(self._path, "ab") as file:
-                file.write(line.encode())
-                size = file.tell()
-            if size > self._limit:
+            if append(self._path, line) > self._limit:
                 with self._writing():
                     self.sum_up()
         except (OSError, BankError):
@@ -105,9 +106,7 @@ class RecallLog:
             heats = {id_: [n, round(tally.heats[id_], 6)] for id_, n in tally.counts.items() if known(id_)}
             if not tally.counts:
                 return
-            new = self._path.with_suffix(".new")
-            new.write_text(json.dumps({"heats": heats}, separators=(",", ":")) + "\n", encoding="utf-8")
-            os.replace(new, self._path)
+            write_atomically(self._path, json.dumps({"heats": heats}, separators=(",", ":")) + "\n")
             self._limit = max(SUM_BYTES, 2 * self._path.stat().st_size)
         except OSError:
             return
@@ -115,26 +114,32 @@ class RecallLog:
     def _read(self) -> Tally:
         tally = Tally()
         try:
-            with open(self._path, encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    if line.strip():
-                        _merge(tally, line)
+            lines = read_bounded(self._path, _MOST_BYTES).splitlines()
         except OSError:
-            pass  # never written, or not to be read: then nothing is known
+            return tally  # never written, or not to be read: then nothing is known
+        for line in lines:
+            if line.strip():
+                _merge(tally, line.decode("utf-8", "replace"))
         return tally
 
 
 def _merge(tally: Tally, line: str) -> None:
     """Add a line of the file; one that is damaged is passed over."""
     try:
-        fields: Any = json.loads(line)
+        fields: Any = parse_json(line)
         if "heats" in fields:
-            summed = [(id_, int(count), float(heat)) for id_, (count, heat) in fields["heats"].items()]
+            summed = [(id_, _count(count), float(heat)) for id_, (count, heat) in fields["heats"].items()]
         else:
             at = float(fields["at"]) / tally.half_life
-            summed = [(id_, int(count), at + math.log2(count)) for id_, count in fields["recalls"].items()]
-    except (ValueError, TypeError, KeyError, AttributeError):
+            summed = [(id_, _count(count), at + math.log2(count)) for id_, count in fields["recalls"].items()]
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return
     for id_, count, heat in summed:
-        if count > 0 and math.isfinite(heat):
+        if abs(heat) < _HOTTEST:
             tally.merge(id_, count, heat)
+
+
+def _count(number: Any) -> int:
+    if not isinstance(number, int | float) or not 1 <= number < 2**53:
+        raise ValueError(f"{number!r:.40} is no number of recalls")
+    return int(number)

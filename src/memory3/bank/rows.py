@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,8 @@ from xxhash import xxh3_64_intdigest
 
 from memory3.bank.manifest import METADATA_KEY, TABLE_ID_KEY, BankManifest
 from memory3.bank.where import tags
+from memory3.errors import BankCorrupt
+from memory3.files import parse_json
 from memory3.values import Reference
 
 __all__ = [
@@ -159,6 +162,7 @@ def _column_bytes(rows: pa.Table, name: str) -> Iterable[bytes]:
         return (json.dumps(items).encode() for items in rows[name].to_pylist())
     if pa.types.is_string(rows.schema.field(name).type):
         return (text.encode() for text in rows[name].to_pylist())
+    # Modulo 2^64: a damaged row may have numbers below zero.
     return (b"" if number is None else (number % 2**64).to_bytes(8, "little") for number in rows[name].to_pylist())
 
 
@@ -182,7 +186,7 @@ def codes_of(rows: pa.Table) -> list[memoryview | None]:
 
 
 def references_of(rows: pa.Table) -> list[Reference]:
-    """The references that rows were made of."""
+    """The references that rows were made of. BankCorrupt where a row is none: check the `checksums` first."""
     return [
         Reference(
             id=row["reference_id"],
@@ -193,7 +197,20 @@ def references_of(rows: pa.Table) -> list[Reference]:
             text=row["text"],
             token_ids=tuple(row["token_ids"]),
             source=row["source"],
-            metadata=json.loads(row["metadata"]),
+            metadata=_metadata(row),
         )
         for row in rows.select([name for name in _CHECKED if name != "embedding"]).to_pylist()
     ]
+
+
+def _metadata(row: dict[str, Any]) -> dict[str, str | int | float | bool]:
+    try:
+        found = parse_json(row["metadata"])
+        if isinstance(found, dict):
+            return found
+    except ValueError:
+        pass
+    raise BankCorrupt(
+        f"the metadata of reference {row['reference_id']!r} cannot be read: delete its document and write it again",
+        [row["reference_id"]],
+    )

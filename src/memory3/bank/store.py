@@ -10,16 +10,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import lancedb
@@ -27,12 +25,14 @@ from filelock import FileLock, Timeout
 from lancedb.table import Table
 
 from memory3.bank.codebooks import book_name, write_book
-from memory3.bank.faults import reading, writing
+from memory3.bank.faults import disk_fault, reading, writing
+from memory3.bank.folder import require_sound
 from memory3.bank.manifest import METADATA_KEY, BankManifest
 from memory3.bank.rows import row_schema
 from memory3.bank.snapshot import Snapshot
 from memory3.codec import CodeBook
 from memory3.errors import BankBusy, BankCorrupt, BankNotFound
+from memory3.files import UnsafeFile, parse_json, read_bounded, remove, write_atomically
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +42,11 @@ __all__ = ["GRACE", "Store"]
 #: Readers keep the version they opened; what they read is not removed before this long after it was replaced.
 GRACE = timedelta(minutes=10)
 
-_OWN = re.compile(r"references-|codec-|writer\.lock$|CURRENT|policy\.json|recalls\.")
-_TABLE = re.compile(r"references-([1-9][0-9]*)")
+_OWN = re.compile(r"\.?(references-|codec-|writer\.lock$|CURRENT|policy\.json|recalls\.)")
+#: A bank is rebuilt fewer times than that; and so a number is short enough for a file's name.
+_TABLE = re.compile(r"references-([1-9][0-9]{0,8})")
+#: Of the manifest in a table's schema.
+_MANIFEST_BYTES = 1 << 20
 
 
 class Store:
@@ -53,21 +56,24 @@ class Store:
         """``token_vectors``: of the model at hand, if any, for codecs that foretell."""
         self.path = Path(path).expanduser().absolute()
         self.token_vectors = token_vectors
+        self._sound: set[str] = set()
 
     def exists(self) -> bool:
         """Whether a bank was created here."""
-        return (self.path / "CURRENT").is_file()
+        return os.path.lexists(self.path / "CURRENT")
 
     def current(self) -> str:
         """Name of the table in force."""
         try:
-            name = (self.path / "CURRENT").read_text(encoding="utf-8").strip()
+            name = read_bounded(self.path / "CURRENT", 4096).decode("utf-8").strip()
         except (FileNotFoundError, NotADirectoryError):
             raise BankNotFound(
                 f"no bank at {self.path}{self._instead()}. Make one with `memory3 write DOCUMENTS --bank {self.path}`"
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
+        except (UnsafeFile, UnicodeDecodeError) as error:
             raise BankCorrupt(f"{self.path / 'CURRENT'} cannot be read: {error}") from error
+        except OSError as error:
+            raise disk_fault(self.path, error) from error
         if not _TABLE.fullmatch(name):
             raise BankCorrupt(f"{self.path / 'CURRENT'} says {name[:80]!r}, which is no table's name")
         return name
@@ -87,13 +93,21 @@ class Store:
         if not folder.is_dir():
             raise BankCorrupt(f"{folder} is missing: restore it from a copy, or remove {self.path} and write anew")
         with reading(self.path):
-            table = self._connect().open_table(name)
-            metadata = table.schema.metadata or {}
+            table = self._open(name)
+            schema = table.schema
+        metadata = schema.metadata or {}
         if METADATA_KEY not in metadata:
             raise BankCorrupt(f"{folder} has no memory3 manifest in its schema: memory3 did not write it")
         manifest = BankManifest.from_json(metadata[METADATA_KEY])
-        if table.schema.names != row_schema(manifest).names:
-            raise BankCorrupt(f"{folder} has columns {table.schema.names}: memory3 did not write it")
+        wanted = row_schema(manifest)
+        if schema.names != wanted.names:
+            raise BankCorrupt(f"{folder} has columns {schema.names}: memory3 did not write it")
+        odd = [name for name in wanted.names if schema.field(name).type != wanted.field(name).type]
+        if odd:
+            raise BankCorrupt(
+                f"{folder} has the column {odd[0]!r} as {schema.field(odd[0]).type}, its manifest says {wanted.field(odd[0]).type}: "
+                "restore the bank from a copy"
+            )
         return table, manifest
 
     def snapshot(self) -> Snapshot:
@@ -137,7 +151,14 @@ class Store:
         if not versions.is_dir() or not any(versions.glob("*.manifest")):
             return None
         with reading(self.path):
-            return self._connect().open_table(name)
+            return self._open(name)
+
+    def _open(self, name: str) -> Table:
+        """A table, its folder looked at before Lance does, once for each of this object."""
+        if name not in self._sound:
+            require_sound(self.path / f"{name}.lance")
+            self._sound.add(name)
+        return self._connect().open_table(name)
 
     def next_name(self) -> str:
         """The name of the table after the one in force."""
@@ -146,21 +167,18 @@ class Store:
     def switch(self, name: str) -> None:
         """Put a table in force: readers see it when they refresh."""
         with writing(self.path):
-            new = self.path / "CURRENT.new"
-            with open(new, "w", encoding="utf-8") as file:
-                file.write(name + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(new, self.path / "CURRENT")
+            write_atomically(self.path / "CURRENT", name + "\n")
 
     def remove_table(self, name: str) -> None:
         """Delete a table, if it is there. It is renamed first, so that an interruption leaves no half of it to be opened."""
         with writing(self.path):
+            self._sound.discard(name)
             folder = self.path / f"{name}.lance"
-            if folder.exists():
+            if os.path.lexists(folder):
                 os.replace(folder, self.path / f"{name}.removed-{time.time_ns()}")
             for remains in self.path.glob("references-*.removed-*"):
-                shutil.rmtree(remains, ignore_errors=True)
+                with suppress(OSError):
+                    remove(remains)
 
     def remove_superseded(self) -> None:
         """Delete the tables that were in force before, once readers have had time to move on. Needs the lock."""
@@ -183,19 +201,25 @@ class Store:
 
     def _remove_books(self) -> None:
         """Delete the code books that no table names."""
-        books = list(self.path.glob("codec-*"))
+        books = list(self.path.glob("codec-*.safetensors"))
         tables = [table for table in map(self.find_table, self.tables()) if table is not None] if books else []
-        named = [json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}")).get("code_book") for table in tables]
+        named = [_code_book((table.schema.metadata or {}).get(METADATA_KEY, b"")) for table in tables]
         for book in books:
             if book.name not in [book_name(name) for name in named if name]:
                 with writing(self.path):
-                    book.unlink()
+                    remove(book)
 
     @contextmanager
     def lock(self, wait_seconds: float = 0.0) -> Iterator[None]:
         """Be the one writer, or raise BankBusy after ``wait_seconds``."""
+        path = self.path / "writer.lock"
         with writing(self.path):
-            lock = FileLock(self.path / "writer.lock")
+            if os.path.lexists(path):
+                try:
+                    read_bounded(path)  # a lock is made by opening it: that is not for a link's target, nor for a pipe
+                except UnsafeFile as error:
+                    raise BankCorrupt(f"{path} {error.strerror}: remove it, if no other process is writing") from None
+            lock = FileLock(path)
             try:
                 lock.acquire(timeout=wait_seconds)
             except Timeout:
@@ -221,6 +245,14 @@ class Store:
 
     def _connect(self) -> lancedb.DBConnection:
         return lancedb.connect(self.path)
+
+
+def _code_book(manifest: bytes) -> Any:
+    """What a manifest says of its code book; "" where it says nothing that can be read."""
+    try:
+        return parse_json(manifest[:_MANIFEST_BYTES]).get("code_book", "")
+    except (ValueError, AttributeError):
+        return ""
 
 
 def _number(name: str) -> int:

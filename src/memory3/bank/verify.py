@@ -9,8 +9,9 @@ import pyarrow as pa
 from xxhash import xxh3_64_intdigest
 
 from memory3.bank.codebooks import read_codec
+from memory3.bank.folder import deletion_faults
 from memory3.bank.reports import VerifyReport
-from memory3.bank.rows import LIVE, TEXT_COLUMNS, are_tombstones, checksums, codes_of
+from memory3.bank.rows import LIVE, TEXT_COLUMNS, checksums, codes_of
 from memory3.bank.snapshot import Snapshot
 from memory3.codec import Codec
 from memory3.errors import BankCorrupt
@@ -20,33 +21,41 @@ __all__ = ["verify"]
 
 def verify(snapshot: Snapshot) -> VerifyReport:
     """Read everything once. Damage is reported, not raised; only a bank whose very list of rows, or code book, is unreadable gives no ids."""
+    unreadable = [
+        f"{fault}: restore the bank from a copy" for fault in deletion_faults(snapshot.path / f"{snapshot.name}.lance")
+    ]
+    if unreadable:
+        return VerifyReport(0, 0, 0, (), tuple(unreadable))
     try:
         listing = snapshot.scan(["reference_id", "document_id", "ordinal", "document_references", "content_hash"])
-        others = snapshot.scan(TEXT_COLUMNS, f"NOT ({LIVE})")
+        hidden = snapshot.scan(["reference_id"], f"NOT ({LIVE})")
         codec = read_codec(snapshot.path, snapshot.manifest)
     except BankCorrupt as error:
         return VerifyReport(0, 0, 0, (), (str(error),))
     bad: dict[str, str] = {}
     cold = 0
-    names = dict(zip(listing["_rowid"].to_pylist(), listing["reference_id"].to_pylist(), strict=True))
+    # Rows that are no part of their document are looked at, too: they are what a write left over, or rows whose numbers are damaged.
+    names = {
+        row_id: id_
+        for rows in (listing, hidden)
+        for row_id, id_ in zip(rows["_rowid"].to_pylist(), rows["reference_id"].to_pylist(), strict=True)
+    }
+    left_over = set(hidden["reference_id"].to_pylist())
     for row_id, rows in _each_readable(snapshot, list(names)):
         if rows is None:
             bad[names[row_id]] = "cannot be read"
             continue
         for id_, fault, is_cold in _faults(rows, codec):
-            cold += is_cold
+            cold += is_cold and id_ not in left_over
             if fault:
                 bad[id_] = fault
-    for id_, is_tombstone in zip(others["reference_id"].to_pylist(), are_tombstones(others), strict=True):
-        if not is_tombstone:
-            bad[id_] = "says that it is no part of its document, with a wrong checksum"
     problems = [f"reference {id_!r}: {fault}" for id_, fault in bad.items()]
     documents = 0
     for document_id, fault in _documents(listing):
         documents += 1
         if fault:
             problems.append(f"document {document_id!r}: {fault}")
-    return VerifyReport(len(names), documents, cold, tuple(bad), tuple(problems))
+    return VerifyReport(len(listing), documents, cold, tuple(bad), tuple(problems))
 
 
 def _each_readable(snapshot: Snapshot, row_ids: list[int]) -> Iterator[tuple[int, pa.Table | None]]:
@@ -96,7 +105,7 @@ def _documents(listing: pa.Table) -> Iterator[tuple[str, str]]:
         size = found[0][1]
         if len({(size, content_hash) for _, size, content_hash in found}) > 1:
             yield document_id, "its references come from different versions"
-        elif ordinals != list(range(size)):
+        elif size != len(ordinals) or ordinals != list(range(len(ordinals))):
             yield document_id, f"has {len(found)} of {size} references"
         else:
             yield document_id, ""

@@ -17,8 +17,10 @@ import torch
 import xxhash
 from safetensors import SafetensorError
 
+from memory3.config import MemoryConfig
 from memory3.errors import BankCorrupt
-from memory3.values import MemoryShape
+from memory3.files import parse_json
+from memory3.values import MemoryShape, whole
 
 __all__ = ["CodeBook"]
 
@@ -75,11 +77,17 @@ class CodeBook:
         try:
             tensors = safetensors.torch.load(data)
             size = int.from_bytes(data[:8], "little")
-            header = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["memory3"])
+            header = parse_json(parse_json(data[8 : 8 + size])["__metadata__"]["memory3"])
             version = header.pop("version")
             if version != VERSION:
                 raise BankCorrupt(f"{name} has version {version}, this memory3 reads version {VERSION}: {remedy}")
-            header["shape"] = MemoryShape(**{**header["shape"], "layers": tuple(header["shape"]["layers"])})
+            header["shape"] = MemoryShape.from_dict(header["shape"])
+            header["positions"] = whole("positions", header["positions"], 1, 1 << 16)
+            if not isinstance(header["codec"], str) or not isinstance(header["memories"], str):
+                raise ValueError("codec and memories are text")
+            if header["codec"] in ("auto", "raw"):
+                raise ValueError(f"codec {header['codec']!r} has no code book")
+            MemoryConfig(codec=header["codec"])  # a name it knows
             book = cls(**header, tensors=tensors)
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BankCorrupt(f"{name} cannot be read ({error!r}): {remedy}") from error

@@ -42,6 +42,13 @@ class CodedCodec(Codec):
 
     def __init__(self, book: CodeBook) -> None:
         """A codec that foretells can only `check` until it has token vectors (`with_vectors`)."""
+        try:
+            self._build(book)
+            self._try()
+        except (ValueError, RuntimeError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
+            raise _misfit(book, error) from error
+
+    def _build(self, book: CodeBook) -> None:
         self.name = book.codec
         self.shape = book.shape
         self.book = book
@@ -60,14 +67,36 @@ class CodedCodec(Codec):
             token_bytes = 2 if int(parts["vocabulary"]) <= 2**16 else 4
             # Widened once: every snapshot of a bank makes a foretelling of them.
             self._maps = parts["project"].float(), parts["out"].float(), book.tensors["keys.angles"]
+            rank = parts["project"].shape[2]
+            if parts["out"].shape[1] != rank or not 1 <= int(parts["vocabulary"]) < 2**31:
+                raise ValueError(
+                    f"project {tuple(parts['project'].shape)} and out {tuple(parts['out'].shape)} do not go together"
+                )
         a, b = (each.width for each in self._coders)
         self._layout = Layout(self.shape, book.positions, a, b, token_bytes)
         self.record_size = self._layout.size
+
+    def _try(self) -> None:
+        """Decode what a record may hold at the extremes, so that a book which cannot be decoded with is refused here and not in the middle of an answer."""
+        heads, positions = self.shape.heads, self.book.positions
+        places = torch.arange(heads).repeat(2), torch.tensor([0, positions - 1]).repeat_interleave(heads)
+        for side, each in zip(("keys", "values"), self._coders, strict=True):
+            if 2 * len(self.book.tensors[f"{side}.angles"]) > self.shape.head_dim:
+                raise ValueError(f"{side}.angles turns more numbers than a vector has")
+            codes = (
+                torch.tensor([0, 255], dtype=torch.uint8).repeat_interleave(heads)[:, None].expand(-1, each.width).contiguous()
+            )
+            (vectors,) = each.decode(codes, *places, [2 * heads], torch.float32)
+            if tuple(vectors.shape) != (2 * heads, self.shape.head_dim) or not bool(vectors.isfinite().all()):
+                raise ValueError(f"{side} decode to numbers that are not finite, or not to vectors")
 
     def with_vectors(self, vectors: torch.Tensor | None) -> CodedCodec:
         """This codec with the model's token vectors, if it needs them; all else is shared."""
         if vectors is None or not foretells(self.name) or self._foretelling is not None:
             return self
+        wanted = self._maps[0].shape[1]
+        if vectors.shape[1] != wanted:
+            raise _misfit(self.book, f"it foretells from vectors of {wanted} numbers, the model's have {vectors.shape[1]}")
         other = copy(self)
         other._foretelling = Foretelling(*self._maps, vectors)
         return other
@@ -116,3 +145,10 @@ class CodedCodec(Codec):
                 for rest, known in zip(rests, foretold, strict=True)
             )
         )
+
+
+def _misfit(book: CodeBook, why: object) -> BankCorrupt:
+    return BankCorrupt(
+        f"the code book {book.fingerprint} of codec {book.codec!r:.60} cannot be decoded with ({str(why).splitlines()[0] if str(why) else 'no memory'}): "
+        "make it anew with `memory3 calibrate` or `memory3 rebuild`"
+    )

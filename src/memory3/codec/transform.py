@@ -51,6 +51,10 @@ class TransformCoder(VectorCoder):
         self.width = _bits(name, head_dim) // 8
         self._mean, self._angles = tensors["mean"], tensors["angles"]
         bits = [int(bits) for bits in tensors["bits"].tolist() if bits > 0]
+        if not bits or max(bits) > 8 or sum(bits) > 8 * self.width:
+            raise ValueError(
+                f"bits say {sum(bits)} for {self.width} bytes a vector, and at most {max(bits, default=0)} for an axis"
+            )
         # The stream begins with the axes that matter least, since its first bits have none before them.
         self._trellis = Trellis(bits[::-1], tensors["variance"][: len(bits)].flip(0), tensors["table"])
         self._analysis = tensors["analysis"][:, :, : len(bits)].flip(2).contiguous()
