@@ -44,8 +44,8 @@ VERSION = 1
 #: Tokens of a reference; more where that shows a window, at most so many.
 _SPAN, _MOST = 12, 96
 _QUESTION = 7
-#: Largest difference of logits, as a share of their spread (standard deviation), by bits of the number format. Measured: docs/log.md.
-_TOLERANCE = {64: 1e-3, 32: 1e-3, 16: 0.25}
+#: Largest difference of logits that is rounding, as a share of their spread. Measured on SmolLM2-135M: float32 2e-5, float16 0.02, bfloat16 0.18.
+_TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 
 _PROVEN: dict[str, Proof] = {}
 
@@ -55,7 +55,7 @@ class Proof:
     """How far memories are from text.
 
     Attributes:
-        difference: largest of a logit.
+        difference: of a logit, the largest of a place; of places the median, in the row where that is larger: where experts are chosen, rounding alone may turn a few places.
         spread: standard deviation of the text's logits.
         same: share of places whose next token is the same.
     """
@@ -108,15 +108,35 @@ def prove(model: PreTrainedModel, shape: ModelShape, tokenizer: Any) -> Proof:
         ) from error
     if not bool(said.isfinite().all()):
         raise ModelError(f"{shape.name} computes logits that are not finite; is its dtype too narrow for its weights?")
-    proof = Proof(float((read - said).abs().max()), float(said.std()), float((read.argmax(-1) == said.argmax(-1)).float().mean()))
-    most = _TOLERANCE[torch.finfo(model.dtype).bits]
+    proof = Proof(_difference(read, said, text), float(said.std()), float((read.argmax(-1) == said.argmax(-1)).float().mean()))
+    most = _TOLERANCE.get(model.dtype, max(_TOLERANCE.values()))
+    if not proof.share <= most:
+        most = max(most, 3 * _noise(model, shape, text, said) / max(proof.spread, 1e-30))
     if not proof.share <= most:
         raise UnsupportedModel(
-            f"{shape.name} does not read from memories what it reads from the same text: logits differ by up to {proof.difference:.2g}, "
+            f"{shape.name} does not read from memories what it reads from the same text: logits differ by {proof.difference:.2g}, "
             f"{proof.share:.1%} of their spread (at most {most:.1%} is rounding), and the next token is the same in {proof.same:.0%} of places. "
             "Its attention does something that memory3 does not know of; use another model"
         )
     return proof
+
+
+def _difference(read: torch.Tensor, said: torch.Tensor, text: _Text) -> float:
+    """As `Proof.difference` says it."""
+    rows = (read - said).abs().amax(-1).split([len(text.question), len(text.short)])
+    return max(float(row.median()) for row in rows)
+
+
+def _noise(model: PreTrainedModel, shape: ModelShape, text: _Text, said: torch.Tensor) -> float:
+    """How far the model's own logits are from themselves when its attention is computed another way; 0 where there is none."""
+    previous = model.config._attn_implementation
+    try:
+        model.set_attn_implementation("sdpa" if previous == "eager" else "eager")
+        return _difference(_plain(model, shape, text), said, text)
+    except (ValueError, ImportError):
+        return 0.0
+    finally:
+        model.set_attn_implementation(previous)
 
 
 @dataclass(frozen=True)
