@@ -16,8 +16,9 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 from memory3.answer import Answer, Timings, Usage
 from memory3.config import MemoryConfig
-from memory3.errors import ConfigError, InputError
+from memory3.errors import ConfigError, InputError, ModelError
 from memory3.maths.selectors import is_fitted
+from memory3.model.active import check_calm, standing
 from memory3.model.adapter import own_folder, trained_config, with_adapter
 from memory3.model.attach import ModelShape
 from memory3.model.beginning import FIXED, Frame
@@ -26,6 +27,7 @@ from memory3.model.encode import Encoder
 from memory3.model.fingerprint import fingerprint, whole_model
 from memory3.model.load import load_model
 from memory3.model.selecting import SelectorWeights, find_weights
+from memory3.proof import proven
 from memory3.recall import Recall, one_version, within
 from memory3.text.splitting import split
 from memory3.values import Citation, Document, Memory, MemoryShape, Reference
@@ -66,6 +68,7 @@ class Memory3:
         config: how memories are written and read.
         name: what it was loaded by, so that a bank knows its model.
         batch_size: references per forward pass when writing.
+        proof: that it reads from memories what it reads from text, and how far the two differ.
     """
 
     def __init__(
@@ -80,17 +83,21 @@ class Memory3:
         """Attach to a model that is loaded already.
 
         Raises:
-            UnsupportedModel: the architecture keeps no keys that memories could join; the message names the layers.
+            UnsupportedModel: the architecture keeps no keys that memories could join, or reads them otherwise than text (`memory3.proof`).
+            ModelError: the model is in training mode with dropout.
         """
         self.model = model
         self.tokenizer = tokenizer
         self.config = config or MemoryConfig()
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.batch_size = batch_size
+        check_calm(model)
         self._model_shape = ModelShape(model)
         self.frame = Frame.of(tokenizer, self.config)
         learned = self.learned if is_fitted(self.config.selector) else None
         self.encoder = Encoder(model, self._model_shape, self.frame, self.config, learned.by_layer if learned else None)
+        self.proof = proven(model, self._model_shape, tokenizer, self.whole_model)
+        self._standing = standing(self._model_shape.base)
 
     @classmethod
     def from_pretrained(
@@ -147,9 +154,21 @@ class Memory3:
         width = shape.heads * shape.head_dim + 1
         return find_weights(self.whole_model, shape.full_layers, width, shape.kv_heads, own_folder(self.name))
 
+    def check_unchanged(self) -> None:
+        """Raise ModelError where the model is no longer what this object was made of: other weights, another adapter, modules that were exchanged."""
+        now = standing(self._model_shape.base)
+        if now == self._standing:
+            return
+        check_calm(self.model)
+        if whole_model(self.model, self._model_shape, self.tokenizer, self.frame, self.config) != self.whole_model:
+            raise ModelError(
+                f"{self.name} has changed since Memory3 was made of it (its weights, or the adapter that is active): make a new Memory3 of it"
+            )
+        self._standing = now
+
     @property
     def angles(self) -> torch.Tensor:
-        """float32 ``[r/2]``: RoPE's angle per position, by which the keys of a memory are rotated."""
+        """float32 ``[r/2]``: RoPE's angle per position, by which codecs turn the keys of a memory back; layers without RoPE are packed by it too."""
         return self._model_shape.inv_freq
 
     @property
@@ -164,7 +183,12 @@ class Memory3:
         return split(document, self.tokenizer, self.config.reference_length)
 
     def encode(self, references: Sequence[Reference]) -> list[Memory]:
-        """Memories of the references; one forward pass."""
+        """Memories of the references; one forward pass.
+
+        Raises:
+            ModelError: the model has changed since this object was made.
+        """
+        self.check_unchanged()
         return self.encoder.encode(references)
 
     # ---- reading -----------------------------------------------------------------------------------------------------
@@ -195,7 +219,12 @@ class Memory3:
             references: per prompt, the reference ids to read, instead of looking them up.
             chunk_references: the same for each chunk of each prompt (`memory3.chunks`); for prompts that are read and not continued.
             use_cache: keep memories in the bank's RAM cache.
+
+        Raises:
+            ModelError: the model has changed since this object was made, and the bank's memories with it.
         """
+        if not getattr(bank, "live", False):
+            self.check_unchanged()
         return Recall(
             self.model,
             self._model_shape,

@@ -10,6 +10,7 @@ beginning, d head dimension.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ def gather_memories(
     *,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
-    inv_freq: torch.Tensor | None = None,
+    inv_freq: torch.Tensor | Sequence[torch.Tensor] | None = None,
     moved: Sequence[int] | None = None,
     spacing: int = 0,
     temperature: float = 1.0,
@@ -45,7 +46,7 @@ def gather_memories(
         memories: by id.
         shape: of all memories.
         dtype, device: of the model.
-        inv_freq: RoPE angles, needed where anything is moved.
+        inv_freq: RoPE angles ``[r/2]`` of every layer of the model, or those that all layers have; needed where anything is moved.
         moved: per chunk, by how many positions its keys move from where they were written. None: not at all.
         spacing: positions between a reference and the next best, which lies before it; 0: all lie in the same positions.
         temperature: what the logits of memories are divided by, those of the beginning not. Keys are: a query's product with a key is its logit.
@@ -55,15 +56,16 @@ def gather_memories(
     Returns:
         Layers that read nothing are absent.
     """
-    layers = _gather_pairs(references, memories, shape, dtype, device, inv_freq, spacing, temperature)
+    angles = [inv_freq] * (max(shape.layers) + 1) if isinstance(inv_freq, torch.Tensor) else inv_freq
+    layers = _gather_pairs(references, memories, shape, dtype, device, angles, spacing, temperature)
     shift = torch.tensor(moved, device=device) if moved is not None and any(moved) else None
     if shift is not None:
-        if inv_freq is None:
+        if angles is None:
             raise AssertionError("moving memories needs the RoPE angles")
-        for layer in layers.values():
-            layer.keys = rotate(layer.keys, shift[:, None, None], inv_freq)
+        for number, layer in layers.items():
+            layer.keys = rotate(layer.keys, shift[:, None, None], angles[number])
     if beginning is not None and beginning_tokens is not None and any(beginning_tokens):
-        layers = _prepend_beginning(layers, beginning, beginning_tokens, shift, inv_freq, dtype, device)
+        layers = _prepend_beginning(layers, beginning, beginning_tokens, shift, angles, dtype, device)
     return MemoryBatch(layers=layers, references=[list(ids) for ids in references])
 
 
@@ -73,7 +75,7 @@ def _gather_pairs(
     shape: MemoryShape,
     dtype: torch.dtype,
     device: torch.device | str,
-    inv_freq: torch.Tensor | None,
+    angles: Sequence[torch.Tensor] | None,
     spacing: int,
     temperature: float,
 ) -> dict[int, LayerMemory]:
@@ -125,19 +127,20 @@ def _gather_pairs(
     if temperature != 1:
         keys = keys / temperature
     if spacing:
-        if inv_freq is None:
+        if angles is None:
             raise AssertionError("moving memories needs the RoPE angles")
-        *parts, padding = keys.split([*counts.sum(1).tolist(), 1])
+        # Layers that rotate alike and follow one another are turned at once; in most models that is all of them.
+        runs = [list(run) for _, run in groupby(range(len(shape.layers)), lambda i: id(angles[shape.layers[i]]))]
+        of_layer = counts.reshape(len(places), len(shape.layers), -1).sum(2)
+        sizes = [int(mine[run].sum()) for mine in of_layer for run in runs]
+        turns = [(rank, angles[shape.layers[run[0]]]) for _, rank in places for run in runs]
+        *parts, padding = keys.split([*sizes, 1])
         # Only differences of positions count, so those before 0 are as good as any.
-        keys = torch.cat(
-            [
-                *(
-                    rotate(part, torch.tensor(-spacing * rank, device=device), inv_freq) if rank else part
-                    for part, (_, rank) in zip(parts, places, strict=True)
-                ),
-                padding,
-            ]
-        )
+        turned = [
+            rotate(part, torch.tensor(-spacing * rank, device=device), by) if rank else part
+            for part, (rank, by) in zip(parts, turns, strict=True)
+        ]
+        keys = torch.cat([*turned, padding])
     values = torch.cat([*(m.values for m in chosen), zero]).to(device, dtype)
     layers: dict[int, LayerMemory] = {}
     for i, layer in enumerate(shape.layers):
@@ -162,7 +165,7 @@ def _prepend_beginning(
     beginning: Beginning,
     tokens: Sequence[int],
     shift: torch.Tensor | None,
-    inv_freq: torch.Tensor | None,
+    angles: Sequence[torch.Tensor] | None,
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> dict[int, LayerMemory]:
@@ -172,8 +175,8 @@ def _prepend_beginning(
     for layer, (all_keys, all_values) in enumerate(beginning):
         heads = all_keys.shape[0]
         keys, values = (x[:, -most:].to(device, dtype).expand(chunks, heads, most, -1) for x in (all_keys, all_values))
-        if shift is not None and inv_freq is not None:
-            keys = rotate(keys, shift[:, None, None], inv_freq)
+        if shift is not None and angles is not None:
+            keys = rotate(keys, shift[:, None, None], angles[layer])
         bias = torch.zeros(chunks, heads, 1, most, dtype=dtype, device=device)
         bias.masked_fill_(missing[:, None, None, :], masked(dtype))
         owner = torch.full((chunks, heads, most), -1, device=device)

@@ -27,7 +27,7 @@ from memory3.maths.attend import attention_with_lse, masked
 from memory3.maths.batch import gather_memories
 from memory3.maths.budget import choose
 from memory3.maths.selectors import LayerView, Selector, selector
-from memory3.model.attach import ModelShape, StopForward, attached
+from memory3.model.attach import ModelShape, Seen, StopForward, attached
 from memory3.model.beginning import Frame
 from memory3.values import Memory, MemoryBatch, MemoryShape, Reference
 
@@ -36,31 +36,11 @@ __all__ = ["Dense", "Encoder", "cut"]
 KeyValues = tuple[torch.Tensor, torch.Tensor]
 
 
-class _Record:
-    """Reader that keeps the keys and values of every layer and changes nothing."""
-
-    def __init__(self) -> None:
-        self.layers: list[KeyValues] = []
-
-    def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        bias: torch.Tensor | None,
-        *,
-        causal: bool,
-        scale: float,
-    ) -> torch.Tensor | None:
-        self.layers.append((key[0], value[0]))
-        return None
-
-
 class _Write:
     """Reader of the writing pass: attention behind the beginning, scores and key-values of the memory layers on the way.
 
-    ``later``: the column where queries begin to count, and bool ``[N, T]``, which of them are no padding.
+    ``later``: the column where queries begin to count, and bool ``[N, T]``, which of them are no padding. ``positions``: int64 ``[T]``.
+    ``windows``: `ModelShape.windows`.
     """
 
     def __init__(
@@ -71,7 +51,9 @@ class _Write:
         lengths: torch.Tensor,
         span: int,
         later: tuple[int, torch.Tensor] | None,
-        inv_freq: torch.Tensor,
+        angles: Sequence[torch.Tensor],
+        positions: torch.Tensor,
+        windows: Mapping[int, torch.Tensor],
         seeds: tuple[int, ...],
     ) -> None:
         self.beginning = beginning
@@ -81,16 +63,18 @@ class _Write:
         self.lengths = lengths
         self.span = span
         self.later = later
-        self.inv_freq = inv_freq
+        self.angles = angles
+        self.positions = positions
+        self.windows = windows
         self.seeds = seeds
-        self.bias: torch.Tensor | None = None
+        self.bias: dict[int, torch.Tensor] = {}  # by window; layers that have the same share it
         # By layer: where activations are recomputed for the gradient, a layer is seen twice.
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
         self.scores: list[dict[int, torch.Tensor]] = [{} for _ in selectors]
 
-    def _mask(self, query: torch.Tensor, before: int) -> torch.Tensor:
-        """``[N or 1, 1, T, b + T]``: all of the beginning, causal after it, padding of the reference hidden from what follows."""
+    def _mask(self, query: torch.Tensor, before: int, window: torch.Tensor | None) -> torch.Tensor:
+        """``[N or 1, 1, T, b + T]``: all of the beginning, causal after it, padding of the reference hidden from what follows; all within the layer's window."""
         tokens, device = query.shape[2], query.device
         blocked = torch.ones(tokens, tokens, dtype=torch.bool, device=device).triu(1)[None]
         if self.later is not None:
@@ -100,6 +84,9 @@ class _Write:
             blocked = blocked | (padding[:, None, :] & (at[:, None] != at))
         bias = torch.zeros(blocked.shape[0], 1, tokens, before + tokens, dtype=query.dtype, device=device)
         bias[..., before:].masked_fill_(blocked[:, None], masked(query.dtype))
+        if window is not None:
+            places = torch.cat([torch.arange(before, device=device), self.positions])
+            bias.masked_fill_(~window[self.positions[:, None], places], masked(query.dtype))
         return bias
 
     def attend(
@@ -114,8 +101,9 @@ class _Write:
         scale: float,
     ) -> torch.Tensor | None:
         first_key, first_value = self.beginning[layer]
-        if self.bias is None:
-            self.bias = self._mask(query, first_key.shape[1])
+        window = self.windows.get(layer)
+        if id(window) not in self.bias:
+            self.bias[id(window)] = self._mask(query, first_key.shape[1], window)
         memory_layer = layer in self.memory_layers
         if memory_layer:
             self.keys[layer] = key[:, :, : self.span]
@@ -125,7 +113,7 @@ class _Write:
             rows = key.shape[0]
             all_keys = torch.cat([first_key.expand(rows, -1, -1, -1), key], dim=2)
             all_values = torch.cat([first_value.expand(rows, -1, -1, -1), value], dim=2)
-            out, lse = attention_with_lse(query, all_keys, all_values, self.bias, scale=scale)
+            out, lse = attention_with_lse(query, all_keys, all_values, self.bias[id(window)], scale=scale)
         if memory_layer and self.selectors:
             view = LayerView(
                 layer=layer,
@@ -134,7 +122,7 @@ class _Write:
                 value=value[:, :, : self.span],
                 lengths=self.lengths,
                 offset=first_key.shape[1],
-                inv_freq=self.inv_freq,
+                inv_freq=self.angles[layer],
                 scale=scale,
                 seeds=self.seeds,
             )
@@ -207,11 +195,11 @@ class Encoder:
             self.beginning = self._encode_beginning()
 
     def _encode_beginning(self) -> list[KeyValues]:
-        record = _Record()
+        seen = Seen()
         tokens = torch.tensor([self.frame.beginning], device=self.model.device)
         with attached(self.model):
-            self._model_shape.base(tokens, use_cache=False, memory3=record)
-        return record.layers
+            self._model_shape.base(tokens, use_cache=False, memory3=seen)
+        return [(key[0], value[0]) for _, (_, key, value, _) in sorted(seen.layers.items())]
 
     def encode(self, references: Sequence[Reference]) -> list[Memory]:
         """Memories of the references, in their order; one forward pass.
@@ -246,7 +234,7 @@ class Encoder:
             self.shape,
             dtype=self.model.dtype,
             device=self.model.device,
-            inv_freq=self._model_shape.inv_freq,
+            inv_freq=self._model_shape.angles,
             moved=moved,
             spacing=self.config.spacing,
             temperature=self.config.memory_temperature,
@@ -341,8 +329,9 @@ class Encoder:
             again = first + self.config.reference_length
             positions = torch.cat([positions, torch.arange(again, again + tokens.shape[1] - span, device=device)])
         seeds = tuple(xxhash.xxh3_64_intdigest(repr(t).encode()) % 2**31 for t in token_ids)
-        inv_freq = self._model_shape.inv_freq
-        reader = _Write(self.beginning, self.shape.layers, selectors, lengths, span, later, inv_freq, seeds)
+        angles, windows = self._model_shape.angles, self._model_shape.windows(self.model, int(positions[-1]) + 1)
+        layers = self.shape.layers
+        reader = _Write(self.beginning, layers, selectors, lengths, span, later, angles, positions, windows, seeds)
         # The mask is the reader's own affair; a ready-made four-dimensional one keeps transformers from building another.
         unused = torch.zeros(1, 1, 1, 1, dtype=self.model.dtype, device=device)
         with attached(self.model), suppress(StopForward):

@@ -1,26 +1,29 @@
 """Fingerprint: a hash of everything that can change a memory, so that a bank refuses the memories of another model.
 
-Covered: every weight from the embeddings to the last memory layer, RoPE angles, the attention's config values, tokenizer rules, the beginning and
-the repetition cue, the writing settings, and what a learned selector learned. Not covered: the layers above, the language head, reading settings.
+Covered: every weight from the embeddings to the last memory layer, RoPE angles, all config values but those shown to be harmless, what is active in
+the modules and not said by the config (adapters, quantised weights, hooks: `memory3.model.active`), tokenizer rules, the beginning and the repetition cue, the writing
+settings, and what a learned selector learned. Not covered: the layers above, the language head, reading settings.
+
+Where config and modules add nothing to the weights and `ACTING`, which is so for a plain Llama, Mistral or Qwen, the fingerprint is that of releases which looked at these alone.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
-import torch
 import xxhash
 from transformers import PreTrainedModel
 
 from memory3.config import MemoryConfig
+from memory3.model.active import acting, feed, layers_up_to, unsaid
 from memory3.model.attach import ModelShape
 from memory3.model.beginning import Frame
+from memory3.model.shape import config_value
 
 __all__ = ["fingerprint", "whole_model"]
 
-#: Config values that act on keys and values without being a weight.
+#: Config values that act on keys and values without being a weight, and are always hashed.
 ACTING = (
     "model_type",
     "rms_norm_eps",
@@ -44,26 +47,30 @@ def fingerprint(
     """32 hex digits. Equal for the same model loaded twice, different when a single weight below the last memory layer differs.
 
     ``learned``: fingerprint of what the selector learned, where it learned something.
+
+    Raises:
+        UnsupportedModel: weights are kept in a way whose bytes cannot be read.
     """
     digest = xxhash.xxh3_128()
     last = max(shape.memory_layers(config))
-    for name, tensor in sorted((*shape.base.named_parameters(), *shape.base.named_buffers())):
-        layer = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
-        if (layer and int(layer[1]) > last) or (not layer and name.startswith("norm.")):
-            continue
+    tensors = dict((*shape.base.named_parameters(), *shape.base.named_buffers()))
+    for name, tensor in layers_up_to(sorted(tensors.items()), last):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().to("cpu").contiguous().view(-1)
-        if flat.numel():
-            digest.update(flat.view(torch.uint8).numpy().data)
+        feed(digest, tensor)
     text_config = model.config.get_text_config()
+    windowed = len(shape.full_layers) < shape.num_layers
+    more = {
+        "learned": learned,
+        "acting": acting(text_config, ACTING, windowed=windowed),
+        "unsaid": unsaid(model, shape, last),
+    }
     rules = {
-        "config": {name: getattr(text_config, name, None) for name in ACTING},
+        "config": {name: config_value(text_config, name) for name in ACTING},
         "tokenizer": tokenizer.backend_tokenizer.to_str(),
         "beginning": frame.beginning,
         "repeat": frame.repeat,
         "writing": {name: config.to_dict()[name] for name in MemoryConfig.WRITING},
     }
-    if learned:
-        rules["learned"] = learned
+    rules |= {name: found for name, found in more.items() if found}
     digest.update(json.dumps(rules, sort_keys=True, default=str).encode())
     return digest.hexdigest()

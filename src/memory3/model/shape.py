@@ -15,7 +15,7 @@ from typing import Any
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, ModelError, UnsupportedModel
 
-__all__ = ["PAPER_MODEL", "SHAPES", "Shape", "shape_of"]
+__all__ = ["PAPER_MODEL", "SHAPES", "Shape", "config_value", "shape_of"]
 
 PAPER_MODEL = "memory3-2.4b"
 
@@ -143,9 +143,17 @@ def _read_config(name: str) -> Any:
         raise ModelError(f"the shape of model {name!r} is unknown: {str(error).splitlines()[0].rstrip('.')}{what}") from error
 
 
+def config_value(config: Any, name: str, otherwise: Any = None) -> Any:
+    """A value of a model's config; ``otherwise`` where it has none, or one for each kind of layer and so none for all (Gemma 4)."""
+    try:
+        return getattr(config, name, otherwise)
+    except RuntimeError:
+        return otherwise
+
+
 def _from_config(name: str, config: Any) -> Shape:
     def number(*names: str) -> int | None:
-        return next((value for key in names if isinstance(value := getattr(config, key, None), int) and value), None)
+        return next((value for key in names if isinstance(value := config_value(config, key), int) and value), None)
 
     if number("num_experts", "num_local_experts", "n_routed_experts"):
         raise UnsupportedModel(f"{name} is a mixture of experts: its costs per token are not those the planner knows")
@@ -153,11 +161,11 @@ def _from_config(name: str, config: Any) -> Shape:
     mlp, vocabulary = number("intermediate_size"), number("vocab_size")
     if not (layers and heads and hidden and mlp and vocabulary):
         raise UnsupportedModel(f"{name} ({config.model_type}) is not Llama-like: its config lacks a size the planner needs")
-    if not getattr(config, "rope_parameters", None):
+    if not config_value(config, "rope_parameters"):
         raise UnsupportedModel(f"{name} ({config.model_type}) has no rotary position embedding: memories cannot be placed")
-    kinds = getattr(config, "layer_types", None)
+    kinds = config_value(config, "layer_types")
     if kinds is None:
-        windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+        windowed = config_value(config, "sliding_window") and config_value(config, "use_sliding_window", True)
         kinds = ["sliding_attention" if windowed else "full_attention"] * layers
     without = tuple(layer for layer, kind in enumerate(kinds) if kind != "full_attention")
     if len(without) == layers:
@@ -170,6 +178,6 @@ def _from_config(name: str, config: Any) -> Shape:
         hidden=hidden,
         mlp=mlp,
         vocabulary=vocabulary,
-        tied=bool(getattr(config, "tie_word_embeddings", False)),
+        tied=bool(config_value(config, "tie_word_embeddings")),
         windowed=without,
     )

@@ -24,6 +24,9 @@ __all__ = ["LiveMemories", "distilled_loss", "group_loss", "token_log_likelihood
 class LiveMemories:
     """A `memory3.recall.MemorySource` of one step: every reference is encoded once, when the first is asked for."""
 
+    #: Made of the weights as they are, which training changes.
+    live = True
+
     def __init__(self, encoder: Encoder, references: Sequence[Reference], *, beside: bool = False) -> None:
         """``beside``: make memories of every pair, too, for `whole`."""
         self._encoder = encoder

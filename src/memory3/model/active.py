@@ -1,0 +1,235 @@
+"""What a model computes with that its weights do not show: the values of its config that act, and what has been changed since it was built from that config.
+
+The second is found by comparison with a model of the same class freshly built from the same config, without memory for weights: modules of another class (adapters, quantised weights),
+attributes with another value, hooks. A model as its config says has nothing of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+import xxhash
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import PreTrainedModel
+
+from memory3.errors import ModelError, UnsupportedModel
+from memory3.model.attach import ModelShape
+
+__all__ = ["HARMLESS", "acting", "check_calm", "feed", "layers_up_to", "standing", "unsaid"]
+
+_T = TypeVar("_T")
+
+#: Config values that cannot change a memory. All others are hashed, unknown ones too: a bank is rather refused than misread.
+HARMLESS = frozenset(
+    [
+        # names, and what wrote the config
+        *("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"),
+        # what a forward pass returns, and ways to compute the same
+        *("chunk_size_feed_forward", "is_encoder_decoder", "output_attentions", "output_hidden_states", "output_router_logits"),
+        *("pretraining_tp", "return_dict", "use_cache"),
+        # tokens and labels
+        *("bos_token_id", "eos_token_id", "id2label", "label2id", "pad_token_id", "problem_type", "sep_token_id"),
+        # sizes, which show in the names and shapes of weights
+        *("attention_bias", "hidden_size", "intermediate_size", "mlp_bias", "num_hidden_layers", "tie_word_embeddings", "vocab_size"),
+        # for training alone; `check_calm` sees to it that nothing is dropped
+        *("attention_dropout", "attn_pdrop", "embd_pdrop", "hidden_dropout", "initializer_range", "resid_pdrop"),
+        "router_aux_loss_coef",
+        # the angles are hashed, and static (`memory3.model.attach.STATIC_ROPE`)
+        "max_position_embeddings",
+        # behind the last layer
+        *("final_logit_softcapping", "logit_scale", "logits_scaling"),
+    ]
+)
+#: Without an effect where all layers see everything.
+_WINDOWS = frozenset({"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"})
+#: Architectures whose code in transformers reads no other value than its config class declares: others are leftovers of a hub's files.
+_PLAIN = ("llama", "mistral", "qwen2", "qwen3")
+
+#: Attributes of a module that are not what it computes.
+_INNER = frozenset(vars(torch.nn.Module())) | {
+    "_is_hf_initialized",
+    "gradient_checkpointing",
+    "max_seq_len_cached",
+    "name_or_path",
+    "warnings_issued",
+}
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
+#: Hooks and forward passes of these look on, or move tensors.
+_ONLOOKERS = ("memory3.", "transformers.", "accelerate.")
+
+
+def acting(config: Any, already: tuple[str, ...], *, windowed: bool) -> dict[str, Any]:
+    """The values of a text model's config that can change a memory, less those ``already`` hashed; empty for a plain Llama, Mistral or Qwen.
+
+    Args:
+        windowed: whether a layer attends within a window.
+    """
+    left_out = {*HARMLESS, *already, *(() if windowed else _WINDOWS)}
+    declared = getattr(type(config), "__dataclass_fields__", {})
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if name not in left_out and value is not None and (config.model_type not in _PLAIN or name in declared)
+    }
+
+
+def unsaid(model: PreTrainedModel, shape: ModelShape, last: int) -> dict[str, Any]:
+    """What differs, below layer ``last`` and in it, from a model built from the same config: by module, what it is now. JSON can hold it.
+
+    Raises:
+        UnsupportedModel: weights are kept in a way whose bytes cannot be read.
+    """
+    plain = _as_built(type(model), type(model.config), model.config.to_json_string(use_diff=False))
+    found: dict[str, Any] = {}
+    for name, module in layers_up_to(shape.base.named_modules(), last):
+        kind, said = plain.get(name, ("", {}))
+        now: dict[str, Any] = {}
+        if kind != _kind(module):
+            state: dict[str, Any] = {}
+            module._save_to_state_dict(state, "", keep_vars=True)
+            seen = {*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))}
+            now = {"class": _kind(module), **_attributes(module, private=True)}
+            now |= {key: _digested(value) for key, value in state.items() if key not in seen}
+        else:
+            now = {key: value for key, value in _attributes(module).items() if said.get(key) != value}
+            now |= dict.fromkeys(said.keys() - _attributes(module).keys())
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        changed = [*hooks, *filter(None, [vars(module).get("forward")])]
+        if acts := [where for hook in changed if not (where := _named(hook)).startswith(_ONLOOKERS)]:
+            now["hooks"] = acts
+        if now:
+            found[name] = now
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def _as_built(kind: type, config_kind: type, config: str) -> dict[str, tuple[str, dict[str, str]]]:
+    """Class and attributes of the modules of a model that is nothing but its config; empty where it cannot be built, so that all counts."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = kind(config_kind.from_dict(json.loads(config)))  # type: ignore[attr-defined]
+    except Exception:  # the model's own code: whatever it raises
+        return {}
+    return {name: (_kind(module), _attributes(module)) for name, module in model.base_model.named_modules()}
+
+
+def layers_up_to(named: Iterable[tuple[str, _T]], last: int) -> Iterator[tuple[str, _T]]:
+    """Those of named modules or tensors that act on the keys and values of layer ``last``: all but later layers and the last norm."""
+    for name, what in named:
+        layer = _LAYER.search(name)
+        if not (int(layer[1]) > last if layer else name == "norm" or name.startswith("norm.")):
+            yield name, what
+
+
+def _kind(module: torch.nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _named(hook: Any) -> str:
+    """Module and name of a hook or a replaced forward pass."""
+    owner = getattr(hook, "__self__", None)
+    what = hook.func if isinstance(hook, functools.partial) else type(owner) if owner is not None else hook
+    return f"{getattr(what, '__module__', '')}.{getattr(what, '__qualname__', type(what).__qualname__)}"
+
+
+def _attributes(module: torch.nn.Module, *, private: bool = False) -> dict[str, str]:
+    """What a module holds beside tensors and modules: numbers, texts and collections of them."""
+    return {
+        name: _said(value)
+        for name, value in vars(module).items()
+        if name not in _INNER and (private or not name.startswith("_")) and _is_simple(value)
+    }
+
+
+def _is_simple(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_simple(key) and _is_simple(each) for key, each in value.items())
+    if isinstance(value, list | tuple | set | frozenset):
+        return all(map(_is_simple, value))
+    return value is None or isinstance(value, bool | int | float | str | torch.dtype)
+
+
+def _said(value: Any) -> str:
+    """One text for equal values, whatever their order of insertion."""
+    if isinstance(value, Mapping):
+        return str(sorted((_said(key), _said(each)) for key, each in value.items()))
+    return str(sorted(map(_said, value))) if isinstance(value, set | frozenset) else repr(value)
+
+
+def _digested(value: Any) -> str:
+    """32 hex digits of a tensor's bytes, or of whatever else a module keeps as its state."""
+    digest = xxhash.xxh3_128()
+    feed(digest, value)
+    return digest.hexdigest()
+
+
+def feed(digest: Any, value: Any) -> None:
+    """Hash a tensor of any kind: a plain one by its bytes, a quantised one or a wrapper by what it is made of.
+
+    Raises:
+        UnsupportedModel: its bytes cannot be read.
+    """
+    if isinstance(value, list | tuple):
+        for each in value:
+            feed(digest, each)
+    elif not isinstance(value, torch.Tensor):
+        digest.update(_said(value).encode())
+    elif is_traceable_wrapper_subclass(value):  # torchao and its like
+        names, context = value.__tensor_flatten__()
+        digest.update(f"{type(value).__qualname__} {names} {context}\n".encode())
+        for name in names:
+            feed(digest, getattr(value, name))
+    elif value.is_quantized:
+        per_channel = value.qscheme() in (torch.per_channel_affine, torch.per_channel_affine_float_qparams)
+        scales = (
+            (value.q_per_channel_scales(), value.q_per_channel_zero_points(), value.q_per_channel_axis())
+            if per_channel
+            else (value.q_scale(), value.q_zero_point())
+        )
+        feed(digest, (value.int_repr(), *scales))
+    else:
+        try:
+            flat = value.detach().to("cpu").contiguous().view(-1)
+            if flat.numel():
+                digest.update(flat.view(torch.uint8).numpy().data)
+        except (RuntimeError, NotImplementedError, TypeError) as error:
+            raise UnsupportedModel(
+                f"a weight is kept as {type(value).__name__} on {value.device}, whose bytes cannot be read, so a bank could not tell this model "
+                "from another: load the model whole and without this quantisation"
+            ) from error
+
+
+def check_calm(model: PreTrainedModel) -> None:
+    """Raise ModelError where a forward pass draws random numbers, so that no memory could be had twice."""
+    for name, module in model.named_modules():
+        if module.training:
+            rate = module.p if isinstance(module, torch.nn.modules.dropout._DropoutNd) else 0.0
+            rates = [v for key, v in vars(module).items() if "dropout" in key or "jitter" in key]
+            if rate or any(isinstance(v, float) and v for v in rates):
+                raise ModelError(
+                    f"{type(model).__name__} is in training mode with dropout ({name}), so that no memory is the same twice: call model.eval() first"
+                )
+
+
+def standing(base: torch.nn.Module) -> int:
+    """A number that changes when weights are written or exchanged, adapters switched or modules set to training. Takes 2 ms; means nothing in another process."""
+    found: list[Any] = []
+    for module in base.modules():
+        found += (id(module), module.training)
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is not None:
+                found += (id(tensor), 0 if tensor.is_inference() else tensor._version)
+        if not _is_stock(type(module)):
+            found += _attributes(module, private=True).items()
+    return hash(tuple(found))
+
+
+@functools.cache
+def _is_stock(kind: type) -> bool:
+    """Whether a module's class is of torch or of transformers, whose attributes nobody switches."""
+    return kind.__module__.startswith(("torch.nn.modules.", "transformers.models."))
