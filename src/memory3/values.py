@@ -76,9 +76,11 @@ class Reference:
         ordinal: place among the document's references, from 0.
         start, end: character offsets into the document's text; ``text == document.text[start:end]``.
         text: the characters. Joined in order, the references of a document give its text back.
-        token_ids: the model's tokens of ``text``, no special tokens added.
+        token_ids: the model's tokens of ``read_text``, no special tokens added.
         source: as the document's.
         metadata: as the document's.
+        header: where ``text`` goes on with a table, the table's header row (and the rule below it), which stands earlier in the
+            document. Not kept apart in a bank: there it is in ``token_ids`` alone.
     """
 
     id: str
@@ -90,6 +92,12 @@ class Reference:
     token_ids: tuple[int, ...]
     source: str = ""
     metadata: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    header: str = ""
+
+    @property
+    def read_text(self) -> str:
+        """What the model reads and the embedder embeds: ``header + text``."""
+        return self.header + self.text
 
 
 @dataclass(frozen=True)

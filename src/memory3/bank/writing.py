@@ -165,7 +165,7 @@ class Writing:
 
     def _encode(self, rows: Sequence[Row]) -> pa.RecordBatch:
         """Rows with embeddings and memories. References of like length are encoded together, which saves padding."""
-        embeddings = self._embedder.encode([row.reference.text for row in rows])
+        embeddings = self._embedder.encode([row.reference.read_text for row in rows])
         records: list[bytes | None] = [None] * len(rows)
         by_length = sorted(range(len(rows)), key=lambda place: len(rows[place].reference.token_ids))
         size = len(rows) if self._cold else self._m3.batch_size

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import regex
 
 from memory3.errors import ConfigError, InputError, ModelError
+from memory3.text.tables import Table, tables
 from memory3.values import Document, Reference
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ __all__ = ["split"]
 # byte-level vocabularies cut text too: "end." | " Next" are the tokens that the uncut text has.
 _PARAGRAPH = re.compile(r"\n\s*\n|\r\r+")
 _SENTENCE = regex.compile(
-    r"""[\p{Sentence_Terminal}…]+ ["'\p{Pe}\p{Pf}]* (?: [^\S\n]*\n | (?=\s) ) (?=\s*[^\s\p{Ll}])
-      | [。！？．｡]+ ["'\p{Pe}\p{Pf}]*""",
+    r"""(?: (?<![\p{Sentence_Terminal}…]) | \G )
+        [\p{Sentence_Terminal}…]++ ["'\p{Pe}\p{Pf}]*+ (?: [^\S\n]*+\n | (?=\s) ) (?=\s*+[^\s\p{Ll}])
+      | [。！？．｡]++ ["'\p{Pe}\p{Pf}]*+""",
     regex.VERBOSE,
 )
 _LINE = re.compile(r"\n|\r(?!\n)")
@@ -38,6 +40,10 @@ _GRAPHEME = regex.compile(r"\X")
 
 _VISIBLE = re.compile(r"\S")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+#: Tokens of a reference per token that a header may have, and characters of it that are looked at per token.
+_HEADER_SHARE = 3
+_HEADER_CHARACTERS = 16
 
 #: Characters looked at together, per token of a reference: about twenty references of prose.
 _WINDOW_CHARACTERS_PER_TOKEN = 100
@@ -50,6 +56,8 @@ def split(document: Document, tokenizer: PreTrainedTokenizerBase, max_tokens: in
     line, else word, else grapheme that leaves it at least half full; a sentence is only cut when it is longer than a reference.
     White space goes with a neighbour; only a run longer than a reference stands alone. A document without any token
     (empty, or white space alone) has no references.
+
+    A reference that begins within a table is read with the table's header in front, where that takes no more than a third of it.
 
     Control tokens spelt out in the text (``<|im_end|>``) are tokenised as ordinary characters, so that no document can close
     the turn it is read in.
@@ -84,16 +92,21 @@ def _references(document: Document, tokenizer: PreTrainedTokenizerBase, max_toke
     window = _Window(text, 0, content_end, tokenizer, max_tokens)
     if not window.token_starts:
         return
+    headers = _Headers(text, tokenizer, max_tokens)
     start = ordinal = 0
     while start < len(text):
         if window.ends_soon_after(start):
             window = _Window(text, start, content_end, tokenizer, max_tokens)
-        budget = max_tokens
+        header, reserved = headers.before(start)
+        budget = max_tokens - reserved
         while True:
             end = window.cut(start, budget)
-            token_ids = _encode(tokenizer, text[start:end])["input_ids"]
+            token_ids = _encode(tokenizer, header + text[start:end])["input_ids"]
             if len(token_ids) <= max_tokens:
                 break
+            if budget == 0 and header:
+                header, budget = "", max_tokens
+                continue
             if budget == 0:
                 raise ConfigError(
                     f"{text[start:end]!r} at character {start} of document {document.id!r} has {len(token_ids)} tokens, "
@@ -113,8 +126,38 @@ def _references(document: Document, tokenizer: PreTrainedTokenizerBase, max_toke
             token_ids=tuple(token_ids),
             source=document.source,
             metadata=document.metadata,
+            header=header,
         )
         start, ordinal = end, ordinal + 1
+
+
+class _Headers:
+    """The headers of a text's tables, asked for in order."""
+
+    def __init__(self, text: str, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+        self.text = text
+        self.tokenizer = tokenizer
+        self.most = max_tokens // _HEADER_SHARE
+        self.coming = tables(text)
+        self.table: Table | None = next(self.coming, None)
+
+    def before(self, start: int) -> tuple[str, int]:
+        """What heads a reference that begins at ``start``, and its tokens: the part of a table's header that stands before.
+
+        Where the header with its rule is too long the header row alone is taken.
+        """
+        while self.table is not None and self.table.end <= start:
+            self.table = next(self.coming, None)
+        table = self.table
+        if table is None or start <= table.start:
+            return "", 0
+        for end in dict.fromkeys((min(start, table.body), min(start, table.head))):
+            if end - table.start <= self.most * _HEADER_CHARACTERS:
+                header = self.text[table.start : end]
+                size = len(_encode(self.tokenizer, header)["input_ids"])
+                if size <= self.most:
+                    return header, size
+        return "", 0
 
 
 class _Window:
@@ -163,7 +206,8 @@ class _Window:
             end = _last(level, low, high)
             if end is not None and (end >= half or (level is self.sentences and self._sentence_fits(end))):
                 return end
-        graphemes = [match.end() for match in _GRAPHEME.finditer(self.text, start, high + 1)]
+        # From a slice: \X counts a run of flags from the start of its text.
+        graphemes = [start + match.end() for match in _GRAPHEME.finditer(self.text[start : high + 1])]
         return _last(graphemes[:-1], low, high) or max(low, high)
 
     def _tail_fits(self) -> bool:
