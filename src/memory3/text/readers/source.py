@@ -50,11 +50,13 @@ class SourceFile:
         path: where it is.
         id: document id of the file as a whole, and stem of the ids of its records.
         options: the caller's.
+        said: what `report_once` has reported.
     """
 
     path: Path
     id: str
     options: ReadOptions
+    said: set[str] = field(default_factory=set, compare=False, repr=False)
 
     @property
     def kind(self) -> str:
@@ -86,6 +88,12 @@ class SourceFile:
     def report(self, reason: str, row: int | None = None) -> None:
         """Tell the caller of something left out or altered."""
         self.options.report(str(self.path) if row is None else f"{self.path}#{row}", reason)
+
+    def report_once(self, reason: str, row: int | None = None) -> None:
+        """`report` the first time that something is met in this file."""
+        if reason not in self.said:
+            self.said.add(reason)
+            self.report(reason, row)
 
 
 #: Turns a file into texts, one by one. Raises `ReadError`, or what the file system and the gzip module raise.
