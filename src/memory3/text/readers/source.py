@@ -14,6 +14,9 @@ __all__ = ["Found", "ReadOptions", "Reader", "Scalar", "SourceFile", "megabytes"
 
 Scalar = str | int | float | bool
 
+#: Different things that are reported once each, for one file.
+_MOST_SAID = 100
+
 
 @dataclass(frozen=True)
 class ReadOptions:
@@ -90,10 +93,11 @@ class SourceFile:
         self.options.report(str(self.path) if row is None else f"{self.path}#{row}", reason)
 
     def report_once(self, reason: str, row: int | None = None) -> None:
-        """`report` the first time that something is met in this file."""
-        if reason not in self.said:
-            self.said.add(reason)
-            self.report(reason, row)
+        """`report` what is met for the first time in this file, up to a number of different things."""
+        if reason in self.said or len(self.said) > _MOST_SAID:
+            return
+        self.said.add(reason)
+        self.report(reason if len(self.said) <= _MOST_SAID else "more of it is left out or altered, in other fields", row)
 
 
 #: Turns a file into texts, one by one. Raises `ReadError`, or what the file system and the gzip module raise.
