@@ -1,24 +1,35 @@
-"""Tables of comma- or tab-separated values. Every cell is text: CSV has no types, and guesses would change from file to file."""
+"""Tables of separated values. Every cell is text: CSV has no types, and guesses would change from file to file.
+
+What a file does not say of itself is told from the whole of it: the first dialect that reads all its rows, each with a cell for
+every column. Where none does, the row at which the best one fails is an error: its cells are not known for sure.
+"""
 
 from __future__ import annotations
 
+import io
+import re
+from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
-import pyarrow as pa
-from pyarrow import csv
-
+from memory3.text.readers.delimited import BadRecord, Dialect, Record, best_delimiter, records
 from memory3.text.readers.encoding import LooksBinary, encoding_of
-from memory3.text.readers.records import from_record
-from memory3.text.readers.source import Found, SourceFile, megabytes
+from memory3.text.readers.records import ID_FIELDS, TEXT_FIELDS, from_record
+from memory3.text.readers.source import Found, SourceFile
 
 __all__ = ["SUFFIXES", "read"]
 
-SUFFIXES = (".csv", ".tsv")
+#: Values between tabs have no quotes (IANA text/tab-separated-values), yet some programs write them.
+_TABS = ".tsv"
+SUFFIXES = (".csv", _TABS)
 
-#: Bytes parsed at a time, and so the longest row.
-_BLOCK = 16 * 2**20
-#: Bytes from which encoding and delimiter are told.
+#: Bytes from which the encoding is told, and characters from which the delimiter is.
 _SAMPLE = 64 * 2**10
+_MOST_COLUMNS = 2**20
+#: The first line Excel reads as the name of the delimiter.
+_SEP = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
+#: Bytes that do not fit the encoding, as Python's surrogateescape has them.
+_DAMAGED = re.compile("[\udc80-\udcff]")
 
 
 def read(file: SourceFile) -> Iterator[Found]:
@@ -31,40 +42,164 @@ def read(file: SourceFile) -> Iterator[Found]:
         encoding = encoding_of(sample[: sample.rfind(b"\n") + 1] or sample)
     except LooksBinary as error:
         raise file.error(str(error)) from None
-    encoding = "utf-8" if encoding == "utf-8-sig" else encoding  # pyarrow drops the mark, and takes damaged UTF-8 only so
-    header = sample.decode(encoding, "replace").lstrip("\ufeff\r\n").splitlines()[0]
-    delimiter = "\t" if file.kind == ".tsv" else max(",;\t|", key=header.count)
     try:
-        with file.open() as stream:
-            names = _open(stream, encoding, delimiter).schema.names
-        if len(set(names)) < len(names):
-            raise file.error(f"two columns have the same name in the header {header[:200]!r}")
-        with file.open() as stream:
-            row = 0
-            for batch in _open(stream, encoding, delimiter, names):
-                for cells in batch.to_pylist():
-                    row += 1
-                    yield from from_record(file, row, {name: _text(file, row, cell) for name, cell in cells.items()})
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise file.error(
-            f"is not a table of values separated by {delimiter!r}, with a header line and rows up to {megabytes(_BLOCK)}: {error}"
-        ) from None
+        table = _Table(file, encoding)
+        dialect = table.dialect()
+        names: list[str] = []
+        for row, record in table.rows(dialect):
+            if row == 0:
+                names = _names(file, record)
+                continue
+            if _may_be_several(record, dialect.delimiter, len(names)):
+                file.report_once("is read as one row, but its lines may be rows of their own: see the quote it opens with", row)
+            yield from from_record(file, row, dict(zip(names, _cells(file, row, record), strict=True)))
+    except BadRecord as error:
+        raise file.error(f"{error}: mend it, or save the table anew, as CSV with quotes where they are needed") from None
+    except UnicodeDecodeError as error:
+        raise file.error(f"begins as {encoding}, but is not: {error}") from None
 
 
-def _open(stream: object, encoding: str, delimiter: str, columns: list[str] | None = None) -> csv.CSVStreamingReader:
-    return csv.open_csv(
-        stream,
-        # One thread: errors then name their row.
-        csv.ReadOptions(use_threads=False, block_size=_BLOCK, encoding=encoding),
-        csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        # Bytes: damaged UTF-8 in one cell must not end the reading.
-        csv.ConvertOptions(check_utf8=False, column_types=dict.fromkeys(columns or (), pa.binary())),
-    )
+class _Scan(NamedTuple):
+    """What a whole file looks like in a dialect: the line of the first bad record, and how many good ones stand before it.
+
+    The rest tells whether quotes are meant as such: cells in quotes; a sure sign, which is a header in quotes or a doubled quote
+    inside them; a cell with a quote inside, but not around it.
+    """
+
+    fault: int | None
+    rows: int
+    quoted: bool
+    sign: bool
+    bare: bool
 
 
-def _text(file: SourceFile, row: int, cell: bytes) -> str:
-    try:
-        return cell.decode("utf-8")
-    except UnicodeDecodeError:
-        file.report("read, but damaged places became U+FFFD", row)
-        return cell.decode("utf-8", "replace")
+class _Table:
+    """A file whose encoding is known and whose dialect is not."""
+
+    def __init__(self, file: SourceFile, encoding: str) -> None:
+        self._file = file
+        self._encoding = encoding
+        self._longest = file.options.max_bytes
+        self._sep: re.Match[str] | None = None
+        self._sep = _SEP.fullmatch(next(self.lines()).strip())
+
+    def lines(self) -> Iterator[str]:
+        """Lines with their ends, Excel's first one without its content. A line over the limit comes in pieces."""
+        with (
+            self._file.open() as stream,
+            io.TextIOWrapper(stream, self._encoding, errors="surrogateescape", newline="") as text,
+        ):
+            if self._sep:
+                text.readline()
+                yield "\n"
+            while line := text.readline(self._longest + 1):
+                yield line
+
+    def rows(self, dialect: Dialect) -> Iterator[tuple[int, Record]]:
+        """Records and their numbers, the header being 0. BadRecord, with the row in its message: one that is not sure."""
+        row, columns = 0, 0
+        try:
+            for record in records(self.lines(), dialect, self._longest):
+                width = len(record.cells)
+                columns = columns or width
+                if width == 1 < columns and not record.cells[0].strip():
+                    continue
+                if width != columns:
+                    counted = f"{width:,} cell{'s' if width > 1 else ''}, the header {columns:,}"
+                    raise BadRecord(record.line, f"has {counted} (values between {dialect.delimiter!r})")
+                if any("\0" in cell for cell in record.cells):
+                    raise BadRecord(record.line, "holds a NUL")
+                yield row, record
+                row += 1
+        except BadRecord as error:
+            place = f"row {row} (line {error.line})" if row else f"the header (line {error.line})"
+            raise BadRecord(error.line, f"{place} {error}") from None
+
+    def dialect(self) -> Dialect:
+        """The likeliest that reads the whole file, else the one that reads most of it."""
+        if self._file.kind == _TABS:
+            return self._dialect_of_tabs()
+        sample = list(_first(self.lines(), _SAMPLE))
+        delimiter = self._sep[1] if self._sep else self._best_delimiter(sample)
+        # Blanks behind delimiters belong to no cell where the header has them everywhere, or where quotes stand behind them.
+        header = next((line for line in sample if line.strip()), "").split(delimiter)
+        blank_quote = re.compile(rf'{re.escape(delimiter)} +"')
+        blanks = (len(header) > 1 and all(name.startswith(" ") for name in header[1:])) or any(map(blank_quote.search, sample))
+        candidates = [Dialect(delimiter, escapes=e, blanks=b) for e in (False, True) for b in (blanks, not blanks)]
+        furthest: tuple[int, Dialect] = (-1, candidates[0])
+        for candidate in candidates:
+            fault = self._scan(candidate).fault
+            if fault is None:
+                return candidate
+            furthest = max(furthest, (fault, candidate), key=lambda pair: pair[0])
+        return furthest[1]
+
+    def _best_delimiter(self, sample: list[str]) -> str:
+        options = self._file.options
+        known = {*TEXT_FIELDS, *ID_FIELDS, options.text_field, options.id_field} - {None, ""}
+        return best_delimiter(sample, frozenset(str(name).strip().lower() for name in known), self._longest)
+
+    def _dialect_of_tabs(self) -> Dialect:
+        plain, quoting = Dialect("\t", quotes=False), Dialect("\t")
+        with_quotes = self._scan(quoting)
+        if with_quotes.fault is not None or not with_quotes.quoted:
+            return plain
+        without = self._scan(plain)
+        if without.fault is not None or (with_quotes.sign and not with_quotes.bare and with_quotes.rows == without.rows):
+            return quoting
+        self._file.report("has cells in quotes, which are kept: tab-separated values have no quotes. Save as CSV to lose them")
+        return plain
+
+    def _scan(self, dialect: Dialect) -> _Scan:
+        rows, fault, quoted, sign, bare = 0, None, False, False, False
+        try:
+            for row, record in self.rows(dialect):
+                rows = row
+                quoted = quoted or bool(record.quoted)
+                sign = sign or (row == 0 and bool(record.quoted))
+                sign = sign or (not record.lines and any('"' in record.cells[i] for i in record.quoted))
+                bare = bare or sum('"' in cell for cell in record.cells) > sum('"' in record.cells[i] for i in record.quoted)
+        except BadRecord as error:
+            fault = error.line
+        return _Scan(fault, rows, quoted, sign, bare)
+
+
+def _first(lines: Iterator[str], characters: int) -> Iterator[str]:
+    """Lines up to about so many characters, and at least one."""
+    for line in lines:
+        yield line
+        characters -= len(line)
+        if characters <= 0:
+            return
+
+
+def _names(file: SourceFile, header: Record) -> list[str]:
+    """Names of the columns, without blanks around them. Those without a name are numbered; two of one name are an error."""
+    if len(header.cells) > _MOST_COLUMNS:
+        raise file.error(f"has {len(header.cells):,} columns, the limit is {_MOST_COLUMNS:,}")
+    names = [name.strip(" \t\r\n\ufeff\xa0") for name in header.cells]
+    if unnamed := [number for number, name in enumerate(names, start=1) if not name]:
+        shown = ", ".join(map(str, unnamed[:10])) + (", ..." if len(unnamed) > 10 else "")
+        file.report(f"has columns without a name, which are called by their number: {shown}")
+        names = [name or f"column {number}" for number, name in enumerate(names, start=1)]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        places = [number for number, name in enumerate(names, start=1) if name == twice[0]]
+        raise file.error(f"columns {' and '.join(map(str, places[:5]))} have the same name, {twice[0][:100]!r}: rename one")
+    return names
+
+
+def _cells(file: SourceFile, row: int, record: Record) -> list[str]:
+    """Cells of a row, damaged places replaced."""
+    if not any(_DAMAGED.search(cell) for cell in record.cells if not cell.isascii()):
+        return record.cells
+    file.report("read, but damaged places became U+FFFD", row)
+    return [_DAMAGED.sub("\ufffd", cell) for cell in record.cells]
+
+
+def _may_be_several(record: Record, delimiter: str, columns: int) -> bool:
+    """Whether the lines of a record look like rows, so that a quote may have swallowed them."""
+    if columns == 1 or not record.lines:
+        return False
+    full = [line.count(delimiter) >= columns - 1 for line in record.lines[1:]]
+    # Commas and semicolons are common in prose.
+    return all(full) and record.lines[0].count(delimiter) >= columns - 1 if delimiter in ",;" else any(full)

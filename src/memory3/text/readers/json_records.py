@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,13 +45,26 @@ def read_list(file: SourceFile) -> Iterator[Found]:
 
 
 def _parse(file: SourceFile, content: bytes, place: str, row: int | None = None) -> Any:
+    def fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        record = dict(pairs)
+        if len(record) < len(pairs):
+            name = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+            file.report_once(f"the field {name[:100]!r} is there twice in one object, where the last is read", row)
+        return record
+
     try:
         text, warning = decode(content, guess=False)
-        record = json.loads(text)
+        record = json.loads(text, object_pairs_hook=fields)
     except LooksBinary:
         raise file.error(f"{place} is not UTF-8, as JSON must be: convert it, for example with `iconv -t utf-8`") from None
-    except (ValueError, RecursionError) as error:
-        raise file.error(f"{place} is not valid JSON: {error}") from None
+    except json.JSONDecodeError as error:
+        lines = ". If it holds a record a line, name it .jsonl" if row is None and error.msg == "Extra data" else ""
+        raise file.error(f"{place} is not valid JSON: {error}{lines}") from None
+    except RecursionError:
+        raise file.error(f"{place} is not valid JSON that can be read: it is nested too deep") from None
+    except ValueError:  # Python reads no integers of more digits
+        digits = sys.get_int_max_str_digits()
+        raise file.error(f"{place} is not valid JSON that can be read: it has a number of more than {digits:,} digits") from None
     if warning:
         file.report(warning, row)
     return record

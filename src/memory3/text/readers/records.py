@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 
@@ -16,6 +17,8 @@ ID_FIELDS = ("id", "_id", "doc_id", "docid", "document_id")
 
 #: Longer strings stay out of metadata, which is stored anew with every reference of the document.
 _LONGEST_METADATA = 1000
+#: Names of fields in a message.
+_MOST_LISTED = 30
 
 
 def from_record(file: SourceFile, row: int, record: object, place: str = "row") -> Iterator[Found]:
@@ -40,9 +43,14 @@ def from_record(file: SourceFile, row: int, record: object, place: str = "row") 
     if 4 * len(text) > limit and len(text.encode("utf-8", "replace")) > limit:
         raise file.error(f"{place} {row} holds a text over the limit of {megabytes(limit)}: split it or raise max_bytes")
     id_field, id_ = _id(file, row, record, place)
-    metadata = {
-        str(name): value for name, value in record.items() if name not in (text_field, id_field) and _is_metadata(value)
-    }
+    metadata = {}
+    for name, value in record.items():
+        if name in (text_field, id_field) or value is None:
+            continue
+        if kind := _no_metadata(value):
+            file.report_once(f"the field {_shown(name)} is left out of the metadata where it is {kind}", row)
+        else:
+            metadata[str(name)] = value
     yield Found(text, metadata, row, id_)
 
 
@@ -61,7 +69,7 @@ def _text_field(file: SourceFile, row: int, record: Mapping[str, object], place:
         raise file.error(f"{place} {row}: the field {wanted!r} is no text but {_json_type(record[wanted])}")
     missing = f"no field {wanted!r}" if wanted else f"none of the fields {', '.join(TEXT_FIELDS)} with a text"
     raise file.error(
-        f"{place} {row} has {missing}. Its fields are {', '.join(map(str, record)) or 'none'}: name the text's with text_field"
+        f"{place} {row} has {missing}. Its fields are {_listed(record)}: name the text's with --text-field (text_field in Python)"
     )
 
 
@@ -71,16 +79,32 @@ def _id(file: SourceFile, row: int, record: Mapping[str, object], place: str) ->
     for name in ID_FIELDS if wanted is None else (wanted,) if wanted else ():
         value = record.get(name)
         if isinstance(value, (str, int, float)) and not isinstance(value, bool) and str(value).strip():
-            return name, str(value)
+            if not isinstance(value, float) or math.isfinite(value):  # pandas writes a missing id as NaN
+                return name, str(value)
     if wanted:
-        raise file.error(f"{place} {row} has no id in the field {wanted!r}")
+        fields = "" if wanted in record else f". Its fields are {_listed(record)}"
+        raise file.error(
+            f"{place} {row} has no id in the field {wanted!r}{fields}: name another with --id-field, or '' to number the records"
+        )
     return None, None
 
 
-def _is_metadata(value: object) -> bool:
+def _no_metadata(value: object) -> str | None:
+    """What a value is that cannot be metadata; None for one that can."""
     if isinstance(value, str):
-        return len(value) <= _LONGEST_METADATA
-    return isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value))
+        return f"longer than {_LONGEST_METADATA:,} characters" if len(value) > _LONGEST_METADATA else None
+    if isinstance(value, float):
+        return None if math.isfinite(value) else "not a finite number"
+    return None if isinstance(value, (bool, int)) else _json_type(value)
+
+
+def _shown(name: object) -> str:
+    return repr(str(name)[:100])
+
+
+def _listed(record: Mapping[str, object]) -> str:
+    more = f" and {len(record) - _MOST_LISTED:,} more" if len(record) > _MOST_LISTED else ""
+    return (", ".join(map(_shown, itertools.islice(record, _MOST_LISTED))) or "none") + more
 
 
 def _json_type(value: object) -> str:

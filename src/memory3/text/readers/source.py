@@ -14,6 +14,9 @@ __all__ = ["Found", "ReadOptions", "Reader", "Scalar", "SourceFile", "megabytes"
 
 Scalar = str | int | float | bool
 
+#: Different things that are reported once each, for one file.
+_MOST_SAID = 100
+
 
 @dataclass(frozen=True)
 class ReadOptions:
@@ -50,11 +53,13 @@ class SourceFile:
         path: where it is.
         id: document id of the file as a whole, and stem of the ids of its records.
         options: the caller's.
+        said: what `report_once` has reported.
     """
 
     path: Path
     id: str
     options: ReadOptions
+    said: set[str] = field(default_factory=set, compare=False, repr=False)
 
     @property
     def kind(self) -> str:
@@ -86,6 +91,13 @@ class SourceFile:
     def report(self, reason: str, row: int | None = None) -> None:
         """Tell the caller of something left out or altered."""
         self.options.report(str(self.path) if row is None else f"{self.path}#{row}", reason)
+
+    def report_once(self, reason: str, row: int | None = None) -> None:
+        """`report` what is met for the first time in this file, up to a number of different things."""
+        if reason in self.said or len(self.said) > _MOST_SAID:
+            return
+        self.said.add(reason)
+        self.report(reason if len(self.said) <= _MOST_SAID else "more of it is left out or altered, in other fields", row)
 
 
 #: Turns a file into texts, one by one. Raises `ReadError`, or what the file system and the gzip module raise.
