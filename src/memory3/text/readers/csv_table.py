@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -107,7 +107,7 @@ class _Table:
                 if width != columns:
                     counted = f"{width:,} cell{'s' if width > 1 else ''}, the header {columns:,}"
                     raise BadRecord(record.line, f"has {counted} (values between {dialect.delimiter!r})")
-                if any("\0" in cell for cell in record.cells):
+                if "\0" in "".join(record.cells):
                     raise BadRecord(record.line, "holds a NUL")
                 yield row, record
                 row += 1
@@ -125,14 +125,28 @@ class _Table:
         header = next((line for line in sample if line.strip()), "").split(delimiter)
         blank_quote = re.compile(rf'{re.escape(delimiter)} +"')
         blanks = (len(header) > 1 and all(name.startswith(" ") for name in header[1:])) or any(map(blank_quote.search, sample))
-        candidates = [Dialect(delimiter, escapes=e, blanks=b) for e in (False, True) for b in (blanks, not blanks)]
-        furthest: tuple[int, Dialect] = (-1, candidates[0])
-        for candidate in candidates:
-            fault = self._scan(candidate).fault
-            if fault is None:
-                return candidate
-            furthest = max(furthest, (fault, candidate), key=lambda pair: pair[0])
-        return furthest[1]
+        likeliest = Dialect(delimiter, blanks=blanks)
+        fault = self._fault(likeliest)
+        if fault is None:
+            return likeliest
+        faults = [(fault, likeliest)]
+        others = [(blank_quote, False, not blanks), (re.compile(r'\\"'), True, blanks), (re.compile(r'\\"'), True, not blanks)]
+        for sign, escapes, blanks in others:
+            if any(map(sign.search, self.lines())):
+                candidate = Dialect(delimiter, escapes=escapes, blanks=blanks)
+                fault = self._fault(candidate)
+                if fault is None:
+                    return candidate
+                faults.append((fault, candidate))
+        return max(faults, key=lambda pair: pair[0])[1]
+
+    def _fault(self, dialect: Dialect) -> int | None:
+        """The line of the first bad record."""
+        try:
+            deque(self.rows(dialect), maxlen=0)
+        except BadRecord as error:
+            return error.line
+        return None
 
     def _best_delimiter(self, sample: list[str]) -> str:
         options = self._file.options
@@ -165,12 +179,14 @@ class _Table:
 
 
 def _first(lines: Iterator[str], characters: int) -> Iterator[str]:
-    """Lines up to about so many characters, and at least one."""
+    """Lines up to so many characters, and at least one with something in it."""
+    is_first = True
     for line in lines:
-        yield line
         characters -= len(line)
-        if characters <= 0:
+        if characters < 0 and not is_first:
             return
+        is_first = is_first and not line.strip()
+        yield line
 
 
 def _names(file: SourceFile, header: Record) -> list[str]:
@@ -190,7 +206,7 @@ def _names(file: SourceFile, header: Record) -> list[str]:
 
 def _cells(file: SourceFile, row: int, record: Record) -> list[str]:
     """Cells of a row, damaged places replaced."""
-    if not any(_DAMAGED.search(cell) for cell in record.cells if not cell.isascii()):
+    if not _DAMAGED.search("".join(record.cells)):
         return record.cells
     file.report("read, but damaged places became U+FFFD", row)
     return [_DAMAGED.sub("\ufffd", cell) for cell in record.cells]

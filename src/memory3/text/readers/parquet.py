@@ -66,6 +66,8 @@ def _columns(file: SourceFile, schema: pa.Schema) -> dict[str, Callable[[pa.Arra
     for name, values in told.items():
         if values is None:
             file.report(f"the column {name!r} is left out: metadata cannot hold {schema.field(name).type}")
+    if told and not any(told.values()):
+        raise file.error(f"has no column of text: it holds {str(schema.remove_metadata())[:500]}")
     return {name: values for name, values in told.items() if values is not None}
 
 

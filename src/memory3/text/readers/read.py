@@ -153,6 +153,8 @@ def _of_file(file: SourceFile) -> Iterator[Document]:
         raise file.error(f"is truncated or damaged: {error}") from None
     except OSError as error:
         raise file.error(f"cannot be read: {error.strerror or error}") from None
+    finally:
+        file.report_rest()
     if not count:
         file.report("holds no text")
 
