@@ -128,7 +128,9 @@ class _Scanner:
                 if at == len(line):
                     return False
                 if not (found := self._closing.match(line, at)):
-                    raise ValueError(f'has a cell that opens with " and goes on behind the next one: {line[at : at + 20].strip()}')
+                    raise ValueError(
+                        f'has a cell that opens with " and goes on behind the next one: {line[at : at + 20].strip()}'
+                    )
                 self.is_open, at = False, found.end()
                 self.quoted.append(len(self.cells))
                 self.cells.append(self._escaped.sub(self._meant, "".join(self._parts)))
@@ -165,7 +167,9 @@ def best_delimiter(sample: list[str], names: frozenset[str], longest: int) -> st
         readings = (_sampled(sample, Dialect(delimiter, escapes=escapes, blanks=True), longest) for escapes in (False, True))
         rated = max(readings, key=_share)
         columns = [cell.strip(" \t\ufeff").lower() for cell in rated[0]] if rated else []
-        return len(columns) > 1, len(columns) > 1 and not names.isdisjoint(columns), _share(rated), len(columns)
+        return (
+            (True, not names.isdisjoint(columns), _share(rated), len(columns)) if len(columns) > 1 else (False, False, 0.0, 0)
+        )
 
     return max(DELIMITERS, key=merit)
 

@@ -62,7 +62,9 @@ def _columns(file: SourceFile, schema: pa.Schema) -> dict[str, Callable[[pa.Arra
     needed = (texts[:1] if not any(told[name] for name in texts) else []) + ([id_field] if id_field in told else [])
     for name in needed:
         if told[name] is None:
-            raise file.error(f"the column {name!r} holds {schema.field(name).type}, which is no text: name another, or convert it")
+            raise file.error(
+                f"the column {name!r} holds {schema.field(name).type}, which is no text: name another, or convert it"
+            )
     for name, values in told.items():
         if values is None:
             file.report(f"the column {name!r} is left out: metadata cannot hold {schema.field(name).type}")
