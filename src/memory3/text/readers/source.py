@@ -104,10 +104,11 @@ class SourceFile:
             if count > _MOST_ROWS:
                 self.options.report(str(self.path), f"{count - _MOST_ROWS:,} more like this: {reason}")
 
-    def report_once(self, reason: str, row: int) -> None:
+    def report_once(self, reason: str, row: int | None) -> None:
         """`report` what is met for the first time in this file, up to a number of different things."""
         if reason not in self.said and len(self.said) <= _MOST_SAID:
             last = len(self.said) == _MOST_SAID
+            self.said[reason] += row is None
             self.report("more is left out or altered, in other fields" if last else reason, row)
 
 
