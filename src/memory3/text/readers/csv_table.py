@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -51,7 +51,9 @@ def read(file: SourceFile) -> Iterator[Found]:
                 names = _names(file, record)
                 continue
             if _may_be_several(record, dialect.delimiter, len(names)):
-                file.report_once("is read as one row, but its lines may be rows of their own: see the quote it opens with", row)
+                file.report_once(
+                    "is read as one row, but its lines may be rows of their own: see the quote it opens with", row
+                )
             yield from from_record(file, row, dict(zip(names, _cells(file, row, record), strict=True)))
     except BadRecord as error:
         raise file.error(f"{error}: mend it, or save the table anew, as CSV with quotes where they are needed") from None
@@ -62,14 +64,15 @@ def read(file: SourceFile) -> Iterator[Found]:
 class _Scan(NamedTuple):
     """What a whole file looks like in a dialect: the line of the first bad record, and how many good ones stand before it.
 
-    The rest tells whether quotes are meant as such: cells in quotes; a sure sign, which is a header in quotes or a doubled quote
-    inside them; a cell with a quote inside, but not around it.
+    The rest tells whether quotes are meant as such: whether all names of the header stand in quotes; cells that do; doubled
+    quotes inside them; cells with a quote inside, but not around them.
     """
 
     fault: int | None
     rows: int
+    header: bool
     quoted: bool
-    sign: bool
+    doubled: bool
     bare: bool
 
 
@@ -107,7 +110,7 @@ class _Table:
                 if width != columns:
                     counted = f"{width:,} cell{'s' if width > 1 else ''}, the header {columns:,}"
                     raise BadRecord(record.line, f"has {counted} (values between {dialect.delimiter!r})")
-                if any("\0" in cell for cell in record.cells):
+                if "\0" in "".join(record.cells):
                     raise BadRecord(record.line, "holds a NUL")
                 yield row, record
                 row += 1
@@ -121,18 +124,31 @@ class _Table:
             return self._dialect_of_tabs()
         sample = list(_first(self.lines(), _SAMPLE))
         delimiter = self._sep[1] if self._sep else self._best_delimiter(sample)
-        # Blanks behind delimiters belong to no cell where the header has them everywhere, or where quotes stand behind them.
         header = next((line for line in sample if line.strip()), "").split(delimiter)
-        blank_quote = re.compile(rf'{re.escape(delimiter)} +"')
-        blanks = (len(header) > 1 and all(name.startswith(" ") for name in header[1:])) or any(map(blank_quote.search, sample))
-        candidates = [Dialect(delimiter, escapes=e, blanks=b) for e in (False, True) for b in (blanks, not blanks)]
-        furthest: tuple[int, Dialect] = (-1, candidates[0])
-        for candidate in candidates:
-            fault = self._scan(candidate).fault
-            if fault is None:
-                return candidate
-            furthest = max(furthest, (fault, candidate), key=lambda pair: pair[0])
-        return furthest[1]
+        blanks = len(header) > 1 and all(name.startswith(" ") for name in header[1:])
+        likeliest = Dialect(delimiter, blanks=blanks)
+        fault = self._fault(likeliest)
+        if fault is None:
+            return likeliest
+        faults = [(fault, likeliest)]
+        blank_quote, escaped_quote = re.compile(rf'{re.escape(delimiter)} +"'), re.compile(r'\\"')
+        others = [(blank_quote, False, not blanks), (escaped_quote, True, blanks), (escaped_quote, True, not blanks)]
+        for sign, escapes, blanks in others:
+            if any(map(sign.search, self.lines())):
+                candidate = Dialect(delimiter, escapes=escapes, blanks=blanks)
+                fault = self._fault(candidate)
+                if fault is None:
+                    return candidate
+                faults.append((fault, candidate))
+        return max(faults, key=lambda pair: pair[0])[1]
+
+    def _fault(self, dialect: Dialect) -> int | None:
+        """The line of the first bad record."""
+        try:
+            deque(self.rows(dialect), maxlen=0)
+        except BadRecord as error:
+            return error.line
+        return None
 
     def _best_delimiter(self, sample: list[str]) -> str:
         options = self._file.options
@@ -145,32 +161,36 @@ class _Table:
         if with_quotes.fault is not None or not with_quotes.quoted:
             return plain
         without = self._scan(plain)
-        if without.fault is not None or (with_quotes.sign and not with_quotes.bare and with_quotes.rows == without.rows):
+        are_doubled = with_quotes.doubled and not with_quotes.bare and with_quotes.rows == without.rows
+        if without.fault is not None or with_quotes.header or are_doubled:
             return quoting
         self._file.report("has cells in quotes, which are kept: tab-separated values have no quotes. Save as CSV to lose them")
         return plain
 
     def _scan(self, dialect: Dialect) -> _Scan:
-        rows, fault, quoted, sign, bare = 0, None, False, False, False
+        rows, fault, header, quoted, doubled, bare = 0, None, False, False, False, False
         try:
             for row, record in self.rows(dialect):
                 rows = row
+                header = header or (row == 0 and len(record.quoted) == len(record.cells))
                 quoted = quoted or bool(record.quoted)
-                sign = sign or (row == 0 and bool(record.quoted))
-                sign = sign or (not record.lines and any('"' in record.cells[i] for i in record.quoted))
-                bare = bare or sum('"' in cell for cell in record.cells) > sum('"' in record.cells[i] for i in record.quoted)
+                inside = sum('"' in record.cells[i] for i in record.quoted)
+                doubled = doubled or (inside > 0 and not record.lines)
+                bare = bare or sum('"' in cell for cell in record.cells) > inside
         except BadRecord as error:
             fault = error.line
-        return _Scan(fault, rows, quoted, sign, bare)
+        return _Scan(fault, rows, header, quoted, doubled, bare)
 
 
 def _first(lines: Iterator[str], characters: int) -> Iterator[str]:
-    """Lines up to about so many characters, and at least one."""
+    """Lines up to so many characters, and at least one with something in it."""
+    is_first = True
     for line in lines:
-        yield line
         characters -= len(line)
-        if characters <= 0:
+        if characters < 0 and not is_first:
             return
+        is_first = is_first and not line.strip()
+        yield line
 
 
 def _names(file: SourceFile, header: Record) -> list[str]:
@@ -190,7 +210,7 @@ def _names(file: SourceFile, header: Record) -> list[str]:
 
 def _cells(file: SourceFile, row: int, record: Record) -> list[str]:
     """Cells of a row, damaged places replaced."""
-    if not any(_DAMAGED.search(cell) for cell in record.cells if not cell.isascii()):
+    if not _DAMAGED.search("".join(record.cells)):
         return record.cells
     file.report("read, but damaged places became U+FFFD", row)
     return [_DAMAGED.sub("\ufffd", cell) for cell in record.cells]
@@ -200,6 +220,6 @@ def _may_be_several(record: Record, delimiter: str, columns: int) -> bool:
     """Whether the lines of a record look like rows, so that a quote may have swallowed them."""
     if columns == 1 or not record.lines:
         return False
-    full = [line.count(delimiter) >= columns - 1 for line in record.lines[1:]]
+    counts = [line.count(delimiter) for line in record.lines]
     # Commas and semicolons are common in prose.
-    return all(full) and record.lines[0].count(delimiter) >= columns - 1 if delimiter in ",;" else any(full)
+    return set(counts) == {columns - 1} if delimiter in ",;" else any(count >= columns - 1 for count in counts[1:])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -31,7 +33,8 @@ class Dialect:
 
 
 class Record(NamedTuple):
-    """Cells, the number of the line they begin in, the lines themselves where they are several, and which cells were quoted."""
+    """Cells, the number of the line they begin in, the lines themselves where they are several, and which of
+    several cells between tabs were quoted."""
 
     line: int
     cells: list[str]
@@ -94,6 +97,7 @@ class _Scanner:
         self._closing = re.compile(f'"{blank}(?={delimiter}|[\r\n]|\\Z)')
         self._bare = re.compile(rf"(?:[^{delimiter}\\\r\n]++|\\[^\r\n]?)*+" if dialect.escapes else rf"[^{delimiter}\r\n]*+")
         self._escaped = re.compile(rf'\\(["\\{delimiter}\r\n])|""' if dialect.escapes else '""')
+        self._is_plain = dialect.quotes and not dialect.escapes and not dialect.blanks and dialect.delimiter != "\t"
         self._special = ('"' if dialect.quotes else "") + ("\\" if dialect.escapes else "")
         self._parts: list[str] = []
         self.is_open = False
@@ -109,6 +113,10 @@ class _Scanner:
                 cells = line.rstrip("\r\n").split(self._dialect.delimiter)
                 self.cells = [cell.strip(" ") for cell in cells] if self._dialect.blanks else cells
                 return True
+            if self._is_plain and len(line) < csv.field_size_limit():  # the same, but faster, for a record of one line
+                with suppress(csv.Error, StopIteration):
+                    self.cells = next(csv.reader([line], delimiter=self._dialect.delimiter, strict=True))
+                    return True
         while True:
             if not self.is_open and self._dialect.quotes and (found := self._opening.match(line, at)):
                 self.is_open, self._parts, at = True, [], found.end()
@@ -120,7 +128,9 @@ class _Scanner:
                 if at == len(line):
                     return False
                 if not (found := self._closing.match(line, at)):
-                    raise ValueError(f'has a cell that opens with " and goes on behind the next one: {line[at : at + 20].strip()}')
+                    raise ValueError(
+                        f'has a cell that opens with " and goes on behind the next one: {line[at : at + 20].strip()}'
+                    )
                 self.is_open, at = False, found.end()
                 self.quoted.append(len(self.cells))
                 self.cells.append(self._escaped.sub(self._meant, "".join(self._parts)))
@@ -157,7 +167,9 @@ def best_delimiter(sample: list[str], names: frozenset[str], longest: int) -> st
         readings = (_sampled(sample, Dialect(delimiter, escapes=escapes, blanks=True), longest) for escapes in (False, True))
         rated = max(readings, key=_share)
         columns = [cell.strip(" \t\ufeff").lower() for cell in rated[0]] if rated else []
-        return len(columns) > 1, len(columns) > 1 and not names.isdisjoint(columns), _share(rated), len(columns)
+        return (
+            (True, not names.isdisjoint(columns), _share(rated), len(columns)) if len(columns) > 1 else (False, False, 0.0, 0)
+        )
 
     return max(DELIMITERS, key=merit)
 

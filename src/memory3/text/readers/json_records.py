@@ -64,7 +64,9 @@ def _parse(file: SourceFile, content: bytes, place: str, row: int | None = None)
         raise file.error(f"{place} is not valid JSON that can be read: it is nested too deep") from None
     except ValueError:  # Python reads no integers of more digits
         digits = sys.get_int_max_str_digits()
-        raise file.error(f"{place} is not valid JSON that can be read: it has a number of more than {digits:,} digits") from None
+        raise file.error(
+            f"{place} is not valid JSON that can be read: it has a number of more than {digits:,} digits"
+        ) from None
     if warning:
         file.report(warning, row)
     return record

@@ -116,7 +116,7 @@ def _walk(folder: Path, options: ReadOptions) -> Iterator[Path]:
             if path.is_file():
                 yield path
             else:
-                options.report(str(path), "is a broken link" if path.is_symlink() else "is no regular file")
+                options.report(str(path), "is no regular file" if path.exists() else "is a broken link")
         for name in folders:
             path = Path(parent, name)
             if path.is_symlink():

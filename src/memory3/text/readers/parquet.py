@@ -25,6 +25,8 @@ SUFFIXES = (".parquet",)
 _ROWS = 64
 #: Bytes of the file read ahead per column. Without it a column of a row group is read whole.
 _READ_AHEAD = 2**20
+#: Values of a column, as they become text or metadata.
+_Told = Callable[[pa.Array], Sequence[object]]
 _ZEROS = re.compile(r"(\.\d*?)0+(?=Z?$)")
 
 
@@ -52,7 +54,7 @@ def read(file: SourceFile) -> Iterator[Found]:
             raise file.error(f"is truncated, damaged or no Parquet file: {error}") from None
 
 
-def _columns(file: SourceFile, schema: pa.Schema) -> dict[str, Callable[[pa.Array], Sequence[object]]]:
+def _columns(file: SourceFile, schema: pa.Schema) -> dict[str, _Told]:
     """How the values of each column are told, by its name."""
     if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
         raise file.error(f"has {Counter(schema.names)[twice[0]]} columns called {twice[0]!r}: rename them")
@@ -62,24 +64,28 @@ def _columns(file: SourceFile, schema: pa.Schema) -> dict[str, Callable[[pa.Arra
     needed = (texts[:1] if not any(told[name] for name in texts) else []) + ([id_field] if id_field in told else [])
     for name in needed:
         if told[name] is None:
-            raise file.error(f"the column {name!r} holds {schema.field(name).type}, which is no text: name another, or convert it")
+            raise file.error(
+                f"the column {name!r} holds {schema.field(name).type}, which is no text: name another, or convert it"
+            )
     for name, values in told.items():
         if values is None:
             file.report(f"the column {name!r} is left out: metadata cannot hold {schema.field(name).type}")
+    if told and not any(told.values()):
+        raise file.error(f"has no column of text: it holds {str(schema.remove_metadata())[:500]}")
     return {name: values for name, values in told.items() if values is not None}
 
 
-def _told(type_: pa.DataType) -> Callable[[pa.Array], Sequence[object]] | None:
+def _told(type_: pa.DataType) -> _Told | None:
     """How values of a type are told; None: not at all."""
     types = pa.types
     if isinstance(type_, pa.BaseExtensionType):
         if type_.extension_name == "arrow.uuid":
             return lambda array: [None if value is None else str(value) for value in array.to_pylist()]
         inner = _told(type_.storage_type)
-        return inner and (lambda array: inner(array.storage))
+        return inner and _after(lambda array: array.storage, inner)
     if types.is_dictionary(type_):
         inner = _told(type_.value_type)
-        return inner and (lambda array: inner(array.dictionary_decode()))
+        return inner and _after(pa.DictionaryArray.dictionary_decode, inner)
     if types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_):
         return pa.Array.to_pylist
     if types.is_boolean(type_) or types.is_integer(type_) or types.is_floating(type_) or types.is_null(type_):
@@ -91,6 +97,10 @@ def _told(type_: pa.DataType) -> Callable[[pa.Array], Sequence[object]] | None:
     if types.is_decimal(type_):
         return lambda array: array.cast(pa.string()).to_pylist()
     return None
+
+
+def _after(first: Callable[[pa.Array], pa.Array], then: _Told) -> _Told:
+    return lambda array: then(first(array))
 
 
 def _iso(array: pa.Array) -> list[str | None]:

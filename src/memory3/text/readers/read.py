@@ -64,7 +64,8 @@ def read_documents(
         *sources: paths, patterns or ``"-"``.
         text_field: field of a record that holds its text. By default the first of text, content, body, passage, document, ...
         id_field: field that holds its id. By default the first of id, _id, doc_id, ...; ``""`` numbers the records instead.
-            The other fields, as far as they are text of up to 1000 characters, numbers or booleans, become metadata.
+            The other fields, as far as they are text of up to 1000 characters, numbers or booleans, become metadata; what else
+            they hold is left out and reported, once a field. A table's row whose cells are not sure is an error that names it.
         max_bytes: largest document: a text file, a page, a PDF, a record.
         on_skip: called with a path and a reason for all that is left out or altered. By default it is logged.
         stdin: where ``"-"`` reads from, by default `sys.stdin`.
@@ -153,6 +154,8 @@ def _of_file(file: SourceFile) -> Iterator[Document]:
         raise file.error(f"is truncated or damaged: {error}") from None
     except OSError as error:
         raise file.error(f"cannot be read: {error.strerror or error}") from None
+    finally:
+        file.report_rest()
     if not count:
         file.report("holds no text")
 

@@ -78,9 +78,9 @@ def _id(file: SourceFile, row: int, record: Mapping[str, object], place: str) ->
     wanted = file.options.id_field
     for name in ID_FIELDS if wanted is None else (wanted,) if wanted else ():
         value = record.get(name)
-        if isinstance(value, (str, int, float)) and not isinstance(value, bool) and str(value).strip():
-            if not isinstance(value, float) or math.isfinite(value):  # pandas writes a missing id as NaN
-                return name, str(value)
+        is_id = isinstance(value, (str, int, float)) and not isinstance(value, bool) and str(value).strip()
+        if is_id and not (isinstance(value, float) and not math.isfinite(value)):  # pandas writes a missing id as NaN
+            return name, str(value)
     if wanted:
         fields = "" if wanted in record else f". Its fields are {_listed(record)}"
         raise file.error(

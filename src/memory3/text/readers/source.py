@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,8 @@ __all__ = ["Found", "ReadOptions", "Reader", "Scalar", "SourceFile", "megabytes"
 
 Scalar = str | int | float | bool
 
-#: Different things that are reported once each, for one file.
+#: Of one file: rows that are reported for one reason, and different reasons that are reported once each.
+_MOST_ROWS = 100
 _MOST_SAID = 100
 
 
@@ -53,13 +55,13 @@ class SourceFile:
         path: where it is.
         id: document id of the file as a whole, and stem of the ids of its records.
         options: the caller's.
-        said: what `report_once` has reported.
+        said: what has been reported of records, and how often.
     """
 
     path: Path
     id: str
     options: ReadOptions
-    said: set[str] = field(default_factory=set, compare=False, repr=False)
+    said: Counter[str] = field(default_factory=Counter, compare=False, repr=False)
 
     @property
     def kind(self) -> str:
@@ -89,15 +91,25 @@ class SourceFile:
         return ReadError(self.path, reason)
 
     def report(self, reason: str, row: int | None = None) -> None:
-        """Tell the caller of something left out or altered."""
+        """Tell the caller of something left out or altered. Of many rows with one reason the first are told, the rest counted."""
+        if row is not None:
+            self.said[reason] += 1
+            if self.said[reason] > _MOST_ROWS:
+                return
         self.options.report(str(self.path) if row is None else f"{self.path}#{row}", reason)
 
-    def report_once(self, reason: str, row: int | None = None) -> None:
+    def report_rest(self) -> None:
+        """Tell of the rows that were counted only, when the file has been read."""
+        for reason, count in self.said.items():
+            if count > _MOST_ROWS:
+                self.options.report(str(self.path), f"{count - _MOST_ROWS:,} more like this: {reason}")
+
+    def report_once(self, reason: str, row: int | None) -> None:
         """`report` what is met for the first time in this file, up to a number of different things."""
-        if reason in self.said or len(self.said) > _MOST_SAID:
-            return
-        self.said.add(reason)
-        self.report(reason if len(self.said) <= _MOST_SAID else "more of it is left out or altered, in other fields", row)
+        if reason not in self.said and len(self.said) <= _MOST_SAID:
+            last = len(self.said) == _MOST_SAID
+            self.said[reason] += row is None
+            self.report("more is left out or altered, in other fields" if last else reason, row)
 
 
 #: Turns a file into texts, one by one. Raises `ReadError`, or what the file system and the gzip module raise.
