@@ -8,7 +8,7 @@ Lance's own "delete what the source lacks" reads the whole table, memories inclu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
 import numpy as np
@@ -25,8 +25,8 @@ from memory3.bank.staging import Staging
 from memory3.bank.store import Store
 from memory3.bank.where import is_in, tags
 from memory3.bank.writer import MemoryWriter
-from memory3.errors import InputError
-from memory3.values import Document, Reference
+from memory3.errors import BankCorrupt, InputError
+from memory3.values import Document, Reference, plain
 
 __all__ = ["Writing", "delete_documents", "delete_tombstones"]
 
@@ -35,6 +35,9 @@ COMMIT_SECONDS = 10.0
 #: but not more than this, so that memory stays bounded.
 COMMIT_BYTES = 64 << 20
 COMMIT_REFERENCES = 1024
+
+#: A group has at most so many times the references of the one before.
+_GROWTH = 8
 
 _DELETE_AT_ONCE = 500
 
@@ -65,8 +68,9 @@ class Writing:
         self._codec = codec_of(store.path, BankManifest.from_json(self._schema.metadata[METADATA_KEY]), store.token_vectors)
         self._staging = Staging(store, f"{name}-staging")
         self._most = max(1, min(COMMIT_REFERENCES, COMMIT_BYTES // self._codec.record_size))
-        self._group_size = min(self._most, max(64, m3.batch_size))
+        self._group_size = min(self._most, m3.batch_size)  # until it is known how fast the model is
         self._group: list[Row] = []
+        self._committed = self._started
         self._sizes: dict[str, int] = {}
         self._documents = self._written = self._unchanged = self._references = self._bytes = 0
         self._document_id = ""
@@ -78,7 +82,7 @@ class Writing:
         self._sizes = {id_: size for id_, (_, size, _) in known.items()}
         seen: dict[str, str] = {}
         for document in documents:
-            _check(document)
+            document = _checked(document)
             content_hash = document.content_hash
             if document.id in seen:
                 if seen[document.id] != content_hash:
@@ -113,7 +117,15 @@ class Writing:
         with reading(self._store.path):
             firsts = self._table.search().where("ordinal = 0").select(columns).limit(None).to_arrow()
             cold = self._table.search().where("codes_checksum IS NULL").select(["document_id"]).limit(None).to_arrow()
+            rows = self._table.count_rows()
         cold_ids = set(cold["document_id"].to_pylist())
+        damaged = [id_ for id_, size in zip(*(firsts[n].to_pylist() for n in columns[::2]), strict=True) if size > rows]
+        if damaged:
+            raise BankCorrupt(
+                f"{self._store.path}: document {damaged[0]!r} says that it has more references than the bank has rows: delete it with "
+                f"`memory3 delete`, and write it again",
+                [f"{id_}#0" for id_ in damaged],
+            )
         values = zip(*(firsts[name].to_pylist() for name in columns), strict=True)
         return {id_: (content_hash, size, id_ in cold_ids) for id_, content_hash, size in values}
 
@@ -126,7 +138,7 @@ class Writing:
             self._write_large(document, content_hash, chain(head, references))
         elif head:
             self._group += [Row(reference, content_hash, len(head)) for reference in head]
-            if len(self._group) >= self._group_size:
+            if len(self._group) >= self._group_size or time.monotonic() - self._committed >= COMMIT_SECONDS:
                 self._flush()
         elif document.id in self._sizes:  # nothing is left of it
             delete_documents(self._store, self._table, [document.id])
@@ -142,10 +154,13 @@ class Writing:
         started = time.monotonic()
         batch = self._encode(rows)
         rate = len(rows) / max(time.monotonic() - started, 1e-6)
-        self._group_size = max(min(int(rate * COMMIT_SECONDS), self._most), min(self._m3.batch_size, self._most))
+        # What the first few take, and one odd measurement, say little of those to come.
+        most = min(int(rate * COMMIT_SECONDS), _GROWTH * len(rows), self._most)
+        self._group_size = max(most, min(self._m3.batch_size, self._most))
         ids = {row.reference.document_id: row.document_references for row in rows}
         self._commit(ids, [batch])
         self._bytes += batch.nbytes
+        self._committed = time.monotonic()
 
     def _write_large(self, document: Document, content_hash: str, references: Iterator[Reference]) -> None:
         """Encode a large document part by part into the staging table, then move it in one commit."""
@@ -216,12 +231,24 @@ def delete_tombstones(store: Store, table: Table) -> None:
             table.delete(f"NOT ({LIVE})")
 
 
-def _check(document: Document) -> None:
-    if not document.id:
-        raise InputError(f"a document from {document.source or 'an unnamed source'!r} has an empty id")
+def _checked(document: Document) -> Document:
+    """The document as it can be stored, in Python's own types: a subclass, such as numpy's or an enum's, is the value it is."""
+    if not isinstance(document, Document):
+        raise InputError(f"{document!r:.80} is no Document: give memory3.Document(id, text, source, metadata)")
     for name in ("id", "text", "source"):
+        text = getattr(document, name)
+        if not isinstance(text, str):
+            raise InputError(f"document {document.id!r:.80}: its {name} is {type(text).__name__}, not text")
         try:
-            getattr(document, name).encode("utf-8")
+            text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InputError(f"document {document.id!r}: its {name} is not valid Unicode ({error.reason})") from None
+    if not document.id:
+        raise InputError(f"a document from {document.source or 'an unnamed source'!r} has an empty id")
+    if not isinstance(document.metadata, Mapping):
+        raise InputError(
+            f"document {document.id!r}: its metadata is {type(document.metadata).__name__}, not names with values"
+        )
     tags(document.metadata)
+    metadata = {plain(key): plain(value) for key, value in document.metadata.items()}
+    return Document(plain(document.id), plain(document.text), plain(document.source), metadata)
