@@ -189,6 +189,10 @@ class Store:
         """Delete what an interrupted rebuild and an interrupted large document left. Needs the lock."""
         self._remove(lambda number, current: number > current)
         self.remove_table(f"{self.current()}-staging")
+        for path in self.path.glob(".*"):
+            if _OWN.match(path.name) and time.time() - path.lstat().st_mtime > 60:  # of a small file that was being written
+                with suppress(OSError):
+                    remove(path)
 
     def _remove(self, unwanted: Callable[[int, int], bool]) -> None:
         current = _number(self.current())
