@@ -1,9 +1,12 @@
 """A bank's folder from a stranger: nothing in it leads out of it, hangs, takes all memory or ends the process. And what is deleted is gone."""
 
+import contextlib
 import dataclasses
 import enum
+import io
 import json
 import os
+import re
 import shutil
 from datetime import timedelta
 
@@ -11,14 +14,26 @@ import codebooks
 import lancedb
 import numpy as np
 import pytest
+import torch
 from bank_writer import HashingEmbedder, HashingWriter, contents, expected, open_bank
+from rich.progress import Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
 from memory3.bank import Bank, upkeep, writing
 from memory3.bank import store as store_module
+from memory3.bank.embedder import Embedder
 from memory3.bank.faults import reading
 from memory3.bank.folder import deletion_faults
+from memory3.cli import output
+from memory3.cli.app import app
 from memory3.codec import CodeBook, CodedCodec
-from memory3.errors import BankCorrupt, BankError, InputError, Memory3Error
+from memory3.errors import BankCorrupt, BankError, InputError, Memory3Error, ModelError
+from memory3.evaluation.report import write_report
 from memory3.files import UnsafeFile, append, parse_json, read_bounded, write_atomically
+from memory3.model.adapter import merge_adapter
 from memory3.policy import WritePolicy
 from memory3.values import Document
 
@@ -53,10 +68,8 @@ def use_it(path):
         lambda bank: bank.verify(),
         lambda bank: bank.close(),
     ):
-        try:
+        with contextlib.suppress(Memory3Error):
             task(open_bank(path, create=False, write=WritePolicy("auto")))
-        except Memory3Error:
-            pass
 
 
 @pytest.mark.parametrize(
@@ -70,10 +83,8 @@ def test_no_file_of_a_bank_leads_to_another(bank, precious, name, how):
     else:
         (bank / name).hardlink_to(precious)
     use_it(bank)
-    try:
+    with contextlib.suppress(Memory3Error):
         Bank.rebuild(bank, HashingWriter(name="other"), embedder=HashingEmbedder())
-    except Memory3Error:
-        pass
     assert precious.read_text() == "mine"
 
 
@@ -327,7 +338,7 @@ def test_numbers_and_texts_of_other_kinds_are_stored_as_pythons_own(tmp_path):
     class Year(enum.IntEnum):
         FIRST = 1991
 
-    class Colour(str, enum.Enum):
+    class Colour(enum.StrEnum):
         RED = "red"
 
     given = Document(
@@ -432,3 +443,138 @@ def test_a_policy_is_never_read_half_written(bank):
         open_bank(bank, write=WritePolicy("auto", after=number))
         assert json.loads((bank / "policy.json").read_text())["after"] == number
     assert not [name for name in os.listdir(bank) if "policy" in name and name != "policy.json"]
+
+
+# ---- adapters, reports, the terminal -----------------------------------------------------------------------------------------
+
+
+def an_adapter(folder, tensors=None, **config):
+    folder.mkdir()
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, **config}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    name = "base_model.model.0.lora_{}.weight"
+    halves = {name.format("A"): torch.ones(2, 3), name.format("B"): torch.ones(5, 2), **(tensors or {})}
+    save_file(halves, folder / "adapter_model.safetensors")
+    return folder
+
+
+A, B = (f"base_model.model.0.lora_{half}.weight" for half in "AB")
+
+
+def test_a_sound_adapter_is_merged(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5))
+    before = model[0].weight.clone()
+    merge_adapter(model, an_adapter(tmp_path / "a"))
+    assert torch.allclose(model[0].weight, before + 4.0)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "told"),
+    [
+        ({}, {"r": 0}, "r: 0"),
+        ({}, {"r": 10**9}, "r: 1000000000"),
+        ({}, {"r": 2.0}, "r: 2.0"),
+        ({}, {"lora_alpha": 1e30}, "lora_alpha"),
+        ({}, {"lora_alpha": float("nan")}, "NaN"),
+        ({}, {"lora_alpha": -1}, "lora_alpha"),
+        ({A: torch.ones(2, 3) * np.nan}, {}, A),
+        ({B: torch.full((5, 2), torch.inf)}, {}, B),
+        ({A: torch.ones(3, 3)}, {}, A),
+        ({B: torch.ones(5)}, {}, B),
+        ({A: torch.ones(2, 3, dtype=torch.int32)}, {}, A),
+        ({A: torch.ones(0, 3), B: torch.ones(5, 0)}, {}, A),
+        ({A: torch.full((2, 3), 3e38)}, {}, "not finite"),
+    ],
+)
+def test_an_adapter_that_is_none_is_refused_and_its_tensor_named(tmp_path, tensors, config, told):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5))
+    before = model[0].weight.clone()
+    with pytest.raises(ModelError, match=re.escape(told)):
+        merge_adapter(model, an_adapter(tmp_path / "a", tensors, **config))
+    assert torch.equal(model[0].weight, before)
+
+
+def test_an_embedders_folder_runs_no_code(tmp_path):
+    ran = tmp_path / "ran"
+    folder = tmp_path / "embedder"
+    folder.mkdir()
+    (folder / "modules.json").write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": "strange_module.Strange"}]))
+    (folder / "strange_module.py").write_text(
+        f"open({str(ran)!r}, 'w')\nimport torch\nclass Strange(torch.nn.Module):\n    pass\n"
+    )
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "config_sentence_transformers.json").write_text("{}")
+    with pytest.raises(ModelError, match="embedder"):
+        Embedder.load(str(folder))
+    assert not ran.exists()
+
+
+STEERING = "\x1b]0;title\x07\x1b[2J\x9bm\x7f\x00\u202ecba\u2066\u200f\u061c\u2028\ud800 [red]red[/red] [/nope] :smile:"
+RAW = "\x1b\x9b\x07\x7f\x00\u202e\u2066\u200f\u061c\u2028"
+
+
+def test_nothing_that_is_printed_steers_the_terminal(monkeypatch):
+    for console in (output.SafeConsole(force_terminal=True, width=300, file=io.StringIO()),):
+        monkeypatch.setattr(output, "err", console)
+        table = Table(STEERING, title=STEERING)
+        table.add_row(STEERING, Text(STEERING))
+        console.print(STEERING, Text(STEERING), table, output.facts({STEERING: STEERING}))
+        output.message(STEERING, kind="error")
+        with console.status(STEERING) as status:
+            status.update(STEERING + "2")
+            console.print(status.renderable)
+        with Progress(TextColumn("{task.fields[status]}", markup=False), console=console) as bar:
+            bar.add_task("", status=STEERING)
+        shown = console.file.getvalue()
+        ours = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", lambda code: "" if code[0] != "\x1b[2J" else "STEERED", shown)
+        assert not [letter for letter in RAW if letter in ours]
+        assert "STEERED" not in ours
+        assert ours.count("[red]red[/red]") >= 8
+        assert "\\x1b]0;title" in ours
+        assert "\\u202e" in ours
+
+
+def test_reports_take_no_markup_from_data(tmp_path):
+    evil = "<script>alert(1)</script>![x](http://evil/y)[a](javascript:b)[c]: http://evil `d`|\n# e $x^{ <img src=x onerror=f>"
+    found = {"value": 0.5, "interval": [0.4, 0.6]}
+    mode = {"metrics": {evil: found}, "seconds": 1.0, "count": 2}
+    task = {
+        "title": evil,
+        "count": 2,
+        "items": 2,
+        "notes": evil,
+        "metrics": {evil: {"label": evil, "percent": True, "higher_is_better": True}},
+        "modes": {evil: mode},
+        "differences": [],
+        "flags": [],
+    }
+    machine = {"versions": {evil: evil}, "cores": 1, "device": evil, "commit": evil}
+    results = {
+        "suite": evil,
+        "model": evil,
+        "machine": machine,
+        "seed": 0,
+        "limit": None,
+        "finished": evil,
+        "tasks": {evil: task},
+    }
+    write_report(tmp_path, results)
+    page, markdown = (tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()
+    assert "<script>alert" not in page
+    assert "<img src=x" not in page
+    assert "<" not in markdown
+    assert not re.search(r"\]\(|\]\[|\]:|(^|[^\\])`", markdown)
+    assert not re.search(r"^# e", markdown, re.MULTILINE)
+    with pytest.raises(InputError, match="memory3 eval"):
+        write_report(tmp_path, {"suite": "x", "model": 3})
+
+
+def test_delete_tells_that_text_stays_and_purge_that_it_does_not(bank, monkeypatch):
+    run = CliRunner().invoke(app, ["delete", "one", "--bank", str(bank)])
+    assert run.exit_code == 0
+    assert "--purge" in run.stderr
+    run = CliRunner().invoke(app, ["delete", "--purge", "--bank", str(bank)])
+    assert run.exit_code == 0
+    assert "no byte" in run.stdout
+    assert holding(bank, "one#0") == []
+    assert CliRunner().invoke(app, ["delete", "--bank", str(bank)]).exit_code == 2
