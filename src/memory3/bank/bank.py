@@ -24,6 +24,7 @@ from memory3.bank.rows import FIRST_ROWS
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 from memory3.bank.upkeep import compact, tidy
+from memory3.bank.upkeep import purge as purge_bank
 from memory3.bank.verify import verify
 from memory3.bank.view import BankView
 from memory3.bank.where import Where
@@ -189,8 +190,17 @@ class Bank:
         self.refresh()
         return report
 
-    def delete(self, document_ids: str | Iterable[str], *, wait_seconds: float = 0.0) -> int:
-        """Remove documents. Returns how many of them were there."""
+    def delete(self, document_ids: str | Iterable[str], *, purge: bool = False, wait_seconds: float = 0.0) -> int:
+        """Remove documents. Returns how many of them were there.
+
+        They can no longer be found or read, but their bytes stay in old files until the bank is compacted some time later.
+
+        Args:
+            document_ids: one or several; none are needed to purge.
+            purge: leave no byte of what was deleted or replaced, now or before: the bank is written anew without it, for which it needs as much
+                space once more. Banks that others have open must `refresh` before they read again.
+            wait_seconds: how long to wait for another writer before raising BankBusy.
+        """
         wanted = {document_ids} if isinstance(document_ids, str) else set(document_ids)
         with self._store.lock(wait_seconds):
             self.refresh()
@@ -198,6 +208,11 @@ class Bank:
             there = present(self._store, table, sorted(wanted))
             if there:
                 delete_documents(self._store, table, there)
+            if purge:
+                purge_bank(self._store)
+                self.refresh()
+                self._forget()
+            elif there:
                 tidy(self._store)
         self.refresh()
         return len(there)
@@ -209,10 +224,14 @@ class Bank:
         """
         with self._store.lock(wait_seconds):
             compact(self._store)
-            held = {entry.id for entry in self.documents()}
-            self._recalls.flush()
-            self._recalls.sum_up(lambda reference_id: reference_id.rpartition("#")[0] in held)
+            self._forget()
         self.refresh()
+
+    def _forget(self) -> None:
+        """Leave out of the recalls what is no longer in the bank. Needs the lock."""
+        held = {entry.id for entry in self.documents()}
+        self._recalls.flush()
+        self._recalls.sum_up(lambda reference_id: reference_id.rpartition("#")[0] in held)
 
     # ---- reading ---------------------------------------------------------------------------------------------------------
 

@@ -180,16 +180,20 @@ class Store:
                 with suppress(OSError):
                     remove(remains)
 
-    def remove_superseded(self) -> None:
-        """Delete the tables that were in force before, once readers have had time to move on. Needs the lock."""
+    def remove_superseded(self, grace: timedelta | None = None) -> None:
+        """Delete the tables that were in force before, once readers have had time (`GRACE`) to move on. Needs the lock."""
         age = time.time() - (self.path / "CURRENT").stat().st_mtime
-        if age > GRACE.total_seconds():
+        if grace == timedelta(0) or age > (grace or GRACE).total_seconds():
             self._remove(lambda number, current: number < current)
 
     def remove_unfinished(self) -> None:
         """Delete what an interrupted rebuild and an interrupted large document left. Needs the lock."""
         self._remove(lambda number, current: number > current)
         self.remove_table(f"{self.current()}-staging")
+        for path in self.path.glob(".*"):
+            if _OWN.match(path.name) and time.time() - path.lstat().st_mtime > 60:  # of a small file that was being written
+                with suppress(OSError):
+                    remove(path)
 
     def _remove(self, unwanted: Callable[[int, int], bool]) -> None:
         current = _number(self.current())
@@ -231,6 +235,18 @@ class Store:
             yield
         finally:
             lock.release()
+
+    def data_bytes(self, name: str, before: float) -> int:
+        """Size of the files with rows of a table, of all its versions, that are older than ``before``, in seconds since 1970."""
+        total = 0
+        try:
+            with os.scandir(self.path / f"{name}.lance" / "data") as entries:
+                for entry in entries:
+                    about = entry.stat(follow_symlinks=False)
+                    total += about.st_size if about.st_mtime <= before else 0
+        except FileNotFoundError:
+            pass  # nothing written yet
+        return total
 
     def bytes(self) -> int:
         """Size of the whole folder on disk."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from memory3.errors import InputError
+from memory3.values import plain
 
 __all__ = ["Scalar", "Where", "alternatives", "is_in", "literal", "tag", "tags", "where_sql"]
 
@@ -24,10 +26,14 @@ def tag(key: str, value: object) -> str:
     if not isinstance(key, str):
         raise InputError(f"metadata key {key!r} must be text")
     if not isinstance(value, str | int | float | bool) or (isinstance(value, float) and not math.isfinite(value)):
-        raise InputError(f"metadata {key!r}: {value!r} must be text, a finite number, true or false")
+        raise InputError(f"metadata {key!r}: {value!r:.200} must be text, a finite number, true or false")
+    value = plain(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return json.dumps([key, value])
+    try:
+        return json.dumps([plain(key), value])
+    except ValueError:  # Python writes no longer ones, nor reads them
+        raise InputError(f"metadata {key!r}: a whole number of more than {sys.get_int_max_str_digits():,} digits") from None
 
 
 def tags(metadata: Mapping[str, Scalar]) -> list[str]:
@@ -37,6 +43,8 @@ def tags(metadata: Mapping[str, Scalar]) -> list[str]:
 
 def alternatives(where: Where) -> list[list[str]]:
     """The filter as tags: a row matches if it carries at least one tag of each list."""
+    if not isinstance(where, Mapping):
+        raise InputError(f"a filter gives names of metadata their values, as in {{'year': 2020}}: {where!r:.80} does not")
     out = []
     for key, wanted in where.items():
         values = wanted if isinstance(wanted, list | tuple) else [wanted]
@@ -59,5 +67,9 @@ def is_in(column: str, values: Iterable[str]) -> str:
 
 
 def literal(text: str) -> str:
-    """``text`` as an SQL string: only the quote is special to Lance's parser."""
+    """``text`` as an SQL string: only the quote is special to Lance's parser. InputError: it is no text, or no valid Unicode."""
+    try:
+        text.encode("utf-8")
+    except (AttributeError, UnicodeEncodeError):
+        raise InputError(f"{text!r:.80} is no name of a reference or a document: it is not valid text") from None
     return "'" + text.replace("'", "''") + "'"

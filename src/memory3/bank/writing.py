@@ -8,7 +8,7 @@ Lance's own "delete what the source lacks" reads the whole table, memories inclu
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
 import numpy as np
@@ -27,7 +27,7 @@ from memory3.bank.store import Store
 from memory3.bank.where import is_in, tags
 from memory3.bank.writer import MemoryWriter
 from memory3.errors import InputError
-from memory3.values import Document, Reference
+from memory3.values import Document, Reference, plain
 
 __all__ = ["Writing", "delete_documents", "delete_tombstones", "present"]
 
@@ -36,6 +36,9 @@ COMMIT_SECONDS = 10.0
 #: but not more than this, so that memory stays bounded.
 COMMIT_BYTES = 64 << 20
 COMMIT_REFERENCES = 1024
+
+#: A group has at most so many times the references of the one before.
+_GROWTH = 8
 
 _DELETE_AT_ONCE = 500
 
@@ -66,8 +69,9 @@ class Writing:
         self._codec = codec_of(store.path, BankManifest.from_json(self._schema.metadata[METADATA_KEY]), store.token_vectors)
         self._staging = Staging(store, f"{name}-staging")
         self._most = max(1, min(COMMIT_REFERENCES, COMMIT_BYTES // self._codec.record_size))
-        self._group_size = min(self._most, max(64, m3.batch_size))
+        self._group_size = min(self._most, m3.batch_size)  # until it is known how fast the model is
         self._group: list[Row] = []
+        self._committed = self._started
         self._sizes: dict[str, int] = {}
         self._broken: set[str] = set()
         self._documents = self._written = self._unchanged = self._references = self._bytes = 0
@@ -80,7 +84,7 @@ class Writing:
         self._sizes = {id_: size for id_, (_, size, _) in known.items()}
         seen: dict[str, str] = {}
         for document in documents:
-            _check(document)
+            document = _checked(document)
             content_hash = document.content_hash
             if document.id in seen:
                 if seen[document.id] != content_hash:
@@ -110,16 +114,18 @@ class Writing:
         )
 
     def _known(self) -> dict[str, tuple[str, int, bool]]:
-        """Content hash, number of references and coldness of every document in the table. Notes those that lost their first row."""
+        """Content hash, number of references and coldness of every document in the table. Notes those whose rows are damaged, to be replaced whole."""
         columns = ["document_id", "content_hash", "document_references"]
         with reading(self._store.path):
             firsts = self._table.search().where("ordinal = 0").select(columns).limit(None).to_arrow()
             cold = self._table.search().where("codes_checksum IS NULL").select(["document_id"]).limit(None).to_arrow()
             others = self._table.search().where("NOT (ordinal = 0)").select(["document_id"]).limit(None).to_arrow()
+            rows = self._table.count_rows()
         cold_ids = set(cold["document_id"].to_pylist())
-        self._broken = set(pc.unique(others["document_id"]).to_pylist()) - set(firsts["document_id"].to_pylist())
-        values = zip(*(firsts[name].to_pylist() for name in columns), strict=True)
-        return {id_: (content_hash, size, id_ in cold_ids) for id_, content_hash, size in values}
+        values = list(zip(*(firsts[name].to_pylist() for name in columns), strict=True))
+        known = {id_: (content_hash, size, id_ in cold_ids) for id_, content_hash, size in values if 0 < size <= rows}
+        self._broken = {*pc.unique(others["document_id"]).to_pylist(), *firsts["document_id"].to_pylist()} - known.keys()
+        return known
 
     def _take(self, document: Document, content_hash: str) -> None:
         """Add a document to the group, or write it by itself if it is larger than a group may be."""
@@ -130,9 +136,9 @@ class Writing:
             self._write_large(document, content_hash, chain(head, references))
         elif head:
             self._group += [Row(reference, content_hash, len(head)) for reference in head]
-            if len(self._group) >= self._group_size:
+            if len(self._group) >= self._group_size or time.monotonic() - self._committed >= COMMIT_SECONDS:
                 self._flush()
-        elif document.id in self._sizes:  # nothing is left of it
+        elif document.id in self._sizes or document.id in self._broken:  # nothing is left of it
             delete_documents(self._store, self._table, [document.id])
             self._written += 1
         else:
@@ -146,10 +152,13 @@ class Writing:
         started = time.monotonic()
         batch = self._encode(rows)
         rate = len(rows) / max(time.monotonic() - started, 1e-6)
-        self._group_size = max(min(int(rate * COMMIT_SECONDS), self._most), min(self._m3.batch_size, self._most))
+        # What the first few take, and one odd measurement, say little of those to come.
+        most = min(int(rate * COMMIT_SECONDS), _GROWTH * len(rows), self._most)
+        self._group_size = max(most, min(self._m3.batch_size, self._most))
         ids = {row.reference.document_id: row.document_references for row in rows}
         self._commit(ids, [batch])
         self._bytes += batch.nbytes
+        self._committed = time.monotonic()
 
     def _write_large(self, document: Document, content_hash: str, references: Iterator[Reference]) -> None:
         """Encode a large document part by part into the staging table, then move it in one commit."""
@@ -240,12 +249,24 @@ def delete_tombstones(store: Store, table: Table) -> None:
             table.delete(f"NOT ({LIVE}) AND {is_in('reference_id', ids[start : start + _DELETE_AT_ONCE])}")
 
 
-def _check(document: Document) -> None:
-    if not document.id:
-        raise InputError(f"a document from {document.source or 'an unnamed source'!r} has an empty id")
+def _checked(document: Document) -> Document:
+    """The document as it can be stored, in Python's own types: a subclass, such as numpy's or an enum's, is the value it is."""
+    if not isinstance(document, Document):
+        raise InputError(f"{document!r:.80} is no Document: give memory3.Document(id, text, source, metadata)")
     for name in ("id", "text", "source"):
+        text = getattr(document, name)
+        if not isinstance(text, str):
+            raise InputError(f"document {document.id!r:.80}: its {name} is {type(text).__name__}, not text")
         try:
-            getattr(document, name).encode("utf-8")
+            text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise InputError(f"document {document.id!r}: its {name} is not valid Unicode ({error.reason})") from None
+    if not document.id:
+        raise InputError(f"a document from {document.source or 'an unnamed source'!r} has an empty id")
+    if not isinstance(document.metadata, Mapping):
+        raise InputError(
+            f"document {document.id!r}: its metadata is {type(document.metadata).__name__}, not names with values"
+        )
     tags(document.metadata)
+    metadata = {plain(key): plain(value) for key, value in document.metadata.items()}
+    return Document(plain(document.id), plain(document.text), plain(document.source), metadata)

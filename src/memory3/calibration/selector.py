@@ -187,5 +187,5 @@ def read_questions(path: Path) -> Iterator[dict[str, Any]]:
                         f"{path}, line {number}: has no {lacks[0]}; wanted are passage, question and answer as text"
                     )
                 yield record
-    except (OSError, EOFError, ValueError, AttributeError) as error:
+    except (OSError, EOFError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON lines: {error}") from None

@@ -1,26 +1,59 @@
 """What commands print: results on stdout, messages on stderr.
 
-Texts of documents and models are printed as they are, except that control characters are shown rather than obeyed: a document
-must not be able to steer the terminal.
+Names, texts and messages may come from a stranger's documents, models and folders. Whatever reaches a terminal goes through `printable` in the two
+consoles made here, whoever prints it: control characters are shown rather than obeyed, and no text is read as markup.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
 __all__ = ["count", "duration", "err", "facts", "first_line", "message", "out", "print_json", "printable", "size"]
 
-out = Console(highlight=False, markup=False, emoji=False)
-err = Console(stderr=True, highlight=False, markup=False, emoji=False)
+#: Control characters but newline and tab; what turns the direction of writing; line ends that are none to us; halves of surrogate pairs.
+_CONTROL = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u206f\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+class _Status(Status):
+    """A status whose text is text, no markup."""
+
+    def update(self, status: RenderableType | None = None, **options: Any) -> None:
+        super().update(_as_text(status) if isinstance(status, str) else status, **options)
+
+
+class SafeConsole(Console):
+    """A console on which no text steers the terminal: everything that is drawn, in tables and bars too, is `printable`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As a console does it, its texts made `printable`; rich's own movements of the cursor are kept."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+    def status(self, status: RenderableType, **options: Any) -> Status:
+        """As a console's; text is no markup."""
+        return _Status(_as_text(status) if isinstance(status, str) else status, console=self, **options)
+
+
+def _as_text(text: str) -> Text:
+    return Text(printable(text))
+
+
+out = SafeConsole()
+err = SafeConsole(stderr=True)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -37,8 +70,13 @@ def message(text: str, *, kind: str = "", style: str = "") -> None:
 
 
 def printable(text: str) -> str:
-    """``text`` with control characters other than newline and tab made visible."""
-    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text.replace("\r\n", "\n"))
+    """``text`` with what would steer a terminal made visible: control characters other than newline and tab, and turns of the direction of writing."""
+    return _CONTROL.sub(_shown, text.replace("\r\n", "\n"))
+
+
+def _shown(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def first_line(text: str) -> str:

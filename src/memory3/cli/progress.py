@@ -149,5 +149,5 @@ class StepMeter:
 
 def progress_bar() -> Progress:
     """A bar that disappears when it is done: the summary says what was done."""
-    columns = (SpinnerColumn(), BarColumn(16), TextColumn("{task.fields[status]}"))
+    columns = (SpinnerColumn(), BarColumn(16), TextColumn("{task.fields[status]}", markup=False))
     return Progress(*columns, console=err, transient=True)

@@ -102,5 +102,5 @@ class ResultsFolder:
             try:
                 row = json.loads(line)
                 self._rows.setdefault(row["key"], {})[str(row["id"])] = {k: v for k, v in row.items() if k != "key"}
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise InputError(f"{path}, line {number}: is no result; delete the line, or name another folder") from None

@@ -86,7 +86,7 @@ class Judge:
                     ) from None
             except (OSError, http.client.HTTPException) as error:
                 reason = str(error)
-            except (ValueError, KeyError, IndexError, TypeError):
+            except (ValueError, KeyError, IndexError, TypeError, RecursionError):
                 reason = "its answer is not that of an OpenAI-compatible interface"
             if attempt + 1 < self._tries:
                 time.sleep(self._pause * 2**attempt)

@@ -40,8 +40,8 @@ def _panels(task: Mapping[str, Any]) -> str:
                 colour = _COLOURS.get(mode.partition(":")[0], "#8250df")
                 axis.plot([low * scale, high * scale], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
                 axis.plot([found["value"] * scale], [place], "o", color=colour)
-            axis.set_title(metric["label"] + (", %" if metric["percent"] else ""), fontsize=10)
-            axis.set_yticks(range(len(modes)), modes)
+            axis.set_title(metric["label"] + (", %" if metric["percent"] else ""), fontsize=10, parse_math=False)
+            axis.set_yticks(range(len(modes)), modes, parse_math=False)
             axis.grid(axis="x", color="#d8dee4")
             axis.set_axisbelow(True)
             for side in ("top", "right", "left"):

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from memory3.errors import InputError
 from memory3.evaluation.plots import plots
 from memory3.evaluation.tables import Section, Table, sections
-from memory3.files import write_atomically
+from memory3.files import read_bounded, write_atomically
 
 __all__ = ["read_results", "write_report", "write_summary"]
 
+_MOST_BYTES = 1 << 30
+#: What makes a link of brackets, and a mark to link to.
+_LINK = re.compile(r"\]([(\[:])")
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; background: #fff; }
 h1, h2, h3 { line-height: 1.2; margin: 2.2rem 0 .6rem; } h1 { margin-top: 0; }
@@ -34,8 +38,8 @@ def read_results(path: Path) -> dict[str, Any]:
     """
     file = path / "results.json" if path.is_dir() else path
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(read_bounded(file, _MOST_BYTES))  # not the standard's JSON alone: a figure may be NaN
+    except (OSError, ValueError, RecursionError):
         raise InputError(f"{path}: has no readable results.json: give a folder that `memory3 eval` wrote") from None
     if not isinstance(found, dict) or "suite" not in found:
         raise InputError(f"{file}: is no result of `memory3 eval`")
@@ -44,17 +48,28 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def write_report(folder: Path, results: Mapping[str, Any]) -> None:
     """``report.md`` and ``report.html`` of a results folder."""
-    write_atomically(folder / "report.md", "\n".join(_markdown_lines(results, 1)) + "\n")
-    write_atomically(folder / "report.html", _page(results))
+    markdown, page = _told(_markdown, results) + "\n", _told(_page, results)
+    write_atomically(folder / "report.md", markdown)
+    write_atomically(folder / "report.html", page)
 
 
 def write_summary(path: Path, found: Sequence[Mapping[str, Any]], introduction: str) -> None:
     """One Markdown file of several results."""
     lines = [introduction.rstrip(), ""]
     for results in found:
-        lines += [*_markdown_lines(results, 2), ""]
+        lines += [_told(_markdown, results, 2), ""]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "\n".join(lines).rstrip() + "\n")
+
+
+def _told(tell: Callable[..., str], results: Mapping[str, Any], *more: int) -> str:
+    """What ``tell`` makes of results; InputError where they lack what results of `memory3 eval` have."""
+    try:
+        return tell(results, *more)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise InputError(
+            f"results.json is damaged, or of another version ({error!r:.200}): run `memory3 eval` again"
+        ) from error
 
 
 def _title(results: Mapping[str, Any]) -> str:
@@ -73,19 +88,19 @@ def _about(results: Mapping[str, Any]) -> str:
     return f"{results['finished']}; {versions}; commit {machine['commit'] or 'unknown'}; {where}{settings}. Brackets are 95% bootstrap intervals."
 
 
-def _markdown_lines(results: Mapping[str, Any], level: int) -> list[str]:
-    lines = ["#" * level + " " + _title(results), "", _about(results), ""]
+def _markdown(results: Mapping[str, Any], level: int = 1) -> str:
+    lines = ["#" * level + " " + _plain(_title(results)), "", _plain(_about(results)), ""]
     for section in sections(results):
         lines += _markdown_section(section, level + 1)
-    return lines
+    return "\n".join(lines)
 
 
 def _markdown_section(section: Section, level: int) -> list[str]:
-    lines = ["#" * level + " " + section.title, ""]
+    lines = ["#" * level + " " + _plain(section.title), ""]
     for paragraph in section.paragraphs:
-        lines += [paragraph, ""]
+        lines += [_plain(paragraph), ""]
     for table in section.tables:
-        lines += [*([table.caption, ""] if table.caption else []), *_markdown_table(table), ""]
+        lines += [*([_plain(table.caption), ""] if table.caption else []), *_markdown_table(table), ""]
     for part in section.parts:
         lines += _markdown_section(part, level + 1)
     return lines
@@ -93,9 +108,16 @@ def _markdown_section(section: Section, level: int) -> list[str]:
 
 def _markdown_table(table: Table) -> list[str]:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        return "| " + " | ".join(_plain(str(cell)).replace("|", "\\|") for cell in cells) + " |"
 
     return [line(table.columns), "|" + "---|" * len(table.columns), *map(line, table.rows)]
+
+
+def _plain(text: str) -> str:
+    """Text on one line of Markdown that stands for itself: no HTML, no link, no picture, whatever a name from a model or a data set has in it."""
+    line = " ".join(text.replace("\\", "\\\\").split())
+    line = html.escape(line, quote=False).replace("`", "\\`")
+    return _LINK.sub(r"]\\\1", re.sub(r"^\[", r"\\[", line))
 
 
 def _page(results: Mapping[str, Any]) -> str:

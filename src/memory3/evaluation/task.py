@@ -115,7 +115,7 @@ def read_records(folder: Path, name: str) -> tuple[list[dict[str, Any]], str]:
             text = gzip.decompress(data) if path.suffix == ".gz" else data
             lines = text.decode("utf-8").split("\n")
             records = json.loads(text) if whole else [json.loads(line) for line in lines if line.strip()]
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, RecursionError) as error:
             raise InputError(f"{path}: is not readable as JSON{'' if whole else ' lines'}: {error}") from None
         if not isinstance(records, list):
             raise InputError(f"{path}: holds a {type(records).__name__}, not a list of records")

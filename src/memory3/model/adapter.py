@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, ModelError
-from memory3.files import write_atomically
+from memory3.files import read_json, write_atomically
+from memory3.values import whole
 
 __all__ = [
     "adapter_folder",
@@ -50,6 +51,9 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "alpha_pattern": ({}, None),
     "modules_to_save": (None, []),
 }
+#: Beyond these no adapter was ever trained; its numbers would be noise or overflow.
+_MOST_RANK = 1 << 16
+_MOST_ALPHA = 1 << 20
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.(?:default\.)?weight")
 
 
@@ -82,7 +86,7 @@ def trained_config(name: str) -> MemoryConfig | None:
     if path is None or not path.exists():
         return None
     try:
-        return MemoryConfig.from_dict(json.loads(path.read_text(encoding="utf-8"))["memory"])
+        return MemoryConfig.from_dict(read_json(path)["memory"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} cannot be read ({error}): name the settings yourself, or remove the file") from error
 
@@ -95,10 +99,10 @@ def read_adapter(folder: str | Path) -> tuple[int, float, bool, dict[str, dict[s
     """
     folder = adapter_folder(folder)
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "adapter_config.json")
         tensors = load_file(folder / "adapter_model.safetensors")
-        rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        rank, alpha = whole("r", config["r"], 1, _MOST_RANK), _alpha(config["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ModelError(
             f"adapter {str(folder)!r} cannot be read ({error}): give a folder with adapter_config.json and adapter_model.safetensors"
         ) from error
@@ -109,12 +113,33 @@ def read_adapter(folder: str | Path) -> tuple[int, float, bool, dict[str, dict[s
         if found is None:
             odd.append(name)
             continue
+        _check_half(folder, name, tensor, rank if found[2] == "A" else None, rank if found[2] == "B" else None)
         pairs.setdefault(found[1], {})[found[2]] = tensor.float()
     if odd or not pairs or any(len(pair) < 2 for pair in pairs.values()):
         raise ModelError(
             f"adapter {str(folder)!r} is not plain LoRA ({', '.join(odd[:3]) or 'halves are missing'}): it cannot be merged"
         )
     return rank, alpha, bool(config.get("use_rslora")), pairs
+
+
+def _alpha(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _MOST_ALPHA:
+        raise ValueError(f"lora_alpha: {value!r:.40} is no number above 0 and up to {_MOST_ALPHA:,}")
+    return float(value)
+
+
+def _check_half(folder: Path, name: str, tensor: torch.Tensor, rows: int | None, columns: int | None) -> None:
+    """Raise ModelError unless a half is a matrix of finite numbers, of the rank that the config says."""
+    sizes = tuple(tensor.shape)
+    if len(sizes) != 2 or rows not in (None, sizes[0]) or columns not in (None, sizes[1]):
+        wrong = f"has the sizes {sizes}, which do not fit the rank {rows or columns}"
+    elif not tensor.is_floating_point():
+        wrong = f"is made of {str(tensor.dtype).removeprefix('torch.')}, not of floating-point numbers"
+    elif not bool(tensor.isfinite().all()):
+        wrong = "has numbers that are not finite"
+    else:
+        return
+    raise ModelError(f"adapter {str(folder)!r} is damaged: its tensor {name} {wrong}. Copy it again, or train it anew")
 
 
 @torch.no_grad()
@@ -134,6 +159,10 @@ def merge_adapter(model: torch.nn.Module, folder: str | Path) -> None:
         if weight is None or change is None or weight.shape != change.shape:
             raise ModelError(
                 f"adapter {str(folder)!r} was made for another model: {name} is {'absent' if weight is None else tuple(weight.shape)} here"
+            )
+        if not bool(change.isfinite().all()):
+            raise ModelError(
+                f"adapter {str(folder)!r} is damaged: what its tensors add to {name} is not finite. Copy it again, or train it anew"
             )
         weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
 

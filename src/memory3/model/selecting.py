@@ -22,7 +22,7 @@ import xxhash
 from safetensors import SafetensorError
 
 from memory3.errors import ModelError
-from memory3.files import write_atomically
+from memory3.files import parse_json, write_atomically
 from memory3.model.calibrated import calibrated, own_calibrated
 
 __all__ = ["SelectorWeights", "adapter_mark", "find_weights", "keep_weights"]
@@ -105,7 +105,7 @@ def _read(path: Path, layers: tuple[int, ...], width: int, heads: int) -> Select
     try:
         data = path.read_bytes()
         weights = safetensors.torch.load(data)["weights"]
-        header = json.loads(json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["memory3"])
+        header = parse_json(parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["memory3"])
         found = SelectorWeights(header["model"], tuple(header["layers"]), weights, header["about"])
         version = header["version"]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:

@@ -88,7 +88,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Mapping[str, object]]]:
                 continue
             try:
                 fields = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ReadError(path, f"line {line} is no JSON: {error}") from error
             if not isinstance(fields, dict):
                 raise ReadError(path, f"line {line} is no JSON object")

@@ -173,7 +173,7 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], rest: Any) -> None:
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
     try:
         return load_file(path.with_suffix(".safetensors")), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TrainingError(
             f"{path.parent}: the checkpoint cannot be resumed from ({path.name} cannot be read: {error}). Was it written with another "
             "number of processes? Else delete the folder to go on from the checkpoint before"

@@ -219,7 +219,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, record
     except OSError as error:
         raise ReadError(path, error.strerror or str(error)) from error
-    except (ValueError, EOFError, zlib.error) as error:
+    except (ValueError, EOFError, RecursionError, zlib.error) as error:
         if isinstance(error, ReadError):
             raise
         raise ReadError(path, f"is not made of JSON lines ({error})") from error

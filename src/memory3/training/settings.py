@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from memory3.config import Budget, MemoryConfig
 from memory3.errors import ConfigError
+from memory3.files import read_json
 
 __all__ = ["DPO", "KINDS", "SCHEDULES", "SFT", "WARMUP", "Mixture", "Settings"]
 
@@ -231,7 +231,7 @@ class Settings:
     def read(cls, path: str | Path) -> Settings:
         """From a JSON file."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = read_json(Path(path))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: settings cannot be read ({error})") from error
         if not isinstance(data, dict):
