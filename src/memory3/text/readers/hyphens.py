@@ -12,12 +12,11 @@ _WORDS = regex.compile(r"[^\W_]++(?:-[^\W_]++)*+")
 #: First parts of English compounds that keep their hyphen, and words before which a hyphen stands for a part left out.
 _FIRST_PARTS = frozenset(
     (
-        *("well", "self", "non", "ex", "half", "quasi", "so", "all", "ever", "high", "low", "long", "short", "full", "far"),
-        *("first", "second", "third", "two", "three", "four", "five", "six", "ten", "one", "cross", "open", "old", "present"),
-        *("new", "large", "small", "deep", "real", "state", "mid", "hard", "soft", "fast", "slow", "best", "better"),
+        *("well", "self", "non", "half", "quasi", "high", "low", "long", "full", "first", "second", "third", "two", "three"),
+        *("four", "five", "six", "cross", "deep", "real", "fast", "slow", "better", "ever", "large", "small"),
     )
 )
-_LEFT_OUT = frozenset(("and", "or", "to", "und", "oder", "bis", "et", "ou", "y", "o", "e", "en", "of", "och", "og"))
+_LEFT_OUT = frozenset(("and", "or", "to", "und", "oder", "bis", "et", "ou", "och", "og"))
 
 
 def joined(text: str) -> str:
@@ -41,7 +40,8 @@ def joined(text: str) -> str:
         if (together in written) != (compound in written):
             keeps = compound in written
         else:
-            keeps = not right[0].islower() or not left[-1].isalpha() or "-" in left or left.casefold() in _FIRST_PARTS
+            starts_anew = right[0].isupper() and not (left + right).isupper()
+            keeps = starts_anew or right[0].isdigit() or "-" in left or left.casefold() in _FIRST_PARTS
         return f"{left}-" if keeps else left
 
     return _PARTED.sub(whole, text)
