@@ -124,7 +124,7 @@ class GroupMaker:
             for document in self._texts
             for reference in self._references[document.id]
             for token in (
-                *reference.token_ids,
+                *self._running(reference),
                 *([end] if reference is self._references[document.id][-1] and end is not None else []),
             )
         ]
@@ -399,7 +399,7 @@ class GroupMaker:
         """A reference, and those nearest to it, said again from their memories: what a memory does not hold cannot be said."""
         bag = self._bags["reference"]
         first = self._recitable[bag.take()]
-        found = [name for name in self._search([first.text], self._k)[0] if name != first.id]
+        found = [name for name in self._search([first.read_text], self._k)[0] if name != first.id]
         names = [first.id, *found][: self._k]
         others = dict.fromkeys(self._place[name] for name in names[1:] if name in self._place)
         free = (n for n in others if n not in bag.gone and n not in bag.used)
@@ -431,8 +431,12 @@ class GroupMaker:
         return Group("chunks", references, (row,))
 
     def _tokens(self, document: str) -> list[int]:
-        every = itertools.chain.from_iterable(r.token_ids for r in self._references[document])
+        every = itertools.chain.from_iterable(map(self._running, self._references[document]))
         return list(itertools.islice(every, self._settings.text_length))
+
+    def _running(self, reference: Reference) -> Sequence[int]:
+        """The tokens of a reference in its document, where a table's header stands once."""
+        return self._m3._ids(reference.text) if reference.header else reference.token_ids
 
     @staticmethod
     def _text_row(tokens: Sequence[int]) -> Row:

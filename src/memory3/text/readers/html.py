@@ -113,7 +113,7 @@ class _Flow:
         return "".join(texts)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Cell:
     flow: _Flow
     columns: int
@@ -136,7 +136,7 @@ class _Table:
     rows: list[tuple[tuple[int, int], list[_Cell]]] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Open:
     """An open element, and the flow to which the text behind it goes."""
 

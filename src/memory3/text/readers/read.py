@@ -12,6 +12,7 @@ from typing import BinaryIO, TextIO
 
 from memory3.errors import InputError, ReadError
 from memory3.text.readers import csv_table, html, json_records, parquet, pdf, plain
+from memory3.text.readers.characters import plain as plain_characters
 from memory3.text.readers.encoding import LooksBinary, clean, decode, with_plain_newlines
 from memory3.text.readers.listing import FileSource, FolderSource, GlobSource, Source, locate
 from memory3.text.readers.source import Found, Reader, ReadOptions, SourceFile, megabytes
@@ -161,7 +162,7 @@ def _of_file(file: SourceFile) -> Iterator[Document]:
 
 
 def _document(file: SourceFile, found: Found) -> Document | None:
-    text = clean(found.text)
+    text = plain_characters(clean(found.text))
     if not text.strip():
         file.report("is empty", found.row)
         return None
@@ -181,7 +182,7 @@ def _stdin_document(stream: TextIO | BinaryIO, options: ReadOptions) -> Iterator
         raise ReadError("stdin", str(error)) from None
     if warning:
         options.report("stdin", warning)
-    text = clean(with_plain_newlines(text))
+    text = plain_characters(clean(with_plain_newlines(text)))
     if text.strip():
         yield Document("stdin", text, "stdin")
     else:
