@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from memory3.errors import ModelError, UnsupportedModel
 from memory3.model.attach import ModelShape
 
-__all__ = ["HARMLESS", "acting", "check_calm", "feed", "layers_up_to", "standing", "unsaid"]
+__all__ = ["HARMLESS", "acting", "check_calm", "check_whole", "feed", "layers_up_to", "standing", "unsaid"]
 
 _T = TypeVar("_T")
 
@@ -30,12 +30,26 @@ HARMLESS = frozenset(
         # names, and what wrote the config
         *("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"),
         # what a forward pass returns, and ways to compute the same
-        *("chunk_size_feed_forward", "is_encoder_decoder", "output_attentions", "output_hidden_states", "output_router_logits"),
+        *(
+            "chunk_size_feed_forward",
+            "is_encoder_decoder",
+            "output_attentions",
+            "output_hidden_states",
+            "output_router_logits",
+        ),
         *("pretraining_tp", "return_dict", "use_cache"),
         # tokens and labels
         *("bos_token_id", "eos_token_id", "id2label", "label2id", "pad_token_id", "problem_type", "sep_token_id"),
         # sizes, which show in the names and shapes of weights
-        *("attention_bias", "hidden_size", "intermediate_size", "mlp_bias", "num_hidden_layers", "tie_word_embeddings", "vocab_size"),
+        *(
+            "attention_bias",
+            "hidden_size",
+            "intermediate_size",
+            "mlp_bias",
+            "num_hidden_layers",
+            "tie_word_embeddings",
+            "vocab_size",
+        ),
         # for training alone; `check_calm` sees to it that nothing is dropped
         *("attention_dropout", "attn_pdrop", "embd_pdrop", "hidden_dropout", "initializer_range", "resid_pdrop"),
         "router_aux_loss_coef",
@@ -108,11 +122,11 @@ def unsaid(model: PreTrainedModel, shape: ModelShape, last: int) -> dict[str, An
 
 
 @functools.lru_cache(maxsize=4)
-def _as_built(kind: type, config_kind: type, config: str) -> dict[str, tuple[str, dict[str, str]]]:
+def _as_built(kind: Any, config_kind: Any, config: str) -> dict[str, tuple[str, dict[str, str]]]:
     """Class and attributes of the modules of a model that is nothing but its config; empty where it cannot be built, so that all counts."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            model = kind(config_kind.from_dict(json.loads(config)))  # type: ignore[attr-defined]
+            model = kind(config_kind.from_dict(json.loads(config)))
     except Exception:  # the model's own code: whatever it raises
         return {}
     return {name: (_kind(module), _attributes(module)) for name, module in model.base_model.named_modules()}
@@ -204,6 +218,28 @@ def feed(digest: Any, value: Any) -> None:
             ) from error
 
 
+def check_whole(model: PreTrainedModel) -> None:
+    """Raise UnsupportedModel for a model that is wrapped, compiled, or not in memory as a whole."""
+    name = type(model).__name__
+    for where, module in model.named_modules():
+        compiled = isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
+        if compiled or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
+            raise UnsupportedModel(
+                f"{name} is compiled ({where or 'all of it'}), and a compiled forward pass takes no memories: give the model as it was before "
+                "torch.compile"
+            )
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModel(
+            f"{name} is not a model of transformers: give the one inside it (of peft: model.get_base_model())"
+        )
+    away = [where for where, tensor in model.named_parameters() if tensor.is_meta]
+    if away:
+        raise UnsupportedModel(
+            f"{name}: {len(away)} weights are not in memory ({away[0]}): they are offloaded to disk or CPU, or were never loaded. Load the "
+            "model without device_map and offload_folder"
+        )
+
+
 def check_calm(model: PreTrainedModel) -> None:
     """Raise ModelError where a forward pass draws random numbers, so that no memory could be had twice."""
     for name, module in model.named_modules():
@@ -216,11 +252,11 @@ def check_calm(model: PreTrainedModel) -> None:
                 )
 
 
-def standing(base: torch.nn.Module) -> int:
-    """A number that changes when weights are written or exchanged, adapters switched or modules set to training. Takes 2 ms; means nothing in another process."""
+def standing(model: torch.nn.Module) -> int:
+    """A number that changes when weights are written or exchanged, adapters switched, modules compiled or set to training. Takes 2 ms; means nothing in another process."""
     found: list[Any] = []
-    for module in base.modules():
-        found += (id(module), module.training)
+    for module in model.modules():
+        found += (id(module), module.training, id(vars(module).get("forward")), module._compiled_call_impl is None)
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
                 found += (id(tensor), 0 if tensor.is_inference() else tensor._version)
@@ -230,6 +266,6 @@ def standing(base: torch.nn.Module) -> int:
 
 
 @functools.cache
-def _is_stock(kind: type) -> bool:
+def _is_stock(kind: Hashable) -> bool:
     """Whether a module's class is of torch or of transformers, whose attributes nobody switches."""
-    return kind.__module__.startswith(("torch.nn.modules.", "transformers.models."))
+    return str(getattr(kind, "__module__", "")).startswith(("torch.nn.modules.", "transformers.models."))
