@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -64,14 +64,19 @@ _WINDOWS = frozenset({"layer_types", "max_window_layers", "sliding_window", "use
 #: Architectures whose code in transformers reads no other value than its config class declares: others are leftovers of a hub's files.
 _PLAIN = ("llama", "mistral", "qwen2", "qwen3")
 
-#: Attributes of a module that are not what it computes.
-_INNER = frozenset(vars(torch.nn.Module())) | {
+#: Attributes of a module that are not what it computes: torch's own, those that follow a harmless config value, and notes.
+_INNER = frozenset(vars(torch.nn.Module())) | HARMLESS
+_INNER |= {
     "_is_hf_initialized",
     "gradient_checkpointing",
     "max_seq_len_cached",
     "name_or_path",
+    "num_embeddings",
+    "original_max_seq_len",
+    "padding_idx",
     "warnings_issued",
 }
+
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
 #: Hooks and forward passes of these look on, or move tensors.
 _ONLOOKERS = ("memory3.", "transformers.", "accelerate.")
@@ -98,7 +103,8 @@ def unsaid(model: PreTrainedModel, shape: ModelShape, last: int) -> dict[str, An
     Raises:
         UnsupportedModel: weights are kept in a way whose bytes cannot be read.
     """
-    plain = _as_built(type(model), type(model.config), model.config.to_json_string(use_diff=False))
+    kinds: tuple[Any, Any] = (type(model), type(model.config))
+    plain = _as_built(*kinds, model.config.to_json_string(use_diff=False))
     found: dict[str, Any] = {}
     for name, module in layers_up_to(shape.base.named_modules(), last):
         kind, said = plain.get(name, ("", {}))
@@ -260,12 +266,13 @@ def standing(model: torch.nn.Module) -> int:
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
                 found += (id(tensor), 0 if tensor.is_inference() else tensor._version)
-        if not _is_stock(type(module)):
+        kind: Any = type(module)
+        if not _is_stock(kind):
             found += _attributes(module, private=True).items()
     return hash(tuple(found))
 
 
 @functools.cache
-def _is_stock(kind: Hashable) -> bool:
+def _is_stock(kind: Any) -> bool:
     """Whether a module's class is of torch or of transformers, whose attributes nobody switches."""
-    return str(getattr(kind, "__module__", "")).startswith(("torch.nn.modules.", "transformers.models."))
+    return str(kind.__module__).startswith(("torch.nn.modules.", "transformers.models."))
