@@ -264,6 +264,11 @@ def test_windowed_layers_hold_no_memories(tmp_path):
         ("gpt2", {}, "not Llama-like|no rotary"),
         ("mixtral", {}, "mixture of experts"),
         ("mistral", {"sliding_window": 7}, "all 32 layers attend within a window"),
+        (
+            "gemma4_text",
+            {"num_hidden_layers": 6},
+            "5 of 6 layers attend within a window",
+        ),  # sizes that differ by kind of layer
     ],
 )
 def test_models_whose_costs_are_others_are_refused(kind, settings, said, tmp_path):

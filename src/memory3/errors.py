@@ -6,7 +6,7 @@
     │   └── ReadError          a file could not be turned into text; carries the path
     ├── ModelError             a model or tokenizer cannot be loaded or attached
     │   ├── DownloadError      a catalogue file could not be fetched, checked or stored
-    │   └── UnsupportedModel   the architecture has no full attention where memories are wanted; names the layers
+    │   └── UnsupportedModel   the architecture has no full attention where memories are wanted, or reads memories otherwise than text
     ├── TrainingError          a training run cannot start, go on or be resumed
     │   ├── LossNotFinite      the loss or its gradient is not a number; the last checkpoint is from before
     │   └── CheckpointFull     no space left for a checkpoint; those before it are intact
@@ -84,7 +84,7 @@ class DownloadError(ModelError):
 
 
 class UnsupportedModel(ModelError):
-    """The architecture has no full attention where memories are wanted."""
+    """The architecture has no full attention where memories are wanted, or reads memories otherwise than text."""
 
 
 class TrainingError(Memory3Error):

@@ -18,7 +18,7 @@ from memory3.answer import Answer, Timings, Usage
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, InputError, ModelError
 from memory3.maths.selectors import is_fitted
-from memory3.model.active import check_calm, standing
+from memory3.model.active import check_calm, check_whole, standing
 from memory3.model.adapter import own_folder, trained_config, with_adapter
 from memory3.model.attach import ModelShape
 from memory3.model.beginning import FIXED, Frame
@@ -91,13 +91,14 @@ class Memory3:
         self.config = config or MemoryConfig()
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.batch_size = batch_size
+        check_whole(model)
         check_calm(model)
         self._model_shape = ModelShape(model)
         self.frame = Frame.of(tokenizer, self.config)
         learned = self.learned if is_fitted(self.config.selector) else None
         self.encoder = Encoder(model, self._model_shape, self.frame, self.config, learned.by_layer if learned else None)
         self.proof = proven(model, self._model_shape, tokenizer, self.whole_model)
-        self._standing = standing(self._model_shape.base)
+        self._standing = standing(model)
 
     @classmethod
     def from_pretrained(
@@ -156,9 +157,10 @@ class Memory3:
 
     def check_unchanged(self) -> None:
         """Raise ModelError where the model is no longer what this object was made of: other weights, another adapter, modules that were exchanged."""
-        now = standing(self._model_shape.base)
+        now = standing(self.model)
         if now == self._standing:
             return
+        check_whole(self.model)
         check_calm(self.model)
         if whole_model(self.model, self._model_shape, self.tokenizer, self.frame, self.config) != self.whole_model:
             raise ModelError(

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from memory3.errors import ModelError, UnsupportedModel
 from memory3.model.attach import ModelShape
 
-__all__ = ["HARMLESS", "acting", "check_calm", "feed", "layers_up_to", "standing", "unsaid"]
+__all__ = ["HARMLESS", "acting", "check_calm", "check_whole", "feed", "layers_up_to", "standing", "unsaid"]
 
 _T = TypeVar("_T")
 
@@ -30,12 +30,26 @@ HARMLESS = frozenset(
         # names, and what wrote the config
         *("_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"),
         # what a forward pass returns, and ways to compute the same
-        *("chunk_size_feed_forward", "is_encoder_decoder", "output_attentions", "output_hidden_states", "output_router_logits"),
+        *(
+            "chunk_size_feed_forward",
+            "is_encoder_decoder",
+            "output_attentions",
+            "output_hidden_states",
+            "output_router_logits",
+        ),
         *("pretraining_tp", "return_dict", "use_cache"),
         # tokens and labels
         *("bos_token_id", "eos_token_id", "id2label", "label2id", "pad_token_id", "problem_type", "sep_token_id"),
         # sizes, which show in the names and shapes of weights
-        *("attention_bias", "hidden_size", "intermediate_size", "mlp_bias", "num_hidden_layers", "tie_word_embeddings", "vocab_size"),
+        *(
+            "attention_bias",
+            "hidden_size",
+            "intermediate_size",
+            "mlp_bias",
+            "num_hidden_layers",
+            "tie_word_embeddings",
+            "vocab_size",
+        ),
         # for training alone; `check_calm` sees to it that nothing is dropped
         *("attention_dropout", "attn_pdrop", "embd_pdrop", "hidden_dropout", "initializer_range", "resid_pdrop"),
         "router_aux_loss_coef",
@@ -50,14 +64,19 @@ _WINDOWS = frozenset({"layer_types", "max_window_layers", "sliding_window", "use
 #: Architectures whose code in transformers reads no other value than its config class declares: others are leftovers of a hub's files.
 _PLAIN = ("llama", "mistral", "qwen2", "qwen3")
 
-#: Attributes of a module that are not what it computes.
-_INNER = frozenset(vars(torch.nn.Module())) | {
+#: Attributes of a module that are not what it computes: torch's own, those that follow a harmless config value, and notes.
+_INNER = frozenset(vars(torch.nn.Module())) | HARMLESS
+_INNER |= {
     "_is_hf_initialized",
     "gradient_checkpointing",
     "max_seq_len_cached",
     "name_or_path",
+    "num_embeddings",
+    "original_max_seq_len",
+    "padding_idx",
     "warnings_issued",
 }
+
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
 #: Hooks and forward passes of these look on, or move tensors.
 _ONLOOKERS = ("memory3.", "transformers.", "accelerate.")
@@ -84,7 +103,8 @@ def unsaid(model: PreTrainedModel, shape: ModelShape, last: int) -> dict[str, An
     Raises:
         UnsupportedModel: weights are kept in a way whose bytes cannot be read.
     """
-    plain = _as_built(type(model), type(model.config), model.config.to_json_string(use_diff=False))
+    kinds: tuple[Any, Any] = (type(model), type(model.config))
+    plain = _as_built(*kinds, model.config.to_json_string(use_diff=False))
     found: dict[str, Any] = {}
     for name, module in layers_up_to(shape.base.named_modules(), last):
         kind, said = plain.get(name, ("", {}))
@@ -108,11 +128,11 @@ def unsaid(model: PreTrainedModel, shape: ModelShape, last: int) -> dict[str, An
 
 
 @functools.lru_cache(maxsize=4)
-def _as_built(kind: type, config_kind: type, config: str) -> dict[str, tuple[str, dict[str, str]]]:
+def _as_built(kind: Any, config_kind: Any, config: str) -> dict[str, tuple[str, dict[str, str]]]:
     """Class and attributes of the modules of a model that is nothing but its config; empty where it cannot be built, so that all counts."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            model = kind(config_kind.from_dict(json.loads(config)))  # type: ignore[attr-defined]
+            model = kind(config_kind.from_dict(json.loads(config)))
     except Exception:  # the model's own code: whatever it raises
         return {}
     return {name: (_kind(module), _attributes(module)) for name, module in model.base_model.named_modules()}
@@ -204,6 +224,28 @@ def feed(digest: Any, value: Any) -> None:
             ) from error
 
 
+def check_whole(model: PreTrainedModel) -> None:
+    """Raise UnsupportedModel for a model that is wrapped, compiled, or not in memory as a whole."""
+    name = type(model).__name__
+    for where, module in model.named_modules():
+        compiled = isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
+        if compiled or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
+            raise UnsupportedModel(
+                f"{name} is compiled ({where or 'all of it'}), and a compiled forward pass takes no memories: give the model as it was before "
+                "torch.compile"
+            )
+    if not isinstance(model, PreTrainedModel):
+        raise UnsupportedModel(
+            f"{name} is not a model of transformers: give the one inside it (of peft: model.get_base_model())"
+        )
+    away = [where for where, tensor in model.named_parameters() if tensor.is_meta]
+    if away:
+        raise UnsupportedModel(
+            f"{name}: {len(away)} weights are not in memory ({away[0]}): they are offloaded to disk or CPU, or were never loaded. Load the "
+            "model without device_map and offload_folder"
+        )
+
+
 def check_calm(model: PreTrainedModel) -> None:
     """Raise ModelError where a forward pass draws random numbers, so that no memory could be had twice."""
     for name, module in model.named_modules():
@@ -216,20 +258,21 @@ def check_calm(model: PreTrainedModel) -> None:
                 )
 
 
-def standing(base: torch.nn.Module) -> int:
-    """A number that changes when weights are written or exchanged, adapters switched or modules set to training. Takes 2 ms; means nothing in another process."""
+def standing(model: torch.nn.Module) -> int:
+    """A number that changes when weights are written or exchanged, adapters switched, modules compiled or set to training. Takes 2 ms; means nothing in another process."""
     found: list[Any] = []
-    for module in base.modules():
-        found += (id(module), module.training)
+    for module in model.modules():
+        found += (id(module), module.training, id(vars(module).get("forward")), module._compiled_call_impl is None)
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
                 found += (id(tensor), 0 if tensor.is_inference() else tensor._version)
-        if not _is_stock(type(module)):
+        kind: Any = type(module)
+        if not _is_stock(kind):
             found += _attributes(module, private=True).items()
     return hash(tuple(found))
 
 
 @functools.cache
-def _is_stock(kind: type) -> bool:
+def _is_stock(kind: Any) -> bool:
     """Whether a module's class is of torch or of transformers, whose attributes nobody switches."""
-    return kind.__module__.startswith(("torch.nn.modules.", "transformers.models."))
+    return str(kind.__module__).startswith(("torch.nn.modules.", "transformers.models."))

@@ -158,7 +158,6 @@ class ModelShape:
         self.name = type(model).__name__
         self._windows: dict[int, torch.Tensor] = {}
         self.base = model.base_model
-        self._check_runs(model)
         self.num_layers: int = config.num_hidden_layers
         self.max_positions: int = config_value(config, "max_position_embeddings") or 1 << 30
         self.full_layers = self._full_attention_layers(config)
@@ -181,21 +180,6 @@ class ModelShape:
             )
         self.angles = self._rotations({i: seen[i][1][:, :, 0] for i in seen}, positions, candidates)
         self.inv_freq = next((self.angles[i] for i in self.full_layers if len(self.angles[i])), key.new_zeros(0))
-
-    def _check_runs(self, model: PreTrainedModel) -> None:
-        for where, module in model.named_modules():
-            compiled = isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
-            if compiled or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
-                raise UnsupportedModel(
-                    f"{self.name} is compiled ({where or 'the model'}), and a compiled forward pass takes no memories: attach to the model "
-                    "as it was before torch.compile"
-                )
-        away = [name for name, tensor in model.named_parameters() if tensor.is_meta]
-        if away:
-            raise UnsupportedModel(
-                f"{self.name}: {len(away)} weights are not in memory ({away[0]}): they are offloaded to disk or CPU, or were never loaded. "
-                "Load the model without device_map and offload_folder"
-            )
 
     def _check_rope(self, config: Any) -> None:
         rope = config_value(config, "rope_parameters") or {}
@@ -220,11 +204,12 @@ class ModelShape:
                 f"{self.name}: layers {where} are {', '.join(foreign)}, which keep no keys and values that a beginning could be read from"
             )
         full = tuple(i for i, k in enumerate(kinds) if k == "full_attention")
-        if not full:
+        if 2 * len(full) <= self.num_layers:
+            how_many = f"{self.num_layers - len(full)} of" if full else "all"
             raise UnsupportedModel(
-                f"{self.name}: all {self.num_layers} layers attend within a window "
-                f"(sliding_window={config_value(config, 'sliding_window')}); memories need full attention. "
-                "If your texts are shorter than the window, load the model with config.sliding_window=None."
+                f"{self.name}: {how_many} {self.num_layers} layers attend within a window "
+                f"(sliding_window={config_value(config, 'sliding_window')}) and cannot hold memories, so that it would not read them as it reads text; "
+                "memories need full attention in most layers. If your texts are shorter than the window, load the model with config.sliding_window=None."
             )
         return full
 

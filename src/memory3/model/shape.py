@@ -168,8 +168,11 @@ def _from_config(name: str, config: Any) -> Shape:
         windowed = config_value(config, "sliding_window") and config_value(config, "use_sliding_window", True)
         kinds = ["sliding_attention" if windowed else "full_attention"] * layers
     without = tuple(layer for layer, kind in enumerate(kinds) if kind != "full_attention")
-    if len(without) == layers:
-        raise UnsupportedModel(f"{name}: all {layers} layers attend within a window; memories need full attention")
+    if 2 * len(without) > layers:
+        how_many = "all" if len(without) == layers else f"{len(without)} of"
+        raise UnsupportedModel(
+            f"{name}: {how_many} {layers} layers attend within a window; memories need full attention in most layers"
+        )
     return Shape(
         layers=layers,
         heads=heads,
