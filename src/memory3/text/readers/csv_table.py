@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pyarrow as pa
 from pyarrow import csv
 
-from memory3.text.readers.encoding import LooksBinary, encoding_of
 from memory3.text.readers.records import from_record
 from memory3.text.readers.source import Found, SourceFile, megabytes
 
@@ -27,10 +26,7 @@ def read(file: SourceFile) -> Iterator[Found]:
         sample = stream.read(_SAMPLE)
     if not sample.strip():
         return
-    try:
-        encoding = encoding_of(sample[: sample.rfind(b"\n") + 1] or sample)
-    except LooksBinary as error:
-        raise file.error(str(error)) from None
+    encoding = file.encoding_of(sample[: sample.rfind(b"\n") + 1] or sample)
     encoding = "utf-8" if encoding == "utf-8-sig" else encoding  # pyarrow drops the mark, and takes damaged UTF-8 only so
     header = sample.decode(encoding, "replace").lstrip("\ufeff\r\n").splitlines()[0]
     delimiter = "\t" if file.kind == ".tsv" else max(",;\t|", key=header.count)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from memory3.text.readers.encoding import LooksBinary, decode, with_plain_newlines
+from memory3.text.readers.encoding import with_plain_newlines
 from memory3.text.readers.source import Found, SourceFile
 
 __all__ = ["SUFFIXES", "read"]
@@ -31,13 +31,7 @@ _HIDING_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGN
 
 def read(file: SourceFile) -> Iterator[Found]:
     """One text per page."""
-    try:
-        markup, warning = decode(file.read())
-    except LooksBinary as error:
-        raise file.error(str(error)) from None
-    if warning:
-        file.report(warning)
-    page = LexborHTMLParser(markup)
+    page = LexborHTMLParser(file.decode(file.read()))
     title = page.css_first("head > title")
     name = _SPACE.sub(" ", title.text()).strip() if title is not None else ""
     root = page.body or page.root
