@@ -33,6 +33,7 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+#: Never guessed: valid UTF-8, or a mark says so.
 _UNICODE = frozenset(("utf-8", "utf-8-sig", "utf-16", "utf-32"))
 _WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
 #: What may be guessed for text in Latin letters, and for any other: what Windows, the web, Unix, DOS and the Mac wrote.
