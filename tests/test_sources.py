@@ -20,7 +20,10 @@ def texts(bank):
 
 @pytest.mark.parametrize("given", ["path", "cwd"])
 def test_another_sources_document_is_not_replaced_without_a_word(tmp_path, monkeypatch, given):
-    one, two = shelf(tmp_path / "one" / "notes", intro="first text"), shelf(tmp_path / "two" / "notes", intro="second", more="new")
+    one, two = (
+        shelf(tmp_path / "one" / "notes", intro="first text"),
+        shelf(tmp_path / "two" / "notes", intro="second", more="new"),
+    )
     bank = open_bank(tmp_path / "bank")
     for folder, options, fails in ((one, {}, False), (two, {}, True), (two, {"replace": True}, False)):
         if given == "cwd":

@@ -107,7 +107,9 @@ class Writing:
                 is_same = dataclasses.replace(document, source=source).content_hash == old_hash
             is_foreign = bool(old_hash) and not is_same and not same_source(source, origin, document.source, document.origin)
             if is_foreign:
-                (replaced if replace else conflicts).append(Conflict(document.id, origin or source, document.origin or document.source))
+                (replaced if replace else conflicts).append(
+                    Conflict(document.id, origin or source, document.origin or document.source)
+                )
             if is_same and (self._cold or not is_cold):
                 self._unchanged += 1
             elif not is_foreign or replace:
@@ -116,7 +118,9 @@ class Writing:
             self._tell()
         self._flush()
         if prune and known and not seen:
-            raise InputError("no document was given, so pruning would empty the bank: nothing was removed. Use delete for that")
+            raise InputError(
+                "no document was given, so pruning would empty the bank: nothing was removed. Use delete for that"
+            )
         kept: list[tuple[str, str]] = []
         gone: list[str] = []
         for id_, (_, _, _, source, origin) in known.items() if prune and not conflicts else ():

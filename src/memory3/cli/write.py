@@ -90,9 +90,12 @@ def write(
         str | None, typer.Option(help="Field that holds its id; '' numbers the records.", metavar="NAME")
     ] = None,
     encoding: Annotated[
-        str | None, typer.Option(help="Encoding of all text files. Default: told from each; guesses are noted.", metavar="NAME")
+        str | None,
+        typer.Option(help="Encoding of all text files. Default: told from each; guesses are noted.", metavar="NAME"),
     ] = None,
-    prefix: Annotated[str, typer.Option(help="Put before all ids, such as blog/; --prune then keeps to ids that begin so.")] = "",
+    prefix: Annotated[
+        str, typer.Option(help="Put before all ids, such as blog/; --prune then keeps to ids that begin so.")
+    ] = "",
     stdin_id: Annotated[str | None, typer.Option("--id", help="Id of standard input.", metavar="NAME")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace documents of the same id from other sources.")] = False,
     wait: options.Wait = 0.0,

@@ -98,7 +98,9 @@ def text_codec(name: str) -> str:
         codec = codecs.lookup(name)
         "a".encode(codec.name)
     except (LookupError, ValueError, TypeError):
-        raise InputError(f"encoding {name!r} is unknown: name one such as utf-8, windows-1252, iso-8859-2, shift_jis") from None
+        raise InputError(
+            f"encoding {name!r} is unknown: name one such as utf-8, windows-1252, iso-8859-2, shift_jis"
+        ) from None
     return codec.name
 
 

@@ -26,7 +26,9 @@ def read_lines(file: SourceFile) -> Iterator[Found]:
             if len(line) > limit:
                 raise file.error(f"line {number} is over the limit of {megabytes(limit)}: raise max_bytes")
             if number == 1 and marked_encoding(line) not in (None, "utf-8-sig"):
-                raise file.error("JSON lines must be UTF-8, this is UTF-16 or UTF-32: save it as UTF-8, or name it with --encoding")
+                raise file.error(
+                    "JSON lines must be UTF-8, this is UTF-16 or UTF-32: save it as UTF-8, or name it with --encoding"
+                )
             if line.strip():
                 record = _parse(file, line, f"line {number}", number)
                 yield from from_record(file, number, record, "line")
@@ -47,7 +49,9 @@ def _parse(file: SourceFile, content: bytes, place: str, row: int | None = None)
         text, warning = decode(content, guess=False)
         record = json.loads(text)
     except LooksBinary:
-        raise file.error(f"{place} is not UTF-8, as JSON must be: convert it, for example with `iconv -t utf-8`, or name its encoding with --encoding") from None
+        raise file.error(
+            f"{place} is not UTF-8, as JSON must be: convert it, for example with `iconv -t utf-8`, or name its encoding with --encoding"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise file.error(f"{place} is not valid JSON: {error}") from None
     if warning:

@@ -161,7 +161,9 @@ def is_bank(folder: Path) -> bool:
 def _refuse_bank(path: Path) -> None:
     around = next((folder for folder in (path.absolute(), *path.absolute().parents) if is_bank(folder)), None)
     if around is not None:
-        raise InputError(f"{path} is (in) the memory3 bank {around}, whose files are no documents: name what it was written from")
+        raise InputError(
+            f"{path} is (in) the memory3 bank {around}, whose files are no documents: name what it was written from"
+        )
 
 
 def _is_passed_over(name: str) -> bool:

@@ -132,7 +132,9 @@ class _Reading:
         self, sources: Sequence[Source | None], options: ReadOptions, stdin: TextIO | BinaryIO | None, stdin_id: str | None
     ) -> Iterator[Document]:
         for source in sources:
-            documents = _stdin_document(stdin or sys.stdin, options, stdin_id) if source is None else self._of_source(source, options)
+            documents = (
+                _stdin_document(stdin or sys.stdin, options, stdin_id) if source is None else self._of_source(source, options)
+            )
             yield from filter(self._is_new, documents)
         if not self.texts:
             raise InputError(f"no document was read. First reason: {self.first_report}")
