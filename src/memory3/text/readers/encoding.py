@@ -49,8 +49,8 @@ _OTHERS = (
 #: Names in declarations that mean more than they say: https://encoding.spec.whatwg.org/#names-and-labels
 _MEANT = {
     **dict.fromkeys(("ascii", "iso8859-1"), "windows-1252"),
-    **{"iso8859-9": "windows-1254", "tis-620": "cp874", "iso8859-11": "cp874"},
-    **{"gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949"},
+    "iso8859-9": "windows-1254", "tis-620": "cp874", "iso8859-11": "cp874",
+    "gb2312": "gb18030", "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949",
 }
 _DECLARED = re.compile(rb"""<(?:meta\b[^>]*?\bcharset|\?xml\b[^>]*?\bencoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
 _DECLARED_WITHIN = 4096

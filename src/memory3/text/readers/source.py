@@ -81,7 +81,7 @@ class SourceFile:
 
     def open(self) -> BinaryIO:
         """The content, unzipped; text in an encoding that the caller named becomes UTF-8."""
-        stream = cast(BinaryIO, gzip.open(self.path)) if self._is_gzip else self.path.open("rb")
+        stream = cast(BinaryIO, gzip.open(self.path)) if self._is_gzip else self.path.open("rb")  # noqa: SIM115
         encoding = self.options.encoding
         if encoding is None or self.kind in _SELF_DESCRIBING:
             return stream
