@@ -3,7 +3,8 @@
     Memory3Error
     ├── ConfigError            a setting is out of range or two settings contradict each other      (also ValueError)
     ├── InputError             a document, a question or a path cannot be used as given              (also ValueError)
-    │   └── ReadError          a file could not be turned into text; carries the path
+    │   ├── ReadError          a file could not be turned into text; carries the path
+    │   └── SourceConflict     documents in the bank under the same ids came from other sources; carries the report
     ├── ModelError             a model or tokenizer cannot be loaded or attached
     │   ├── DownloadError      a catalogue file could not be fetched, checked or stored
     │   └── UnsupportedModel   the architecture has no full attention where memories are wanted, or reads memories otherwise than text
@@ -49,6 +50,7 @@ __all__ = [
     "ModelError",
     "ReadError",
     "RecallError",
+    "SourceConflict",
     "TrainingError",
     "UnsupportedModel",
 ]
@@ -73,6 +75,14 @@ class ReadError(InputError):
         super().__init__(f"{path}: {reason}")
         self.path = str(path)
         self.reason = reason
+
+
+class SourceConflict(InputError):
+    """Documents were not written: the bank has others under their ids, from other sources. All others were written."""
+
+    def __init__(self, message: str, report: object) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class ModelError(Memory3Error):

@@ -49,12 +49,14 @@ class Document:
         text: the text, any length.
         source: where it came from (path, URL, ``"stdin"``), shown in citations.
         metadata: flat JSON values (text, number, bool) to filter on at recall.
+        origin: absolute path of the file it was read from, which tells one ``docs/a.md`` from another; "" where there is none.
     """
 
     id: str
     text: str
     source: str = ""
     metadata: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+    origin: str = field(default="", compare=False)
 
     @property
     def content_hash(self) -> str:

@@ -31,9 +31,10 @@ from memory3.bank.where import Where
 from memory3.bank.writer import MemoryWriter
 from memory3.bank.writing import Writing, delete_documents, present
 from memory3.codec import CodeBook
-from memory3.errors import BankChanged, BankCorrupt, ConfigError
+from memory3.errors import BankChanged, BankCorrupt, ConfigError, SourceConflict
 from memory3.model.catalogue import DEFAULT_EMBEDDER
 from memory3.policy import WritePolicy
+from memory3.sources import Unread
 from memory3.values import Document, Memory, Reference
 
 __all__ = ["Bank"]
@@ -162,6 +163,9 @@ class Bank:
         documents: Iterable[Document],
         *,
         prune: bool = False,
+        replace: bool = False,
+        unread: Unread | None = None,
+        within: str | None = None,
         cold: bool | None = None,
         progress: Progress | None = None,
         wait_seconds: float = 0.0,
@@ -172,7 +176,11 @@ class Bank:
 
         Args:
             documents: read one by one, so they need not fit into RAM.
-            prune: remove the documents of the bank that are not among these.
+            prune: remove the documents of the bank that are not among these. Without any document, or with a conflict, nothing is removed.
+            replace: whether a document takes the place of one that the bank has under its id from another source. Without it such
+                documents are not written, all others are, and SourceConflict is raised at the end.
+            unread: what could not be read, which pruning spares. By default that of ``documents``, if they are of `read_documents`.
+            within: pruning removes only documents whose id begins so. By default the prefix of `read_documents`.
             cold: store text and embedding only; memories are encoded when first read. None: as the bank's policy says.
             progress: called after each document and each encoded batch.
             wait_seconds: how long to wait for another writer before raising BankBusy.
@@ -184,10 +192,19 @@ class Bank:
             now = self._store.snapshot()
             cold = self.policy.write == "auto" if cold is None else cold
             writing = Writing(self._store, now.name, now.table, m3, embedder, cold=cold, progress=progress)
-            report = writing.run(documents, prune=prune)
+            unread = getattr(documents, "unread", None) if unread is None else unread
+            within = getattr(documents, "prefix", "") if within is None else within
+            report = writing.run(documents, prune=prune, replace=replace, unread=unread, within=within)
             if report.written or report.removed:
                 tidy(self._store)
         self.refresh()
+        if report.conflicts:
+            some = "; ".join(f"{each.id!r} came from {each.stored}, now from {each.given}" for each in report.conflicts[:3])
+            raise SourceConflict(
+                f"{len(report.conflicts)} not written, for the bank has another document of that id: {some}. To keep both, put a "
+                "prefix before these ids (--prefix NAME/); to replace, give --replace. All else was written, nothing was pruned",
+                report,
+            )
         return report
 
     def delete(self, document_ids: str | Iterable[str], *, purge: bool = False, wait_seconds: float = 0.0) -> int:

@@ -10,6 +10,7 @@ from memory3.bank.embedder import TextEmbedder
 from memory3.bank.lookup import references_at
 from memory3.bank.manifest import BankManifest
 from memory3.bank.reports import WriteProgress, WriteReport
+from memory3.bank.rows import origin_in
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 from memory3.bank.upkeep import tidy
@@ -42,12 +43,12 @@ def rebuild(
     manifest = BankManifest.of(m3, embedder.name, embedder.dimension, codec, book)
     name = store.next_name()
     unfinished = store.find_table(name)
-    if unfinished is None or store.open(name)[1] != manifest:
+    if unfinished is None or not old.size or store.open(name)[1] != manifest:
         store.remove_table(f"{name}-staging")
         store.add_book(book)
         unfinished = store.add_table(name, manifest)
     report = Writing(store, name, unfinished, m3, embedder, cold=cold, progress=progress).run(
-        stored_documents(old), prune=True
+        stored_documents(old), prune=True, replace=True
     )
     store.switch(name)
     tidy(store)
@@ -56,12 +57,14 @@ def rebuild(
 
 def stored_documents(snapshot: Snapshot) -> Iterator[Document]:
     """The documents as they were written, put together from their references."""
-    listing = snapshot.scan(["document_id", "ordinal", "content_hash"]).sort_by("ordinal")
+    listing = snapshot.scan(["document_id", "ordinal", "content_hash", "tags"]).sort_by("ordinal")
     rows: dict[str, list[int]] = defaultdict(list)
     hashes: dict[str, str] = {}
-    columns = (listing[name].to_pylist() for name in ("_rowid", "document_id", "content_hash"))
-    for row_id, document_id, content_hash in zip(*columns, strict=True):
+    origins: dict[str, str] = {}
+    columns = (listing[name].to_pylist() for name in ("_rowid", "document_id", "content_hash", "tags"))
+    for row_id, document_id, content_hash, tags in zip(*columns, strict=True):
         rows[document_id].append(row_id)
+        origins[document_id] = origins.get(document_id) or origin_in(tags)
         hashes[document_id] = content_hash
     for document_ids in _portions(rows):
         found = references_at(snapshot, [row_id for id_ in document_ids for row_id in rows[id_]])
@@ -70,7 +73,7 @@ def stored_documents(snapshot: Snapshot) -> Iterator[Document]:
             parts[reference.document_id].append(reference)
         for document_id, references in parts.items():
             text = "".join(reference.text for reference in references)
-            document = Document(document_id, text, references[0].source, references[0].metadata)
+            document = Document(document_id, text, references[0].source, references[0].metadata, origins[document_id])
             if document.content_hash != hashes[document_id]:
                 raise BankCorrupt(
                     f"{snapshot.path}: the text of document {document_id!r} is not complete: delete it, or write it again, "

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from memory3.bank.cache import CacheStatistics
 
-__all__ = ["BankInfo", "DocumentEntry", "Hit", "VerifyReport", "WriteProgress", "WriteReport"]
+__all__ = ["BankInfo", "Conflict", "DocumentEntry", "Hit", "VerifyReport", "WriteProgress", "WriteReport"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,15 @@ class WriteProgress:
 
 
 @dataclass(frozen=True)
+class Conflict:
+    """A document and one that the bank has under its id from another source."""
+
+    id: str
+    stored: str
+    given: str
+
+
+@dataclass(frozen=True)
 class WriteReport:
     """What a write did.
 
@@ -48,6 +57,10 @@ class WriteReport:
         written: documents that are new or changed.
         unchanged: documents that were there already, at no cost.
         removed: documents that `prune` removed.
+        added: of those written, the new ones.
+        replaced: documents of another source that were replaced.
+        conflicts: documents that were not written, for the bank has one of another source under their id.
+        kept: documents that `prune` spared, since their file could not be read, and why.
         references: references written.
         bytes: of rows written, before Lance's compression.
         seconds: from start to end.
@@ -59,6 +72,15 @@ class WriteReport:
     references: int
     bytes: int
     seconds: float
+    added: int = 0
+    replaced: tuple[Conflict, ...] = ()
+    conflicts: tuple[Conflict, ...] = ()
+    kept: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def changed(self) -> int:
+        """Documents written in place of an earlier text of the same source."""
+        return self.written - self.added - len(self.replaced)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ __all__ = [
     "checksums",
     "codes_of",
     "embeddings_of",
+    "origin_in",
     "references_of",
     "row_batch",
     "row_schema",
@@ -65,11 +66,12 @@ TEXT_COLUMNS = (*_CHECKED, "checksum")
 
 @dataclass(frozen=True)
 class Row:
-    """What a row says beyond its memory: the reference, its document's content hash, and how many references that has."""
+    """What a row says beyond its memory: the reference, its document's content hash, how many references that has, its origin."""
 
     reference: Reference
     content_hash: str
     document_references: int
+    origin: str = ""
 
 
 def row_schema(manifest: BankManifest, table_id: str = "") -> pa.Schema:
@@ -113,7 +115,7 @@ def row_batch(
         "text": [r.text for r in references],
         "token_ids": [r.token_ids for r in references],
         "metadata": [json.dumps(dict(r.metadata), sort_keys=True) for r in references],
-        "tags": [tags(r.metadata) for r in references],
+        "tags": [_tags(row) for row in rows],
         "content_hash": [row.content_hash for row in rows],
         "document_references": [row.document_references for row in rows],
         "codes": records,
@@ -123,6 +125,17 @@ def row_batch(
     flat = pa.array(np.ascontiguousarray(embeddings, dtype=np.float32).reshape(-1))
     arrays["embedding"] = pa.FixedSizeListArray.from_arrays(flat, schema.field("embedding").type.list_size)
     return with_checksums(arrays, schema)
+
+
+def _tags(row: Row) -> list[str]:
+    """Tags to filter on, and with a document's first row its origin: a JSON object, which no filter can ask for."""
+    own = tags(row.reference.metadata)
+    return [*own, json.dumps({"origin": row.origin})] if row.origin and not row.reference.ordinal else own
+
+
+def origin_in(row_tags: Sequence[str]) -> str:
+    """The origin that a document's first row carries among its tags; "" where nobody kept it."""
+    return next((str(json.loads(item)["origin"]) for item in row_tags if item.startswith('{"origin"')), "")
 
 
 def with_checksums(columns: dict[str, pa.Array], schema: pa.Schema) -> pa.RecordBatch:

@@ -7,6 +7,7 @@ Lance's own "delete what the source lacks" reads the whole table, memories inclu
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
@@ -20,13 +21,14 @@ from memory3.bank.codebooks import codec_of
 from memory3.bank.embedder import TextEmbedder
 from memory3.bank.faults import reading, writing
 from memory3.bank.manifest import METADATA_KEY, BankManifest
-from memory3.bank.reports import WriteProgress, WriteReport
-from memory3.bank.rows import LIVE, TEXT_COLUMNS, Row, are_tombstones, row_batch, tombstone
+from memory3.bank.reports import Conflict, WriteProgress, WriteReport
+from memory3.bank.rows import LIVE, TEXT_COLUMNS, Row, are_tombstones, origin_in, row_batch, tombstone
 from memory3.bank.staging import Staging
 from memory3.bank.store import Store
 from memory3.bank.where import is_in, tags
 from memory3.bank.writer import MemoryWriter
 from memory3.errors import InputError
+from memory3.sources import Unread, same_source
 from memory3.values import Document, Reference, plain
 
 __all__ = ["Writing", "delete_documents", "delete_tombstones", "present"]
@@ -77,11 +79,22 @@ class Writing:
         self._documents = self._written = self._unchanged = self._references = self._bytes = 0
         self._document_id = ""
 
-    def run(self, documents: Iterable[Document], *, prune: bool = False) -> WriteReport:
-        """Write what is new or changed; with ``prune``, remove every document that is not among ``documents``."""
+    def run(
+        self,
+        documents: Iterable[Document],
+        *,
+        prune: bool = False,
+        replace: bool = False,
+        unread: Unread | None = None,
+        within: str = "",
+    ) -> WriteReport:
+        """Write what is new or changed. Arguments as for `Bank.write`; conflicts are reported, not raised."""
         delete_tombstones(self._store, self._table)
         known = self._known()
-        self._sizes = {id_: size for id_, (_, size, _) in known.items()}
+        self._sizes = {id_: size for id_, (_, size, _, _, _) in known.items()}
+        added = 0
+        replaced: list[Conflict] = []
+        conflicts: list[Conflict] = []
         seen: dict[str, str] = {}
         for document in documents:
             document = _checked(document)
@@ -93,14 +106,39 @@ class Writing:
             seen[document.id] = content_hash
             self._documents += 1
             self._document_id = document.id
-            old_hash, _, is_cold = known.get(document.id, ("", 0, False))
-            if old_hash == content_hash and (self._cold or not is_cold):
+            old_hash, _, is_cold, source, origin = known.get(document.id, ("", 0, False, "", ""))
+            is_same = old_hash == content_hash
+            if old_hash and not is_same and source != document.source:
+                # The same text and metadata under another spelling of the source, or from a copy: nothing to do.
+                is_same = dataclasses.replace(document, source=source).content_hash == old_hash
+            is_foreign = bool(old_hash) and not is_same and not same_source(source, origin, document.source, document.origin)
+            if is_foreign:
+                (replaced if replace else conflicts).append(
+                    Conflict(document.id, origin or source, document.origin or document.source)
+                )
+            if is_same and (self._cold or not is_cold):
                 self._unchanged += 1
-            else:
+            elif not is_foreign or replace:
+                added += not old_hash
                 self._take(document, content_hash)
             self._tell()
         self._flush()
-        gone = [id_ for id_ in (*known, *self._broken) if id_ not in seen] if prune else []
+        if prune and known and not seen:
+            raise InputError(
+                "no document was given, so pruning would empty the bank: nothing was removed. Use delete for that"
+            )
+        kept: list[tuple[str, str]] = []
+        gone: list[str] = []
+        if prune and not conflicts:
+            gone += [id_ for id_ in self._broken if id_ not in seen and id_.startswith(within)]
+        for id_, (_, _, _, source, origin) in known.items() if prune and not conflicts else ():
+            if id_ in seen or not id_.startswith(within):
+                continue
+            reason = unread.reason(id_, source, origin) if unread is not None else None
+            if reason is None:
+                gone.append(id_)
+            else:
+                kept.append((id_, reason))
         delete_documents(self._store, self._table, gone)
         self._staging.close(seen)
         self._tell()
@@ -111,11 +149,18 @@ class Writing:
             references=self._references,
             bytes=self._bytes,
             seconds=time.monotonic() - self._started,
+            added=min(added, self._written),
+            replaced=tuple(replaced),
+            conflicts=tuple(conflicts),
+            kept=tuple(kept),
         )
 
-    def _known(self) -> dict[str, tuple[str, int, bool]]:
-        """Content hash, number of references and coldness of every document in the table. Notes those whose rows are damaged, to be replaced whole."""
-        columns = ["document_id", "content_hash", "document_references"]
+    def _known(self) -> dict[str, tuple[str, int, bool, str, str]]:
+        """Content hash, number of references, coldness, source and origin of every document in the table.
+
+        Notes those whose rows are damaged, to be replaced whole.
+        """
+        columns = ["document_id", "content_hash", "document_references", "source", "tags"]
         with reading(self._store.path):
             firsts = self._table.search().where("ordinal = 0").select(columns).limit(None).to_arrow()
             cold = self._table.search().where("codes_checksum IS NULL").select(["document_id"]).limit(None).to_arrow()
@@ -123,7 +168,11 @@ class Writing:
             rows = self._table.count_rows()
         cold_ids = set(cold["document_id"].to_pylist())
         values = list(zip(*(firsts[name].to_pylist() for name in columns), strict=True))
-        known = {id_: (content_hash, size, id_ in cold_ids) for id_, content_hash, size in values if 0 < size <= rows}
+        known = {
+            id_: (content_hash, size, id_ in cold_ids, source, origin_in(tags))
+            for id_, content_hash, size, source, tags in values
+            if 0 < size <= rows
+        }
         self._broken = {*pc.unique(others["document_id"]).to_pylist(), *firsts["document_id"].to_pylist()} - known.keys()
         return known
 
@@ -135,7 +184,7 @@ class Writing:
             self._flush()
             self._write_large(document, content_hash, chain(head, references))
         elif head:
-            self._group += [Row(reference, content_hash, len(head)) for reference in head]
+            self._group += [Row(reference, content_hash, len(head), document.origin) for reference in head]
             if len(self._group) >= self._group_size or time.monotonic() - self._committed >= COMMIT_SECONDS:
                 self._flush()
         elif document.id in self._sizes or document.id in self._broken:  # nothing is left of it
@@ -166,7 +215,7 @@ class Writing:
         count = sum(1 for _ in islice(references, done))
         while part := list(islice(references, self._group_size)):
             count += len(part)
-            batch = self._encode([Row(reference, content_hash, 0) for reference in part])
+            batch = self._encode([Row(reference, content_hash, 0, document.origin) for reference in part])
             self._staging.add(batch)
             self._bytes += batch.nbytes
         self._commit({document.id: count}, self._staging.batches(document.id, count))

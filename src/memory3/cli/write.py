@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -15,7 +15,7 @@ from memory3.cli.loading import full_name, load_model
 from memory3.cli.output import count, duration, err, message, out, print_json, size
 from memory3.cli.progress import WriteMeter
 from memory3.config import MemoryConfig
-from memory3.errors import BankNotFound, ConfigError
+from memory3.errors import BankNotFound, ConfigError, SourceConflict
 from memory3.policy import WritePolicy
 
 if TYPE_CHECKING:
@@ -89,6 +89,15 @@ def write(
     id_field: Annotated[
         str | None, typer.Option(help="Field that holds its id; '' numbers the records.", metavar="NAME")
     ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(help="Encoding of all text files. Default: told from each; guesses are noted.", metavar="NAME"),
+    ] = None,
+    prefix: Annotated[
+        str, typer.Option(help="Put before all ids, such as blog/; --prune then keeps to ids that begin so.")
+    ] = "",
+    stdin_id: Annotated[str | None, typer.Option("--id", help="Id of standard input.", metavar="NAME")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace documents of the same id from other sources.")] = False,
     wait: options.Wait = 0.0,
     preset: options.Preset = None,
     layers: options.Layers = None,
@@ -125,16 +134,15 @@ def write(
     policy = WritePolicy("auto", after or 1, budget_bytes) if auto or after or budget_bytes else None
     name, config = _remembered(bank, model, adapter, context.params)
     skipped: list[tuple[str, str]] = []
-    documents = read_documents(
-        *paths, text_field=text_field, id_field=id_field, on_skip=lambda place, reason: skipped.append((place, reason))
-    )
+    fields: dict[str, Any] = {"text_field": text_field, "id_field": id_field, "encoding": encoding, "prefix": prefix}
+    given = read_documents(*paths, **fields, stdin_id=stdin_id, on_skip=lambda place, reason: skipped.append((place, reason)))
     total = _source_bytes(paths)
-    documents = _begun(documents)
+    documents = _begun(given)
 
     def again() -> Iterable[Document]:
         nonlocal documents
         if "-" not in paths:
-            return read_documents(*paths, text_field=text_field, id_field=id_field, on_skip=lambda place, reason: None)
+            return read_documents(*paths, **fields, on_skip=lambda place, reason: None)
         everything = list(documents)
         documents = iter(everything)
         return everything
@@ -157,10 +165,22 @@ def write(
                 kind="note",
             )
         with opened, meter.shown():
-            report = opened.write(meter.reading(documents), prune=prune, cold=cold or None, progress=meter, wait_seconds=wait)
+            report = opened.write(
+                meter.reading(documents),
+                prune=prune,
+                replace=replace,
+                unread=given.unread,
+                within=prefix,
+                cold=cold or None,
+                progress=meter,
+                wait_seconds=wait,
+            )
     except KeyboardInterrupt:
         message(INTERRUPTED)
         raise typer.Exit(130) from None
+    except SourceConflict as error:
+        report_write(bank, name, cast("WriteReport", error.report), skipped, as_json)
+        raise
     report_write(bank, name, report, skipped, as_json)
 
 
@@ -173,7 +193,12 @@ def report_write(bank: Path, model: str, report: WriteReport, skipped: Sequence[
                 "bank": str(bank),
                 "model": model,
                 "written": report.written,
+                "added": report.added,
+                "changed": report.changed,
+                "replaced": [vars(each) for each in report.replaced],
+                "conflicts": [vars(each) for each in report.conflicts],
                 "unchanged": report.unchanged,
+                "kept": [{"id": id_, "reason": reason} for id_, reason in report.kept],
                 "removed": report.removed,
                 "skipped": [{"place": place, "reason": reason} for place, reason in skipped],
                 "references": report.references,
@@ -187,8 +212,13 @@ def report_write(bank: Path, model: str, report: WriteReport, skipped: Sequence[
         message(f"{place}: {reason}", kind="note", style="yellow")
     if len(skipped) > _SHOWN:
         message(f"{len(skipped) - _SHOWN} more; --json lists all", kind="note", style="yellow")
+    for id_, reason in report.kept[:_SHOWN]:
+        message(f"{id_} is kept, for it could not be read: {reason}", kind="note", style="yellow")
+    for other in report.replaced[:_SHOWN]:
+        message(f"{other.id} is replaced: it came from {other.stored}, now from {other.given}", kind="note", style="yellow")
     parts = [f"{count(report.written, 'document')} written", f"{report.unchanged:,} unchanged"]
     parts += [f"{report.removed:,} removed"] if report.removed else []
+    parts += [f"{len(report.kept):,} kept"] if report.kept else []
     parts += [f"{len(skipped):,} skipped or altered"] if skipped else []
     out.print(", ".join(parts))
     if report.references:

@@ -87,7 +87,7 @@ def knowledge_bank(m3: Memory3, name: str, data: Path, folder: Path, progress: P
         if progress is not None:
             progress(f"knowledge base {name}", now.documents, now.documents / len(documents))
 
-    bank.write(documents, prune=True, cold=True, progress=told)
+    bank.write(documents, prune=True, replace=True, cold=True, progress=told)
     if progress is not None:
         progress(f"knowledge base {name}: {len(bank)} references, {time.perf_counter() - started:.0f} s", len(documents), 1.0)
     return bank

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from memory3.text.readers.delimited import BadRecord, Dialect, Record, best_delimiter, records
-from memory3.text.readers.encoding import LooksBinary, encoding_of
 from memory3.text.readers.records import ID_FIELDS, TEXT_FIELDS, from_record
 from memory3.text.readers.source import Found, SourceFile
 
@@ -38,10 +37,7 @@ def read(file: SourceFile) -> Iterator[Found]:
         sample = stream.read(_SAMPLE)
     if not sample.strip():
         return
-    try:
-        encoding = encoding_of(sample[: sample.rfind(b"\n") + 1] or sample)
-    except LooksBinary as error:
-        raise file.error(str(error)) from None
+    encoding = file.encoding_of(sample[: sample.rfind(b"\n") + 1] or sample)
     try:
         table = _Table(file, encoding)
         dialect = table.dialect()

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import codecs
+import io
 import re
+import unicodedata
+from collections.abc import Callable
+from typing import BinaryIO, cast
 
-from charset_normalizer import from_bytes
+import chardet
 
-__all__ = ["LooksBinary", "clean", "decode", "encoding_of", "marked_encoding", "with_plain_newlines"]
+from memory3.errors import InputError
+
+__all__ = [
+    "LooksBinary",
+    "clean",
+    "decode",
+    "encoding_of",
+    "guess_note",
+    "is_guess",
+    "marked_encoding",
+    "text_codec",
+    "transcoded",
+    "with_plain_newlines",
+]
 
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -16,11 +33,46 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+#: Never guessed: valid UTF-8, or a mark says so.
+_UNICODE = frozenset(("utf-8", "utf-8-sig", "utf-16", "utf-32"))
+_WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+#: What may be guessed for text in Latin letters, and for any other: what Windows, the web, Unix, DOS and the Mac wrote.
+_LATIN = (
+    *("windows-1252", "windows-1250", "windows-1254", "windows-1257", "windows-1258", "iso8859-2", "iso8859-15"),
+    *("cp437", "cp850", "cp852", "mac-roman"),
+)
+_OTHERS = (
+    *("windows-1251", "koi8-r", "koi8-u", "cp866", "iso8859-5", "mac-cyrillic", "windows-1253", "iso8859-7"),
+    *("windows-1255", "iso8859-8", "windows-1256", "iso8859-6", "cp874"),
+    *("cp932", "euc-jp", "gb18030", "big5", "cp949"),
+)
+#: Names in declarations that mean more than they say: https://encoding.spec.whatwg.org/#names-and-labels
+_MEANT = {
+    **dict.fromkeys(("ascii", "iso8859-1"), "windows-1252"),
+    "iso8859-9": "windows-1254",
+    "tis-620": "cp874",
+    "iso8859-11": "cp874",
+    "gb2312": "gb18030",
+    "gbk": "gb18030",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+}
+_DECLARED = re.compile(rb"""<(?:meta\b[^>]*?\bcharset|\?xml\b[^>]*?\bencoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
+_DECLARED_WITHIN = 4096
+
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+_HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
+_BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
+#: Signs of windows-1252 as they stand in text: before a word, behind one, or inside one.
+_BEFORE_WORD = frozenset("’‘“„«‹¡¿§£€¥¢±©°µ–—½¼¾×÷·•¬¶\xa0")
+_BEHIND_WORD = frozenset("’‘”“»›…™®©°²³¹ªº†‡–—·•‰\xa0\xad")
+_IN_WORD = frozenset("’·–—\xa0\xad")
 
 #: Share of control characters above which a guessed text is taken for binary.
 _MOST_CONTROL = 0.02
+#: Bytes of the lines beyond ASCII that a guess looks at.
+_SAMPLE = 64 * 2**10
 
 
 class LooksBinary(ValueError):
@@ -45,41 +97,185 @@ def marked_encoding(content: bytes) -> str | None:
     return next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), None)
 
 
+def text_codec(name: str) -> str:
+    """The codec a caller names, by Python's name for it. InputError: there is none, or it is no encoding of text."""
+    try:
+        codec = codecs.lookup(name)
+        "a".encode(codec.name)
+    except (LookupError, ValueError, TypeError):
+        raise InputError(
+            f"encoding {name!r} is unknown: name one such as utf-8, windows-1252, iso-8859-2, shift_jis"
+        ) from None
+    return codec.name
+
+
 def encoding_of(content: bytes, guess: bool = True) -> str:
     """Name of the encoding of some text.
 
-    In this order: a byte order mark decides; UTF-8 where it fits, or where more characters beyond ASCII fit than do not; else what
-    charset-normalizer finds, which honours declarations such as ``<meta charset>``.
+    In this order: a byte order mark; UTF-8 where it fits, or where more characters beyond ASCII fit than do not; what HTML and
+    XML declare, if it fits; a guess. A guess prefers the likely: UTF-16 and UTF-32 where zeros stand as they do in them;
+    windows-1252 where it makes all bytes beyond ASCII signs that stand where such signs do (``80 °C``, ``£5``); else what
+    chardet finds, for text that is mostly ASCII among the encodings of Latin letters alone. `is_guess` tells guesses.
 
     Args:
         content: the bytes, or the first lines of them.
-        guess: whether encodings other than UTF-8 may be guessed.
+        guess: whether an encoding may be guessed or declared.
 
     Raises:
-        LooksBinary: NUL bytes without a mark, or no encoding fits.
+        LooksBinary: nothing fits.
     """
     if marked := marked_encoding(content):
         return marked
     if b"\0" in content:
+        if guess and (wide := _wide_encoding(content)):
+            return wide
         raise LooksBinary
     try:
         content.decode("utf-8")
-        return "utf-8"
+        return _escaped_encoding(content) if guess and b"\x1b$" in content else "utf-8"
     except UnicodeDecodeError:
         text = content.decode("utf-8", "replace")
     if sum(not character.isascii() for character in text) > 2 * text.count("\ufffd"):
         return "utf-8"
-    best = from_bytes(content).best() if guess else None
-    if best is None or len(_CONTROL.findall(str(best))) > _MOST_CONTROL * len(str(best)):
+    if not guess:
         raise LooksBinary
-    return best.encoding
+    name = _declared_encoding(content) or _likeliest(content)
+    text = content.decode(name, "replace")
+    if len(_CONTROL.findall(text)) > _MOST_CONTROL * len(text):
+        raise LooksBinary
+    return name
+
+
+def is_guess(encoding: str, content: bytes) -> bool:
+    """Whether `encoding_of` found this encoding by guessing: no mark and no declaration says so, and it is not UTF-8."""
+    return encoding not in _UNICODE and encoding != _declared_encoding(content)
+
+
+def guess_note(encoding: str) -> str:
+    """What a report says of a guess."""
+    return f"read as {encoding}, a guess: if it is another, name it with --encoding"
 
 
 def decode(content: bytes, guess: bool = True) -> tuple[str, str | None]:
-    """Text, and a warning where damaged places became U+FFFD. Arguments and errors as for `encoding_of`."""
+    """Text, and a note where its encoding is a guess or damaged places became U+FFFD. Arguments and errors as for `encoding_of`."""
     encoding = encoding_of(content, guess)
+    note = guess_note(encoding) if is_guess(encoding, content) else None
     try:
-        return content.decode(encoding), None
+        return content.decode(encoding), note
     except UnicodeDecodeError as error:
-        warning = f"read, but damaged places became U+FFFD: not {encoding} from byte {error.start} on"
-        return content.decode(encoding, "replace"), warning
+        damage = f"read, but damaged places became U+FFFD: not {encoding} from byte {error.start} on"
+        return content.decode(encoding, "replace"), f"{damage}; {note}" if note else damage
+
+
+def transcoded(stream: BinaryIO, encoding: str, error: Callable[[str], Exception]) -> BinaryIO:
+    """The same text as UTF-8. Reading raises what ``error`` makes of a reason where a byte does not fit the encoding."""
+    return cast(BinaryIO, io.BufferedReader(_Transcoded(stream, encoding, error)))
+
+
+class _Transcoded(io.RawIOBase):
+    """A stream of text in some encoding, as UTF-8."""
+
+    def __init__(self, stream: BinaryIO, encoding: str, error: Callable[[str], Exception]) -> None:
+        self._stream = stream
+        self._encoding = encoding
+        self._error = error
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._before = 0
+        self._ready = b""
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        """Fill the buffer; 0 at the end."""
+        while not self._ready:
+            content = self._stream.read(_SAMPLE)
+            pending = len(self._decoder.getstate()[0])
+            try:
+                self._ready = self._decoder.decode(content, final=not content).encode("utf-8", "surrogatepass")
+            except UnicodeDecodeError as error:
+                place, byte = self._before - pending + error.start, error.object[error.start]
+                raise self._error(f"is not {self._encoding}: byte {place:,} is 0x{byte:02x} ({error.reason})") from None
+            self._before += len(content)
+            if not content:
+                break
+        size = min(len(buffer), len(self._ready))
+        buffer[:size], self._ready = self._ready[:size], self._ready[size:]
+        return size
+
+    def close(self) -> None:
+        """Close the stream behind it, too."""
+        self._stream.close()
+        super().close()
+
+
+def _declared_encoding(content: bytes) -> str | None:
+    """What a page says of itself, if that is an encoding its bytes fit."""
+    found = _DECLARED.search(content[:_DECLARED_WITHIN])
+    if found is None:
+        return None
+    try:
+        name = text_codec(found[1].decode("ascii"))
+        name = text_codec(_MEANT.get(name, name))
+        content.decode(name)
+    except (InputError, UnicodeDecodeError):
+        return None
+    return name
+
+
+def _wide_encoding(content: bytes) -> str | None:
+    """UTF-16 or UTF-32 without a mark: all characters exist, none are controls, and some are ASCII, as spaces are in any script."""
+    for name in _WIDE:
+        try:
+            text = content.decode(name)
+        except UnicodeDecodeError:
+            continue
+        common = sum(character.isascii() for character in text)
+        exist = all(unicodedata.category(character) not in ("Cn", "Co", "Cs") for character in text)
+        if common and 24 * common >= len(text) and exist and "\0" not in text and not _CONTROL.search(text):
+            return name
+    return None
+
+
+def _escaped_encoding(content: bytes) -> str:
+    """ISO-2022-JP, which is ASCII to the eye, or UTF-8."""
+    try:
+        return "utf-8" if content.decode("iso2022_jp").isascii() else "iso2022_jp"
+    except UnicodeDecodeError:
+        return "utf-8"
+
+
+def _likeliest(content: bytes) -> str:
+    """A guess at the encoding of text that is not UTF-8."""
+    if _are_signs(content.decode("windows-1252", "replace")):
+        return text_codec("windows-1252")
+    sample = b"\n".join(line for line in content.splitlines() if not line.isascii())[:_SAMPLE]
+    runs = _HIGH_BYTES.findall(sample)
+    letters = sum(byte < 0x80 and chr(byte).isalpha() for byte in sample)
+    # Words of Latin letters have one or two beyond ASCII at a time; "—————" is no word.
+    is_latin = letters >= 2 * sum(map(len, runs)) and all(len(run) < 3 or len(set(run)) == 1 for run in runs)
+    among = _LATIN if is_latin else (*_LATIN, *_OTHERS)
+    found = chardet.detect_all(sample, include_encodings=among, compat_names=False, ignore_threshold=True)
+    names = [text_codec(each["encoding"]) for each in found if each["encoding"]] or ["cp1252"]
+    return next((name for name in names if _fits(content, name)), names[0])
+
+
+def _fits(content: bytes, encoding: str) -> bool:
+    try:
+        content.decode(encoding)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _are_signs(text: str) -> bool:
+    """Whether all characters beyond ASCII are signs, not letters, and stand where signs do."""
+    for found in _BEYOND_ASCII.finditer(text):
+        sign, before, behind = found[0], text[found.start() - 1 : found.start()], text[found.end() : found.end() + 1]
+        if sign == "\ufffd" or (sign.isalpha() and sign not in "ªº"):
+            return False
+        allowed = _IN_WORD if before.isalpha() and behind.isalpha() else _BEFORE_WORD if behind.isalpha() else _BEHIND_WORD
+        if (before.isalpha() or behind.isalpha()) and sign not in allowed:
+            return False
+    return True

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from memory3.text.readers.encoding import LooksBinary, decode, with_plain_newlines
+from memory3.text.readers.encoding import with_plain_newlines
 from memory3.text.readers.grid import Cell, rows_of
 from memory3.text.readers.markup import End, Start, Text, attributes_of, events
 from memory3.text.readers.source import Found, SourceFile
@@ -55,12 +55,7 @@ _DEEPEST_DATA = 8
 
 def read(file: SourceFile) -> Iterator[Found]:
     """One text per page. A table of data has a line per row, with tabs between its cells."""
-    try:
-        markup, warning = decode(file.read())
-    except LooksBinary as error:
-        raise file.error(str(error)) from None
-    if warning:
-        file.report(warning)
+    markup = file.decode(file.read())
     page = _Page()
     for event in events(with_plain_newlines(markup)):
         page.take(event)

@@ -28,7 +28,9 @@ def read_lines(file: SourceFile) -> Iterator[Found]:
             if len(line) > limit:
                 raise file.error(f"line {number} is over the limit of {megabytes(limit)}: raise max_bytes")
             if number == 1 and marked_encoding(line) not in (None, "utf-8-sig"):
-                raise file.error("JSON lines must be UTF-8, this is UTF-16 or UTF-32: save it as UTF-8")
+                raise file.error(
+                    "JSON lines must be UTF-8, this is UTF-16 or UTF-32: save it as UTF-8, or name it with --encoding"
+                )
             if line.strip():
                 record = _parse(file, line, f"line {number}", number)
                 yield from from_record(file, number, record, "line")
@@ -56,7 +58,9 @@ def _parse(file: SourceFile, content: bytes, place: str, row: int | None = None)
         text, warning = decode(content, guess=False)
         record = json.loads(text, object_pairs_hook=fields)
     except LooksBinary:
-        raise file.error(f"{place} is not UTF-8, as JSON must be: convert it, for example with `iconv -t utf-8`") from None
+        raise file.error(
+            f"{place} is not UTF-8, as JSON must be: convert it, for example with `iconv -t utf-8`, or name its encoding with --encoding"
+        ) from None
     except json.JSONDecodeError as error:
         lines = ". If it holds a record a line, name it .jsonl" if row is None and error.msg == "Extra data" else ""
         raise file.error(f"{place} is not valid JSON: {error}{lines}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -12,7 +12,7 @@ from memory3.errors import InputError, ReadError
 from memory3.text.readers.encoding import clean
 from memory3.text.readers.source import ReadOptions, SourceFile
 
-__all__ = ["FileSource", "FolderSource", "GlobSource", "Source", "locate"]
+__all__ = ["FileSource", "FolderSource", "GlobSource", "Source", "is_bank", "locate"]
 
 #: Folders of tools, not of their users, that are not hidden by their name.
 _TOOL_FOLDERS = frozenset(("CVS", "_darcs", "__pycache__", "node_modules"))
@@ -44,7 +44,7 @@ class FolderSource:
         except OSError as error:
             raise ReadError(self.path, f"cannot be listed: {error.strerror}") from None
         found = False
-        for path in _walk(self.path, options):
+        for path in _walk(self.path, self.path, options):
             found = True
             yield SourceFile(path, _file_id(path.relative_to(self.path)), options)
         if not found:
@@ -59,21 +59,22 @@ class GlobSource:
     strict = False
 
     def files(self, options: ReadOptions) -> Iterator[SourceFile]:
-        """Regular files that match, in order of their paths. Hidden and linked folders are passed over."""
+        """Regular files that match, in order of their paths. Hidden and linked folders, and banks, are passed over."""
         parts = PurePath(self.pattern).parts
         first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
         folder = Path(*parts[:first])
         wanted = [*parts[first:], "*"] if parts[-1] == "**" else parts[first:]
+        _refuse_bank(folder)
         try:
-            paths = sorted(path for path in folder.glob("/".join(wanted)) if path.is_file())
+            matches = set(folder.glob("/".join(wanted)))
         except ValueError as error:
             raise InputError(f"the pattern {self.pattern!r} is not understood: {error}") from None
+        # Only a walk tells which folders cannot be listed, and which are banks.
+        depth = None if "**" in wanted else len(wanted)
         found = False
-        for path in paths:
-            name = path.relative_to(folder)
-            if not any(_is_passed_over(part) for part in name.parts):
-                found = True
-                yield SourceFile(path, _file_id(name), options)
+        for path in sorted(_walk(folder, folder, options, depth, matches)):
+            found = True
+            yield SourceFile(path, _file_id(path.relative_to(folder)), options)
         if not found:
             raise InputError(f"no file matches {self.pattern!r} (hidden ones are passed over)")
 
@@ -88,8 +89,10 @@ def locate(source: str | Path) -> Source:
         raise InputError("an empty path was given: use '.' for the folder you are in")
     try:
         if path.is_dir():
+            _refuse_bank(path)
             return FolderSource(path)
         if path.is_file():
+            _refuse_bank(path)
             return FileSource(path)
         if glob.has_magic(str(source)):
             return GlobSource(str(source))
@@ -105,22 +108,62 @@ def locate(source: str | Path) -> Source:
     raise InputError(f"{source} {reason}: check the path (now in {Path.cwd()})")
 
 
-def _walk(folder: Path, options: ReadOptions) -> Iterator[Path]:
-    def unlisted(error: OSError) -> None:
-        options.report(str(error.filename), f"cannot be listed: {error.strerror}")
+def _walk(
+    folder: Path, root: Path, options: ReadOptions, depth: int | None = None, wanted: Collection[Path] | None = None
+) -> Iterator[Path]:
+    """Regular files at most ``depth`` names below ``folder``; of those ``wanted``, if it says so. What cannot be read is reported.
 
-    for parent, folders, names in os.walk(folder, onerror=unlisted):
-        folders[:] = sorted(name for name in folders if not _is_passed_over(name))
-        for name in sorted(name for name in names if not _is_passed_over(name)):
-            path = Path(parent, name)
-            if path.is_file():
-                yield path
-            else:
-                options.report(str(path), "is no regular file" if path.exists() else "is a broken link")
-        for name in folders:
-            path = Path(parent, name)
-            if path.is_symlink():
+    Not `os.walk`: a folder that cannot be listed must not be taken for one that is empty.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            found = sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        options.lost(folder, _file_id(folder.relative_to(root)), f"cannot be listed: {error.strerror}")
+        return
+    folders = []
+    for entry in found:
+        path = folder / entry.name
+        if _is_passed_over(entry.name):
+            continue
+        try:
+            is_folder, is_file = path.is_dir(), path.is_file()
+        except OSError as error:
+            options.lost(path, _file_id(path.relative_to(root)), f"cannot be reached: {error.strerror}")
+            continue
+        if is_folder:
+            folders.append(path)
+        elif wanted is not None and path not in wanted:
+            continue
+        elif is_file:
+            yield path
+        else:
+            reason = "is a broken link" if path.is_symlink() else "is no regular file"
+            options.lost(path, _file_id(path.relative_to(root)), reason)
+    for path in folders:
+        if path.is_symlink():
+            if wanted is None:
                 options.report(str(path), "is a link to a folder, which is not followed: name the folder as a source")
+        elif is_bank(path):
+            options.report(str(path), "is a memory3 bank and passed over")
+        elif depth is None or depth > 1:
+            yield from _walk(path, root, options, depth and depth - 1, wanted)
+
+
+def is_bank(folder: Path) -> bool:
+    """Whether a folder is a bank of memory3, whose files are no documents."""
+    try:
+        return (folder / "CURRENT").is_file() and any(folder.glob("references-*.lance"))
+    except OSError:
+        return False
+
+
+def _refuse_bank(path: Path) -> None:
+    around = next((folder for folder in (path.absolute(), *path.absolute().parents) if is_bank(folder)), None)
+    if around is not None:
+        raise InputError(
+            f"{path} is (in) the memory3 bank {around}, whose files are no documents: name what it was written from"
+        )
 
 
 def _is_passed_over(name: str) -> bool:

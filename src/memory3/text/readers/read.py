@@ -7,18 +7,20 @@ import logging
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from memory3.errors import InputError, ReadError
+from memory3.sources import Unread, origin_of
 from memory3.text.readers import csv_table, html, json_records, parquet, pdf, plain
 from memory3.text.readers.characters import plain as plain_characters
-from memory3.text.readers.encoding import LooksBinary, clean, decode, with_plain_newlines
+from memory3.text.readers.encoding import LooksBinary, clean, decode, text_codec, with_plain_newlines
 from memory3.text.readers.listing import FileSource, FolderSource, GlobSource, Source, locate
 from memory3.text.readers.source import Found, Reader, ReadOptions, SourceFile, megabytes
 from memory3.values import Document
 
-__all__ = ["READERS", "read_documents"]
+__all__ = ["READERS", "Documents", "read_documents"]
 
 #: Readers by suffix. A new format is a new file and a line here.
 READERS: dict[str, Reader] = {
@@ -42,7 +44,10 @@ def read_documents(
     max_bytes: int = 64 * 2**20,
     on_skip: Callable[[str, str], None] | None = None,
     stdin: TextIO | BinaryIO | None = None,
-) -> Iterator[Document]:
+    encoding: str | None = None,
+    prefix: str = "",
+    stdin_id: str | None = None,
+) -> Documents:
     """Read documents from files, folders, patterns (``docs/**/*.md``) and standard input (``-``), one by one.
 
     Formats go by suffix: text, Markdown and source code, HTML, PDF, JSON lines, JSON lists, CSV and TSV, Parquet, each also with
@@ -51,7 +56,7 @@ def read_documents(
     followed.
 
     **Ids.** A file in a folder is called by its path relative to that folder (``guide/intro.md``), one matched by a pattern by
-    its path relative to the folder before the first wildcard, one named outright by the path as given, standard input ``stdin``;
+    its path relative to the folder before the first wildcard, one named outright by the path as given, standard input ``stdin-`` and a hash of its text;
     always with forward slashes. So a folder gives the same ids from wherever it is read. A record is called by its id field, or
     else ``<file id>#<row>``, rows counting from 1 (lines, in JSON lines). The document's source is the path as given. A file
     reached twice is read once, a document with the id and the text of an earlier one is skipped, and one with the id of an
@@ -70,6 +75,9 @@ def read_documents(
         max_bytes: largest document: a text file, a page, a PDF, a record.
         on_skip: called with a path and a reason for all that is left out or altered. By default it is logged.
         stdin: where ``"-"`` reads from, by default `sys.stdin`.
+        encoding: of all text files. By default it is told from each; every guess is reported.
+        prefix: put before all ids, so that two sources with the same names can lie in one bank.
+        stdin_id: id of standard input, so that it can be updated later.
 
     Raises:
         InputError: a source is missing or holds no files, two documents claim one id, or nothing was read.
@@ -83,8 +91,27 @@ def read_documents(
         raise InputError("standard input ('-') can be read only once")
     found = [None if str(source) == _STDIN else locate(source) for source in sources]
     reading = _Reading(on_skip)
-    options = ReadOptions(text_field, id_field, max_bytes, reading.report)
-    return reading.documents(found, options, stdin)
+    named = None if encoding is None else text_codec(encoding)
+    options = ReadOptions(text_field, id_field, max_bytes, reading.report, named)
+    documents = reading.documents(found, options, stdin, stdin_id)
+    return Documents((replace(document, id=prefix + document.id) for document in documents), prefix, options.unread)
+
+
+class Documents(Iterator[Document]):
+    """What `read_documents` gives, one by one.
+
+    Attributes:
+        prefix: of all ids.
+        unread: files and folders that could not be read, as far as reading has come.
+    """
+
+    def __init__(self, documents: Iterator[Document], prefix: str, unread: Unread) -> None:
+        self.prefix = prefix
+        self.unread = unread
+        self._documents = documents
+
+    def __next__(self) -> Document:
+        return next(self._documents)
 
 
 class _Reading:
@@ -104,10 +131,12 @@ class _Reading:
             _log.warning("%s: %s", place, reason)
 
     def documents(
-        self, sources: Sequence[Source | None], options: ReadOptions, stdin: TextIO | BinaryIO | None
+        self, sources: Sequence[Source | None], options: ReadOptions, stdin: TextIO | BinaryIO | None, stdin_id: str | None
     ) -> Iterator[Document]:
         for source in sources:
-            documents = _stdin_document(stdin or sys.stdin, options) if source is None else self._of_source(source, options)
+            documents = (
+                _stdin_document(stdin or sys.stdin, options, stdin_id) if source is None else self._of_source(source, options)
+            )
             yield from filter(self._is_new, documents)
         if not self.texts:
             raise InputError(f"no document was read. First reason: {self.first_report}")
@@ -124,10 +153,11 @@ class _Reading:
             except ReadError as error:
                 if source.strict:
                     raise
-                self.report(error.path, error.reason)
+                file.report(error.reason, unread=True)
 
     def _is_new(self, document: Document) -> bool:
-        digest = hashlib.blake2b(document.text.encode(), digest_size=8).digest()
+        content = document.text + repr(sorted(document.metadata.items()))
+        digest = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         if document.id not in self.texts:
             self.texts[document.id] = (document.source, digest)
             return True
@@ -168,22 +198,29 @@ def _document(file: SourceFile, found: Found) -> Document | None:
         return None
     own_id = file.id if found.row is None else f"{file.id}#{found.row}"
     metadata = {clean(name): clean(value) if isinstance(value, str) else value for name, value in found.metadata.items()}
-    return Document(clean(found.id or own_id), text, clean(str(file.path)), metadata)
+    return Document(clean(found.id or own_id), text, clean(str(file.path)), metadata, clean(origin_of(file.path)))
 
 
-def _stdin_document(stream: TextIO | BinaryIO, options: ReadOptions) -> Iterator[Document]:
+def _stdin_document(stream: TextIO | BinaryIO, options: ReadOptions, id_: str | None) -> Iterator[Document]:
     binary = getattr(stream, "buffer", stream)
     content = binary.read(options.max_bytes + 1)
     if len(content) > options.max_bytes:
         raise ReadError("stdin", f"holds more than {megabytes(options.max_bytes)}: split it or raise max_bytes")
     try:
-        text, warning = (content, None) if isinstance(content, str) else decode(content)
+        if isinstance(content, str):
+            text, warning = content, None
+        elif options.encoding:
+            text, warning = content.decode(options.encoding), None
+        else:
+            text, warning = decode(content)
+    except UnicodeDecodeError as error:
+        raise ReadError("stdin", f"is not {options.encoding}: byte {error.start:,} ({error.reason})") from None
     except LooksBinary as error:
         raise ReadError("stdin", str(error)) from None
     if warning:
         options.report("stdin", warning)
     text = plain_characters(clean(with_plain_newlines(text)))
     if text.strip():
-        yield Document("stdin", text, "stdin")
+        yield Document(id_ or f"stdin-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}", text, "stdin")
     else:
         options.report("stdin", "is empty")

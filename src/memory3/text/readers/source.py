@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from memory3.errors import ReadError
+from memory3.sources import Unread
+from memory3.text.readers.encoding import LooksBinary, decode, encoding_of, guess_note, is_guess, transcoded
 
 __all__ = ["Found", "ReadOptions", "Reader", "Scalar", "SourceFile", "megabytes"]
 
@@ -18,6 +20,8 @@ Scalar = str | int | float | bool
 #: Of one file: rows that are reported for one reason, and different reasons that are reported once each.
 _MOST_ROWS = 100
 _MOST_SAID = 100
+#: Formats that say themselves how their text is written.
+_SELF_DESCRIBING = frozenset((".pdf", ".parquet"))
 
 
 @dataclass(frozen=True)
@@ -29,12 +33,21 @@ class ReadOptions:
         id_field: field that holds the id; None: found by name; empty: records are numbered.
         max_bytes: largest document.
         report: called with a place and a reason for all that is left out or altered.
+        encoding: of all text files, named by the caller; None: told from each file.
+        unread: what could not be read.
     """
 
     text_field: str | None
     id_field: str | None
     max_bytes: int
     report: Callable[[str, str], None]
+    encoding: str | None = None
+    unread: Unread = field(default_factory=Unread)
+
+    def lost(self, path: Path, document_id: str, reason: str) -> None:
+        """Report a file or folder that could not be read: pruning spares what it may hold."""
+        self.unread.add(path, document_id, reason)
+        self.report(str(path), reason)
 
 
 @dataclass(frozen=True)
@@ -73,8 +86,12 @@ class SourceFile:
         return self.path.suffix.lower() == ".gz"
 
     def open(self) -> BinaryIO:
-        """The content, unzipped."""
-        return cast(BinaryIO, gzip.open(self.path)) if self._is_gzip else self.path.open("rb")
+        """The content, unzipped; text in an encoding that the caller named becomes UTF-8."""
+        stream = cast(BinaryIO, gzip.open(self.path)) if self._is_gzip else self.path.open("rb")  # noqa: SIM115
+        encoding = self.options.encoding
+        if encoding is None or self.kind in _SELF_DESCRIBING:
+            return stream
+        return transcoded(stream, encoding, self.error)
 
     def read(self) -> bytes:
         """The whole content, unzipped, or a `ReadError` where it is over the limit."""
@@ -86,12 +103,37 @@ class SourceFile:
             raise self.error(f"holds {size}, the limit is {megabytes(limit)}: split the file or raise max_bytes")
         return content
 
+    def decode(self, content: bytes, row: int | None = None, *, guess: bool = True) -> str:
+        """Content as text. A guess at its encoding, and damage, are reported; `ReadError` where it is no text."""
+        try:
+            text, note = decode(content, guess)
+        except LooksBinary as error:
+            raise self.error(str(error)) from None
+        if note:
+            self.report(note, row)
+        return text
+
+    def encoding_of(self, sample: bytes) -> str:
+        """Encoding of a file of which these are the first lines. A guess is reported; `ReadError` where it is no text."""
+        try:
+            encoding = encoding_of(sample)
+        except LooksBinary as error:
+            raise self.error(str(error)) from None
+        if is_guess(encoding, sample):
+            self.report(guess_note(encoding))
+        return encoding
+
     def error(self, reason: str) -> ReadError:
         """An error about this file."""
         return ReadError(self.path, reason)
 
-    def report(self, reason: str, row: int | None = None) -> None:
-        """Tell the caller of something left out or altered. Of many rows with one reason the first are told, the rest counted."""
+    def report(self, reason: str, row: int | None = None, *, unread: bool = False) -> None:
+        """Tell the caller of something left out or altered. Of many rows with one reason the first are told, the rest counted.
+
+        ``unread``: what is left out may be in a bank, and pruning spares it.
+        """
+        if unread:
+            self.options.unread.add(self.path, self.id, reason)
         if row is not None:
             self.said[reason] += 1
             if self.said[reason] > _MOST_ROWS:
