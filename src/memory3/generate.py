@@ -5,6 +5,7 @@ Three modes answer from the same bank: ``memory`` reads key-values, ``text`` put
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -95,9 +96,9 @@ class Memory3:
     @classmethod
     def from_pretrained(
         cls,
-        name: str = DEFAULT_ADAPTED,
+        name: str | os.PathLike[str] = DEFAULT_ADAPTED,
         *,
-        adapter: str | None = None,
+        adapter: str | os.PathLike[str] | None = None,
         config: MemoryConfig | str | None = None,
         device: str | None = None,
         dtype: str | None = None,
@@ -115,7 +116,7 @@ class Memory3:
             device, dtype, kwargs: see `memory3.model.load.load_model`.
             batch_size: references per forward pass when writing.
         """
-        name = with_adapter(name, adapter)
+        name = with_adapter(os.fspath(name), None if adapter is None else os.fspath(adapter))
         if isinstance(config, str):
             config = MemoryConfig.preset(config)
         model, tokenizer = load_model(name, device=device, dtype=dtype, **kwargs)

@@ -10,6 +10,7 @@ is as fast as any other and its fingerprint is its own; without an adapter, the 
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def trained_config(name: str) -> MemoryConfig | None:
         return None
     try:
         return MemoryConfig.from_dict(json.loads(path.read_text(encoding="utf-8"))["memory"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read ({error}): name the settings yourself, or remove the file") from error
 
 
@@ -98,7 +99,7 @@ def read_adapter(folder: str | Path) -> tuple[int, float, bool, dict[str, dict[s
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "adapter_model.safetensors")
         rank, alpha = int(config["r"]), float(config["lora_alpha"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError, SafetensorError) as error:
         raise ModelError(
             f"adapter {str(folder)!r} cannot be read ({error}): give a folder with adapter_config.json and adapter_model.safetensors"
         ) from error
@@ -113,6 +114,13 @@ def read_adapter(folder: str | Path) -> tuple[int, float, bool, dict[str, dict[s
     if odd or not pairs or any(len(pair) < 2 for pair in pairs.values()):
         raise ModelError(
             f"adapter {str(folder)!r} is not plain LoRA ({', '.join(odd[:3]) or 'halves are missing'}): it cannot be merged"
+        )
+    if rank < 1 or not math.isfinite(alpha):
+        raise ModelError(f"adapter {str(folder)!r} has rank {rank} and alpha {alpha}: rank is at least 1, and both are finite")
+    broken = [name for name, pair in pairs.items() if not all(bool(torch.isfinite(half).all()) for half in pair.values())]
+    if broken:
+        raise ModelError(
+            f"adapter {str(folder)!r} has weights that are not finite ({broken[0]}): it was trained or copied badly"
         )
     return rank, alpha, bool(config.get("use_rslora")), pairs
 
