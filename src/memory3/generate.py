@@ -24,6 +24,7 @@ from memory3.model.attach import ModelShape
 from memory3.model.beginning import FIXED, Frame
 from memory3.model.catalogue import DEFAULT_ADAPTED
 from memory3.model.encode import Encoder
+from memory3.model.exclusive import exclusive
 from memory3.model.fingerprint import fingerprint, whole_model
 from memory3.model.load import load_model
 from memory3.model.selecting import SelectorWeights, find_weights
@@ -272,7 +273,7 @@ class Memory3:
         recall = self.recall(bank, k=k, gap=gap, where=where, references=pinned) if mode == "memory" else None  # type: ignore[arg-type]
         tokens, mask = self._pad(rows)
         generate: Any = self.model.generate
-        with torch.inference_mode():
+        with exclusive(self._model_shape.base), torch.inference_mode():
             call = {
                 "attention_mask": mask,
                 "streamer": streamer,
@@ -315,6 +316,7 @@ class Memory3:
         tokens, mask = self._pad(whole)
         counts = [len(ids) for ids in answer_ids]
         with ExitStack() as stack:
+            stack.enter_context(exclusive(self._model_shape.base))
             stack.enter_context(torch.inference_mode())
             if mode == "memory":
                 stack.enter_context(

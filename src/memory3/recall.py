@@ -30,6 +30,7 @@ from memory3.maths.batch import select_chunks
 from memory3.model.attach import ModelShape, attached
 from memory3.model.beginning import Place
 from memory3.model.encode import Encoder
+from memory3.model.exclusive import exclusive
 from memory3.reading import Reading
 from memory3.values import Memory, MemoryBatch
 
@@ -140,6 +141,7 @@ class Recall:
         self.statistics = RecallStatistics()
         self._model = model
         self._shape = model_shape
+        self._exclusive = exclusive(model_shape.base)
         self._tokenizer = tokenizer
         self._encoder = encoder
         self._frame = encoder.frame
@@ -165,6 +167,13 @@ class Recall:
     # ---- the context -------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Recall:
+        with ExitStack() as stack:
+            stack.enter_context(self._exclusive)
+            self._enter(stack)
+            self._exit = stack.pop_all()
+        return self
+
+    def _enter(self, stack: ExitStack) -> None:
         if any(isinstance(getattr(hook, "__self__", None), Recall) for hook in self._shape.base._forward_pre_hooks.values()):
             raise RecallError("this model is recalling already: leave one `with recall` before entering another")
         if self._pinned is not None:
@@ -173,11 +182,10 @@ class Recall:
             self._nothing = not any(ids for row in self._by_chunk for ids in row)
         else:
             self._nothing = self._k == 0 or self._bank.count(self._where) == 0
-        self._exit = ExitStack()
-        self._exit.enter_context(attached(self._model))
+        stack.enter_context(attached(self._model))
         hook = self._shape.base.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-        self._exit.callback(hook.remove)
-        return self
+        stack.callback(hook.remove)
+        self._exclusive.idle()
 
     def __exit__(self, *_: object) -> None:
         self._exit.close()
@@ -209,6 +217,12 @@ class Recall:
     # ---- every forward pass ------------------------------------------------------------------------------------------
 
     def _before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self._exclusive.is_mine:
+            raise RecallError(
+                "this thread runs a model in which another thread is recalling: enter the recall in the thread that generates, or use "
+                "Memory3.generate, which waits"
+            )
+        self._exclusive.idle()
         if "memory3" in kwargs or self._nothing:  # the encoder at work inside a recall (cold start), or nothing to read
             return None
         kwargs = {**dict(zip(_FORWARD, args, strict=False)), **kwargs}

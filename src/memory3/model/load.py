@@ -55,8 +55,9 @@ def load_model(
             f"model {name!r} is quantised by {quantised['quant_method']!r}, which transformers does not know and would read as plain numbers"
         )
     tokenizer = load_tokenizer(name)
+    from_pretrained: Any = AutoModelForCausalLM.from_pretrained  # its types know nothing of `output_loading_info`
     with loading("model", name, where):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = from_pretrained(
             where, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **kwargs
         )
     if report["missing_keys"]:
@@ -67,8 +68,7 @@ def load_model(
     _check_vocabulary(name, model, tokenizer)
     if adapter:
         merge_adapter(model, adapter)
-    moved: Any = model  # its `to` is decorated beyond what type checkers follow
-    return moved.to(device).eval(), tokenizer
+    return model.to(device).eval(), tokenizer
 
 
 def load_config(name: str) -> Any:
