@@ -18,7 +18,7 @@ FLOORS = (
     {"maths", "codec"},
     {"text", "model"},
     {"bank"},
-    {"answer", "chunks", "reading", "recall", "generate"},
+    {"answer", "chunks", "decoding", "nothing", "prompts", "reading", "recall", "generate"},
     {"calibration"},
     {"training", "evaluation", "theory"},
     {"benchmarks"},

@@ -301,7 +301,12 @@ class Recall:
             prompts = [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)]
         elif len(prompts) != len(ids):
             raise RecallError(f"{len(prompts)} prompts were announced, but {len(ids)} rows are generated")
-        self._rows = [_Row(self._frame.place(prompt)) for prompt in prompts]
+        each = len(prompts) // max(len(self._pinned or ()), 1)  # beams of one prompt
+        self._rows = [
+            # Where nothing is to be read, the prompt stands as it is: not even the beginning is put in front.
+            _Row(Place(0, 0) if self._pinned and each and not self._pinned[n // each] else self._frame.place(prompt))
+            for n, prompt in enumerate(prompts)
+        ]
         self._plan = self._prompt_reading = self._reading = self._shift = None
         self._decoded = 0
         if self._pinned is not None and len(prompts) % max(len(self._pinned), 1):
