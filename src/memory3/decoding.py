@@ -68,7 +68,8 @@ def decoding(
         complete.validate()
     except (ValueError, TypeError, AttributeError) as error:
         raise ConfigError(f"these options cannot be used: {' '.join(str(error).split())}") from error
-    known = {*inspect.signature(type(model).generate).parameters, *inspect.signature(model.forward).parameters, "tokenizer"}
+    generate: Any = model.generate
+    known = {*inspect.signature(generate).parameters, *inspect.signature(model.forward).parameters, "tokenizer"}
     unknown = sorted(set(others) - known - {"assistant_tokenizer"})
     if unknown:
         near = difflib.get_close_matches(unknown[0], [*known, *vars(GenerationConfig())], n=1)

@@ -50,7 +50,6 @@ __all__ = [
     "RecallError",
     "TrainingError",
     "UnsupportedModel",
-    "setting",
 ]
 
 #: Around a setting in a message: its name, its value or nothing, and how Python says it. No text of a user has these (Unicode's noncharacters).

@@ -42,6 +42,7 @@ __all__ = ["MODES", "Memory3", "TokenClock"]
 
 MODES = ("memory", "text", "none")
 
+
 class Memory3(Prompts):
     """A causal language model with explicit memory.
 
@@ -269,7 +270,18 @@ class Memory3(Prompts):
                 with recall:
                     out = generate(tokens, **call)
         out = getattr(out, "sequences", out)
-        answers = self._answers(out[:, tokens.shape[1] :], len(prompts), rows, recall, cited, bank, watch.times, started, notes, settings.eos_token_id)
+        answers = self._answers(
+            out[:, tokens.shape[1] :],
+            len(prompts),
+            rows,
+            recall,
+            cited,
+            bank,
+            watch.times,
+            started,
+            notes,
+            settings.eos_token_id,
+        )
         return answers[0] if single and len(answers) == 1 else answers
 
     def log_likelihood(

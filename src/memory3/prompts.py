@@ -58,7 +58,7 @@ class Prompts:
         if len(rest) < len(messages):
             try:
                 render(self.tokenizer, rest, add_generation_prompt=True)
-            except Exception:  # noqa: BLE001, S110 (the system turn is not what it refuses)
+            except Exception:
                 pass
             else:
                 return f"the chat template of {self.name} refuses the system role: leave {_SYSTEM} out"

@@ -93,6 +93,7 @@ class _Row:
 
     Attributes:
         place: where its memories stand.
+        reads: whether it may read anything.
         tokens: real tokens seen so far, prompt and decoded.
         planned: how many tokens the chunks cut so far reach to.
         moved: by how many positions its memories move from where they were written.
@@ -101,6 +102,7 @@ class _Row:
     """
 
     place: Place
+    reads: bool = True
     tokens: list[int] = field(default_factory=list)
     planned: int = 0
     moved: int = 0
@@ -302,11 +304,11 @@ class Recall:
         elif len(prompts) != len(ids):
             raise RecallError(f"{len(prompts)} prompts were announced, but {len(ids)} rows are generated")
         each = len(prompts) // max(len(self._pinned or ()), 1)  # beams of one prompt
-        self._rows = [
+        self._rows = []
+        for n, prompt in enumerate(prompts):
+            reads = not self._pinned or not each or bool(self._pinned[n // each])
             # Where nothing is to be read, the prompt stands as it is: not even the beginning is put in front.
-            _Row(Place(0, 0) if self._pinned and each and not self._pinned[n // each] else self._frame.place(prompt))
-            for n, prompt in enumerate(prompts)
-        ]
+            self._rows.append(_Row(self._frame.place(prompt) if reads else Place(0, 0), reads))
         self._plan = self._prompt_reading = self._reading = self._shift = None
         self._decoded = 0
         if self._pinned is not None and len(prompts) % max(len(self._pinned), 1):
@@ -355,7 +357,8 @@ class Recall:
             origin = int(positions[n, column] - index[n, column]) if bool(real[n, column]) else 0
             row.moved = origin + row.place.split - (len(self._frame.beginning) - row.place.missing)
         gap = self._encoder.config.reference_length
-        self._shift = torch.tensor([[row.place.missing + gap] for row in self._rows], device=positions.device)
+        moves = [[row.place.missing + gap if row.reads else 0] for row in self._rows]
+        self._shift = torch.tensor(moves, device=positions.device)
 
     def _recall_prompt(self, plan: Plan) -> MemoryBatch:
         """Look up every chunk by its text, and let the tokens to be decoded inherit the last chunk of their row."""

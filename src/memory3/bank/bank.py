@@ -13,6 +13,7 @@ from typing import TypeVar
 from memory3.bank.cache import MemoryCache
 from memory3.bank.codebooks import new_codec
 from memory3.bank.cold import warm_up
+from memory3.bank.copies import search_distinct
 from memory3.bank.embedder import Embedder, TextEmbedder
 from memory3.bank.info import bank_info
 from memory3.bank.keeping import Keeping, read_policy, save_policy
@@ -21,13 +22,12 @@ from memory3.bank.manifest import BankManifest
 from memory3.bank.rebuild import rebuild
 from memory3.bank.recalls import RecallLog
 from memory3.bank.reports import BankInfo, DocumentEntry, Hit, VerifyReport, WriteProgress, WriteReport
-from memory3.bank.retriever import search
 from memory3.bank.rows import FIRST_ROWS
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 from memory3.bank.upkeep import compact, tidy
 from memory3.bank.verify import verify
-from memory3.bank.where import Where
+from memory3.bank.where import Scalar, Where, untagged
 from memory3.bank.writer import MemoryWriter
 from memory3.bank.writing import Writing, delete_documents
 from memory3.codec import CodeBook
@@ -219,6 +219,8 @@ class Bank:
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
         """For each query the ``k`` most similar references, best first; fewer if the bank, or what ``where`` leaves, has fewer.
 
+        Of references with one and the same text the best is found alone.
+
         Args:
             queries: texts, embedded in one batch.
             k: how many.
@@ -227,7 +229,7 @@ class Bank:
         if k <= 0 or not len(self) or not queries:
             return [[] for _ in queries]
         vectors = self.embedder.encode(queries)
-        return self._reading(lambda snapshot: search(snapshot, vectors, k, where))
+        return self._reading(lambda snapshot: search_distinct(snapshot, vectors, k, where))
 
     def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
         """The memories of references, in order: from the cache, else from disk, else (cold) encoded now, and stored if the policy says so."""
@@ -255,6 +257,10 @@ class Bank:
     def count(self, where: Where | None = None) -> int:
         """How many references match."""
         return self._reading(lambda snapshot: snapshot.count(where))
+
+    def metadata(self) -> dict[str, list[Scalar]]:
+        """What documents can be filtered by: every key, and its values."""
+        return untagged(self._reading(lambda snapshot: snapshot.tags()))
 
     def documents(self) -> Iterator[DocumentEntry]:
         """All documents, in no promised order."""

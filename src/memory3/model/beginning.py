@@ -27,7 +27,7 @@ SEPARATOR = "\n\n"
 _WITHOUT = f"Give {setting('beginning', 'TEXT', python='MemoryConfig(beginning=...)')}"
 REPEAT = "Repeat the passages word for word."
 # Templates that print today's date (Llama 3, SmolLM3) would change the beginning every day, and memories with it.
-_DAY = datetime.datetime(2024, 1, 1, tzinfo=datetime.timezone.utc)
+_DAY = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
 
 
 def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
