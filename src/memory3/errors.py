@@ -95,7 +95,7 @@ class ReadError(InputError):
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = str(path)
-        self.reason = reason
+        self.reason = _SETTING.sub(lambda found: found[3], reason)
 
 
 class ModelError(Memory3Error):

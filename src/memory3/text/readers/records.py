@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 
+from memory3.errors import setting
 from memory3.text.readers.source import Found, SourceFile, megabytes
 
 __all__ = ["ID_FIELDS", "TEXT_FIELDS", "from_record"]
@@ -61,7 +62,7 @@ def _text_field(file: SourceFile, row: int, record: Mapping[str, object], place:
         raise file.error(f"{place} {row}: the field {wanted!r} is no text but {_json_type(record[wanted])}")
     missing = f"no field {wanted!r}" if wanted else f"none of the fields {', '.join(TEXT_FIELDS)} with a text"
     raise file.error(
-        f"{place} {row} has {missing}. Its fields are {', '.join(map(str, record)) or 'none'}: name the text's with text_field"
+        f"{place} {row} has {missing}. Its fields are {', '.join(map(str, record)) or 'none'}: name the text's with {setting('text_field')}"
     )
 
 
