@@ -18,7 +18,7 @@ FLOORS = (
     {"maths", "codec"},
     {"text", "model"},
     {"bank"},
-    {"answer", "chunks", "reading", "recall", "proof", "generate"},
+    {"answer", "chunks", "decoding", "nothing", "prompts", "reading", "recall", "proof", "generate"},
     {"calibration"},
     {"training", "evaluation", "theory"},
     {"benchmarks"},

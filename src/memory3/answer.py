@@ -52,6 +52,7 @@ class Answer:
         citations: references it was read from, largest share of attention first.
         usage, timings: see there.
         token_ids: of the answer.
+        note: why nothing was read of the bank that was asked; empty where something was, or where no bank was asked.
     """
 
     text: str
@@ -59,6 +60,7 @@ class Answer:
     usage: Usage
     timings: Timings
     token_ids: list[int] = field(repr=False, default_factory=list)
+    note: str = ""
 
     def __str__(self) -> str:
         return self.text

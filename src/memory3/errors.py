@@ -22,13 +22,14 @@
         ├── BankVersion        written by another format version
         └── FingerprintMismatch  memories of another model or of other settings; carries both fingerprints
 
-Messages name the offending value and the remedy. The command line prints the message alone and exits with status 1
-(2 for usage); a traceback means a bug in memory3.
+Messages name the offending value and the remedy. A setting that a message mentions is written by `setting`: Python reads ``max_new_tokens=7``, and the
+command line prints ``--max-new-tokens 7``. It prints the message alone and exits with status 1 (2 for usage).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 __all__ = [
@@ -55,9 +56,33 @@ __all__ = [
     "UnsupportedModel",
 ]
 
+#: Around a setting in a message: its name, its value or nothing, and how Python says it. No text of a user has these (Unicode's noncharacters).
+_OPEN, _NEXT, _CLOSE = "\ufdd0", "\ufdd1", "\ufdd2"
+_SETTING = re.compile(f"{_OPEN}([^{_NEXT}]*){_NEXT}([^{_NEXT}]*){_NEXT}([^{_CLOSE}]*){_CLOSE}")
+
+
+def setting(name: str, value: object = "", *, python: str = "") -> str:
+    """A setting as the message of an error mentions it: ``k`` or, with a value, ``k=3``; on the command line ``--k`` or ``--k 3``.
+
+    Args:
+        name: of the parameter.
+        value: what it is, or what it should be.
+        python: how Python says it where that is not name and value, such as ``"MemoryConfig(beginning=...)"``.
+    """
+    text = "" if value == "" else str(value)
+    return f"{_OPEN}{name}{_NEXT}{text}{_NEXT}{python or (f'{name}={value!r}' if text else name)}{_CLOSE}"
+
 
 class Memory3Error(Exception):
     """Base of every error memory3 raises on purpose."""
+
+    def __str__(self) -> str:
+        """The message in the words of Python."""
+        return _SETTING.sub(lambda found: found[3], super().__str__())
+
+    def worded(self, option: Callable[[str], str]) -> str:
+        """The message with every setting as ``option`` says its name, such as ``--max-new-tokens``, and its value behind it."""
+        return _SETTING.sub(lambda found: " ".join(filter(None, (option(found[1]), found[2]))), super().__str__())
 
 
 class ConfigError(Memory3Error, ValueError):
@@ -74,7 +99,7 @@ class ReadError(InputError):
     def __init__(self, path: str | Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.path = str(path)
-        self.reason = reason
+        self.reason = _SETTING.sub(lambda found: found[3], reason)
 
 
 class SourceConflict(InputError):

@@ -5,6 +5,7 @@ Three modes answer from the same bank: ``memory`` reads key-values, ``text`` put
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -12,21 +13,25 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
-from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel, StoppingCriteriaList
 
 from memory3.answer import Answer, Timings, Usage
 from memory3.config import MemoryConfig
-from memory3.errors import ConfigError, InputError, ModelError
+from memory3.decoding import TokenClock, decoding
+from memory3.errors import ConfigError, InputError, ModelError, setting
 from memory3.maths.selectors import is_fitted
 from memory3.model.active import check_calm, check_whole, standing
 from memory3.model.adapter import own_folder, trained_config, with_adapter
 from memory3.model.attach import ModelShape
-from memory3.model.beginning import FIXED, Frame
+from memory3.model.beginning import Frame
 from memory3.model.catalogue import DEFAULT_ADAPTED
 from memory3.model.encode import Encoder
+from memory3.model.exclusive import exclusive
 from memory3.model.fingerprint import fingerprint, whole_model
 from memory3.model.load import load_model
 from memory3.model.selecting import SelectorWeights, find_weights
+from memory3.nothing import why_nothing
+from memory3.prompts import Prompt, Prompts
 from memory3.proof import proven
 from memory3.recall import Recall, one_version, within
 from memory3.text.splitting import split
@@ -39,27 +44,8 @@ __all__ = ["MODES", "Memory3", "TokenClock"]
 
 MODES = ("memory", "text", "none")
 
-#: A question, or the messages of a chat.
-Prompt = str | Sequence[Mapping[str, str]]
 
-
-class TokenClock(StoppingCriteria):
-    """Takes the time of every token, in seconds of `time.perf_counter`; stops nothing.
-
-    Attributes:
-        times: one for each token chosen so far.
-    """
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """Asked by transformers after every token."""
-        self.times.append(time.perf_counter())
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-
-
-class Memory3:
+class Memory3(Prompts):
     """A causal language model with explicit memory.
 
     Attributes:
@@ -103,9 +89,9 @@ class Memory3:
     @classmethod
     def from_pretrained(
         cls,
-        name: str = DEFAULT_ADAPTED,
+        name: str | os.PathLike[str] = DEFAULT_ADAPTED,
         *,
-        adapter: str | None = None,
+        adapter: str | os.PathLike[str] | None = None,
         config: MemoryConfig | str | None = None,
         device: str | None = None,
         dtype: str | None = None,
@@ -123,7 +109,7 @@ class Memory3:
             device, dtype, kwargs: see `memory3.model.load.load_model`.
             batch_size: references per forward pass when writing.
         """
-        name = with_adapter(name, adapter)
+        name = with_adapter(os.fspath(name), None if adapter is None else os.fspath(adapter))
         if isinstance(config, str):
             config = MemoryConfig.preset(config)
         model, tokenizer = load_model(name, device=device, dtype=dtype, **kwargs)
@@ -259,7 +245,7 @@ class Memory3:
         gap: float | None = None,
         where: Mapping[str, Any] | None = None,
         references: Sequence[str] | Sequence[Sequence[str]] | None = None,
-        max_new_tokens: int = 128,
+        max_new_tokens: int | None = None,
         streamer: Any = None,
         **options: Any,
     ) -> Answer | list[Answer]:
@@ -271,9 +257,9 @@ class Memory3:
             mode: ``"memory"``, ``"text"`` or ``"none"``.
             k, gap, where: as in `recall`.
             references: ids of the references to read, instead of looking them up; for a list of questions one list each.
-            max_new_tokens: length of an answer at most.
+            max_new_tokens: length of an answer at most; default: what ``generation_config`` says, else 128.
             streamer: as transformers takes it; a single question only.
-            options: passed to ``model.generate`` (``do_sample=True, temperature=0.7``, ``num_beams=4``, ...). Greedy by default.
+            options: passed to ``model.generate`` (``do_sample=True, temperature=0.7``, ``num_beams=4``, ...). Over a ``generation_config`` among them they win; greedy where neither says otherwise.
 
         Raises:
             InputError: an empty question, or one that does not fit into the model's context.
@@ -282,8 +268,7 @@ class Memory3:
         started = time.perf_counter()
         self._check_mode(mode, bank)
         bank = one_version(bank)
-        if max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {max_new_tokens}: an answer has at least 1 token")
+        settings, others = decoding(self.model, max_new_tokens, options)
         single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
         prompts: list[Any] = [prompt] if single else list(prompt)
         if not prompts:
@@ -291,25 +276,25 @@ class Memory3:
         pinned = [references] if single and references is not None else references
         if pinned is not None and len(pinned) != len(prompts):
             raise ConfigError(f"references were given for {len(pinned)} of {len(prompts)} questions")
-        rows, cited = self._rows(prompts, bank, mode, k, gap, where, pinned)  # type: ignore[arg-type]
-        self._check_length(rows, max_new_tokens, reading=mode == "memory")
+        notes = self._notes(bank, mode, k, where, pinned, len(prompts))  # type: ignore[arg-type]
+        rows, cited = self._rows(prompts, bank, mode, k, gap, where, pinned, notes)  # type: ignore[arg-type]
+        self._check_length(rows, settings.max_new_tokens or 0, reading=mode == "memory")
 
-        options = {"do_sample": False, **options, "max_new_tokens": max_new_tokens}
         watch = TokenClock()
-        # The model's own sampling defaults would only make greedy decoding warn.
-        if not options["do_sample"]:
-            options = {"temperature": None, "top_p": None, "top_k": None, **options}
-        criteria = StoppingCriteriaList([*options.pop("stopping_criteria", []), watch])
+        criteria = StoppingCriteriaList([*(others.pop("stopping_criteria", None) or []), watch])
         recall = self.recall(bank, k=k, gap=gap, where=where, references=pinned) if mode == "memory" else None  # type: ignore[arg-type]
         tokens, mask = self._pad(rows)
+        if settings.pad_token_id is None:
+            settings.pad_token_id = self._pad_id
         generate: Any = self.model.generate
-        with torch.inference_mode():
+        with exclusive(self._model_shape.base), torch.inference_mode():
             call = {
                 "attention_mask": mask,
                 "streamer": streamer,
                 "stopping_criteria": criteria,
-                "pad_token_id": self._pad_id,
-                **options,
+                "generation_config": settings,
+                "tokenizer": self.tokenizer,
+                **others,
             }
             if recall is None:
                 out = generate(tokens, **call)
@@ -317,7 +302,18 @@ class Memory3:
                 with recall:
                     out = generate(tokens, **call)
         out = getattr(out, "sequences", out)
-        answers = self._answers(out[:, tokens.shape[1] :], len(prompts), rows, recall, cited, bank, watch.times, started)
+        answers = self._answers(
+            out[:, tokens.shape[1] :],
+            len(prompts),
+            rows,
+            recall,
+            cited,
+            bank,
+            watch.times,
+            started,
+            notes,
+            settings.eos_token_id,
+        )
         return answers[0] if single and len(answers) == 1 else answers
 
     def log_likelihood(
@@ -341,12 +337,14 @@ class Memory3:
         answer_ids = [self._ids(answer) for answer in answers]
         if not answer_ids or not all(answer_ids):
             raise InputError("an answer is empty: give at least one word")
-        rows, _ = self._rows(prompts, bank, mode, k, gap, where, references)
+        notes = self._notes(bank, mode, k, where, references, len(prompts))
+        rows, _ = self._rows(prompts, bank, mode, k, gap, where, references, notes)
         whole = [[*row, *answer] for row, answer in zip(rows, answer_ids, strict=True)]
         self._check_length(whole, 0, reading=mode == "memory")
         tokens, mask = self._pad(whole)
         counts = [len(ids) for ids in answer_ids]
         with ExitStack() as stack:
+            stack.enter_context(exclusive(self._model_shape.base))
             stack.enter_context(torch.inference_mode())
             if mode == "memory":
                 stack.enter_context(
@@ -374,37 +372,19 @@ class Memory3:
         if mode != "none" and bank is None:
             raise ConfigError(f"mode {mode!r} needs a bank: pass bank=Bank.open(path, m3), or mode='none' to answer without")
 
-    def _ids(self, text: str) -> list[int]:
-        # Text of a user is text: what looks like a control token in it must not open a turn.
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-
-    def question_tokens(self, question: str) -> list[int]:
-        """What follows the memories in a prompt: a question and the rest of its turn."""
-        return self.frame.after(self._ids(question))
-
-    def _chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
-        if not self.tokenizer.chat_template:
-            raise InputError(f"{self.name} has no chat template: give a question as text instead of messages")
-        text = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True, **FIXED)
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _question(self, prompt: Prompt) -> str:
-        """What to look for."""
-        if isinstance(prompt, str):
-            question = prompt
-        else:
-            question = next((m["content"] for m in reversed(prompt) if m.get("role") == "user"), "")
-        if not question.strip():
-            raise InputError("the question is empty: give at least one word")
-        return question
-
-    def _row(self, prompt: Prompt, *, memory: bool) -> list[int]:
-        question = self._question(prompt)
-        if not isinstance(prompt, str):
-            return self._chat(prompt)
-        ids = self._ids(question)
-        # Memory: the beginning's key-values are known already and are read like a memory, so it need not be encoded again.
-        return self.frame.after(ids) if memory else self.frame.closed_book(ids)
+    def _notes(
+        self,
+        bank: Bank | None,
+        mode: str,
+        k: int | None,
+        where: Mapping[str, Any] | None,
+        pinned: Sequence[Sequence[str]] | None,
+        count: int,
+    ) -> list[str]:
+        """For each prompt why it reads nothing of the bank that was asked; empty where it does, or nothing was asked."""
+        if mode == "none" or bank is None:
+            return [""] * count
+        return why_nothing(bank, self.config.references_per_chunk if k is None else k, where, pinned, count)
 
     def _rows(
         self,
@@ -415,10 +395,11 @@ class Memory3:
         gap: float | None,
         where: Mapping[str, Any] | None,
         pinned: Sequence[Sequence[str]] | None,
+        notes: Sequence[str],
     ) -> tuple[list[list[int]], list[list[Citation]] | None]:
         """Token ids of every prompt, and in mode text the references put into it."""
         if mode != "text" or bank is None:
-            return [self._row(p, memory=mode == "memory") for p in prompts], None
+            return [self._row(p, memory=mode == "memory" and not note) for p, note in zip(prompts, notes, strict=True)], None
         if pinned is None:
             hits = bank.search(
                 [self._question(p) for p in prompts], self.config.references_per_chunk if k is None else k, where=where
@@ -445,21 +426,8 @@ class Memory3:
         if longest + extra + new > self._model_shape.max_positions:
             raise InputError(
                 f"the prompt has {longest} tokens, {extra} positions for memories and {new} new tokens: more than the {self._model_shape.max_positions} "
-                f"positions of {self.name}. Shorten the question or lower max_new_tokens."
+                f"positions of {self.name}. Shorten the question or lower {setting('max_new_tokens')}."
             )
-
-    @property
-    def _pad_id(self) -> int:
-        for candidate in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0):
-            if candidate is not None:
-                return int(candidate)
-        raise AssertionError("unreachable")
-
-    def _pad(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        width = max(map(len, rows))
-        tokens = [[self._pad_id] * (width - len(row)) + list(row) for row in rows]
-        mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
-        return torch.tensor(tokens, device=self.model.device), torch.tensor(mask, device=self.model.device)
 
     # ---- answers -----------------------------------------------------------------------------------------------------
 
@@ -486,11 +454,13 @@ class Memory3:
         bank: Bank | None,
         times: Sequence[float],
         started: float,
+        notes: Sequence[str],
+        ends: int | list[int] | None,
     ) -> list[Answer]:
         finished = time.perf_counter()
-        ends = self.model.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends]) | {self.tokenizer.eos_token_id}
-        token_ids = [next((ids[:i] for i, t in enumerate(ids) if t in ends), ids) for ids in new.tolist()]
+        ends = self.model.generation_config.eos_token_id if ends is None else ends
+        last = set(ends if isinstance(ends, list) else [ends]) | {self.tokenizer.eos_token_id}
+        token_ids = [next((ids[:i] for i, t in enumerate(ids) if t in last), ids) for ids in new.tolist()]
         first = (times[0] if times else finished) - started
         spent = (times[-1] - times[0]) if len(times) > 1 else 0.0
         timings = Timings(first, finished - started, sum(max(len(t) - 1, 0) for t in token_ids) / spent if spent else 0.0)
@@ -512,5 +482,5 @@ class Memory3:
                 read = sum(len(c.text.encode()) for c in citations)
                 usage = Usage(len(rows[prompt]), len(ids), 1, len(citations), read)
             text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            answers.append(Answer(text, citations, usage, timings, ids))
+            answers.append(Answer(text, citations, usage, timings, ids, notes[prompt]))
         return answers

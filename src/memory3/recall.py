@@ -30,6 +30,7 @@ from memory3.maths.batch import select_chunks
 from memory3.model.attach import ModelShape, attached
 from memory3.model.beginning import Place
 from memory3.model.encode import Encoder
+from memory3.model.exclusive import exclusive
 from memory3.reading import Reading
 from memory3.values import Memory, MemoryBatch
 
@@ -99,6 +100,7 @@ class _Row:
 
     Attributes:
         place: where its memories stand.
+        reads: whether it may read anything.
         tokens: real tokens seen so far, prompt and decoded.
         planned: how many tokens the chunks cut so far reach to.
         moved: by how many positions its memories move from where they were written.
@@ -107,6 +109,7 @@ class _Row:
     """
 
     place: Place
+    reads: bool = True
     tokens: list[int] = field(default_factory=list)
     planned: int = 0
     moved: int = 0
@@ -148,6 +151,7 @@ class Recall:
         self.statistics = RecallStatistics()
         self._model = model
         self._shape = model_shape
+        self._exclusive = exclusive(model_shape.base)
         self._tokenizer = tokenizer
         self._encoder = encoder
         self._frame = encoder.frame
@@ -173,6 +177,13 @@ class Recall:
     # ---- the context -------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Recall:
+        with ExitStack() as stack:
+            stack.enter_context(self._exclusive)
+            self._enter(stack)
+            self._exit = stack.pop_all()
+        return self
+
+    def _enter(self, stack: ExitStack) -> None:
         if any(isinstance(getattr(hook, "__self__", None), Recall) for hook in self._shape.base._forward_pre_hooks.values()):
             raise RecallError("this model is recalling already: leave one `with recall` before entering another")
         self.source = one_version(self._bank)
@@ -182,11 +193,10 @@ class Recall:
             self._nothing = not any(ids for row in self._by_chunk for ids in row)
         else:
             self._nothing = self._k == 0 or self.source.count(self._where) == 0
-        self._exit = ExitStack()
-        self._exit.enter_context(attached(self._model))
+        stack.enter_context(attached(self._model))
         hook = self._shape.base.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-        self._exit.callback(hook.remove)
-        return self
+        stack.callback(hook.remove)
+        self._exclusive.idle()
 
     def __exit__(self, *_: object) -> None:
         self._exit.close()
@@ -218,6 +228,12 @@ class Recall:
     # ---- every forward pass ------------------------------------------------------------------------------------------
 
     def _before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not self._exclusive.is_mine:
+            raise RecallError(
+                "this thread runs a model in which another thread is recalling: enter the recall in the thread that generates, or use "
+                "Memory3.generate, which waits"
+            )
+        self._exclusive.idle()
         if "memory3" in kwargs or self._nothing:  # the encoder at work inside a recall (cold start), or nothing to read
             return None
         kwargs = {**dict(zip(_FORWARD, args, strict=False)), **kwargs}
@@ -296,7 +312,12 @@ class Recall:
             prompts = [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)]
         elif len(prompts) != len(ids):
             raise RecallError(f"{len(prompts)} prompts were announced, but {len(ids)} rows are generated")
-        self._rows = [_Row(self._frame.place(prompt)) for prompt in prompts]
+        each = len(prompts) // max(len(self._pinned or ()), 1)  # beams of one prompt
+        self._rows = []
+        for n, prompt in enumerate(prompts):
+            reads = not self._pinned or not each or bool(self._pinned[n // each])
+            # Where nothing is to be read, the prompt stands as it is: not even the beginning is put in front.
+            self._rows.append(_Row(self._frame.place(prompt) if reads else Place(0, 0), reads))
         self._plan = self._prompt_reading = self._reading = self._shift = None
         self._decoded = 0
         if self._pinned is not None and len(prompts) % max(len(self._pinned), 1):
@@ -345,7 +366,8 @@ class Recall:
             origin = int(positions[n, column] - index[n, column]) if bool(real[n, column]) else 0
             row.moved = origin + row.place.split - (len(self._frame.beginning) - row.place.missing)
         gap = self._encoder.config.reference_length
-        self._shift = torch.tensor([[row.place.missing + gap] for row in self._rows], device=positions.device)
+        moves = [[row.place.missing + gap if row.reads else 0] for row in self._rows]
+        self._shift = torch.tensor(moves, device=positions.device)
 
     def _recall_prompt(self, plan: Plan) -> MemoryBatch:
         """Look up every chunk by its text, and let the tokens to be decoded inherit the last chunk of their row."""

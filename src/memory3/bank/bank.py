@@ -27,7 +27,7 @@ from memory3.bank.upkeep import compact, tidy
 from memory3.bank.upkeep import purge as purge_bank
 from memory3.bank.verify import verify
 from memory3.bank.view import BankView
-from memory3.bank.where import Where
+from memory3.bank.where import Scalar, Where
 from memory3.bank.writer import MemoryWriter
 from memory3.bank.writing import Writing, delete_documents, present
 from memory3.codec import CodeBook
@@ -264,6 +264,8 @@ class Bank:
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
         """For each query the ``k`` most similar references, best first; fewer if the bank, or what ``where`` leaves, has fewer.
 
+        Of references with one and the same text the best is found alone.
+
         Args:
             queries: texts, embedded in one batch.
             k: how many.
@@ -282,6 +284,10 @@ class Bank:
     def count(self, where: Where | None = None) -> int:
         """How many references match."""
         return self._reading(lambda view: view.count(where))
+
+    def metadata(self) -> dict[str, list[Scalar]]:
+        """What documents can be filtered by: every key, and its values."""
+        return self._reading(lambda view: view.metadata())
 
     def documents(self) -> Iterator[DocumentEntry]:
         """All documents, in no promised order."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from memory3.errors import ModelError
 from memory3.model.catalogue import resolve_embedder
+from memory3.model.causes import loading
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -51,10 +51,14 @@ class Embedder:
 
         offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
         folder = resolve_embedder(name)
-        try:
-            model = SentenceTransformer(folder, device=device, trust_remote_code=False, local_files_only=offline)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"embedder {name!r} cannot be loaded: {error}") from error
+        with loading("embedder", name, folder):
+            model = SentenceTransformer(
+                folder,
+                device=device,
+                trust_remote_code=False,
+                local_files_only=offline,
+                model_kwargs={"use_safetensors": True},
+            )
         return cls(name, model, batch_size)
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:

@@ -12,7 +12,7 @@ from memory3.bank.snapshot import Snapshot
 from memory3.errors import BankCorrupt, InputError
 from memory3.values import Memory, Reference
 
-__all__ = ["read_memories", "read_references", "read_rows", "references_at"]
+__all__ = ["read_memories", "read_references", "read_rows", "read_texts", "references_at"]
 
 
 def read_memories(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, Memory]:
@@ -44,6 +44,15 @@ def read_rows(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, tup
 def read_references(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, Reference]:
     """References with their texts. Their memories are not read, nor checked."""
     return references_at(snapshot, _row_ids(snapshot, reference_ids))
+
+
+def read_texts(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, str]:
+    """The texts of references alone, without white space at their ends; not checked."""
+    found: dict[str, str] = {}
+    for rows in snapshot.take(_row_ids(snapshot, reference_ids), ["reference_id", "text"]) if reference_ids else ():
+        texts = (text.strip() for text in rows["text"].to_pylist())
+        found.update(zip(rows["reference_id"].to_pylist(), texts, strict=True))
+    return found
 
 
 def references_at(snapshot: Snapshot, row_ids: Sequence[int]) -> dict[str, Reference]:

@@ -16,7 +16,7 @@ from xxhash import xxh3_128_hexdigest
 from memory3.bank.codebooks import codec_of
 from memory3.bank.faults import reading
 from memory3.bank.manifest import METADATA_KEY, TABLE_ID_KEY, BankManifest
-from memory3.bank.rows import LIVE, embeddings_of
+from memory3.bank.rows import FIRST_ROWS, LIVE, embeddings_of
 from memory3.bank.where import Where, alternatives, is_in, where_sql
 from memory3.codec import Codec
 from memory3.errors import BankCorrupt
@@ -125,6 +125,11 @@ class Snapshot:
             return int(self.resident.matching(where).sum())
         with reading(self.path):
             return int(self.table.count_rows(f"{LIVE} AND {where_sql(where)}"))
+
+    def tags(self) -> list[str]:
+        """Every metadata entry that some document has, as text (`memory3.bank.where.tag`)."""
+        found = self.scan(["tags"], FIRST_ROWS)["tags"].combine_chunks().flatten()
+        return [str(tag) for tag in found.unique().to_pylist()]
 
     def row_ids(self, reference_ids: Sequence[str]) -> dict[str, int]:
         """Lance's row ids of those references that exist."""

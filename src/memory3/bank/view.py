@@ -11,12 +11,12 @@ from typing import TypeVar
 import numpy as np
 
 from memory3.bank.cache import MemoryCache
+from memory3.bank.copies import search_distinct
 from memory3.bank.lookup import read_memories, read_references
 from memory3.bank.recalls import RecallLog
 from memory3.bank.reports import Hit
-from memory3.bank.retriever import search
 from memory3.bank.snapshot import Snapshot
-from memory3.bank.where import Where
+from memory3.bank.where import Scalar, Where, untagged
 from memory3.codec.raw import record_size
 from memory3.errors import BankChanged, BankCorrupt
 from memory3.values import Memory, Reference
@@ -64,7 +64,7 @@ class BankView:
         if k <= 0 or not len(self) or not queries:
             return [[] for _ in queries]
         vectors = self._embed(queries)
-        return self._reading(lambda: search(self.snapshot, vectors, k, where))
+        return self._reading(lambda: search_distinct(self.snapshot, vectors, k, where))
 
     def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
         """As `Bank.memories`."""
@@ -93,6 +93,10 @@ class BankView:
     def count(self, where: Where | None = None) -> int:
         """As `Bank.count`."""
         return self._reading(lambda: self.snapshot.count(where))
+
+    def metadata(self) -> dict[str, list[Scalar]]:
+        """As `Bank.metadata`."""
+        return untagged(self._reading(self.snapshot.tags))
 
     def __len__(self) -> int:
         return self._reading(lambda: self.snapshot.size)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from memory3.errors import InputError
 from memory3.values import plain
 
-__all__ = ["Scalar", "Where", "alternatives", "is_in", "literal", "tag", "tags", "where_sql"]
+__all__ = ["Scalar", "Where", "alternatives", "is_in", "literal", "tag", "tags", "untagged", "where_sql"]
 
 Scalar = str | int | float | bool
 #: A key and the value it must have, or a list of values of which it must have one. All keys must match.
@@ -59,6 +59,14 @@ def where_sql(where: Where) -> str:
         any_of = " OR ".join(f"array_has(tags, {literal(item)})" for item in group)
         conditions.append(f"({any_of or 'false'})")
     return " AND ".join(conditions)
+
+
+def untagged(found: Iterable[str]) -> dict[str, list[Scalar]]:
+    """By key, the values that tags stand for, sorted as text."""
+    values: dict[str, list[Scalar]] = {}
+    for key, value in map(json.loads, sorted(set(found))):
+        values.setdefault(key, []).append(value)
+    return values
 
 
 def is_in(column: str, values: Iterable[str]) -> str:

@@ -1,46 +1,30 @@
-"""The table of commands, and what becomes of errors: a message and an exit status, never a traceback for errors of memory3."""
+"""The table of commands. What becomes of their errors: `memory3.cli.edge`."""
 
 from __future__ import annotations
 
 import io
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
 from memory3.cli.ask import ask
 from memory3.cli.bench import bench
 from memory3.cli.calibrate import calibrate
 from memory3.cli.care import compact, delete, info, verify
 from memory3.cli.demo import demo
+from memory3.cli.edge import Commands
 from memory3.cli.evaluate import evaluate
 from memory3.cli.lm_eval import lm_eval
-from memory3.cli.output import message, out
+from memory3.cli.output import out
 from memory3.cli.plan import plan
 from memory3.cli.rebuild import rebuild
 from memory3.cli.report import report
 from memory3.cli.train import train
 from memory3.cli.write import write
-from memory3.errors import Memory3Error
 
 __all__ = ["app", "main"]
-
-
-class Commands(TyperGroup):
-    """Turns errors of memory3 into a message and exit status 1, and an interruption into 130."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
-        try:
-            return super().invoke(ctx)
-        except Memory3Error as error:
-            message(str(error), kind="error", style="bold red")
-            raise typer.Exit(1) from None
-        except KeyboardInterrupt:
-            message("interrupted")
-            raise typer.Exit(130) from None
 
 
 app = typer.Typer(
@@ -76,6 +60,9 @@ def _version(wanted: bool) -> None:
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error. Also: MEMORY3_DEBUG=1.", envvar="MEMORY3_DEBUG")
     ] = False,
 ) -> None:
     """Explicit memory for language models.

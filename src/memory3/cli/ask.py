@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from memory3.cli import options
 from memory3.cli.loading import full_name, load_model, open_bank
-from memory3.cli.output import count, first_line, out, print_json, printable, size
+from memory3.cli.output import count, first_line, message, out, print_json, printable, size
 from memory3.errors import InputError
 
 if TYPE_CHECKING:
@@ -120,6 +121,8 @@ def ask(
     if opened is not None:
         opened.close()  # writes down what was recalled
 
+    for note in dict.fromkeys(answer.note for answer in answers.values() if answer.note):
+        message(note, kind="note", style="yellow")
     if as_json:
         found = [answer_json(each, answer) for each, answer in answers.items()]
         about = {"question": text, "bank": None if bank is None else str(bank), "model": m3.name}
@@ -137,6 +140,7 @@ def answer_json(mode: str, answer: Answer) -> dict[str, Any]:
     return {
         "mode": mode,
         "answer": answer.text,
+        "note": answer.note,
         "citations": [dataclasses.asdict(citation) for citation in answer.citations],
         "usage": dataclasses.asdict(answer.usage),
         "timings": dataclasses.asdict(answer.timings),
@@ -182,12 +186,12 @@ def _where(conditions: list[str]) -> dict[str, list[str | int | float | bool]]:
 
 
 def _readings(value: str) -> list[str | int | float | bool]:
-    if value in ("true", "false"):
-        return [value, value == "true"]
+    if value.lower() in ("true", "false"):
+        return [value, value.lower() == "true"]
     for number in (int, float):
         try:
-            return [value, number(value)]
-        except ValueError:
+            return [value, number(value)] if math.isfinite(number(value)) else [value]
+        except (ValueError, OverflowError):
             continue
     return [value]
 

@@ -48,16 +48,15 @@ def chosen_machine(asked: Asked, name: str | None, measured: bool, price: float 
 
 def counted(paths: Sequence[str], model: str, config: MemoryConfig) -> Corpus:
     """How many references documents make, read by the library's own readers and cut by its own splitter."""
-    from transformers import AutoTokenizer
-
-    from memory3.model.catalogue import DEFAULT_MODEL, resolve_model
+    from memory3.model.catalogue import DEFAULT_MODEL
+    from memory3.model.load import load_tokenizer
     from memory3.text import read_documents, split
 
     silence()
     if model == PAPER_MODEL:
         message(f"{PAPER_MODEL} has no tokenizer; the texts are counted with that of {DEFAULT_MODEL}", kind="note")
         model = DEFAULT_MODEL
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(model))
+    tokenizer = load_tokenizer(model)
     references = tokens = length = 0
     started = time.monotonic()
     with progress_bar() as bar:

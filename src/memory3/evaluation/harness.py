@@ -23,7 +23,6 @@ except ImportError as error:
     raise MissingDependency(str(error.name or "lm_eval"), "eval", "the model class of lm-evaluation-harness") from None
 
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from memory3.bank import Bank, Hit
 from memory3.config import MemoryConfig
@@ -31,6 +30,7 @@ from memory3.evaluation.guard import Guard
 from memory3.generate import MODES, Memory3
 from memory3.model.adapter import adapter_of, merge_adapter
 from memory3.model.catalogue import DEFAULT_ADAPTED, resolve_model
+from memory3.model.load import check_device, load_tokenizer
 from memory3.recall import within
 from memory3.values import Memory, Reference
 
@@ -115,14 +115,19 @@ class Memory3LM(HFLM):
         pretrained = pretrained or (manifest.model if manifest else DEFAULT_ADAPTED)
         name, adapter = adapter_of(pretrained)
         where = resolve_model(name)
-        device = str(kwargs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu"))
-        super().__init__(pretrained=where, dtype=dtype or ("float32" if device == "cpu" else "auto"), **kwargs)
+        device = check_device(str(kwargs.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")))
+        if kwargs.pop("trust_remote_code", False):
+            raise ConfigError(
+                "trust_remote_code is refused: memory3 runs no code of a model's folder. Leave it out of --model_args"
+            )
+        dtype = dtype or ("float32" if device == "cpu" else "auto")
+        super().__init__(pretrained=where, dtype=dtype, trust_remote_code=False, use_safetensors=True, **kwargs)
         if adapter:
             merge_adapter(self.model, adapter)
         self.mode = mode
         config = manifest.config if manifest else MemoryConfig.preset(preset)
         # A tokenizer of its own: the harness changes the padding of its one.
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        tokenizer = load_tokenizer(name)
         self.m3 = Memory3(self.model, tokenizer, config, name=pretrained)
         self.k = config.references_per_chunk if k is None else int(k)
         self.gap = config.score_gap if k is None else 2.0

@@ -23,6 +23,7 @@ from memory3.config import MemoryConfig
 from memory3.errors import Memory3Error, ModelError, UnsupportedModel
 from memory3.maths.attend import masked
 from memory3.maths.rotary import find_rotation
+from memory3.model.exclusive import exclusive
 from memory3.model.shape import config_value
 
 __all__ = ["ATTENTION", "ModelShape", "Reader", "Seen", "StopForward", "attached"]
@@ -100,19 +101,20 @@ def _mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torc
 
 @contextmanager
 def attached(model: PreTrainedModel) -> Iterator[None]:
-    """Switch the model to our attention, and back to its own on the way out. May be nested."""
-    previous = model.config._attn_implementation
-    if previous == ATTENTION:
-        yield
-        return
-    # The registry is one per process; an entry that no model names changes nothing.
-    AttentionInterface.register(ATTENTION, _attention)
-    AttentionMaskInterface.register(ATTENTION, _mask)
-    model.set_attn_implementation(ATTENTION)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(previous)
+    """Switch the model to our attention, and back to its own on the way out. Other threads wait. May be nested."""
+    with exclusive(model.base_model):
+        previous = model.config._attn_implementation
+        if previous == ATTENTION:
+            yield
+            return
+        # The registry is one per process; an entry that no model names changes nothing.
+        AttentionInterface.register(ATTENTION, _attention)
+        AttentionMaskInterface.register(ATTENTION, _mask)
+        model.set_attn_implementation(ATTENTION)
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(previous)
 
 
 class Seen:

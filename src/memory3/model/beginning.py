@@ -9,22 +9,31 @@ The beginning is what references were encoded behind. A prompt may hold all of i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import datetime
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from memory3.config import MemoryConfig
-from memory3.errors import ConfigError, InputError, ModelError
+from memory3.errors import ConfigError, InputError, ModelError, setting
 
-__all__ = ["Frame", "Place", "find"]
+__all__ = ["Frame", "Place", "find", "render"]
 
 PLAIN = "<bos>Reference:"
 CUE = "Use these passages:\n\n"
 #: Between a passage and what follows it in the user's turn.
 SEPARATOR = "\n\n"
+#: Remedy for a template that cannot be used.
+_WITHOUT = f"Give {setting('beginning', 'TEXT', python='MemoryConfig(beginning=...)')}"
 REPEAT = "Repeat the passages word for word."
-# Templates that print today's date (Llama 3) would change the beginning every day, and memories with it.
-FIXED = {"date_string": "01 Jan 2024"}
+# Templates that print today's date (Llama 3, SmolLM3) would change the beginning every day, and memories with it.
+_DAY = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
+
+
+def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
+    """Messages as the model's chat template writes them, on the same day always."""
+    fixed = {"date_string": "01 Jan 2024", "strftime_now": _DAY.strftime}
+    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **fixed, **options))
 
 
 @dataclass(frozen=True)
@@ -97,19 +106,20 @@ class Frame:
         first, answer, second = "memory3 first", "memory3 answer", "memory3 second"
         user = {"role": "user", "content": first}
 
-        def render(messages: list[dict[str, str]], **kwargs: Any) -> str:
+        def written(messages: list[dict[str, str]], **kwargs: Any) -> str:
             try:
-                return tokenizer.apply_chat_template(messages, tokenize=False, **FIXED, **kwargs)
+                once, *others = (render(tokenizer, messages, **kwargs) for _ in range(3))
             except Exception as error:  # a template is a program of the model's author; whatever it raises, say whose it is
-                raise ModelError(
-                    f"the model's chat template fails ({error}). Pass MemoryConfig(beginning=...) to do without it"
-                ) from error
+                raise ModelError(f"the model's chat template fails ({error}). {_WITHOUT} to do without it") from error
+            if any(other != once for other in others):
+                raise ModelError(f"the model's chat template writes another text each time. {_WITHOUT} to do without it")
+            return once
 
-        opening, found, tail = render([user], add_generation_prompt=True).partition(first)
-        closed = render([user, {"role": "assistant", "content": answer}, {"role": "user", "content": second}])
+        opening, found, tail = written([user], add_generation_prompt=True).partition(first)
+        closed = written([user, {"role": "assistant", "content": answer}, {"role": "user", "content": second}])
         between = closed.partition(answer)[2].partition(second)[0]
         if not found or not between:
-            raise ModelError("the model's chat template does not show the user's text. Pass MemoryConfig(beginning=...)")
+            raise ModelError(f"the model's chat template does not show the user's text. {_WITHOUT} to do without it")
         length = 0
         while length < min(len(opening), len(between)) and opening[-length - 1] == between[-length - 1]:
             length += 1

@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from memory3.errors import ConfigError, ModelError
-from memory3.model.catalogue import resolve_model
+from memory3.errors import ConfigError
+from memory3.model.load import load_tokenizer
 from memory3.model.shape import SHAPES
 
-__all__ = ["from_scratch", "load_tokenizer"]
+__all__ = ["from_scratch"]
 
 #: Positions the model is made for: sequences of 2048 behind a beginning and 128 positions of memories, with room.
 POSITIONS = 4096
-
-
-def load_tokenizer(of: str) -> Any:
-    """The tokenizer of a model: catalogue name, hub id or folder.
-
-    Raises:
-        ModelError: there is none.
-    """
-    where = resolve_model(of)
-    try:
-        return AutoTokenizer.from_pretrained(where)
-    except (OSError, ValueError, KeyError) as error:
-        missing = "" if Path(where).exists() else " It is neither a folder here nor could it be fetched."
-        raise ModelError(f"tokenizer of {of!r} cannot be loaded: {str(error).splitlines()[0]}{missing}") from error
 
 
 def from_scratch(shape: str, tokenizer: str, *, seed: int = 0) -> tuple[Any, Any]:

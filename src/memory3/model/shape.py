@@ -6,7 +6,6 @@ Symbols as in PAPER.md section 7, in brackets: layers (L), heads (H), KV heads (
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -134,13 +133,12 @@ def shape_of(name: str) -> Shape:
 
 def _read_config(name: str) -> Any:
     """The transformers config of the text model."""
-    from transformers import AutoConfig  # takes seconds, and the known shapes need none
+    from memory3.model.load import load_config  # imports transformers, which takes seconds, and the known shapes need none
 
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False).get_text_config()
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        what = "" if Path(name).exists() else ". It is no folder here, and its config could not be fetched from the model hub"
-        raise ModelError(f"the shape of model {name!r} is unknown: {str(error).splitlines()[0].rstrip('.')}{what}") from error
+        return load_config(name).get_text_config()
+    except ModelError as error:
+        raise ModelError(f"the shape of model {name!r} is unknown: {error}") from error
 
 
 def config_value(config: Any, name: str, otherwise: Any = None) -> Any:

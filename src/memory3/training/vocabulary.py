@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from memory3.errors import ConfigError, InputError
-from memory3.model.scratch import load_tokenizer
+from memory3.model.load import load_tokenizer
 from memory3.training.records import read_records
 
 __all__ = ["SMALLEST", "train_vocabulary"]

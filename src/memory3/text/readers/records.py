@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 
+from memory3.errors import setting
 from memory3.text.readers.source import Found, SourceFile, megabytes
 
 __all__ = ["ID_FIELDS", "TEXT_FIELDS", "from_record"]
@@ -69,7 +70,7 @@ def _text_field(file: SourceFile, row: int, record: Mapping[str, object], place:
         raise file.error(f"{place} {row}: the field {wanted!r} is no text but {_json_type(record[wanted])}")
     missing = f"no field {wanted!r}" if wanted else f"none of the fields {', '.join(TEXT_FIELDS)} with a text"
     raise file.error(
-        f"{place} {row} has {missing}. Its fields are {_listed(record)}: name the text's with --text-field (text_field in Python)"
+        f"{place} {row} has {missing}. Its fields are {_listed(record)}: name the text's with {setting('text_field')}"
     )
 
 
