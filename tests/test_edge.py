@@ -6,7 +6,6 @@ import errno
 
 import pytest
 import tiny
-import transformers.utils.chat_template_utils as clock
 from bank_writer import HashingEmbedder
 from ram_bank import RamBank
 from transformers import GenerationConfig
@@ -113,20 +112,9 @@ def test_templates_that_refuse_or_leave_out_the_system_turn():
         chat_model(silent)._chat(SYSTEM)
 
 
-def test_the_beginning_is_the_same_on_any_day(monkeypatch):
-    dated = "<s>system\n{{ strftime_now('%A %d %m %Y') }}</s>\n" + tiny.CHAT_TEMPLATE
-    today = chat_model(dated)
-
-    class Later(clock.datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return cls(2031, 7, 9, tzinfo=tz)
-
-    monkeypatch.setattr(clock, "datetime", Later)
-    later = chat_model(dated)
-    assert (later.frame, later.fingerprint, later._chat(SYSTEM)) == (today.frame, today.fingerprint, today._chat(SYSTEM))
+def test_a_template_that_writes_another_text_each_time():
     with pytest.raises(ModelError, match="another text each time"):
-        chat_model("{{ [1, 2, 3, 4, 5, 6, 7, 8, 9] | random }}{{ range(9999) | list | random }}" + tiny.CHAT_TEMPLATE)
+        chat_model("{{ range(9999) | list | random }}" + tiny.CHAT_TEMPLATE)
 
 
 def test_settings_of_a_generation(m3):

@@ -9,7 +9,6 @@ The beginning is what references were encoded behind. A prompt may hold all of i
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,14 +25,12 @@ SEPARATOR = "\n\n"
 #: Remedy for a template that cannot be used.
 _WITHOUT = f"Give {setting('beginning', 'TEXT', python='MemoryConfig(beginning=...)')}"
 REPEAT = "Repeat the passages word for word."
-# Templates that print today's date (Llama 3, SmolLM3) would change the beginning every day, and memories with it.
-_DAY = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
 
 
+# Templates that print today's date (Llama 3) would change the beginning every day, and memories with it.
 def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-    """Messages as the model's chat template writes them, on the same day always."""
-    fixed = {"date_string": "01 Jan 2024", "strftime_now": _DAY.strftime}
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **fixed, **options))
+    """Messages as the model's chat template writes them, with one `date_string` always."""
+    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, date_string="01 Jan 2024", **options))
 
 
 @dataclass(frozen=True)
