@@ -151,7 +151,6 @@ def delete(
             {
                 "bank": str(bank),
                 "deleted": deleted,
-                "purged": purge,
                 "missing": missing,
                 "documents": len(list(opened.documents())),
             }
