@@ -18,7 +18,7 @@ from memory3.errors import BankChanged, BankCorrupt, FingerprintMismatch, InputE
 from memory3.policy import WritePolicy
 from memory3.values import Document, Memory
 
-WORDS = [Document(f"doc{n}", f"some words of text number {n} and a few more") for n in range(5)]
+WORDS = [Document(f"doc{n}", f"some words{n} of text number {n} and a few{n} more") for n in range(5)]
 OTHER = [Document(f"doc{n}", f"other words {n}") for n in range(5)]
 
 

@@ -183,9 +183,9 @@ def test_a_device_that_is_none(name, said):
 @pytest.mark.parametrize(
     ("changes", "value", "said"),
     [
-        ({"r": 0}, 1.0, "rank 0"),
-        ({"r": -4}, 1.0, "rank -4"),
-        ({"lora_alpha": float("nan")}, 1.0, "alpha nan"),
+        ({"r": 0}, 1.0, "r: 0"),
+        ({"r": -4}, 1.0, "r: -4"),
+        ({"lora_alpha": float("nan")}, 1.0, "NaN"),
         ({}, float("inf"), "not finite"),
     ],
 )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from memory3.config import Budget, MemoryConfig
     from memory3.errors import (
         BankBusy,
+        BankChanged,
         BankCorrupt,
         BankError,
         BankFull,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         ModelError,
         ReadError,
         RecallError,
+        SourceConflict,
         TrainingError,
         UnsupportedModel,
     )
@@ -52,6 +54,7 @@ __all__ = [
     "Answer",
     "Bank",
     "BankBusy",
+    "BankChanged",
     "BankCorrupt",
     "BankError",
     "BankFull",
@@ -74,6 +77,7 @@ __all__ = [
     "ReadError",
     "RecallError",
     "Reference",
+    "SourceConflict",
     "TrainingError",
     "UnsupportedModel",
     "__version__",

@@ -64,8 +64,9 @@ def where_sql(where: Where) -> str:
 def untagged(found: Iterable[str]) -> dict[str, list[Scalar]]:
     """By key, the values that tags stand for, sorted as text."""
     values: dict[str, list[Scalar]] = {}
-    for key, value in map(json.loads, sorted(set(found))):
-        values.setdefault(key, []).append(value)
+    for item in map(json.loads, sorted(set(found))):
+        if isinstance(item, list):  # an object says where the document came from (`rows.origin_in`)
+            values.setdefault(item[0], []).append(item[1])
     return values
 
 

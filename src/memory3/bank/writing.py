@@ -318,4 +318,6 @@ def _checked(document: Document) -> Document:
         )
     tags(document.metadata)
     metadata = {plain(key): plain(value) for key, value in document.metadata.items()}
-    return Document(plain(document.id), plain(document.text), plain(document.source), metadata)
+    return dataclasses.replace(
+        document, id=plain(document.id), text=plain(document.text), source=plain(document.source), metadata=metadata
+    )

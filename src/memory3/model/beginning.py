@@ -15,6 +15,7 @@ from typing import Any
 
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError, InputError, ModelError, setting
+from memory3.model.dates import DATE_STRING, on_one_day
 
 __all__ = ["Frame", "Place", "find", "render"]
 
@@ -27,10 +28,14 @@ _WITHOUT = f"Give {setting('beginning', 'TEXT', python='MemoryConfig(beginning=.
 REPEAT = "Repeat the passages word for word."
 
 
-# Templates that print today's date (Llama 3) would change the beginning every day, and memories with it.
 def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-    """Messages as the model's chat template writes them, with one `date_string` always."""
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False, date_string="01 Jan 2024", **options))
+    """Messages as the model's chat template writes them, on the same day always (`memory3.model.dates`)."""
+    template = on_one_day(tokenizer.get_chat_template())
+    return str(
+        tokenizer.apply_chat_template(
+            list(messages), chat_template=template, tokenize=False, date_string=DATE_STRING, **options
+        )
+    )
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def _text_field(file: SourceFile, row: int, record: Mapping[str, object], place:
         raise file.error(f"{place} {row}: the field {wanted!r} is no text but {_json_type(record[wanted])}")
     missing = f"no field {wanted!r}" if wanted else f"none of the fields {', '.join(TEXT_FIELDS)} with a text"
     raise file.error(
-        f"{place} {row} has {missing}. Its fields are {_listed(record)}: name the text's with {setting('text_field')}"
+        f"{place} {row} has {missing}. Its fields are {_listed(record)}: name the text's with {setting('text_field', python='--text-field (text_field in Python)')}"
     )
 
 
