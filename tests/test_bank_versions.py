@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import threading
 from datetime import timedelta
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pytest
 from bank_writer import SHAPE, HashingEmbedder, HashingWriter, contents, documents, expected, open_bank, same_memory
 
-from memory3.bank import Bank, store, upkeep
+from memory3.bank import Bank, store, upkeep, writing
 from memory3.bank.manifest import TABLE_ID_KEY
 from memory3.codec.raw import encode_record
 from memory3.errors import BankChanged, BankCorrupt, FingerprintMismatch, InputError
@@ -275,3 +276,73 @@ def test_a_damaged_row_is_not_deleted_for_a_tombstone(tmp_path, damage):
     bank.write(documents(4))
     assert bank.verify().ok
     assert contents(bank) == expected([*documents(4), Document("new", "new words")])
+
+
+# ---- what is unchanged is not encoded again ------------------------------------------------------------------------------
+
+
+def test_metadata_that_change_while_the_text_does_not_are_stored_without_encoding(tmp_path):
+    m3 = HashingWriter()
+    bank = open_bank(tmp_path / "bank", m3)
+    bank.write([Document(d.id, d.text, metadata={"year": 2020}) for d in WORDS])
+    encoded, embedded = m3.encoded, bank.embedder.embedded
+    newer = [Document(d.id, d.text, metadata={"year": 2021, "ok": True}) for d in WORDS]
+    report = bank.write(newer)
+    assert (report.written, report.changed) == (5, 5)
+    assert (m3.encoded, bank.embedder.embedded) == (encoded, embedded)
+    assert contents(bank) == expected(newer)
+    assert bank.count({"year": 2021}) == len(bank)
+    assert bank.count({"year": 2020}) == 0
+    assert bank.verify().ok
+    assert bank.write(newer).written == 0
+
+
+def test_text_added_at_the_end_encodes_what_is_new(tmp_path):
+    m3 = HashingWriter()
+    bank = open_bank(tmp_path / "bank", m3)
+    long = Document("long", " ".join(f"w{n}" for n in range(20)) + " ")
+    bank.write([long, *WORDS])
+    encoded = m3.encoded
+    longer = Document("long", long.text + "seven more")
+    bank.write([longer])
+    assert m3.encoded == encoded + 1
+    assert contents(bank) == expected([longer, *WORDS])
+
+
+def test_a_damaged_row_is_encoded_again(tmp_path):
+    m3 = HashingWriter()
+    bank = open_bank(tmp_path / "bank", m3)
+    bank.write(WORDS)
+    lancedb.connect(tmp_path / "bank").open_table("references-1").update(where="reference_id = 'doc1#0'", values={"start": 1})
+    encoded = m3.encoded
+    newer = [Document(d.id, d.text, metadata={"year": 2021}) for d in WORDS]
+    bank.write(newer)
+    assert m3.encoded == encoded + 1
+    assert contents(bank) == expected(newer)
+
+
+def test_a_large_document_that_is_cut_otherwise_now_is_begun_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "COMMIT_REFERENCES", 5)
+    large = Document("large", " ".join(f"w{n}" for n in range(70)))
+
+    def stop(progress):
+        if progress.references >= 9:
+            raise KeyboardInterrupt
+
+    class CutsOtherwise(HashingWriter):
+        def split(self, document):
+            half = document.text.index("w3 ")
+            for n, text in enumerate((document.text[:half], document.text[half:])):
+                for r in super().split(Document(document.id, text)):
+                    number = r.ordinal + n
+                    start = r.start + n * half
+                    yield dataclasses.replace(
+                        r, id=f"{document.id}#{number}", ordinal=number, start=start, end=r.end + n * half
+                    )
+
+    with open_bank(tmp_path / "bank") as bank, pytest.raises(KeyboardInterrupt):
+        bank.write([large], progress=stop)
+    with open_bank(tmp_path / "bank", CutsOtherwise()) as bank:
+        bank.write([large])
+        assert contents(bank) == expected([large], CutsOtherwise())
+        assert bank.verify().ok

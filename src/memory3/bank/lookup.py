@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pyarrow as pa
-from xxhash import xxh3_64_intdigest
-
-from memory3.bank.rows import TEXT_COLUMNS, checksums, codes_of, references_of
+from memory3.bank.rows import TEXT_COLUMNS, are_damaged, codes_of, references_of
 from memory3.bank.snapshot import Snapshot
 from memory3.errors import BankCorrupt, InputError
 from memory3.values import Memory, Reference
@@ -27,10 +24,8 @@ def read_rows(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, tup
     wrong: list[str] = []
     for rows in snapshot.take(_row_ids(snapshot, reference_ids), [*TEXT_COLUMNS, "codes"]):
         records: dict[str, bytearray] = {}
-        for reference, is_damaged, record, checksum in zip(
-            references_of(rows), _damaged(rows), codes_of(rows), rows["codes_checksum"].to_pylist(), strict=True
-        ):
-            if is_damaged or checksum != (None if record is None else xxh3_64_intdigest(record)):
+        for reference, is_damaged, record in zip(references_of(rows), are_damaged(rows), codes_of(rows), strict=True):
+            if is_damaged:
                 wrong.append(reference.id)
             elif record is not None:
                 records[reference.id] = bytearray(record)
@@ -60,17 +55,12 @@ def references_at(snapshot: Snapshot, row_ids: Sequence[int]) -> dict[str, Refer
     found: dict[str, Reference] = {}
     wrong: list[str] = []
     for rows in snapshot.take(row_ids, TEXT_COLUMNS):
-        for reference, is_damaged in zip(references_of(rows), _damaged(rows), strict=True):
+        for reference, is_damaged in zip(references_of(rows), are_damaged(rows), strict=True):
             found[reference.id] = reference
             if is_damaged:
                 wrong.append(reference.id)
     _refuse(snapshot, wrong)
     return found
-
-
-def _damaged(rows: pa.Table) -> list[bool]:
-    """Whose columns are not those that its checksum was taken of."""
-    return [told != computed for told, computed in zip(rows["checksum"].to_pylist(), checksums(rows), strict=True)]
 
 
 def _row_ids(snapshot: Snapshot, reference_ids: Sequence[str]) -> list[int]:

@@ -26,6 +26,7 @@ __all__ = [
     "LIVE",
     "TEXT_COLUMNS",
     "Row",
+    "are_damaged",
     "are_tombstones",
     "checksums",
     "codes_of",
@@ -149,6 +150,17 @@ def tombstone(document_id: str, ordinal: int, document_references: int) -> Row:
     """A row that is no longer part of its document: it takes the place of an old row until it is deleted."""
     reference = Reference(f"{document_id}#{ordinal}", document_id, ordinal, 0, 0, "", ())
     return Row(reference, "", document_references)
+
+
+def are_damaged(rows: pa.Table) -> list[bool]:
+    """Which rows are not what their checksums were taken of, those of their memories too where these were read."""
+    told = rows["checksum"].to_pylist()
+    damaged = [one != other for one, other in zip(told, checksums(rows), strict=True)]
+    if "codes" not in rows.column_names:
+        return damaged
+    computed = (None if record is None else xxh3_64_intdigest(record) for record in codes_of(rows))
+    pairs = zip(damaged, rows["codes_checksum"].to_pylist(), computed, strict=True)
+    return [is_damaged or one != other for is_damaged, one, other in pairs]
 
 
 def are_tombstones(rows: pa.Table) -> list[bool]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from lancedb.table import Table
 
 from memory3.bank.faults import reading, writing
@@ -26,8 +27,8 @@ class Staging:
         self._name = name
         self._table: Table | None = None
 
-    def begin(self, document_id: str, content_hash: str, schema: pa.Schema, *, cold: bool) -> int:
-        """Get ready for a document. Returns how many of its references are there already, from the first on."""
+    def begin(self, document_id: str, content_hash: str, schema: pa.Schema, *, cold: bool) -> list[tuple[int, int]]:
+        """Get ready for a document. Returns of its references that are there already, from the first on, their ends and numbers of tokens."""
         self._table = self._store.find_table(self._name)
         if self._table is None or self._table.schema != schema:
             manifest = BankManifest.from_json(schema.metadata[METADATA_KEY])
@@ -36,7 +37,10 @@ class Staging:
         usable = f"content_hash = {literal(content_hash)} AND codes_checksum IS {'NULL' if cold else 'NOT NULL'}"
         with writing(self._store.path):
             self._table.delete(f"{document} AND NOT ({usable})")
-            return int(self._table.count_rows(document))
+        with reading(self._store.path):
+            rows = self._table.search().where(document).select(["ordinal", "end", "token_ids"]).limit(None).to_arrow()
+        rows = rows.sort_by("ordinal")
+        return list(zip(rows["end"].to_pylist(), pc.list_value_length(rows["token_ids"]).to_pylist(), strict=True))
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Commit some more rows of the document begun."""

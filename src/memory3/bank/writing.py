@@ -22,7 +22,19 @@ from memory3.bank.embedder import TextEmbedder
 from memory3.bank.faults import reading, writing
 from memory3.bank.manifest import METADATA_KEY, BankManifest
 from memory3.bank.reports import Conflict, WriteProgress, WriteReport
-from memory3.bank.rows import LIVE, TEXT_COLUMNS, Row, are_tombstones, origin_in, row_batch, tombstone
+from memory3.bank.rows import (
+    LIVE,
+    TEXT_COLUMNS,
+    Row,
+    are_damaged,
+    are_tombstones,
+    codes_of,
+    embeddings_of,
+    origin_in,
+    references_of,
+    row_batch,
+    tombstone,
+)
 from memory3.bank.staging import Staging
 from memory3.bank.store import Store
 from memory3.bank.where import is_in, tags
@@ -211,8 +223,11 @@ class Writing:
 
     def _write_large(self, document: Document, content_hash: str, references: Iterator[Reference]) -> None:
         """Encode a large document part by part into the staging table, then move it in one commit."""
-        done = self._staging.begin(document.id, content_hash, self._schema, cold=self._cold)
-        count = sum(1 for _ in islice(references, done))
+        staged = self._staging.begin(document.id, content_hash, self._schema, cold=self._cold)
+        count = len(staged)
+        if any(there != (made.end, len(made.token_ids)) for there, made in zip(staged, references, strict=False)):
+            self._staging.forget(document.id)  # a release that cuts otherwise began it
+            references, count = self._m3.split(document), 0
         while part := list(islice(references, self._group_size)):
             count += len(part)
             batch = self._encode([Row(reference, content_hash, 0, document.origin) for reference in part])
@@ -222,12 +237,23 @@ class Writing:
         self._staging.forget(document.id)
 
     def _encode(self, rows: Sequence[Row]) -> pa.RecordBatch:
-        """Rows with embeddings and memories. References of like length are encoded together, which saves padding."""
-        embeddings = self._embedder.encode([row.reference.read_text for row in rows])
+        """Rows with embeddings and memories. References of like length are encoded together, which saves padding.
+
+        What a reference of the same id and tokens has in the table already is kept: where metadata alone have changed, or text was added at the end.
+        """
+        kept = self._kept([row.reference for row in rows])
+        new = [place for place, row in enumerate(rows) if row.reference.id not in kept]
+        embeddings = np.zeros((len(rows), self._embedder.dimension), np.float32)
+        if new:
+            embeddings[new] = self._embedder.encode([rows[place].reference.read_text for place in new])
         records: list[bytes | None] = [None] * len(rows)
-        by_length = sorted(range(len(rows)), key=lambda place: len(rows[place].reference.token_ids))
+        for place, row in enumerate(rows):
+            if row.reference.id in kept:
+                embeddings[place], records[place] = kept[row.reference.id]
+        self._references += len(rows) - len(new)
+        by_length = sorted(new, key=lambda place: len(rows[place].reference.token_ids))
         size = len(rows) if self._cold else self._m3.batch_size
-        for start in range(0, len(rows), size):
+        for start in range(0, len(new), size):
             places = by_length[start : start + size]
             if not self._cold:
                 memories = self._m3.encode([rows[place].reference for place in places])
@@ -236,6 +262,22 @@ class Writing:
             self._references += len(places)
             self._tell()
         return row_batch(rows, embeddings, records, self._schema)
+
+    def _kept(self, references: Sequence[Reference]) -> dict[str, tuple[np.ndarray, bytes | None]]:
+        """By id, embedding and record of what the table has for the same tokens, undamaged; cold only where cold is what is wanted."""
+        known = {r.id: r for r in references if r.document_id in self._sizes}
+        if not known:
+            return {}
+        with reading(self._store.path):
+            query = self._table.search().where(f"{LIVE} AND {is_in('reference_id', known)}").select([*TEXT_COLUMNS, "codes"])
+            rows = query.limit(None).to_arrow()
+        rows = rows.filter(pa.array([not damaged for damaged in are_damaged(rows)], pa.bool_())).combine_chunks()
+        kept = {}
+        for stored, embedding, record in zip(references_of(rows), embeddings_of(rows), codes_of(rows), strict=True):
+            made = known[stored.id]
+            if (stored.token_ids, stored.text) == (made.token_ids, made.text) and (self._cold or record is not None):
+                kept[stored.id] = (embedding, None if record is None else bytes(record))
+        return kept
 
     def _commit(self, sizes: dict[str, int], batches: Iterable[pa.RecordBatch]) -> None:
         """Put whole documents into the table, in one commit, in place of what was there under their ids."""
