@@ -346,3 +346,60 @@ def test_a_large_document_that_is_cut_otherwise_now_is_begun_anew(tmp_path, monk
         bank.write([large])
         assert contents(bank) == expected([large], CutsOtherwise())
         assert bank.verify().ok
+
+
+# ---- damage is neither hidden nor passed on ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("references", [2, 1, 0, 2**31 - 1, -1])
+def test_a_document_whose_first_row_lies_about_its_size_is_replaced_whole(tmp_path, references):
+    bank = open_bank(tmp_path / "bank")
+    long = Document("long", " ".join(f"w{n}" for n in range(30)))
+    bank.write([long, *WORDS])
+    table = lancedb.connect(tmp_path / "bank").open_table("references-1")
+    table.update(where="reference_id = 'long#0'", values={"document_references": references})
+    newer = Document("long", "something short")
+    bank.write([newer])
+    assert contents(bank) == expected([newer, *WORDS])
+    assert bank.verify().ok
+
+
+def test_dropping_memories_gives_damaged_rows_no_new_checksum(tmp_path):
+    path = tmp_path / "bank"
+    bank = open_bank(path, write=WritePolicy("auto", 1, 2 * 166))
+    bank.write(WORDS)
+    bank.memories(["doc0#0", "doc1#0"])
+    lancedb.connect(path).open_table("references-1").update(where="reference_id = 'doc0#0'", values={"text": "changed"})
+    bank.refresh()
+    bank.memories(["doc2#0", "doc3#0"])
+    assert "doc0#0" in bank.verify().bad
+
+
+def test_damaged_tags_stop_neither_writing_nor_hints(tmp_path):
+    path = tmp_path / "bank"
+    bank = open_bank(path)
+    bank.write([Document("a", "some words", metadata={"year": 2020})])
+    table = lancedb.connect(path).open_table("references-1")
+    for tags in ('{"origin', "[1", '"x"', "[1, 2, 3]", '{"origin": {"a": 1}}'):
+        table.update(where="reference_id = 'a#0'", values={"tags": [tags, '["book", "b"]']})
+        bank.refresh()
+        assert bank.metadata() == {"book": ["b"]}
+        bank.write([Document("b", f"other words {tags}")])
+
+
+def test_staged_rows_that_are_damaged_are_encoded_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "COMMIT_REFERENCES", 5)
+    large = Document("large", " ".join(f"w{n}" for n in range(70)))
+
+    def stop(progress):
+        if progress.references >= 9:
+            raise KeyboardInterrupt
+
+    with open_bank(tmp_path / "bank") as bank, pytest.raises(KeyboardInterrupt):
+        bank.write([large], progress=stop)
+    table = lancedb.connect(tmp_path / "bank").open_table("references-1-staging")
+    table.update(where="ordinal = 1", values={"text": "changed"})
+    with open_bank(tmp_path / "bank") as bank:
+        bank.write([large])
+        assert contents(bank) == expected([large])
+        assert bank.verify().ok

@@ -16,7 +16,7 @@ from memory3.bank.store import Store
 from memory3.cli.app import app
 from memory3.cli.ask import _where
 from memory3.cli.edge import sentence
-from memory3.errors import ConfigError, InputError, ModelError
+from memory3.errors import ConfigError, InputError, ModelError, RecallError
 
 SETTINGS = MemoryConfig(reference_length=31, references_per_chunk=2, dtype="float32")
 
@@ -68,6 +68,18 @@ def test_rows_of_a_batch_with_and_without_references(m3, bank):
     assert both[0].token_ids == m3.generate(asked[0], mode="none", max_new_tokens=9).token_ids
     assert both[1].token_ids == m3.generate(asked[1], bank, references=["orm#0"], max_new_tokens=9).token_ids
     assert (bool(both[0].note), bool(both[1].note)) == (True, False)
+
+
+@pytest.mark.parametrize("mode", ["memory", "text"])
+@pytest.mark.parametrize("choice", [{"k": -1}, {"gap": -0.5}, {"gap": float("nan")}, {"gap": 3}])
+def test_choices_that_would_read_nothing_are_refused(m3, bank, mode, choice):
+    with pytest.raises(ConfigError, match=next(iter(choice))):
+        m3.generate("Who?", bank, mode=mode, **choice)
+
+
+def test_references_must_fit_the_rows(m3, bank):
+    with pytest.raises(RecallError, match="2 prompts, but 3 rows"), m3.recall(bank, references=[["a#0"], ["b#0"]]):
+        m3.model.generate(**m3.tokenizer(["Who?"] * 3, return_tensors="pt"), max_new_tokens=2, pad_token_id=0)
 
 
 def test_identical_texts_are_read_once(bank):

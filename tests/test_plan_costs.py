@@ -248,12 +248,15 @@ def test_the_beginning_and_the_cue_are_those_of_the_default_model(default_model_
 
 def test_windowed_layers_hold_no_memories(tmp_path):
     config = AutoConfig.for_model(
-        "qwen2", num_hidden_layers=4, layer_types=["full_attention", "sliding_attention"] * 2, sliding_window=9
+        "qwen2",
+        num_hidden_layers=5,
+        layer_types=["full_attention", "sliding_attention"] * 2 + ["full_attention"],
+        sliding_window=9,
     )
     config.save_pretrained(tmp_path)
     shape = shape_of(str(tmp_path))
     assert shape.windowed == (1, 3)
-    assert shape.memory_layers(MemoryConfig()) == (0, 2)
+    assert shape.memory_layers(MemoryConfig()) == (0, 2, 4)
     with pytest.raises(UnsupportedModel, match=r"layers \[3\] attend within a window"):
         shape.memory_layers(MemoryConfig(layers=(2, 3)))
 
@@ -264,6 +267,11 @@ def test_windowed_layers_hold_no_memories(tmp_path):
         ("gpt2", {}, "not Llama-like|no rotary"),
         ("mixtral", {}, "mixture of experts"),
         ("mistral", {"sliding_window": 7}, "all 32 layers attend within a window"),
+        (
+            "qwen2",
+            {"num_hidden_layers": 4, "layer_types": ["full_attention", "sliding_attention"] * 2, "sliding_window": 9},
+            "2 of 4 layers attend within a window",
+        ),
         (
             "gemma4_text",
             {"num_hidden_layers": 6},

@@ -1,5 +1,6 @@
 """Documents that lie in each other's way: one id from two sources, pruning what could not be read, banks among documents, encodings."""
 
+import lancedb
 import pytest
 from bank_writer import open_bank
 
@@ -121,3 +122,52 @@ def test_a_named_encoding(tmp_path):
         list(read_documents(tmp_path / "a.txt", encoding="utf-8"))
     with pytest.raises(InputError, match="unknown"):
         read_documents(tmp_path / "a.txt", encoding="nonsense")
+
+
+def test_prune_with_a_prefix_spares_what_could_not_be_read_after_a_move(tmp_path):
+    bank = open_bank(tmp_path / "bank")
+    shelf(tmp_path / "old", a="first text", b="second text", c="third")
+    bank.write(read_documents(tmp_path / "old", prefix="blog/"))
+    (tmp_path / "old").rename(tmp_path / "new")
+    (tmp_path / "new" / "b.txt").write_bytes(b"\0\1")
+    (tmp_path / "new" / "c.txt").unlink()
+    report = bank.write(read_documents(tmp_path / "new", prefix="blog/"), prune=True, replace=True)
+    assert [id_ for id_, _ in report.kept] == ["blog/b.txt"]
+    assert set(texts(bank)) == {"blog/a.txt", "blog/b.txt"}
+
+
+def test_prune_spares_a_damaged_document_whose_file_could_not_be_read(tmp_path):
+    bank = open_bank(tmp_path / "bank")
+    folder = shelf(tmp_path / "docs", a="first text", b="second text")
+    bank.write(read_documents(folder))
+    table = lancedb.connect(tmp_path / "bank").open_table("references-1")
+    table.update(where="document_id = 'b.txt'", values={"document_references": 7})
+    (folder / "b.txt").write_bytes(b"\0\1")
+    report = bank.write(read_documents(folder), prune=True)
+    assert (report.removed, [id_ for id_, _ in report.kept]) == (0, ["b.txt"])
+
+
+@pytest.mark.parametrize("stray", [b"text\nhello\x00\n", b"lines of notes\x00\x00and\n", b"ab\x00cdef g\n"])
+def test_a_stray_nul_does_not_make_wide_characters_of_letters(tmp_path, stray):
+    (tmp_path / "a.txt").write_bytes(stray)
+    with pytest.raises(ReadError):
+        list(read_documents(tmp_path / "a.txt"))
+
+
+def test_the_encoding_of_a_table_is_told_from_all_of_it(tmp_path):
+    rows = [f"{n},plain words of row {n}" for n in range(2600)] + ["last,Café Müller in der Straße"]
+    (tmp_path / "a.csv").write_bytes("\n".join(["id,text", *rows, ""]).encode("latin-1"))
+    notes = []
+    *_, last = read_documents(tmp_path / "a.csv", on_skip=lambda place, reason: notes.append(reason))
+    assert last.text == "Café Müller in der Straße"
+    assert any("a guess" in note for note in notes)
+    wide = ",".join(f"é{n}" for n in range(20_000))
+    (tmp_path / "b.csv").write_text("x" * 3 + f",text,{wide}\n1,words{',' * 20_000}\n", encoding="utf-8")
+    assert [d.text for d in read_documents(tmp_path / "b.csv")] == ["words"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_a_table_of_a_byte_order_mark_alone_is_empty(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf")
+    with pytest.raises(InputError, match="holds no text"):
+        list(read_documents(tmp_path / name))

@@ -25,6 +25,16 @@ SMALL_BYTES = 4 << 20
 _SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+#: What the process's user wants others not to have, asked once: asking sets it for a moment.
+_UMASK = _umask()
+
+
 class UnsafeFile(OSError):
     """A link, a pipe, a device or a folder where a file is wanted, or a file that is too large to be what it should be."""
 
@@ -37,7 +47,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

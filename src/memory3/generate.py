@@ -83,7 +83,8 @@ class Memory3(Prompts):
         self.frame = Frame.of(tokenizer, self.config)
         learned = self.learned if is_fitted(self.config.selector) else None
         self.encoder = Encoder(model, self._model_shape, self.frame, self.config, learned.by_layer if learned else None)
-        self.proof = proven(model, self._model_shape, tokenizer, self.whole_model)
+        with exclusive(self._model_shape.base):
+            self.proof = proven(model, self._model_shape, tokenizer, self.whole_model)
         self._standing = standing(model)
 
     @classmethod
@@ -266,7 +267,7 @@ class Memory3(Prompts):
             ConfigError: an unknown mode, or a mode that needs a bank without one.
         """
         started = time.perf_counter()
-        self._check_mode(mode, bank)
+        self._check_mode(mode, bank, k, gap)
         bank = one_version(bank)
         settings, others = decoding(self.model, max_new_tokens, options)
         single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
@@ -332,7 +333,7 @@ class Memory3(Prompts):
 
         The answer's tokens read the memories they would if they were being decoded. Arguments as in `generate`.
         """
-        self._check_mode(mode, bank)
+        self._check_mode(mode, bank, k, gap)
         bank = one_version(bank)
         answer_ids = [self._ids(answer) for answer in answers]
         if not answer_ids or not all(answer_ids):
@@ -366,11 +367,15 @@ class Memory3(Prompts):
     # ---- prompts -----------------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _check_mode(mode: str, bank: Bank | None) -> None:
+    def _check_mode(mode: str, bank: Bank | None, k: int | None, gap: float | None) -> None:
         if mode not in MODES:
             raise ConfigError(f"mode {mode!r} is unknown: use one of {', '.join(MODES)}")
         if mode != "none" and bank is None:
             raise ConfigError(f"mode {mode!r} needs a bank: pass bank=Bank.open(path, m3), or mode='none' to answer without")
+        if k is not None and k < 0:
+            raise ConfigError(f"{setting('k', k)}: give a whole number from 0")
+        if gap is not None and not 0 <= gap <= 2:
+            raise ConfigError(f"{setting('gap', gap)}: give a difference of cosines, 0 to 2")
 
     def _notes(
         self,

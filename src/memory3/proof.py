@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 from memory3.config import Budget, MemoryConfig
 from memory3.errors import Memory3Error, ModelError, UnsupportedModel
-from memory3.files import write_atomically
+from memory3.files import read_json, write_atomically
 from memory3.maths.attend import masked
 from memory3.model.attach import ModelShape
 from memory3.model.beginning import Frame
@@ -79,7 +79,7 @@ def proven(model: PreTrainedModel, shape: ModelShape, tokenizer: Any, fingerprin
     if key not in _PROVEN:
         path = own_calibrated("proofs", f"{key}.json")
         try:
-            said = json.loads(path.read_text(encoding="utf-8"))
+            said = read_json(path)
             _PROVEN[key] = Proof(**{name: float(said[name]) for name in ("difference", "spread", "same")})
         except (OSError, ValueError, KeyError, TypeError):  # not kept yet, or not whole
             _PROVEN[key] = proof = prove(model, shape, tokenizer)

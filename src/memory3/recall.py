@@ -196,6 +196,8 @@ class Recall:
         stack.enter_context(attached(self._model))
         hook = self._shape.base.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         stack.callback(hook.remove)
+        after = self._shape.base.register_forward_hook(lambda *_: self._exclusive.idle(), always_call=True)
+        stack.callback(after.remove)
         self._exclusive.idle()
 
     def __exit__(self, *_: object) -> None:
@@ -233,7 +235,7 @@ class Recall:
                 "this thread runs a model in which another thread is recalling: enter the recall in the thread that generates, or use "
                 "Memory3.generate, which waits"
             )
-        self._exclusive.idle()
+        self._exclusive.busy()
         if "memory3" in kwargs or self._nothing:  # the encoder at work inside a recall (cold start), or nothing to read
             return None
         kwargs = {**dict(zip(_FORWARD, args, strict=False)), **kwargs}
@@ -312,6 +314,8 @@ class Recall:
             prompts = [row[keep].tolist() for row, keep in zip(ids, mask.bool(), strict=True)]
         elif len(prompts) != len(ids):
             raise RecallError(f"{len(prompts)} prompts were announced, but {len(ids)} rows are generated")
+        if self._pinned is not None and len(prompts) % max(len(self._pinned), 1):
+            raise RecallError(f"references were given for {len(self._pinned)} prompts, but {len(prompts)} rows are generated")
         each = len(prompts) // max(len(self._pinned or ()), 1)  # beams of one prompt
         self._rows = []
         for n, prompt in enumerate(prompts):
@@ -320,8 +324,6 @@ class Recall:
             self._rows.append(_Row(self._frame.place(prompt) if reads else Place(0, 0), reads))
         self._plan = self._prompt_reading = self._reading = self._shift = None
         self._decoded = 0
-        if self._pinned is not None and len(prompts) % max(len(self._pinned), 1):
-            raise RecallError(f"references were given for {len(self._pinned)} prompts, but {len(prompts)} rows are generated")
         if announced:
             self._cut(prompts, [row.place.split for row in self._rows], self._answer_tokens)
 

@@ -10,7 +10,7 @@ from xxhash import xxh3_64_intdigest
 
 from memory3.bank.faults import writing
 from memory3.bank.lookup import read_references, read_rows
-from memory3.bank.rows import LIVE, TEXT_COLUMNS, with_checksums
+from memory3.bank.rows import LIVE, TEXT_COLUMNS, are_damaged, with_checksums
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 from memory3.bank.where import is_in
@@ -56,12 +56,15 @@ def cool_down(store: Store, snapshot: Snapshot, reference_ids: Sequence[str]) ->
     for start in range(0, len(reference_ids), _AT_ONCE):
         condition = f"{LIVE} AND {is_in('reference_id', reference_ids[start : start + _AT_ONCE])}"
         rows = snapshot.scan(TEXT_COLUMNS, condition)
+        rows = rows.filter(
+            pa.array([not damaged for damaged in are_damaged(rows)], pa.bool_())
+        )  # a new checksum would hide it
         _fill(store, snapshot, rows, [None] * len(rows))
 
 
 def _stored_since(newest: Snapshot, snapshot: Snapshot, wanted: Mapping[str, Reference]) -> dict[str, Memory]:
     """Memories that ``newest`` has of references that are cold in ``snapshot``; only where table and tokens are the same."""
-    if newest.id.table_id != snapshot.id.table_id:
+    if newest.id.table_id != snapshot.id.table_id or newest.id == snapshot.id:
         return {}
     rows = read_rows(newest, list(newest.row_ids(list(wanted))))
     return {
@@ -72,7 +75,10 @@ def _stored_since(newest: Snapshot, snapshot: Snapshot, wanted: Mapping[str, Ref
 
 
 def _store(store: Store, snapshot: Snapshot, records: dict[str, bytes]) -> int:
-    """Fill in records where their rows are still as in ``snapshot``. Not while the bank is being written, or cannot be: then the next reader encodes them again."""
+    """Store records whose rows are still as in ``snapshot``.
+
+    Where another process writes, or writing fails, nothing is stored and the next reader encodes again.
+    """
     if not records:
         return 0
     try:

@@ -136,7 +136,13 @@ def _tags(row: Row) -> list[str]:
 
 def origin_in(row_tags: Sequence[str]) -> str:
     """The origin that a document's first row carries among its tags; "" where nobody kept it."""
-    return next((str(json.loads(item)["origin"]) for item in row_tags if item.startswith('{"origin"')), "")
+    for item in row_tags:
+        if item.startswith('{"origin"'):
+            try:
+                return str(parse_json(item)["origin"])
+            except (ValueError, KeyError, TypeError):
+                return ""  # a damaged row, which reading refuses
+    return ""
 
 
 def with_checksums(columns: dict[str, pa.Array], schema: pa.Schema) -> pa.RecordBatch:

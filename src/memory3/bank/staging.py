@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,7 +10,7 @@ from lancedb.table import Table
 
 from memory3.bank.faults import reading, writing
 from memory3.bank.manifest import METADATA_KEY, BankManifest
-from memory3.bank.rows import with_checksums
+from memory3.bank.rows import are_damaged, with_checksums
 from memory3.bank.store import Store
 from memory3.bank.where import literal
 
@@ -38,8 +38,11 @@ class Staging:
         with writing(self._store.path):
             self._table.delete(f"{document} AND NOT ({usable})")
         with reading(self._store.path):
-            rows = self._table.search().where(document).select(["ordinal", "end", "token_ids"]).limit(None).to_arrow()
-        rows = rows.sort_by("ordinal")
+            query = self._table.search().where(document).select(["ordinal", "end", "token_ids"]).with_row_id(True)
+            rows = query.limit(None).to_arrow().sort_by("ordinal")
+        if any(any(are_damaged(part)) for part in self._portions(rows["_rowid"].to_pylist())):
+            self.forget(document_id)
+            return []
         return list(zip(rows["end"].to_pylist(), pc.list_value_length(rows["token_ids"]).to_pylist(), strict=True))
 
     def add(self, batch: pa.RecordBatch) -> None:
@@ -55,15 +58,20 @@ class Staging:
         with reading(self._store.path):
             found = table.search().where(f"document_id = {literal(document_id)}").select(["ordinal"]).with_row_id(True)
             rows = found.limit(None).to_arrow().sort_by("ordinal")["_rowid"].to_pylist()
-        for start in range(0, len(rows), _PORTION_ROWS):
-            with reading(self._store.path):
-                part = table.take_row_ids(rows[start : start + _PORTION_ROWS]).to_arrow().combine_chunks()
+        for part in self._portions(rows):
             columns = {name: part[name].combine_chunks() for name in table.schema.names}
             columns["document_references"] = pa.array([document_references] * len(part), pa.int32())
             yield with_checksums(columns, table.schema)
 
+    def _portions(self, row_ids: Sequence[int]) -> Iterator[pa.Table]:
+        """Whole rows, some at a time."""
+        assert self._table is not None
+        for start in range(0, len(row_ids), _PORTION_ROWS):
+            with reading(self._store.path):
+                yield self._table.take_row_ids(list(row_ids[start : start + _PORTION_ROWS])).to_arrow().combine_chunks()
+
     def forget(self, document_id: str) -> None:
-        """Remove the rows of a document that was moved."""
+        """Remove the rows of a document that was moved, or cannot be."""
         assert self._table is not None
         with writing(self._store.path):
             self._table.delete(f"document_id = {literal(document_id)}")

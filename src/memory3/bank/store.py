@@ -191,8 +191,10 @@ class Store:
         self._remove(lambda number, current: number > current)
         self.remove_table(f"{self.current()}-staging")
         for path in self.path.glob(".*"):
-            if _OWN.match(path.name) and time.time() - path.lstat().st_mtime > 60:  # of a small file that was being written
-                with suppress(OSError):
+            with suppress(OSError):  # it may have got its place this very moment
+                if (
+                    _OWN.match(path.name) and time.time() - path.lstat().st_mtime > 60
+                ):  # of a small file that was being written
                     remove(path)
 
     def _remove(self, unwanted: Callable[[int, int], bool]) -> None:

@@ -10,8 +10,10 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from memory3.errors import InputError
+from memory3.files import parse_json
 from memory3.values import plain
 
 __all__ = ["Scalar", "Where", "alternatives", "is_in", "literal", "tag", "tags", "untagged", "where_sql"]
@@ -64,9 +66,12 @@ def where_sql(where: Where) -> str:
 def untagged(found: Iterable[str]) -> dict[str, list[Scalar]]:
     """By key, the values that tags stand for, sorted as text."""
     values: dict[str, list[Scalar]] = {}
-    for item in map(json.loads, sorted(set(found))):
-        if isinstance(item, list):  # an object says where the document came from (`rows.origin_in`)
-            values.setdefault(item[0], []).append(item[1])
+    for text in sorted(set(found)):
+        with suppress(
+            ValueError, TypeError
+        ):  # of a damaged row; an object says where the document came from (`rows.origin_in`)
+            key, value = parse_json(text)
+            values.setdefault(key, []).append(value)
     return values
 
 

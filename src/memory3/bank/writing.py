@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from lancedb.table import Table
 
 from memory3.bank.codebooks import codec_of
@@ -141,12 +141,13 @@ class Writing:
             )
         kept: list[tuple[str, str]] = []
         gone: list[str] = []
-        if prune and not conflicts:
-            gone += [id_ for id_ in self._broken if id_ not in seen and id_.startswith(within)]
-        for id_, (_, _, _, source, origin) in known.items() if prune and not conflicts else ():
+        places = {id_: (source, origin) for id_, (_, _, _, source, origin) in known.items()} | dict.fromkeys(
+            self._broken, ("", "")
+        )
+        for id_, place in places.items() if prune and not conflicts else ():
             if id_ in seen or not id_.startswith(within):
                 continue
-            reason = unread.reason(id_, source, origin) if unread is not None else None
+            reason = unread.reason(id_.removeprefix(within), *place) if unread is not None else None
             if reason is None:
                 gone.append(id_)
             else:
@@ -177,15 +178,15 @@ class Writing:
             firsts = self._table.search().where("ordinal = 0").select(columns).limit(None).to_arrow()
             cold = self._table.search().where("codes_checksum IS NULL").select(["document_id"]).limit(None).to_arrow()
             others = self._table.search().where("NOT (ordinal = 0)").select(["document_id"]).limit(None).to_arrow()
-            rows = self._table.count_rows()
         cold_ids = set(cold["document_id"].to_pylist())
+        more = Counter(others["document_id"].to_pylist())
         values = list(zip(*(firsts[name].to_pylist() for name in columns), strict=True))
         known = {
             id_: (content_hash, size, id_ in cold_ids, source, origin_in(tags))
             for id_, content_hash, size, source, tags in values
-            if 0 < size <= rows
+            if size == 1 + more[id_]
         }
-        self._broken = {*pc.unique(others["document_id"]).to_pylist(), *firsts["document_id"].to_pylist()} - known.keys()
+        self._broken = {*more, *firsts["document_id"].to_pylist()} - known.keys()
         return known
 
     def _take(self, document: Document, content_hash: str) -> None:
@@ -219,7 +220,6 @@ class Writing:
         ids = {row.reference.document_id: row.document_references for row in rows}
         self._commit(ids, [batch])
         self._bytes += batch.nbytes
-        self._committed = time.monotonic()
 
     def _write_large(self, document: Document, content_hash: str, references: Iterator[Reference]) -> None:
         """Encode a large document part by part into the staging table, then move it in one commit."""
@@ -280,7 +280,7 @@ class Writing:
         return kept
 
     def _commit(self, sizes: dict[str, int], batches: Iterable[pa.RecordBatch]) -> None:
-        """Put whole documents into the table, in one commit, in place of what was there under their ids."""
+        """Put whole documents into the table, in one commit, in place of what was there under their ids. What was damaged goes in one before."""
         broken = sorted(self._broken.intersection(sizes))
         delete_documents(self._store, self._table, broken)
         self._broken.difference_update(broken)
@@ -300,6 +300,7 @@ class Writing:
             delete_tombstones(self._store, self._table)
         self._sizes.update(sizes)
         self._written += len(sizes)
+        self._committed = time.monotonic()
 
     def _tell(self) -> None:
         if self._progress is not None:

@@ -135,6 +135,8 @@ def write(
     name, config = _remembered(bank, model, adapter, context.params)
     skipped: list[tuple[str, str]] = []
     fields: dict[str, Any] = {"text_field": text_field, "id_field": id_field, "encoding": encoding, "prefix": prefix}
+    if stdin_id and "-" not in map(str, paths):
+        raise typer.BadParameter("--id names standard input: give - as a PATH")
     given = read_documents(*paths, **fields, stdin_id=stdin_id, on_skip=lambda place, reason: skipped.append((place, reason)))
     total = _source_bytes(paths)
     documents = _begun(given)

@@ -10,7 +10,6 @@ is as fast as any other and its fingerprint is its own; without an adapter, the 
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -119,13 +118,6 @@ def read_adapter(folder: str | Path) -> tuple[int, float, bool, dict[str, dict[s
     if odd or not pairs or any(len(pair) < 2 for pair in pairs.values()):
         raise ModelError(
             f"adapter {str(folder)!r} is not plain LoRA ({', '.join(odd[:3]) or 'halves are missing'}): it cannot be merged"
-        )
-    if rank < 1 or not math.isfinite(alpha):
-        raise ModelError(f"adapter {str(folder)!r} has rank {rank} and alpha {alpha}: rank is at least 1, and both are finite")
-    broken = [name for name, pair in pairs.items() if not all(bool(torch.isfinite(half).all()) for half in pair.values())]
-    if broken:
-        raise ModelError(
-            f"adapter {str(folder)!r} has weights that are not finite ({broken[0]}): it was trained or copied badly"
         )
     return rank, alpha, bool(config.get("use_rslora")), pairs
 

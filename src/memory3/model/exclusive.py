@@ -1,7 +1,7 @@
 """One thread at a time works with a model.
 
 A recall and a writing pass change how the model computes while they last, and would be seen by every thread. So each of them, and every generation of
-`Memory3`, holds the model; other threads wait. Requests that own their state will need none of this.
+`Memory3`, holds the model; other threads wait.
 """
 
 from __future__ import annotations
@@ -58,8 +58,12 @@ class Exclusive:
         """Whether the calling thread holds the model."""
         return self._owner == threading.get_ident()
 
+    def busy(self) -> None:
+        """Say that something happens in the recall that the holder has open, however long it takes."""
+        self._idle_since = None
+
     def idle(self) -> None:
-        """Say that the holder has an open recall, and that something has just happened in it."""
+        """Say that the holder has an open recall, and that nothing happens in it from now on."""
         self._idle_since = time.monotonic()
 
 

@@ -166,7 +166,7 @@ def _from_config(name: str, config: Any) -> Shape:
         windowed = config_value(config, "sliding_window") and config_value(config, "use_sliding_window", True)
         kinds = ["sliding_attention" if windowed else "full_attention"] * layers
     without = tuple(layer for layer, kind in enumerate(kinds) if kind != "full_attention")
-    if 2 * len(without) > layers:
+    if 2 * len(without) >= layers:
         how_many = "all" if len(without) == layers else f"{len(without)} of"
         raise UnsupportedModel(
             f"{name}: {how_many} {layers} layers attend within a window; memories need full attention in most layers"

@@ -106,4 +106,4 @@ def _is_header(line: str, row: str) -> bool:
     first, below = cells[0], row.split("\t", 1)[0].strip()
     if not below or sum(map(bool, cells)) < 2:
         return False
-    return not _NUMBER.search(first) or _NUMBER.sub("0", first) != _NUMBER.sub("0", below)
+    return first != below and (not _NUMBER.search(first) or _NUMBER.sub("0", first) != _NUMBER.sub("0", below))

@@ -33,11 +33,10 @@ _DAMAGED = re.compile("[\udc80-\udcff]")
 
 def read(file: SourceFile) -> Iterator[Found]:
     """A text per row below the header line."""
-    with file.open() as stream:
-        sample = stream.read(_SAMPLE)
+    sample = _sample(file)
     if not sample.strip():
         return
-    encoding = file.encoding_of(sample[: sample.rfind(b"\n") + 1] or sample)
+    encoding = file.encoding_of(sample)
     try:
         table = _Table(file, encoding)
         dialect = table.dialect()
@@ -55,6 +54,21 @@ def read(file: SourceFile) -> Iterator[Found]:
         raise file.error(f"{error}: mend it, or save the table anew, as CSV with quotes where they are needed") from None
     except UnicodeDecodeError as error:
         raise file.error(f"begins as {encoding}, but is not: {error}") from None
+
+
+def _sample(file: SourceFile) -> bytes:
+    """Whole lines to tell the encoding from: the first ones, and from the rest of the file those beyond ASCII."""
+    with file.open() as stream:
+        head = stream.read(_SAMPLE)
+        end = head.rfind(b"\n") + 1
+        sample, line = head[:end], head[end:] + stream.readline(file.options.max_bytes)
+        room = _SAMPLE
+        while line and room > 0:
+            if not sample or not line.isascii():
+                sample += line
+                room -= len(line)
+            line = stream.readline(file.options.max_bytes)
+    return sample
 
 
 class _Scan(NamedTuple):
@@ -80,7 +94,7 @@ class _Table:
         self._encoding = encoding
         self._longest = file.options.max_bytes
         self._sep: re.Match[str] | None = None
-        self._sep = _SEP.fullmatch(next(self.lines()).strip())
+        self._sep = _SEP.fullmatch(next(self.lines(), "").strip())
 
     def lines(self) -> Iterator[str]:
         """Lines with their ends, Excel's first one without its content. A line over the limit comes in pieces."""

@@ -234,8 +234,15 @@ def _wide_encoding(content: bytes) -> str | None:
         common = sum(character.isascii() for character in text)
         exist = all(unicodedata.category(character) not in ("Cn", "Co", "Cs") for character in text)
         if common and 24 * common >= len(text) and exist and "\0" not in text and not _CONTROL.search(text):
-            return name
+            return None if _are_pairs(text) else name
     return None
+
+
+def _are_pairs(text: str) -> bool:
+    """Whether most characters beyond ASCII are two of ASCII each: then a stray NUL stands in text of one byte a character."""
+    beyond = [ord(character) for character in text if not character.isascii()]
+    pairs = [all(byte < 0x80 and (chr(byte).isprintable() or byte == 10) for byte in divmod(code, 256)) for code in beyond]
+    return 5 * sum(pairs) > 3 * len(beyond)  # of Chinese in UTF-16, a third
 
 
 def _escaped_encoding(content: bytes) -> str:

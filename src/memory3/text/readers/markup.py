@@ -43,7 +43,7 @@ _TEXT_ALONE = {
 _VALUE = r"=\s*+(?:\"[^\"]*+\"|'[^']*+'|[^\s>\"'][^\s>]*+|)"
 _TAG = re.compile(rf"<(/?)([a-zA-Z][^\s/>]*+)((?:[^>=]++|{_VALUE})*+)>")
 _TAG_TO_THE_NEXT_END = re.compile(r"<(/?)([a-zA-Z][^\s/>]*+)([^>]*+)>")
-_DOCTYPE = re.compile(r"<!doctype[^>\[]*+(?:\[[^\]]{0,9999}+\]\s*+)?>", re.IGNORECASE)
+_DOCTYPE = re.compile(r"<!doctype[^>\[]*+(?:\[[^\]]{0,999}+\]\s*+)?>", re.IGNORECASE)
 _ATTRIBUTE = re.compile(r"""([^\s/=>"']++)(?:\s*+=\s*+(?:"([^"]*+)"|'([^']*+)'|([^\s>]*+)))?""")
 _LEADING_ZEROS = re.compile(r"&#0+(?=[0-9])")
 _BEYOND_UNICODE = re.compile(r"&#[0-9]{8,}+;?")
