@@ -201,7 +201,7 @@ class Bank:
         if report.conflicts:
             some = "; ".join(f"{each.id!r} came from {each.stored}, now from {each.given}" for each in report.conflicts[:3])
             raise SourceConflict(
-                f"{len(report.conflicts)} not written, for the bank has another document of that id: {some}. To keep both, put a "
+                f"{len(report.conflicts)} not written: under the same id the bank has a document from another source: {some}. To keep both, put a "
                 "prefix before these ids (--prefix NAME/); to replace, give --replace. All else was written, nothing was pruned",
                 report,
             )

@@ -47,7 +47,7 @@ def compact(store: Store) -> None:
 def purge(store: Store) -> None:
     """Leave nothing of what was deleted or replaced, at once: the live rows move into a new table, and all else is removed. Needs the lock.
 
-    Lance alone leaves a deleted row in its file until a good part of the file is deleted. Interrupted, the bank is as it was before.
+    Lance alone leaves a deleted row in its file until a good part of the file is deleted. Interrupted before the switch, the bank is as it was; after it, old files are left until the next purge.
     """
     store.remove_unfinished()
     old = store.snapshot()

@@ -29,7 +29,7 @@ T = TypeVar("T")
 class BankView:
     """One version of a bank to search and to read from. Made by `Bank.pin`; safe to share between threads.
 
-    Every method raises `BankChanged` once the version's files are gone: not before ten minutes after another took its place.
+    Every method raises `BankChanged` once the version's files are gone: ten minutes after another took its place at the earliest, or at once by a purge.
 
     Attributes:
         snapshot: the version.

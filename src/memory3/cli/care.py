@@ -90,6 +90,10 @@ def verify(bank: options.Bank, as_json: options.Json = False) -> None:
 
     Checksums, lengths, completeness of documents. What is wrong is listed, and
     the exit status is 1.
+
+    [bold]Examples[/bold]
+
+        memory3 verify --bank bank
     """
     from memory3.bank import Bank
 
@@ -177,6 +181,10 @@ def compact(bank: options.Bank, wait: options.Wait = 0.0, as_json: options.Json 
 
     Needs as much free space as the bank has, for some minutes, while readers
     may still use the old files.
+
+    [bold]Examples[/bold]
+
+        memory3 compact --bank bank
     """
     from memory3.bank import Bank
 

@@ -41,6 +41,10 @@ def demo(
 
     The first run encodes for some minutes on two cores. A second run finds
     everything done and answers at once.
+
+    [bold]Examples[/bold]
+
+        memory3 demo
     """
     started = time.monotonic()
     from memory3.model.catalogue import DEFAULT_ADAPTED

@@ -215,7 +215,7 @@ def report_write(bank: Path, model: str, report: WriteReport, skipped: Sequence[
     if len(skipped) > _SHOWN:
         message(f"{len(skipped) - _SHOWN} more; --json lists all", kind="note", style="yellow")
     for id_, reason in report.kept[:_SHOWN]:
-        message(f"{id_} is kept, for it could not be read: {reason}", kind="note", style="yellow")
+        message(f"{id_} is kept because its file could not be read: {reason}", kind="note", style="yellow")
     for other in report.replaced[:_SHOWN]:
         message(f"{other.id} is replaced: it came from {other.stored}, now from {other.given}", kind="note", style="yellow")
     parts = [f"{count(report.written, 'document')} written", f"{report.unchanged:,} unchanged"]
