@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from ram_bank import RamBank
 from test_proof import family
@@ -19,6 +20,7 @@ from memory3.model.active import HARMLESS, acting, unsaid
 from memory3.model.attach import ModelShape, Seen, attached
 from memory3.model.beginning import Frame
 from memory3.model.fingerprint import ACTING, fingerprint
+from memory3.values import Document
 
 SETTINGS = MemoryConfig(reference_length=31, dtype="float32")
 
@@ -218,3 +220,55 @@ def test_weights_written_in_place_are_noticed() -> None:
         model.model.layers[0].self_attn.k_proj.weight.mul_(1.1)
     with pytest.raises(ModelError, match="has changed"):
         m3.encode(list(bank.all.values()))
+
+
+# ---- changed after Memory3 was made of it --------------------------------------------------------------------------------
+
+
+def _weight(m3):
+    return m3.model.base_model.layers[1].self_attn.k_proj.weight
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m3: _weight(m3).data.mul_(3),
+        lambda m3: setattr(_weight(m3), "data", torch.zeros_like(_weight(m3))),
+        lambda m3: _weight(m3).detach().numpy().__imul__(3),
+        lambda m3: setattr(m3.model.base_model.layers[0].self_attn, "scaling", 0.01),
+        lambda m3: setattr(m3.model.base_model.layers[0].input_layernorm, "variance_epsilon", 1.0),
+        lambda m3: setattr(m3.model.base_model.rotary_emb, "attention_scaling", 1.7),
+        lambda m3: m3.model.base_model.layers[0].register_forward_hook(lambda *_: None),
+        lambda m3: setattr(m3.tokenizer.backend_tokenizer, "normalizer", tokenizers.normalizers.Lowercase()),
+        lambda m3: m3.tokenizer.add_tokens(["river"]),
+    ],
+    ids=["data", "data exchanged", "numpy", "scaling", "epsilon", "rope", "hook", "normaliser", "tokens"],
+)
+def test_what_is_changed_past_torch_is_noticed(change):
+    m3 = Memory3(tiny_model(), tiny_tokenizer(), MemoryConfig(reference_length=31), name="tiny")
+    references = list(m3.split(Document("d", "The bridge was built in 1874.")))
+    m3.encode(references)
+    change(m3)
+    with pytest.raises(ModelError, match="has changed"):
+        m3.encode(references)
+
+
+def test_hooks_of_one_factory_are_told_apart_by_what_they_were_made_with():
+    def times(factor):
+        return lambda module, inputs, output: output * factor
+
+    prints = set()
+    for factor in (None, 2.0, 5.0, 2.0, torch.full((24,), 3.0), torch.full((24,), 7.0)):
+        model = tiny_model()
+        if factor is not None:
+            model.base_model.layers[0].mlp.register_forward_hook(times(factor))
+        config = MemoryConfig(reference_length=31)
+        shape, tokenizer = ModelShape(model), tiny_tokenizer()
+        prints.add(fingerprint(model, shape, tokenizer, Frame.of(tokenizer, config), config))
+    assert len(prints) == 5
+
+
+def test_nothing_is_written_under_autocast():
+    m3 = Memory3(tiny_model(), tiny_tokenizer(), MemoryConfig(reference_length=31), name="tiny")
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ModelError, match="autocast"):
+        m3.encode(list(m3.split(Document("d", "The bridge was built in 1874."))))

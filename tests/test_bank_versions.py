@@ -11,9 +11,11 @@ import lancedb
 import pyarrow as pa
 import pytest
 from bank_writer import SHAPE, HashingEmbedder, HashingWriter, contents, documents, expected, open_bank, same_memory
+from xxhash import xxh3_64_intdigest
 
 from memory3.bank import Bank, store, upkeep, writing
 from memory3.bank.manifest import TABLE_ID_KEY
+from memory3.bank.rows import with_checksums
 from memory3.codec.raw import encode_record
 from memory3.errors import BankChanged, BankCorrupt, FingerprintMismatch, InputError
 from memory3.policy import WritePolicy
@@ -403,3 +405,85 @@ def test_staged_rows_that_are_damaged_are_encoded_again(tmp_path, monkeypatch):
         bank.write([large])
         assert contents(bank) == expected([large])
         assert bank.verify().ok
+
+
+# ---- rows whose checksums are right and whose numbers cannot be ----------------------------------------------------------
+
+
+def forge(path, reference_id, **columns):
+    """Change columns of a row and make its checksums fit, as whoever makes a bank can."""
+    table = lancedb.connect(path).open_table("references-1")
+    rows = table.to_arrow()
+    values = {name: rows[name].to_pylist() for name in rows.column_names}
+    place = values["reference_id"].index(reference_id)
+    for name, value in columns.items():
+        values[name][place] = value
+    if "codes" in columns:
+        values["codes_checksum"][place] = xxh3_64_intdigest(columns["codes"])
+    arrays = {name: pa.array(values[name], table.schema.field(name).type) for name in rows.column_names}
+    batch = with_checksums(arrays, table.schema)
+    lancedb.connect(path).create_table("references-1", pa.table(batch), schema=table.schema, mode="overwrite")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_memories_of_numbers_that_are_none_are_refused(tmp_path, number):
+    path = tmp_path / "bank"
+    open_bank(path).write(WORDS)
+    m3 = HashingWriter()
+    reference = next(r for r in m3.split(WORDS[1]) if len(m3.memory(r).positions))
+    memory = m3.memory(reference)
+    memory.values[0, 0] = number
+    forge(path, reference.id, codes=record(memory))
+    with pytest.raises(BankCorrupt, match="cannot be"):
+        open_bank(path).memories([reference.id])
+
+
+@pytest.mark.parametrize("token_ids", [[], [-1], [10**9], [1000], [1] * 5])
+def test_tokens_that_cannot_be_are_refused(tmp_path, token_ids):
+    path = tmp_path / "bank"
+    open_bank(path).write(WORDS)
+    forge(path, "doc2#1", token_ids=token_ids)
+    bank = open_bank(path)
+    for read in (bank.references, bank.memories):
+        with pytest.raises(BankCorrupt, match="cannot be"):
+            read(["doc2#1"])
+    assert bank.verify().bad == ("doc2#1",)
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf")])
+def test_embeddings_that_are_none_are_refused(tmp_path, number):
+    path = tmp_path / "bank"
+    open_bank(path).write(WORDS)
+    forge(path, "doc2#1", embedding=[number] * 11)
+    bank = open_bank(path)
+    with pytest.raises(BankCorrupt, match="doc2#1"):
+        bank.search(["some words"], 3)
+    assert bank.verify().bad == ("doc2#1",)
+    assert bank.delete("doc2") == 1
+    assert bank.search(["some words"], 3)[0]
+
+
+def test_an_older_copy_that_is_put_back_and_written_to_is_noticed(tmp_path):
+    path = tmp_path / "bank"
+    open_bank(path).write(WORDS)
+    shutil.copytree(path, tmp_path / "copy")
+    open_bank(path).write([Document("doc1", "first of two")])
+    reader = open_bank(path)
+    reader.memories(["doc1#0"])
+    shutil.rmtree(path)
+    (tmp_path / "copy").rename(path)
+    other = Document("doc1", "another one")
+    open_bank(path).write([other])
+    reader.refresh()
+    assert record(reader.memories(["doc1#0"])[0]) == true_records([other], HashingWriter())["doc1#0"]
+    assert reader.references(["doc1#0"])[0].text == "another one"
+
+
+def test_after_the_last_name_of_a_table_nothing_is_written(tmp_path):
+    path = tmp_path / "bank"
+    open_bank(path).write(WORDS)
+    (path / "references-1.lance").rename(path / "references-999999999.lance")
+    (path / "CURRENT").write_text("references-999999999\n")
+    with pytest.raises(BankCorrupt, match="no name"):
+        open_bank(path).delete("doc1", purge=True)
+    assert open_bank(path).verify().ok

@@ -6,9 +6,10 @@ import errno
 
 import pytest
 import tiny
+import torch
 from bank_writer import HashingEmbedder
 from ram_bank import RamBank
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 from typer.testing import CliRunner
 
 from memory3 import Bank, Document, Memory3, MemoryConfig
@@ -189,3 +190,22 @@ def test_an_error_is_one_sentence(error, said, monkeypatch):
         assert isinstance(result.exception, SystemExit)
         assert said.split(":")[0] in result.stderr.replace("\n", " ")
         assert ("Traceback" in result.stderr) == ("--debug" in arguments)
+
+
+@pytest.mark.parametrize("mode", ["none", "text", "memory"])
+def test_nothing_else_is_asked_inside_a_recall(m3, bank, mode):
+    with m3.recall(bank), pytest.raises(RecallError, match="leave one"):
+        m3.generate("Who?", bank, mode=mode, max_new_tokens=2)
+    with m3.recall(bank), pytest.raises(RecallError, match="leave one"):
+        m3.log_likelihood(["Who?"], ["Orm"], bank, mode=mode)
+
+
+def test_two_prompts_are_not_mixed_in_one_recall(m3, bank):
+    ids = [m3.tokenizer(text, return_tensors="pt")["input_ids"][:, :7] for text in ("Who keeps it?", "Who built it?")]
+    assert ids[0].shape == ids[1].shape
+    with m3.recall(bank), torch.no_grad():
+        caches = [DynamicCache(), DynamicCache()]
+        for prompt, cache in zip(ids, caches, strict=True):
+            m3.model(prompt, past_key_values=cache)
+        with pytest.raises(RecallError, match="one prompt before the next"):
+            m3.model(ids[0][:, -1:], past_key_values=caches[0])

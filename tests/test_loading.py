@@ -118,6 +118,13 @@ def test_weights_that_are_missing_are_not_drawn_at_random(folder):
         load_model(str(folder))
 
 
+@pytest.mark.parametrize("layers", [4, 2])
+def test_layers_that_the_config_does_not_have_are_not_left_out(folder, layers):
+    configured(folder, num_hidden_layers=layers, layer_types=None)
+    with pytest.raises(ModelError, match=r"weights for layers? .*4.*num_hidden_layers"):
+        load_model(str(folder))
+
+
 def test_tied_weights_are_not_missing(tmp_path):
     model, _ = load_model(tiny.save_tiny(tmp_path / "tied", "qwen3"))
     assert torch.equal(model.lm_head.weight, tiny.tiny_model("qwen3").lm_head.weight)

@@ -447,7 +447,7 @@ def test_fields_can_be_named(tmp_path):
         ("5", {}, "line 2 is neither an object.*a number"),
         ("null", {}, "line 2 is neither an object.*null"),
         ('{"name": "x"}', {}, "line 2 has none of the fields text.*Its fields are 'name'.*--text-field"),
-        ('{"text": 5}', {}, "line 2 has none of the fields"),
+        ('{"text": 5}', {}, "line 2: the field 'text' is no text but a number"),
         ('{"text": 5}', {"text_field": "text"}, "line 2: the field 'text' is no text but a number"),
         ('{"text": "x"}', {"text_field": "abstract"}, "line 2 has no field 'abstract'"),
         ('{"text": "x"}', {"id_field": "key"}, "line 2 has no id in the field 'key'"),

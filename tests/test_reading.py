@@ -447,7 +447,7 @@ def test_bad_questions() -> None:
         m3.generate("Who?")
     with pytest.raises(ConfigError, match="max_new_tokens"):
         m3.generate("Who?", bank, max_new_tokens=0)
-    with pytest.raises(ConfigError, match="references"):
+    with pytest.raises(ConfigError, match="k=-1"):
         m3.generate("Who?", bank, k=-1)
     # More than there is: all there is.
     assert len(m3.generate("Who?", bank, k=50, max_new_tokens=3).citations) == len(bank.order)

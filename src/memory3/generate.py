@@ -33,7 +33,7 @@ from memory3.model.selecting import SelectorWeights, find_weights
 from memory3.nothing import why_nothing
 from memory3.prompts import Prompt, Prompts
 from memory3.proof import proven
-from memory3.recall import Recall, one_version, within
+from memory3.recall import Recall, check_no_recall, one_version, within
 from memory3.text.splitting import split
 from memory3.values import Citation, Document, Memory, MemoryShape, Reference
 
@@ -85,7 +85,7 @@ class Memory3(Prompts):
         self.encoder = Encoder(model, self._model_shape, self.frame, self.config, learned.by_layer if learned else None)
         with exclusive(self._model_shape.base):
             self.proof = proven(model, self._model_shape, tokenizer, self.whole_model)
-        self._standing = standing(model)
+        self._standing = standing(model, tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -144,7 +144,7 @@ class Memory3(Prompts):
 
     def check_unchanged(self) -> None:
         """Raise ModelError where the model is no longer what this object was made of: other weights, another adapter, modules that were exchanged."""
-        now = standing(self.model)
+        now = standing(self.model, self.tokenizer)
         if now == self._standing:
             return
         check_whole(self.model)
@@ -178,6 +178,10 @@ class Memory3(Prompts):
             ModelError: the model has changed since this object was made.
         """
         self.check_unchanged()
+        if torch.is_autocast_enabled(self.model.device.type):
+            raise ModelError(
+                "memories are not written under autocast, which rounds them otherwise than the fingerprint says: leave it, or load the model in that dtype"
+            )
         return self.encoder.encode(references)
 
     # ---- reading -----------------------------------------------------------------------------------------------------
@@ -289,6 +293,7 @@ class Memory3(Prompts):
             settings.pad_token_id = self._pad_id
         generate: Any = self.model.generate
         with exclusive(self._model_shape.base), torch.inference_mode():
+            check_no_recall(self._model_shape.base)
             call = {
                 "attention_mask": mask,
                 "streamer": streamer,
@@ -346,6 +351,7 @@ class Memory3(Prompts):
         counts = [len(ids) for ids in answer_ids]
         with ExitStack() as stack:
             stack.enter_context(exclusive(self._model_shape.base))
+            check_no_recall(self._model_shape.base)
             stack.enter_context(torch.inference_mode())
             if mode == "memory":
                 stack.enter_context(

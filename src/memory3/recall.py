@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
+from weakref import ref
 
 import torch
 from transformers import PreTrainedModel
@@ -34,7 +35,7 @@ from memory3.model.exclusive import exclusive
 from memory3.reading import Reading
 from memory3.values import Memory, MemoryBatch
 
-__all__ = ["MemorySource", "Recall", "RecallStatistics", "one_version", "within"]
+__all__ = ["MemorySource", "Recall", "RecallStatistics", "check_no_recall", "one_version", "within"]
 
 
 #: The first parameters of every causal model's forward, for callers that pass them by position.
@@ -75,6 +76,14 @@ def one_version(bank: _Source) -> _Source:
     """The bank as it is now, for all that one answer finds, reads and cites."""
     pin = getattr(bank, "pin", None)
     return bank if pin is None else pin()
+
+
+def check_no_recall(base: torch.nn.Module) -> None:
+    """Raise RecallError inside a recall of this model: whatever is generated there reads its memories."""
+    if any(isinstance(getattr(hook, "__self__", None), Recall) for hook in base._forward_pre_hooks.values()):
+        raise RecallError(
+            "this model is recalling already: leave one `with recall` before entering another, or asking without memories"
+        )
 
 
 @dataclass
@@ -169,6 +178,8 @@ class Recall:
         self._scores: dict[str, float] = {}
         self._rows: list[_Row] = []
         self._plan: Plan | None = None
+        self._cache: ref[Any] | None = None  # that the prompt was begun with, if it was
+        self._length = 0  # tokens that are in the cache now
         self._decoded = 0  # tokens since the last recall
         self._shift: torch.Tensor | None = None  # [B, 1], how far tokens behind the memories move
         self._prompt_reading: Reading | None = None
@@ -184,8 +195,7 @@ class Recall:
         return self
 
     def _enter(self, stack: ExitStack) -> None:
-        if any(isinstance(getattr(hook, "__self__", None), Recall) for hook in self._shape.base._forward_pre_hooks.values()):
-            raise RecallError("this model is recalling already: leave one `with recall` before entering another")
+        check_no_recall(self._shape.base)
         self.source = one_version(self._bank)
         if self._pinned is not None:
             self._nothing = not any(self._pinned)
@@ -252,13 +262,16 @@ class Recall:
             raise RecallError(
                 f"recall needs the two-dimensional attention mask of all {past + new} tokens, not one of shape {tuple(mask.shape)}"
             )
+        cache = kwargs.get("past_key_values")
         if past == 0:
             self._begin(ids, mask)
-        elif len(self._rows) != rows:
+            self._cache, self._length = None if cache is None else ref(cache), 0
+        elif len(self._rows) != rows or past != self._length or (self._cache is not None and self._cache() is not cache):
             raise RecallError(
                 f"{past} tokens of {rows} rows are in the cache that recall has not seen: start the generation inside `with recall`, without "
-                "past_key_values of another"
+                "past_key_values of another, and finish one prompt before the next"
             )
+        self._length += new
         positions = kwargs.get("position_ids")
         if positions is None:
             positions = (mask.cumsum(-1)[:, past:] - 1).clamp_min(0)

@@ -25,13 +25,15 @@ def read_rows(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, tup
     for rows in snapshot.take(_row_ids(snapshot, reference_ids), [*TEXT_COLUMNS, "codes"]):
         records: dict[str, bytearray] = {}
         for reference, is_damaged, record in zip(references_of(rows), are_damaged(rows), codes_of(rows), strict=True):
-            if is_damaged:
+            if is_damaged or not snapshot.has_tokens(reference.token_ids):
                 wrong.append(reference.id)
             elif record is not None:
                 records[reference.id] = bytearray(record)
             found[reference.id] = (reference, None)
-        decoded = zip(records, snapshot.codec.decode(list(records.values())), strict=True)
-        found.update((id_, (found[id_][0], memory)) for id_, memory in decoded)
+        for id_, memory in zip(records, snapshot.codec.decode(list(records.values())), strict=True):
+            found[id_] = (found[id_][0], memory)
+            if not (bool(memory.keys.isfinite().all()) and bool(memory.values.isfinite().all())):
+                wrong.append(id_)  # who makes a bank makes its checksums, too
     _refuse(snapshot, wrong)
     return found
 
@@ -56,6 +58,7 @@ def references_at(snapshot: Snapshot, row_ids: Sequence[int]) -> dict[str, Refer
     wrong: list[str] = []
     for rows in snapshot.take(row_ids, TEXT_COLUMNS):
         for reference, is_damaged in zip(references_of(rows), are_damaged(rows), strict=True):
+            is_damaged = is_damaged or not snapshot.has_tokens(reference.token_ids)
             found[reference.id] = reference
             if is_damaged:
                 wrong.append(reference.id)
@@ -75,7 +78,7 @@ def _row_ids(snapshot: Snapshot, reference_ids: Sequence[str]) -> list[int]:
 def _refuse(snapshot: Snapshot, damaged: Sequence[str]) -> None:
     if damaged:
         raise BankCorrupt(
-            f"{snapshot.path}: the row of reference {damaged[0]!r} is damaged (wrong checksum). `memory3 verify --bank "
+            f"{snapshot.path}: the row of reference {damaged[0]!r} is damaged (wrong checksum, or numbers that cannot be). `memory3 verify --bank "
             f"{snapshot.path}` lists all such rows; delete their documents and write them again",
             damaged,
         )

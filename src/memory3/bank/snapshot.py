@@ -40,11 +40,13 @@ class VersionId(NamedTuple):
         table_id: of the table; another table that takes its place, under whatever name, has another.
         name: of the table's folder.
         version: Lance's.
+        mark: of the file that lists what the version holds. An older copy of the bank, put back and written to, comes to the same number with another.
     """
 
     table_id: str
     name: str
     version: int
+    mark: str
 
 
 class Snapshot:
@@ -66,7 +68,8 @@ class Snapshot:
             metadata = table.schema.metadata or {}
             # Tables of older releases have no id: their manifest stands for it.
             table_id = metadata.get(TABLE_ID_KEY, b"").decode("ascii", "replace") or xxh3_128_hexdigest(metadata[METADATA_KEY])
-            self.id = VersionId(table_id, name, int(table.version))
+            version = int(table.version)
+        self.id = VersionId(table_id, name, version, _mark(path / f"{name}.lance", version))
 
     @property
     def version(self) -> int:
@@ -74,10 +77,8 @@ class Snapshot:
         return self.id.version
 
     def is_removed(self) -> bool:
-        """Whether the files of this version were removed, as happens some time after others replaced it."""
-        versions = self.path / f"{self.name}.lance" / "_versions"
-        # Lance names manifests by the version, or, in tables of its newer layout, by the largest number of 64 bits less the version.
-        return not any((versions / f"{number}.manifest").exists() for number in (2**64 - 1 - self.version, self.version))
+        """Whether the files of this version were removed, as happens some time after others replaced it, or exchanged."""
+        return _mark(self.path / f"{self.name}.lance", self.version) != self.id.mark
 
     @cached_property
     def size(self) -> int:
@@ -110,6 +111,12 @@ class Snapshot:
     def resident(self) -> Resident:
         """Embeddings, ids and tags in RAM; loaded at the first search or read."""
         return Resident(self.scan(["reference_id", "document_id", "tags", "embedding"]))
+
+    def has_tokens(self, token_ids: Sequence[int]) -> bool:
+        """Whether a reference can have these tokens: not too many, and, where a model is at hand, all of its vocabulary."""
+        most = self.manifest.config.reference_length
+        vocabulary = len(self.token_vectors) if self.token_vectors is not None else 1 << 31
+        return 0 < len(token_ids) <= most and min(token_ids) >= 0 and max(token_ids) < vocabulary
 
     def scan(self, columns: Sequence[str], condition: str = LIVE) -> pa.Table:
         """Some columns of all rows that match, with ``_rowid``."""
@@ -178,6 +185,18 @@ class Snapshot:
             return self.table.stats()  # annotated as a dataclass, in truth a dict
 
 
+def _mark(folder: Path, version: int) -> str:
+    """Which file lists what a version of a table holds; "" where there is none."""
+    # Lance names it by the version, or, in tables of its newer layout, by the largest number of 64 bits less the version.
+    for number in (2**64 - 1 - version, version):
+        try:
+            about = (folder / "_versions" / f"{number}.manifest").lstat()
+        except OSError:
+            continue
+        return f"{about.st_ino} {about.st_mtime_ns} {about.st_size}"
+    return ""
+
+
 class Resident:
     """The small columns of a bank in RAM.
 
@@ -193,6 +212,12 @@ class Resident:
         self.document_ids: list[str] = rows["document_id"].to_pylist()
         self.row_ids: np.ndarray = rows["_rowid"].to_numpy()
         self.embeddings = embeddings_of(rows)
+        finite = np.isfinite(self.embeddings).all(axis=1)
+        if not finite.all():
+            id_ = self.reference_ids[int(finite.argmin())]
+            raise BankCorrupt(
+                f"the embedding of reference {id_!r} is not finite: delete its document and write it again", [id_]
+            )
         self.places = {id_: place for place, id_ in enumerate(self.reference_ids)}
         self._tags = rows["tags"].combine_chunks()
 

@@ -162,7 +162,12 @@ class Store:
 
     def next_name(self) -> str:
         """The name of the table after the one in force."""
-        return f"references-{_number(self.current()) + 1}"
+        name = f"references-{_number(self.current()) + 1}"
+        if not _TABLE.fullmatch(name):
+            raise BankCorrupt(
+                f"{self.path}: after {self.current()} there is no name for another table: copy the bank's documents into a new one"
+            )
+        return name
 
     def switch(self, name: str) -> None:
         """Put a table in force: readers see it when they refresh."""

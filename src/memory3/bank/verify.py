@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
 from xxhash import xxh3_64_intdigest
 
 from memory3.bank.codebooks import read_codec
 from memory3.bank.folder import deletion_faults
 from memory3.bank.reports import VerifyReport
-from memory3.bank.rows import LIVE, TEXT_COLUMNS, checksums, codes_of
+from memory3.bank.rows import LIVE, TEXT_COLUMNS, checksums, codes_of, embeddings_of
 from memory3.bank.snapshot import Snapshot
 from memory3.codec import Codec
 from memory3.errors import BankCorrupt
@@ -45,7 +46,7 @@ def verify(snapshot: Snapshot) -> VerifyReport:
         if rows is None:
             bad[names[row_id]] = "cannot be read"
             continue
-        for id_, fault, is_cold in _faults(rows, codec):
+        for id_, fault, is_cold in _faults(rows, codec, snapshot):
             cold += is_cold and id_ not in left_over
             if fault:
                 bad[id_] = fault
@@ -74,16 +75,22 @@ def _each_readable(snapshot: Snapshot, row_ids: list[int]) -> Iterator[tuple[int
                     yield row_id, None
 
 
-def _faults(rows: pa.Table, codec: Codec) -> Iterator[tuple[str, str, bool]]:
+def _faults(rows: pa.Table, codec: Codec, snapshot: Snapshot) -> Iterator[tuple[str, str, bool]]:
     """For each row its id, what is wrong ("" if nothing), and whether it is cold."""
     names = ("reference_id", "document_id", "ordinal", "checksum", "codes_checksum")
-    values = zip(*(rows[name].to_pylist() for name in names), checksums(rows), codes_of(rows), strict=True)
-    for id_, document_id, ordinal, told, codes_told, computed, record in values:
+    columns = [rows[name].to_pylist() for name in (*names, "token_ids", "document_references")]
+    finite = np.isfinite(embeddings_of(rows)).all(axis=1).tolist()
+    values = zip(*columns, finite, checksums(rows), codes_of(rows), strict=True)
+    for id_, document_id, ordinal, told, codes_told, token_ids, size, is_finite, computed, record in values:
         fault = ""
         if told != computed:
             fault = "wrong checksum"
         elif id_ != f"{document_id}#{ordinal}":
             fault = f"does not belong to document {document_id!r} as number {ordinal}"
+        elif ordinal < size and not snapshot.has_tokens(token_ids):  # what a shorter version left over has none
+            fault = "has tokens that cannot be"
+        elif not is_finite:
+            fault = "has an embedding that is not finite"
         elif codes_told != (None if record is None else xxh3_64_intdigest(record)):
             fault = "wrong checksum of its memory"
         elif record is not None:

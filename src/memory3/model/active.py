@@ -114,13 +114,14 @@ def unsaid(model: PreTrainedModel, shape: ModelShape, last: int) -> dict[str, An
             module._save_to_state_dict(state, "", keep_vars=True)
             seen = {*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False))}
             now = {"class": _kind(module), **_attributes(module, private=True)}
+            now |= {key: _digested(value) for key, value in vars(module).items() if isinstance(value, torch.Tensor)}
             now |= {key: _digested(value) for key, value in state.items() if key not in seen}
         else:
             now = {key: value for key, value in _attributes(module).items() if said.get(key) != value}
             now |= dict.fromkeys(said.keys() - _attributes(module).keys())
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
         changed = [*hooks, *filter(None, [vars(module).get("forward")])]
-        if acts := [where for hook in changed if not (where := _named(hook)).startswith(_ONLOOKERS)]:
+        if acts := [f"{where} {_held(hook)}" for hook in changed if not (where := _named(hook)).startswith(_ONLOOKERS)]:
             now["hooks"] = acts
         if now:
             found[name] = now
@@ -155,6 +156,29 @@ def _named(hook: Any) -> str:
     owner = getattr(hook, "__self__", None)
     what = hook.func if isinstance(hook, functools.partial) else type(owner) if owner is not None else hook
     return f"{getattr(what, '__module__', '')}.{getattr(what, '__qualname__', type(what).__qualname__)}"
+
+
+def _held(hook: Any) -> str:
+    """What a function computes with: its code, and the values it was made with. Of other objects their attributes."""
+    if isinstance(hook, functools.partial):
+        return f"{_held(hook.func)} {_valued((hook.args, sorted(hook.keywords.items())))}"
+    hook = getattr(hook, "__func__", hook)
+    code = getattr(hook, "__code__", None)
+    if code is None:
+        return _valued(getattr(hook, "__dict__", {}))
+    cells = [cell.cell_contents for cell in hook.__closure__ or ()]
+    return f"{_digested(repr((code.co_code, code.co_names)) + repr([c for c in code.co_consts if _is_simple(c)]))} {_valued((cells, hook.__defaults__))}"
+
+
+def _valued(value: Any) -> str:
+    """One text for equal values; of tensors a digest, of what is unknown its kind."""
+    if isinstance(value, torch.Tensor):
+        return _digested(value)
+    if isinstance(value, Mapping):
+        return str([(str(key), _valued(each)) for key, each in value.items()])
+    if isinstance(value, list | tuple):
+        return str([_valued(each) for each in value])
+    return _said(value) if _is_simple(value) else f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _attributes(module: torch.nn.Module, *, private: bool = False) -> dict[str, str]:
@@ -258,21 +282,29 @@ def check_calm(model: PreTrainedModel) -> None:
                 )
 
 
-def standing(model: torch.nn.Module) -> int:
-    """A number that changes when weights are written or exchanged, adapters switched, modules compiled or set to training. Takes 2 ms; means nothing in another process."""
-    found: list[Any] = []
+def standing(model: torch.nn.Module, tokenizer: Any) -> int:
+    """A number that changes when weights are written or exchanged, adapters switched, modules compiled, hooked, set otherwise or to training, or the tokenizer changed.
+
+    Weights that were written past torch (numpy, ``.data``) are noticed by a few numbers of each. Takes some milliseconds; means nothing in another process.
+    """
+    backend = tokenizer.backend_tokenizer
+    found: list[Any] = [getattr(tokenizer, "chat_template", None), id(backend), backend.get_vocab_size(with_added_tokens=True)]
+    found += map(repr, (backend.normalizer, backend.pre_tokenizer, backend.post_processor))
     for module in model.modules():
         found += (id(module), module.training, id(vars(module).get("forward")), module._compiled_call_impl is None)
+        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        found += (id(hook) for hook in hooks if not _named(hook).startswith(_ONLOOKERS))
+        found += _attributes(module, private=True).items()
         for tensor in (*module._parameters.values(), *module._buffers.values()):
             if tensor is not None:
-                found += (id(tensor), 0 if tensor.is_inference() else tensor._version)
-        kind: Any = type(module)
-        if not _is_stock(kind):
-            found += _attributes(module, private=True).items()
-    return hash(tuple(found))
+                found += (id(tensor), 0 if tensor.is_inference() else tensor._version, _sampled(tensor))
+    return hash(tuple(map(str, found)))
 
 
-@functools.cache
-def _is_stock(kind: Any) -> bool:
-    """Whether a module's class is of torch or of transformers, whose attributes nobody switches."""
-    return str(kind.__module__).startswith(("torch.nn.modules.", "transformers.models."))
+def _sampled(tensor: torch.Tensor) -> str:
+    """A few numbers of a tensor in RAM, and where it lies."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.device.type != "cpu" or not tensor.numel():
+        return ""
+    with torch.no_grad():
+        flat = tensor.detach().reshape(-1) if tensor.is_contiguous() else tensor.detach().flatten()[:1]
+        return f"{tensor.data_ptr()} {flat[:: max(1, flat.numel() // 16)].tolist()}"

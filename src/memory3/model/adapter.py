@@ -108,7 +108,7 @@ def read_adapter(folder: str | Path) -> tuple[int, float, bool, dict[str, dict[s
         ) from error
     odd = [f"{name}={config[name]!r}" for name, plain in _PLAIN.items() if name in config and config[name] not in plain]
     pairs: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         found = _NAME.fullmatch(name)
         if found is None:
             odd.append(name)

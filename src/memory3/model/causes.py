@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from memory3.errors import Memory3Error, ModelError
 from memory3.model.catalogue import suggest
 
-__all__ = ["check_size", "loading", "missing_weights"]
+__all__ = ["check_size", "is_layer_beyond", "loading", "missing_weights"]
 
 #: A Git LFS pointer is a text of some 130 bytes that begins so.
 _POINTER = b"version https://git-lfs"
@@ -73,6 +73,12 @@ def missing_weights(keys: Iterable[str]) -> str:
             others.append(key)
     parts = [f"{'layers' if len(layers) > 1 else 'layer'} {_listed([str(n) for n in sorted(layers)])}"] if layers else []
     return _listed(parts + others)
+
+
+def is_layer_beyond(key: str, layers: int) -> bool:
+    """Whether a weight is of a block behind the last one that the config has."""
+    found = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", key)
+    return found is not None and int(found[1]) >= layers
 
 
 def _listed(names: list[str], most: int = 6) -> str:

@@ -19,7 +19,7 @@ from memory3.config import DTYPES
 from memory3.errors import ModelError, setting
 from memory3.model.adapter import adapter_of, merge_adapter
 from memory3.model.catalogue import resolve_model
-from memory3.model.causes import check_size, loading, missing_weights
+from memory3.model.causes import check_size, is_layer_beyond, loading, missing_weights
 
 __all__ = ["check_device", "load_config", "load_model", "load_tokenizer"]
 
@@ -64,6 +64,13 @@ def load_model(
         raise ModelError(
             f"model {name!r} is incomplete: the checkpoint has no weights for {missing_weights(report['missing_keys'])}. "
             "Is config.json of this checkpoint, and the download complete?"
+        )
+    surplus = [
+        key for key in report["unexpected_keys"] if is_layer_beyond(key, model.config.get_text_config().num_hidden_layers)
+    ]
+    if surplus:
+        raise ModelError(
+            f"model {name!r} has weights for {missing_weights(surplus)}, which config.json (num_hidden_layers) knows nothing of: mend config.json"
         )
     _check_vocabulary(name, model, tokenizer)
     if adapter:

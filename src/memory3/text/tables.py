@@ -18,6 +18,8 @@ _MARGIN = " \t\r>"
 _CELL_END = re.compile(r"(?<!\\)[|+]")
 _PIPE = re.compile(r"(?<!\\)\|")
 _RULE_CELL = re.compile(r"\s*:?(?:-++|=++):?\s*")
+_AMOUNT = re.compile(r"[-+−$€£]?\s?\d[\d.,  ]*\s?[%€$£]?")
+_YEAR = re.compile(r"1[5-9]\d\d|20\d\d")
 _NUMBER = re.compile(r"\d+")
 
 #: Lines of equal tabs that make a table: the header and two rows.
@@ -106,4 +108,7 @@ def _is_header(line: str, row: str) -> bool:
     first, below = cells[0], row.split("\t", 1)[0].strip()
     if not below or sum(map(bool, cells)) < 2:
         return False
+    columns = zip(cells, (cell.strip() for cell in row.split("\t")), strict=False)
+    if any(_AMOUNT.fullmatch(above) and not _YEAR.fullmatch(above) and _AMOUNT.fullmatch(cell) for above, cell in columns):
+        return False  # numbers stand below numbers: a row like the others
     return first != below and (not _NUMBER.search(first) or _NUMBER.sub("0", first) != _NUMBER.sub("0", below))

@@ -60,6 +60,8 @@ def _sample(file: SourceFile) -> bytes:
     """Whole lines to tell the encoding from: the first ones, and from the rest of the file those beyond ASCII."""
     with file.open() as stream:
         head = stream.read(_SAMPLE)
+        if b"\0" in head:  # characters of two or four bytes, whose line breaks are no single byte
+            return head[: len(head) // 4 * 4 or None]
         end = head.rfind(b"\n") + 1
         sample, line = head[:end], head[end:] + stream.readline(file.options.max_bytes)
         room = _SAMPLE

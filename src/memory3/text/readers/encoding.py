@@ -246,11 +246,14 @@ def _are_pairs(text: str) -> bool:
 
 
 def _escaped_encoding(content: bytes) -> str:
-    """ISO-2022-JP, which is ASCII to the eye, or UTF-8."""
-    try:
-        return "utf-8" if content.decode("iso2022_jp").isascii() else "iso2022_jp"
-    except UnicodeDecodeError:
-        return "utf-8"
+    """ISO-2022-JP or -KR, which are ASCII to the eye, or UTF-8."""
+    for name in ("iso2022_jp", "iso2022_kr"):
+        try:
+            if not content.decode(name).isascii():
+                return name
+        except UnicodeDecodeError:
+            continue
+    return "utf-8"
 
 
 def _likeliest(content: bytes) -> str:
@@ -280,7 +283,7 @@ def _are_signs(text: str) -> bool:
     """Whether all characters beyond ASCII are signs, not letters, and stand where signs do."""
     for found in _BEYOND_ASCII.finditer(text):
         sign, before, behind = found[0], text[found.start() - 1 : found.start()], text[found.end() : found.end() + 1]
-        if sign == "\ufffd" or (sign.isalpha() and sign not in "ªº"):
+        if sign == "\ufffd" or (sign.isalpha() and sign not in "ªºµ"):
             return False
         allowed = _IN_WORD if before.isalpha() and behind.isalpha() else _BEFORE_WORD if behind.isalpha() else _BEHIND_WORD
         if (before.isalpha() or behind.isalpha()) and sign not in allowed:

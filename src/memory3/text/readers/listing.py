@@ -98,7 +98,7 @@ def locate(source: str | Path) -> Source:
             return GlobSource(str(source))
         if path.exists():
             raise ReadError(path, "is no regular file: pipe its content in and give '-'")
-    except ReadError:
+    except InputError:
         raise
     except OSError as error:
         raise ReadError(path, f"cannot be reached: {error.strerror}") from None

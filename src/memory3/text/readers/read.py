@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from memory3.errors import InputError, ReadError
+from memory3.errors import InputError, ReadError, setting
 from memory3.sources import Unread, origin_of
 from memory3.text.readers import csv_table, html, json_records, parquet, pdf, plain
 from memory3.text.readers.characters import plain as plain_characters
@@ -166,10 +166,12 @@ class _Reading:
             self.report(document.source, f"{document.id!r} is skipped: same id and text as one from {source}")
             return False
         if source == document.source:
-            raise InputError(f"{source} has two records called {document.id!r}: name another id_field, or '' to number them")
+            raise InputError(
+                f"{source} has two records called {document.id!r}: name another {setting('id_field')}, or '' to number them"
+            )
         raise InputError(
             f"two documents are called {document.id!r}, one from {source} and one from {document.source}: read the folder "
-            "above both, or, if they are records, name another id_field, or '' to number them"
+            f"above both, write one of them with a {setting('prefix')}, or, if they are records, name another {setting('id_field')}, or '' to number them"
         )
 
 

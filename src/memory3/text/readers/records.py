@@ -66,8 +66,8 @@ def _text_field(file: SourceFile, row: int, record: Mapping[str, object], place:
     for name in present:
         if record[name] is None:
             return name
-    if wanted and present:
-        raise file.error(f"{place} {row}: the field {wanted!r} is no text but {_json_type(record[wanted])}")
+    if present:
+        raise file.error(f"{place} {row}: the field {present[0]!r} is no text but {_json_type(record[present[0]])}")
     missing = f"no field {wanted!r}" if wanted else f"none of the fields {', '.join(TEXT_FIELDS)} with a text"
     raise file.error(
         f"{place} {row} has {missing}. Its fields are {_listed(record)}: name the text's with {setting('text_field', python='--text-field (text_field in Python)')}"
