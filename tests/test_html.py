@@ -144,3 +144,17 @@ def steps(page: str) -> int:
 @pytest.mark.parametrize("name", ADVERSE)
 def test_work_grows_with_the_length(name):
     assert steps(ADVERSE[name](1600)) < 2.5 * steps(ADVERSE[name](800)) + 2000
+
+
+def test_powers_are_no_further_digits(tmp_path):
+    (tmp_path / "a.html").write_text("<p>10<sup>6</sup> cells, 5·10<sup>-3</sup> m, H<sub>2</sub>O, note<sup>[1]</sup></p>")
+    assert [d.text for d in read_documents(tmp_path / "a.html")] == ["10⁶ cells, 5·10⁻³ m, H2O, note[1]"]
+
+
+def test_headings_and_pictures_in_cells_keep_their_columns(tmp_path):
+    (tmp_path / "a.html").write_text(
+        "<table><tr><td><b>Plan</b><td><h4>Setup</h4><td><h4>Month</h4><td>Free<tr><td>A<td><td>7<td><img alt=yes src=y>"
+        "<tr><td>B<td>3<td><td>no <img alt=cross src=n></table>"
+    )
+    (document,) = read_documents(tmp_path / "a.html")
+    assert document.text == "Plan\tSetup\tMonth\tFree\nA\t\t7\tyes\nB\t3\t\tno"

@@ -378,7 +378,9 @@ class Memory3(Prompts):
             raise ConfigError(f"mode {mode!r} is unknown: use one of {', '.join(MODES)}")
         if mode != "none" and bank is None:
             raise ConfigError(f"mode {mode!r} needs a bank: pass bank=Bank.open(path, m3), or mode='none' to answer without")
-        if k is not None and k < 0:
+        if bank is not None and not hasattr(bank, "search"):
+            raise ConfigError(f"{bank!r:.80} is no bank: open it with Bank.open(path, m3)")
+        if k is not None and (not isinstance(k, int) or k < 0):
             raise ConfigError(f"{setting('k', k)}: give a whole number from 0")
         if gap is not None and not 0 <= gap <= 2:
             raise ConfigError(f"{setting('gap', gap)}: give a difference of cosines, 0 to 2")

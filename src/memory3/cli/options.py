@@ -39,15 +39,26 @@ MACHINE = "Machine"
 
 Bank = Annotated[Path, typer.Option("--bank", "-b", help="Folder of the bank.", envvar="MEMORY3_BANK", metavar="DIR")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
+
+
+def _named(value: str | None) -> str | None:
+    if value is not None and not value.strip():
+        raise typer.BadParameter("the name is empty: is the variable set that you gave here?")
+    return value
+
+
 Model = Annotated[
     str | None,
-    typer.Option("--model", "-m", help="Catalogue name, hub id or folder. Default: the bank's own.", metavar="MODEL"),
+    typer.Option(
+        "--model", "-m", callback=_named, help="Catalogue name, hub id or folder. Default: the bank's own.", metavar="MODEL"
+    ),
 ]
 AnyModel = Annotated[
     str | None,
     typer.Option(
         "--model",
         "-m",
+        callback=_named,
         help="Catalogue name, hub id or folder, or one of these+ADAPTER. Default: smollm2-135m-instruct with its adapter.",
         metavar="MODEL",
     ),

@@ -49,6 +49,11 @@ _HIDING_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGN
 _MOST_COLUMNS, _MOST_ROWS = 1000, 65534
 #: A table without headers whose cells hold blocks and more characters than this arranges a page.
 _LONG_CELL = 500
+#: A cell with a heading and more characters than this is a part of a page, and no name of a column.
+_LONG_HEADING = 60
+#: Digits of a power: 10<sup>6</sup> is no 106.
+_POWER = re.compile(r"\s*[-+−]?[0-9]+\s*")
+_RAISED = str.maketrans("0123456789+-−", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻")
 #: Tables deeper than this are no data: their texts are not put together again at every level.
 _DEEPEST_DATA = 8
 
@@ -114,6 +119,7 @@ class _Cell:
     columns: int
     rows: int
     has_blocks: bool = False
+    has_heading: bool = False
 
 
 @dataclass
@@ -159,7 +165,8 @@ class _Page:
             if event.within == "title" and self.title is None and not self.places["svg"]:
                 self.title = _SPACE.sub(" ", event.text).strip()
             if not self.hidden:
-                self.flow.write(event.text, bool(self.verbatim))
+                is_power = self.places["sup"] and _POWER.fullmatch(event.text)
+                self.flow.write(event.text.translate(_RAISED) if is_power else event.text, bool(self.verbatim))
         elif isinstance(event, Start):
             self._start(event)
         else:
@@ -185,6 +192,8 @@ class _Page:
                 if found:
                     self._close_from(max(found))
             self._separate(tag)
+            if tag == "img" and not self.hidden and (cell := self._cell()) and not cell.flow.size:
+                self.flow.write(attributes.get("alt", ""), False)  # a tick or a cross says what the cell does
             if tag not in _EMPTY:
                 self._push(_Open(tag, hides, self.flow))
                 if tag == "table":
@@ -240,15 +249,16 @@ class _Page:
     def _table(self) -> _Table | None:
         return self.open[self.places["table"][-1]].table if self.places["table"] else None
 
+    def _cell(self) -> _Cell | None:
+        return self.open[self.limits[-1]].cell if self.limits[-1] >= 0 else None
+
     def _separate(self, tag: str) -> None:
         separator = "\n\n" if tag in _PARAGRAPHS else "\n" if tag in _LINES else "\t" if tag in ("td", "th") else ""
         if separator and not self.hidden:
             self.flow.separate(separator)
-            if self.limits[-1] >= 0 and (cell := self.open[self.limits[-1]].cell):
+            if cell := self._cell():
                 cell.has_blocks |= tag != "br"
-                table = self._table()
-                if table is not None and tag in _HEADINGS:
-                    table.arranges |= not table.has_headers
+                cell.has_heading |= tag in _HEADINGS
 
     def _push(self, element: _Open) -> None:
         place = len(self.open)
@@ -295,7 +305,9 @@ class _Page:
         outer = self._table()
         if outer is not None and not outer.has_headers:
             outer.arranges = True
-        page = not table.has_headers and any(cell.has_blocks and cell.flow.size > _LONG_CELL for cell in cells)
+        page = not table.has_headers and any(
+            cell.flow.size > (_LONG_CELL if not cell.has_heading else _LONG_HEADING) for cell in cells if cell.has_blocks
+        )
         if page or table.arranges or table.depth > _DEEPEST_DATA or max((len(row) for _, row in rows), default=0) < 2:
             for cell in cells:
                 if cell.flow.parts:
