@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import BinaryIO, cast
 
 import chardet
+from chardet.enums import EncodingEra
 
 from memory3.errors import InputError
 
@@ -42,7 +43,7 @@ _LATIN = (
     *("cp437", "cp850", "cp852", "mac-roman"),
 )
 _OTHERS = (
-    *("windows-1251", "koi8-r", "koi8-u", "cp866", "iso8859-5", "mac-cyrillic", "windows-1253", "iso8859-7"),
+    *("windows-1251", "koi8-r", "koi8-u", "cp866", "iso8859-5", "windows-1253", "iso8859-7"),
     *("windows-1255", "iso8859-8", "windows-1256", "iso8859-6", "cp874"),
     *("cp932", "euc-jp", "gb18030", "big5", "cp949"),
 )
@@ -266,9 +267,16 @@ def _likeliest(content: bytes) -> str:
     # Words of Latin letters have one or two beyond ASCII at a time; "—————" is no word.
     is_latin = letters >= 2 * sum(map(len, runs)) and all(len(run) < 3 or len(set(run)) == 1 for run in runs)
     among = _LATIN if is_latin else (*_LATIN, *_OTHERS)
-    found = chardet.detect_all(sample, include_encodings=among, compat_names=False, ignore_threshold=True)
-    names = [text_codec(each["encoding"]) for each in found if each["encoding"]] or ["cp1252"]
-    return next((name for name in names if _fits(content, name)), names[0])
+    found = chardet.detect_all(sample, ignore_threshold=True, encoding_era=EncodingEra.ALL, should_rename_legacy=True)
+    likely = {text_codec(name) for name in among}
+    names = [text_codec(each["encoding"]) for each in found if each["encoding"]]
+    names = [name for name in (_MEANT.get(name, name) for name in names) if text_codec(name) in likely] or ["cp1252"]
+    fitting = [name for name in names if _fits(content, name)] or names[:1]
+    if not is_latin:
+        return fitting[0]
+    # The nearest of its kin where signs would stand within words.
+    kin = [*fitting, *(text_codec(name) for name in _LATIN if _fits(content, name))]
+    return next((name for name in kin if _signs_stand_well(content.decode(name, "replace"))), fitting[0])
 
 
 def _fits(content: bytes, encoding: str) -> bool:
@@ -281,11 +289,16 @@ def _fits(content: bytes, encoding: str) -> bool:
 
 def _are_signs(text: str) -> bool:
     """Whether all characters beyond ASCII are signs, not letters, and stand where signs do."""
+    beyond = _BEYOND_ASCII.findall(text)
+    return all(sign != "\ufffd" and (not sign.isalpha() or sign in "ªºµ") for sign in beyond) and _signs_stand_well(text)
+
+
+def _signs_stand_well(text: str) -> bool:
+    """Whether every sign beyond ASCII stands where signs do: "dzi¶" is a word in another encoding."""
     for found in _BEYOND_ASCII.finditer(text):
-        sign, before, behind = found[0], text[found.start() - 1 : found.start()], text[found.end() : found.end() + 1]
-        if sign == "\ufffd" or (sign.isalpha() and sign not in "ªºµ"):
-            return False
+        sign, before, behind = found[0], text[max(found.start() - 1, 0) : found.start()], text[found.end() : found.end() + 1]
         allowed = _IN_WORD if before.isalpha() and behind.isalpha() else _BEFORE_WORD if behind.isalpha() else _BEHIND_WORD
-        if (before.isalpha() or behind.isalpha()) and sign not in allowed:
+        is_sign = not unicodedata.category(sign).startswith(("L", "M"))
+        if is_sign and (before.isalpha() or behind.isalpha()) and sign not in allowed:
             return False
     return True
