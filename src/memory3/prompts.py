@@ -55,15 +55,19 @@ class Prompts:
     def _refusal(self, messages: Sequence[Mapping[str, Any]], error: Exception) -> str:
         """Why a template fails on messages."""
         rest = [message for message in messages if message["role"] != "system"]
-        if len(rest) < len(messages):
-            try:
-                render(self.tokenizer, rest, add_generation_prompt=True)
-            except Exception:
-                pass
-            else:
-                return f"the chat template of {self.name} refuses the system role: leave {_SYSTEM} out"
+        if len(rest) < len(messages) and self._is_taken(rest):
+            return f"the chat template of {self.name} refuses the system role: leave {_SYSTEM} out"
         roles = ", ".join(message["role"] for message in messages)
-        return f"the chat template of {self.name} refuses messages of the roles {roles} ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        return f"the chat template of {self.name} refuses messages of the roles {roles} ({said})"
+
+    def _is_taken(self, messages: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the template writes these messages."""
+        try:
+            render(self.tokenizer, messages, add_generation_prompt=True)
+        except Exception:  # a template is a program of the model's author, and raises what it likes
+            return False
+        return True
 
     def _question(self, prompt: Prompt) -> str:
         """What to look for."""
