@@ -39,7 +39,7 @@ setup: $(READY)
 
 # Fetches the default models if they are not in the cache yet, so that nothing later needs a network.
 models: setup
-	@$(BIN)/python -c "from memory3.model.catalogue import *; resolve_model(DEFAULT_MODEL); resolve_embedder(DEFAULT_EMBEDDER)"
+	@$(BIN)/python -c "from memory3.models.catalogue import *; resolve_model(DEFAULT_MODEL); resolve_embedder(DEFAULT_EMBEDDER)"
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('memory3 needs Python 3.11 or newer; $(PYTHON) is ' \

@@ -10,7 +10,7 @@ from bank_writer import HashingEmbedder, HashingWriter, documents, open_bank
 
 from memory3.bank import Bank, writing
 from memory3.errors import BankBusy
-from memory3.values import Document
+from memory3.types import Document
 
 
 def first_version() -> list[Document]:

@@ -15,7 +15,7 @@ from xxhash import xxh3_64_intdigest
 from memory3.bank import Bank
 from memory3.codec.raw import encode_record
 from memory3.config import MemoryConfig
-from memory3.values import Document, Memory, MemoryShape, Reference
+from memory3.types import Document, Memory, MemoryShape, Reference
 
 SHAPE = MemoryShape(layers=(1, 4, 6), kv_heads=2, head_dim=5, pairs=7)
 

@@ -8,7 +8,7 @@ import torch
 from bank_writer import SHAPE, HashingWriter
 
 from memory3.codec import CodeBook, fit
-from memory3.values import Memory, MemoryShape, Reference
+from memory3.types import Memory, MemoryShape, Reference
 
 #: Two rotated dimension pairs of five dimensions.
 ANGLES = torch.tensor([1.0, 0.125])

@@ -53,7 +53,7 @@ def tiny_model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def default_model_path() -> str:
     """The default language model's folder; for tests marked ``real``. `make test` fetches it beforehand."""
-    from memory3.model.catalogue import resolve_model
+    from memory3.models.catalogue import resolve_model
 
     return resolve_model("smollm2-135m-instruct")
 
@@ -61,6 +61,6 @@ def default_model_path() -> str:
 @pytest.fixture(scope="session")
 def default_embedder_path() -> str:
     """The default embedder's folder; for tests marked ``real``."""
-    from memory3.model.catalogue import resolve_embedder
+    from memory3.models.catalogue import resolve_embedder
 
     return resolve_embedder("all-minilm-l6-v2")

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memory3.generate import Memory3
-from memory3.values import Document, Memory, Reference
+from memory3.llm import Memory3
+from memory3.types import Document, Memory, Reference
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from bank_writer import SHAPE, HashingEmbedder, HashingWriter, open_bank
 from memory3.bank import Bank, store, upkeep, writing
 from memory3.codec.raw import encode_record
 from memory3.errors import FingerprintMismatch, InputError, Memory3Error
-from memory3.values import Document, Memory, Reference
+from memory3.types import Document, Memory, Reference
 
 NAMES = [f"doc{number}" for number in range(7)]
 

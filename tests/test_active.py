@@ -13,21 +13,22 @@ from test_proof import family
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
+from memory3.attention.attach import Seen, attached
 from memory3.config import MemoryConfig
 from memory3.errors import ModelError
-from memory3.generate import Memory3
-from memory3.model.active import HARMLESS, acting, unsaid
-from memory3.model.attach import ModelShape, Seen, attached
-from memory3.model.beginning import Frame
-from memory3.model.fingerprint import ACTING, fingerprint
-from memory3.values import Document
+from memory3.llm import Memory3
+from memory3.models.active import HARMLESS, acting, unsaid
+from memory3.models.fingerprint import ACTING, fingerprint
+from memory3.models.frame import Frame
+from memory3.models.geometry import ModelGeometry
+from memory3.types import Document
 
 SETTINGS = MemoryConfig(reference_length=31, dtype="float32")
 
 
 def mark(model: PreTrainedModel) -> str:
     tokenizer = tiny_tokenizer()
-    return fingerprint(model, ModelShape(model), tokenizer, Frame.of(tokenizer, SETTINGS), SETTINGS)
+    return fingerprint(model, ModelGeometry(model), tokenizer, Frame.of(tokenizer, SETTINGS), SETTINGS)
 
 
 def keys(model: PreTrainedModel) -> torch.Tensor:
@@ -42,7 +43,7 @@ def keys(model: PreTrainedModel) -> torch.Tensor:
 def test_plain_models_have_the_fingerprint_they_always_had(name: str) -> None:
     """Nothing of theirs is outside of what older releases hashed, so that their banks, code books and selectors are found."""
     model = tiny_model(name)
-    shape = ModelShape(model)
+    shape = ModelGeometry(model)
     assert acting(model.config, ACTING, windowed=False) == {}
     assert unsaid(model, shape, 4) == {}
     model.config.is_llama_config = True  # a leftover of a hub's file
@@ -263,7 +264,7 @@ def test_hooks_of_one_factory_are_told_apart_by_what_they_were_made_with():
         if factor is not None:
             model.base_model.layers[0].mlp.register_forward_hook(times(factor))
         config = MemoryConfig(reference_length=31)
-        shape, tokenizer = ModelShape(model), tiny_tokenizer()
+        shape, tokenizer = ModelGeometry(model), tiny_tokenizer()
         prints.add(fingerprint(model, shape, tokenizer, Frame.of(tokenizer, config), config))
     assert len(prints) == 5
 

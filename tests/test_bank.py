@@ -22,7 +22,7 @@ from memory3.errors import (
     FingerprintMismatch,
     InputError,
 )
-from memory3.values import Document, MemoryShape
+from memory3.types import Document, MemoryShape
 
 
 @pytest.fixture

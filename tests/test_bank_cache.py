@@ -9,7 +9,7 @@ import torch
 from bank_writer import documents, expected, open_bank
 
 from memory3.bank import CacheStatistics, MemoryCache
-from memory3.values import Memory
+from memory3.types import Memory
 
 
 def memory(number: int) -> Memory:

@@ -16,8 +16,8 @@ from memory3.bank.codebooks import book_name, cached_book, cached_path, keep_boo
 from memory3.codec import CodedCodec
 from memory3.config import MemoryConfig, default_codec, foretells
 from memory3.errors import BankCorrupt, ConfigError, FingerprintMismatch
-from memory3.model import calibrated
-from memory3.values import MemoryShape
+from memory3.models import calibrated
+from memory3.types import MemoryShape
 
 CODECS = ("int8", "int4", "product:RQ3x4", "foretold:8+16")
 

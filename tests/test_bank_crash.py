@@ -18,7 +18,7 @@ from bank_writer import HashingWriter, contents, documents, expected, open_bank
 
 from memory3.bank import Bank, writing
 from memory3.errors import BankBusy, BankFull
-from memory3.values import Document, MemoryShape
+from memory3.types import Document, MemoryShape
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="kills processes and mounts file systems the Linux way"),

@@ -16,8 +16,8 @@ from bank_writer import SHAPE, HashingWriter, documents, expected, open_bank
 from xxhash import xxh3_64_intdigest
 
 from memory3.bank.manifest import BankManifest
-from memory3.bank.rows import Row, row_batch, row_schema
-from memory3.values import Reference
+from memory3.bank.rows import BankRow, row_batch, row_schema
+from memory3.types import Reference
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "bank-format.md").read_text(encoding="utf-8")
 
@@ -93,7 +93,7 @@ def test_a_frozen_row():
     """Checksums must not change with a release, or every bank would look damaged."""
     reference = Reference("d#0", "d", 0, 0, 5, "été 🙂", (7, 300), "s", {"b": True, "y": 2020})
     schema = row_schema(BankManifest.of(HashingWriter(), "hashing", 3))
-    batch = row_batch([Row(reference, "abc", 1)], np.array([[0.0, 0.6, 0.8]]), [bytes(range(166))], schema)
+    batch = row_batch([BankRow(reference, "abc", 1)], np.array([[0.0, 0.6, 0.8]]), [bytes(range(166))], schema)
     row = batch.to_pylist()[0]
     assert (row["metadata"], row["tags"]) == ('{"b": true, "y": 2020}', ['["b", true]', '["y", 2020]'])
     assert (row["codes_checksum"], row["checksum"]) == (10875658643950346810, 2710254850190877048)

@@ -17,7 +17,7 @@ from memory3.codec.raw import record_size
 from memory3.config import MemoryConfig
 from memory3.errors import BankCorrupt, ConfigError
 from memory3.policy import WritePolicy
-from memory3.values import Document
+from memory3.types import Document
 
 DOCS = documents(8, seed=2)
 RECORD = record_size(HashingWriter().shape)

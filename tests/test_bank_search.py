@@ -11,7 +11,7 @@ from bank_writer import HashingEmbedder, HashingWriter, documents, expected, ope
 from memory3.bank import snapshot, where
 from memory3.bank.retriever import search_exactly, search_table
 from memory3.errors import InputError
-from memory3.values import Document
+from memory3.types import Document
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from memory3.bank.snapshot import Snapshot
 from memory3.codec.raw import encode_record
 from memory3.config import MemoryConfig
 from memory3.errors import BankCorrupt, ConfigError, FingerprintMismatch
-from memory3.values import Document, MemoryShape
+from memory3.types import Document, MemoryShape
 
 # ---- cold start ----------------------------------------------------------------------------------------------------------
 

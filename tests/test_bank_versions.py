@@ -19,7 +19,7 @@ from memory3.bank.rows import with_checksums
 from memory3.codec.raw import encode_record
 from memory3.errors import BankChanged, BankCorrupt, FingerprintMismatch, InputError
 from memory3.policy import WritePolicy
-from memory3.values import Document, Memory
+from memory3.types import Document, Memory
 
 WORDS = [Document(f"doc{n}", f"some words{n} of text number {n} and a few{n} more") for n in range(5)]
 OTHER = [Document(f"doc{n}", f"other words {n}") for n in range(5)]

@@ -9,8 +9,8 @@ import pytest
 from tiny import save_tiny
 from training_runs import run_settings, write_records
 
-from memory3.generate import Memory3
-from memory3.training.blanks import GAP, blanks
+from memory3.llm import Memory3
+from memory3.training.cloze import GAP, blanks
 from memory3.training.groups import read_groups
 from memory3.training.run import draw_groups
 

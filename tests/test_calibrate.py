@@ -12,6 +12,7 @@ import torch
 from bank_writer import HashingWriter, documents
 from typer.testing import CliRunner
 
+from memory3.attention.rotary import rotate
 from memory3.bank import Bank
 from memory3.bank.codebooks import cached_book
 from memory3.calibration import codec as codec_calibration
@@ -21,12 +22,11 @@ from memory3.calibration.sample import default_documents, memories_of, sample
 from memory3.cli.app import app
 from memory3.codec import CodedCodec, fit
 from memory3.config import MemoryConfig
+from memory3.encode.selectors import Selector
 from memory3.errors import ConfigError
-from memory3.generate import Memory3
-from memory3.maths.rotary import rotate
-from memory3.maths.selectors import Selector
-from memory3.model.adapter import write_about
-from memory3.values import Document
+from memory3.llm import Memory3
+from memory3.models.adapter import write_about
+from memory3.types import Document
 
 
 @pytest.fixture(autouse=True)

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from memory3.errors import DownloadError
-from memory3.model import catalogue, download
-from memory3.model.catalogue import Entry, resolve_embedder, resolve_model, suggest
-from memory3.model.download import Wheel
+from memory3.models import catalogue, download
+from memory3.models.catalogue import Entry, resolve_embedder, resolve_model, suggest
+from memory3.models.download import Wheel
 
 NAME = "tiny-fake"
 CONTENT = {"config.json": b'{"a": 1}', "deep/weights.bin": bytes(range(256)) * 50}

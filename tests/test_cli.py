@@ -434,7 +434,7 @@ def test_info(bank, tiny_model_path):
 
 
 def test_looking_after_a_bank_loads_no_model(bank, monkeypatch):
-    monkeypatch.setattr("memory3.generate.Memory3.from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("memory3.llm.Memory3.from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
     for command in (["info"], ["verify"], ["compact"], ["delete", "bridge.md"]):
         run(*command, "--bank", bank)
 
@@ -541,7 +541,7 @@ def test_numbers_as_people_say_them():
 def test_the_meter_counts_what_is_encoded_and_what_was_there(docs, bank, cold):
     """Bytes done reach the total, whether documents are encoded, unchanged or cold."""
     from memory3.bank import Bank
-    from memory3.generate import Memory3
+    from memory3.llm import Memory3
     from memory3.text.readers import read_documents
 
     (docs / "new.txt").write_text(BRIDGE * 7)

@@ -13,6 +13,7 @@ from bank_writer import SHAPE, HashingWriter, same_memory
 from codebooks import ANGLES, by_hand, fitted, memories
 from test_records import golden_memory
 
+from memory3.attention.rotary import rotate
 from memory3.codec import CodeBook, CodedCodec, RawCodec
 from memory3.codec.centring import Centring
 from memory3.codec.layout import Layout
@@ -23,8 +24,7 @@ from memory3.codec.scalar import fit_step, rounded
 from memory3.codec.trellis import ERROR, Trellis
 from memory3.config import MemoryConfig, codec_sides
 from memory3.errors import BankCorrupt, ConfigError, InputError
-from memory3.maths.rotary import rotate
-from memory3.values import Memory, MemoryShape
+from memory3.types import Memory, MemoryShape
 
 GOLDEN = Path(__file__).parent / "data"
 #: Every family, with and without a rotation, numbers within and across bytes.

@@ -61,7 +61,7 @@ def test_json_both_ways(config: MemoryConfig) -> None:
         ({"references_per_chunk": 2.5}, "references_per_chunk"),
         ({"dtype": "int3"}, "'int3'"),
         ({"selector": ""}, "selector"),
-        ({"beginning": None}, "beginning"),
+        ({"prefix": None}, "prefix"),
     ],
 )
 def test_nonsense_is_refused(settings: dict[str, Any], message: str) -> None:

@@ -14,8 +14,8 @@ from tiny import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from memory3.errors import ModelError
-from memory3.model.convert import convert_llama
-from memory3.model.gguf import GGUF
+from memory3.models.convert import convert_llama
+from memory3.models.gguf import GGUF
 
 MODULES = {
     "self_attn.q_proj": "attn_q",

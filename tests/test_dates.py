@@ -9,9 +9,9 @@ from tiny import CHAT_TEMPLATE, tiny_chat_tokenizer, tiny_model
 from transformers.utils import chat_template_utils
 
 from memory3.config import MemoryConfig
-from memory3.generate import Memory3
-from memory3.model.beginning import render
-from memory3.model.dates import on_one_day
+from memory3.llm import Memory3
+from memory3.models.dates import on_one_day
+from memory3.models.frame import render
 
 DAY = datetime(2024, 1, 1)
 

@@ -9,7 +9,7 @@ from test_cli import _stand_in, error, run, run_json  # noqa: F401 (a fixture)
 
 from memory3 import demo
 from memory3.cli.progress import Metered
-from memory3.generate import MODES
+from memory3.llm import MODES
 
 SMALL = ("pass", "break", "global")
 

@@ -28,10 +28,10 @@ from memory3.evaluation.plots import plots
 from memory3.evaluation.prompts import prompt_row
 from memory3.evaluation.qa import AbstainTask, QaTask
 from memory3.evaluation.report import read_results, write_report, write_summary
-from memory3.evaluation.runner import Plan, run_task
+from memory3.evaluation.runner import EvaluationPlan, run_task
 from memory3.evaluation.task import Item
-from memory3.generate import Memory3
-from memory3.values import Document
+from memory3.llm import Memory3
+from memory3.types import Document
 
 TEXTS = {
     "bridge": "The bridge was built in 1874 by the engineer of the county, of stone from the old town.",
@@ -146,7 +146,7 @@ def test_stop_texts_end_an_answer(m3, bank):
 def test_attention_is_that_of_the_attention_maps(m3, bank):
     """The share of attention on memories, against the softmax of all logits written out for every layer, head and token."""
     row = prompt_row(m3, bank, "memory", m3._ids("Who built it?"), ["bridge#0", "sea#0"], "chat")
-    from memory3 import reading
+    from memory3.attention import reading
 
     seen, real = [], reading.attend
 
@@ -349,7 +349,7 @@ MODES = "memory,text,none,random,other,gold,gold_text"
 
 
 def test_run_resume_and_report(m3, bank, task, tmp_path):
-    plan = Plan(parse_modes(MODES.split(","), 2), limit=5, seed=3, batch_size=4)
+    plan = EvaluationPlan(parse_modes(MODES.split(","), 2), limit=5, seed=3, batch_size=4)
     calls = []
     answer = task.answer
     task.answer = lambda *a: calls.append(len(a[3])) or answer(*a)
@@ -415,7 +415,7 @@ def test_more_items_add_to_what_is_there(m3, bank, task, tmp_path):
     task.answer = lambda *a: calls.extend(i.id for i in a[3]) or answer(*a)
     for limit in (2, 5, None):
         with ResultsFolder(tmp_path / "out") as folder:
-            summary = run_task(task, m3, bank, Plan(parse_modes(["none"], 2), limit=limit), folder)
+            summary = run_task(task, m3, bank, EvaluationPlan(parse_modes(["none"], 2), limit=limit), folder)
         assert summary["count"] == (limit or 7)
     assert sorted(calls) == [q["id"] for q in QUESTIONS]
 
@@ -435,7 +435,9 @@ def test_a_gain_that_random_memories_give_is_flagged(m3, bank, data, tmp_path, r
     task.random = random_score
     task.items = [Item(str(n), "Who?", ("bridge",), ["x"]) for n in range(101)]
     with ResultsFolder(tmp_path / "out") as folder:
-        summary = run_task(task, m3, bank, Plan(parse_modes(["memory", "text", "none", "random", "other"], 2)), folder)
+        summary = run_task(
+            task, m3, bank, EvaluationPlan(parse_modes(["memory", "text", "none", "random", "other"], 2)), folder
+        )
     assert {(f["metric"], f["control"]) for f in summary["flags"]} == (
         {(m, "random:2") for m in task.metrics} if flagged else set()
     )
@@ -483,7 +485,7 @@ def test_abstain(m3, bank, data, tmp_path):
     summed = task.summary
     task.summary = lambda found: rows.update({m: {r["item"]: r for r in some} for m, some in found.items()}) or summed(found)
     with ResultsFolder(tmp_path / "out") as folder:
-        summary = run_task(task, m3, bank, Plan(parse_modes(["memory", "absent"], 2)), folder)
+        summary = run_task(task, m3, bank, EvaluationPlan(parse_modes(["memory", "absent"], 2)), folder)
     right = {q["id"]: f"{q['references'][0]}#0" for q in QUESTIONS}
     assert not any(right[name] in row["references"] for name, row in rows["absent:2"].items())
     row = rows["memory:2"]["q1"]

@@ -12,10 +12,10 @@ from codebooks import ANGLES, memories
 
 from memory3.codec import CodeBook, CodedCodec, fit
 from memory3.codec.centring import turned
-from memory3.codec.foretelling import Foretelling, Moments, token_features
+from memory3.codec.prediction import Foretelling, Moments, token_features
 from memory3.config import MemoryConfig, codec_sides, foretells
 from memory3.errors import BankCorrupt, ConfigError, InputError
-from memory3.values import Memory, MemoryShape
+from memory3.types import Memory, MemoryShape
 
 SHAPE = MemoryShape((1, 4, 6), 2, 5, 211)
 VECTORS = torch.from_numpy(np.random.default_rng(5).standard_normal((300, 11), dtype=np.float32))
@@ -187,7 +187,7 @@ def test_a_lower_rank_keeps_what_matters():
 
 
 def test_wide_models_see_fewer_directions(monkeypatch):
-    monkeypatch.setattr("memory3.codec.foretelling._MOST_BYTES", 4 * SHAPE.heads * 14**2)
+    monkeypatch.setattr("memory3.codec.prediction._MOST_BYTES", 4 * SHAPE.heads * 14**2)
     moments = Moments(SHAPE, VECTORS, ANGLES)
     assert moments.gram.shape == (SHAPE.heads, 14, 14)
     book = fitted()

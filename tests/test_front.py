@@ -19,9 +19,9 @@ from memory3.calibration import codec as codec_calibration
 from memory3.calibration.selector import Passage, calibrate_selector
 from memory3.codec import RawCodec
 from memory3.config import MemoryConfig
+from memory3.encode.selectors import selector
 from memory3.errors import ConfigError, InputError
-from memory3.generate import Memory3
-from memory3.maths.selectors import selector
+from memory3.llm import Memory3
 from memory3.text.readers import read_documents
 
 FACTS = [

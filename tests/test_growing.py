@@ -7,11 +7,11 @@ import torch
 from test_maths import random_layer
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from memory3 import reading
-from memory3.maths.attend import attend_concatenated, masked
-from memory3.model.growing import ROOM, GrowingLayer, grow
-from memory3.reading import Reading
-from memory3.values import MemoryBatch
+from memory3.attention import reading
+from memory3.attention.attend import attend_concatenated, masked
+from memory3.attention.kv_cache import ROOM, GrowingLayer, grow
+from memory3.attention.reading import Reading
+from memory3.types import MemoryBatch
 
 ROWS, HEADS, DIM = 3, 2, 5
 

@@ -22,8 +22,8 @@ from memory3.bank import Bank  # noqa: E402
 from memory3.bank.embedder import Embedder  # noqa: E402
 from memory3.errors import ConfigError, FingerprintMismatch  # noqa: E402
 from memory3.evaluation.harness import Memory3LM  # noqa: E402
-from memory3.generate import Memory3  # noqa: E402
-from memory3.values import Document  # noqa: E402
+from memory3.llm import Memory3  # noqa: E402
+from memory3.types import Document  # noqa: E402
 
 TEXTS = {
     "bridge": "The bridge was built in 1874 by the engineer of the county, of stone from the old town.",

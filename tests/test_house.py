@@ -14,13 +14,16 @@ SOURCE = Path(__file__).parents[1] / "src" / "memory3"
 
 #: Lowest first. Units of one floor do not import one another, unless they are files.
 FLOORS = (
-    {"errors", "config", "values", "policy", "files", "sources"},
-    {"maths", "codec"},
-    {"text", "model"},
+    {"errors", "config", "types", "policy", "files", "sources", "overlap"},
+    {"attention", "codec"},
+    {"text", "models"},
+    {"encode"},
     {"bank"},
-    {"answer", "chunks", "decoding", "nothing", "prompts", "reading", "recall", "proof", "generate"},
+    {"answer", "decoding", "nothing", "prompt"},
+    {"recall"},
+    {"proof", "llm"},
     {"calibration"},
-    {"training", "evaluation", "theory"},
+    {"training", "evaluation", "planner"},
     {"benchmarks"},
     {"serving", "demo"},
     {"cli"},
@@ -32,7 +35,7 @@ UNSAFE_CALLS = {"eval", "exec", "torch.load"}
 
 
 def module_name(path):
-    """``model/gguf.py`` -> ``memory3.model.gguf``; a package's ``__init__.py`` has the package's name."""
+    """``model/gguf.py`` -> ``memory3.models.gguf``; a package's ``__init__.py`` has the package's name."""
     parts = path.relative_to(SOURCE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 

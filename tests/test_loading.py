@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from memory3 import Memory3
 from memory3.errors import ModelError
-from memory3.model.adapter import read_adapter
-from memory3.model.causes import missing_weights
-from memory3.model.load import check_device, load_model
+from memory3.models.adapter import read_adapter
+from memory3.models.causes import missing_weights
+from memory3.models.load import check_device, load_model
 
 
 @pytest.fixture

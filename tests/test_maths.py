@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from memory3.chunks import Plan, cut
+from memory3.attention import attend as attention
+from memory3.attention.attend import attend, attend_concatenated, attention_with_lse, masked, memory_mass
+from memory3.attention.layout import gather_memories, select_chunks
+from memory3.attention.rotary import rotate
 from memory3.config import Budget
-from memory3.maths import attend as attention
-from memory3.maths.attend import attend, attend_concatenated, attention_with_lse, masked, memory_mass
-from memory3.maths.batch import gather_memories, select_chunks
-from memory3.maths.budget import choose
-from memory3.maths.rotary import rotate
-from memory3.maths.selectors import SELECTORS, LayerView, selector
-from memory3.values import LayerMemory, Memory, MemoryShape
+from memory3.encode.budget import choose
+from memory3.encode.selectors import SELECTORS, LayerView, selector
+from memory3.recall.chunks import ChunkPlan, cut
+from memory3.types import LayerMemory, Memory, MemoryShape
 
 D = 10
 
@@ -319,15 +319,15 @@ def test_gather_puts_every_pair_in_its_head(spacing: int, temperature: float) ->
                     assert here.all()
 
 
-def test_beginning_is_read_where_the_prompt_lacks_it() -> None:
+def test_prefix_is_read_where_the_prompt_lacks_it() -> None:
     memories = {"a": random_memory(1)}
-    beginning = [(torch.randn(2, 5, D), torch.randn(2, 5, D)) for _ in range(6)]
+    prefix = [(torch.randn(2, 5, D), torch.randn(2, 5, D)) for _ in range(6)]
     batch = gather_memories(
-        [["a"], ["a"]], memories, SHAPE, dtype=torch.float32, temperature=0.7, beginning=beginning, beginning_tokens=[2, 0]
+        [["a"], ["a"]], memories, SHAPE, dtype=torch.float32, temperature=0.7, prefix=prefix, prefix_tokens=[2, 0]
     )
     assert sorted(batch.layers) == [0, 1, 2, 3, 4, 5]
     for number, layer in batch.layers.items():
-        torch.testing.assert_close(layer.keys[0, :, :2], beginning[number][0][:, -2:])
+        torch.testing.assert_close(layer.keys[0, :, :2], prefix[number][0][:, -2:])
         assert layer.bias is not None
         assert (layer.bias[0, :, 0, :2] == 0).all()
         assert (layer.bias[1, :, 0, :2] < -1e30).all()
@@ -366,7 +366,7 @@ def test_chunks_of_a_prompt_and_its_answer() -> None:
 
 
 def test_table_finds_the_chunk_of_every_token() -> None:
-    plan = Plan([[0] * 11, [0] * 4, [0] * 7], [*cut(0, 2, 2, 11, 5), *cut(1, 3, 3, 4, 5), *cut(2, 0, 0, 7, 5)], 5)
+    plan = ChunkPlan([[0] * 11, [0] * 4, [0] * 7], [*cut(0, 2, 2, 11, 5), *cut(1, 3, 3, 4, 5), *cut(2, 0, 0, 7, 5)], 5)
     index = torch.tensor(
         [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3], [0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6]]
     )

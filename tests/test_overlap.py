@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from memory3.maths.overlap import exceeds, overlap
+from memory3.overlap import exceeds, overlap
 
 
 def slow_overlap(target, reference):

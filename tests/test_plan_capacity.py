@@ -11,14 +11,14 @@ from test_plan_costs import ODD
 
 from memory3.config import Budget, MemoryConfig
 from memory3.errors import ConfigError, InputError, UnsupportedModel
-from memory3.model.shape import SHAPES
-from memory3.theory import capacity
-from memory3.theory.capacity import Corpus, plan
-from memory3.theory.cost import Setting, implicit
-from memory3.theory.library import EMBEDDERS, Search, library_costs
-from memory3.theory.machine import MACHINES, Machine, machine_of
-from memory3.theory.measure import measure
-from memory3.theory.storage import library_bytes
+from memory3.models.sizes import SHAPES
+from memory3.planner import capacity
+from memory3.planner.capacity import Corpus, plan
+from memory3.planner.cost import Setting, implicit
+from memory3.planner.library import EMBEDDERS, Search, library_costs
+from memory3.planner.machine import MACHINES, Machine, machine_of
+from memory3.planner.measure import measure
+from memory3.planner.storage import library_bytes
 
 TIMED = dataclasses.replace(ODD, head_dim=8, hidden=12)
 CONFIG = MemoryConfig(

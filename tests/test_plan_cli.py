@@ -11,8 +11,8 @@ from test_cli import _stand_in, bank, docs, error, run, run_json  # noqa: F401 (
 
 from memory3.bank import Bank
 from memory3.cli.planning import binary, digits
-from memory3.theory.library import EMBEDDERS
-from memory3.theory.machine import MACHINES
+from memory3.planner.library import EMBEDDERS
+from memory3.planner.machine import MACHINES
 
 PAPER = ["plan", "--model", "memory3-2.4b"]
 

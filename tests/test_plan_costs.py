@@ -18,21 +18,21 @@ from memory3.codec import CodedCodec
 from memory3.codec.quantiser import Quantiser, default_factory
 from memory3.codec.raw import record_size
 from memory3.config import CODECS, PRESETS, Budget, MemoryConfig
+from memory3.encode.encoder import Encoder
+from memory3.encode.selectors import SELECTORS
 from memory3.errors import ConfigError, InputError, MissingDependency, ModelError, UnsupportedModel
-from memory3.generate import Memory3
-from memory3.maths.selectors import SELECTORS
-from memory3.model.beginning import Frame
-from memory3.model.catalogue import DEFAULT_ADAPTED
-from memory3.model.encode import Encoder
-from memory3.model.shape import PAPER_MODEL, SHAPES, Shape, shape_of
-from memory3.theory import figure, library, storage
-from memory3.theory.cost import Cost, Costs, Setting, Term, explicit, external, implicit, paper_costs
-from memory3.theory.library import Search, library_costs
-from memory3.theory.storage import codecs_of, library_bytes, paper_bytes, reference_count
+from memory3.llm import Memory3
+from memory3.models.catalogue import DEFAULT_ADAPTED
+from memory3.models.frame import Frame
+from memory3.models.sizes import PAPER_MODEL, SHAPES, ModelSizes, sizes_of
+from memory3.planner import figure, library, storage
+from memory3.planner.cost import Cost, Costs, Setting, Term, explicit, external, implicit, paper_costs
+from memory3.planner.library import Search, library_costs
+from memory3.planner.storage import codecs_of, library_bytes, paper_bytes, reference_count
 
 PAPER_SHAPE = SHAPES[PAPER_MODEL]
 #: All sizes different: L=3, H=6, Hkv=2, dh=7, d=11, W=13, vocabulary 17, so H dh = 42 is not d.
-ODD = Shape(3, 6, 2, 7, 11, 13, 17)
+ODD = ModelSizes(3, 6, 2, 7, 11, 13, 17)
 ODD_SETTING = Setting(reference=5, kept=4, chunk=8, training=10, memory_layers=2)
 
 
@@ -130,12 +130,12 @@ def parts(cost):
 
 
 def test_the_library_by_hand(monkeypatch):
-    monkeypatch.setattr(library, "BEGINNING_TOKENS", 4)
+    monkeypatch.setattr(library, "PREFIX_TOKENS", 4)
     monkeypatch.setattr(library, "CUE_TOKENS", 3)
     config = CONFIG.replace(layers=(0, 1), codec="product")
     costs = library_costs(ODD, config, references=1000)
     said = parts(costs.explicit)
-    # Two layers run, the last without its output matrix (42 x 11) and MLP; 2 x 5 + 3 = 13 tokens, each beside 4 of the beginning.
+    # Two layers run, the last without its output matrix (42 x 11) and MLP; 2 x 5 + 3 = 13 tokens, each beside 4 of the prefix.
     assert said["attention matrices"] == 2 * 13 * (2 * (1232 - 462) + 462)
     assert said["attention"] == 2 * 2 * 2 * 13 * 17 * 42
     assert said["MLP"] == 2 * 13 * 429
@@ -151,7 +151,7 @@ def test_the_library_by_hand(monkeypatch):
 def test_one_pass_without_selection_where_everything_is_kept():
     said = parts(library_costs(ODD, CONFIG.replace(layers=(2,), budget="all"), tokens=4).explicit)
     assert said["selection of tokens"] == 0
-    assert said["attention"] == 2 * 2 * 2 * 4 * (library.BEGINNING_TOKENS + 4) * 42  # two of the three layers run
+    assert said["attention"] == 2 * 2 * 2 * 4 * (library.PREFIX_TOKENS + 4) * 42  # two of the three layers run
     assert said["attention to padding"] == 0
 
 
@@ -179,7 +179,7 @@ def test_what_the_planner_repeats_of_the_library_is_what_the_library_does(tiny_c
 def test_a_record_has_the_size_that_the_bank_gives_it(preset, dtype, tiny_model, tiny_tokenizer):
     config = PRESETS[preset].replace(dtype=dtype, reference_length=37, codec="raw")
     m3 = Memory3(tiny_model(), tiny_tokenizer, config)
-    shape = Shape(5, 6, 2, 14, 24, 22, 320)
+    shape = ModelSizes(5, 6, 2, 14, 24, 22, 320)
     assert library_bytes(shape, config).record == record_size(m3.shape)
 
 
@@ -187,7 +187,7 @@ def test_a_record_has_the_size_that_the_bank_gives_it(preset, dtype, tiny_model,
 @pytest.mark.parametrize("positions", [128, 257])
 def test_a_coded_record_has_the_size_that_its_codec_gives_it(codec, positions):
     made = CodedCodec(fitted(codec, positions=positions))
-    shape = Shape(7, 6, SHAPE.kv_heads, SHAPE.head_dim, 11, 13, 17)
+    shape = ModelSizes(7, 6, SHAPE.kv_heads, SHAPE.head_dim, 11, 13, 17)
     config = MemoryConfig(layers=SHAPE.layers, budget=Budget("adaptive", SHAPE.pairs), reference_length=positions, codec=codec)
     assert library_bytes(shape, config).record == made.record_size
 
@@ -221,7 +221,7 @@ def test_bytes_by_hand():
 def test_a_shape_read_from_a_config_counts_the_models_weights(family, tmp_path):
     model = tiny.tiny_model(family)
     model.config.save_pretrained(tmp_path)
-    shape = shape_of(str(tmp_path))
+    shape = sizes_of(str(tmp_path))
     assert (shape.layers, shape.heads, shape.kv_heads, shape.head_dim) == (5, 6, 2, 14)
     small = sum(weight.numel() for name, weight in model.named_parameters() if weight.ndim == 1)  # norms and biases
     assert shape.weights == sum(weight.numel() for weight in model.parameters()) - small
@@ -230,20 +230,20 @@ def test_a_shape_read_from_a_config_counts_the_models_weights(family, tmp_path):
 def test_only_the_config_is_read(tmp_path):
     tiny.tiny_model().config.save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
-    assert shape_of(str(tmp_path)).layers == 5
+    assert sizes_of(str(tmp_path)).layers == 5
 
 
 @pytest.mark.real
 def test_the_catalogues_shape_is_that_of_the_model(default_model_path):
-    assert shape_of(default_model_path) == SHAPES["smollm2-135m-instruct"] == shape_of(DEFAULT_ADAPTED)
+    assert sizes_of(default_model_path) == SHAPES["smollm2-135m-instruct"] == sizes_of(DEFAULT_ADAPTED)
 
 
 @pytest.mark.real
-def test_the_beginning_and_the_cue_are_those_of_the_default_model(default_model_path):
+def test_the_prefix_and_the_cue_are_those_of_the_default_model(default_model_path):
     from transformers import AutoTokenizer
 
     frame = Frame.of(AutoTokenizer.from_pretrained(default_model_path), MemoryConfig())
-    assert (len(frame.beginning), len(frame.repeat)) == (library.BEGINNING_TOKENS, library.CUE_TOKENS)
+    assert (len(frame.prefix), len(frame.repeat)) == (library.PREFIX_TOKENS, library.CUE_TOKENS)
 
 
 def test_windowed_layers_hold_no_memories(tmp_path):
@@ -254,7 +254,7 @@ def test_windowed_layers_hold_no_memories(tmp_path):
         sliding_window=9,
     )
     config.save_pretrained(tmp_path)
-    shape = shape_of(str(tmp_path))
+    shape = sizes_of(str(tmp_path))
     assert shape.windowed == (1, 3)
     assert shape.memory_layers(MemoryConfig()) == (0, 2, 4)
     with pytest.raises(UnsupportedModel, match=r"layers \[3\] attend within a window"):
@@ -282,7 +282,7 @@ def test_windowed_layers_hold_no_memories(tmp_path):
 def test_models_whose_costs_are_others_are_refused(kind, settings, said, tmp_path):
     AutoConfig.for_model(kind, **settings).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModel, match=said):
-        shape_of(str(tmp_path))
+        sizes_of(str(tmp_path))
 
 
 def test_the_planner_and_the_model_agree_on_the_memory_layers(tiny_model, tiny_tokenizer, tmp_path):
@@ -291,7 +291,7 @@ def test_the_planner_and_the_model_agree_on_the_memory_layers(tiny_model, tiny_t
     for layers in ("all", "first_half", "middle_half", "1:4", (0, 3)):
         config = MemoryConfig(layers=layers)
         encoder: Encoder = Memory3(model, tiny_tokenizer, config).encoder
-        assert shape_of(str(tmp_path)).memory_layers(config) == encoder.shape.layers
+        assert sizes_of(str(tmp_path)).memory_layers(config) == encoder.shape.layers
 
 
 # ---- nonsense ------------------------------------------------------------------------------------------------------------
@@ -300,10 +300,10 @@ def test_the_planner_and_the_model_agree_on_the_memory_layers(tiny_model, tiny_t
 @pytest.mark.parametrize(
     ("wrong", "error", "said"),
     [
-        (lambda: shape_of("memory3-24b"), ModelError, "Did you mean 'memory3-2.4b'"),
-        (lambda: shape_of("."), ModelError, "is unknown"),
-        (lambda: Shape(0, 6, 2, 7, 11, 13, 17), ConfigError, "layers 0"),
-        (lambda: Shape(3, 5, 2, 7, 11, 13, 17), ConfigError, "5 query heads cannot share 2 KV heads"),
+        (lambda: sizes_of("memory3-24b"), ModelError, "Did you mean 'memory3-2.4b'"),
+        (lambda: sizes_of("."), ModelError, "is unknown"),
+        (lambda: ModelSizes(0, 6, 2, 7, 11, 13, 17), ConfigError, "layers 0"),
+        (lambda: ModelSizes(3, 5, 2, 7, 11, 13, 17), ConfigError, "5 query heads cannot share 2 KV heads"),
         (lambda: Setting(reference=-1), ConfigError, "reference is -1"),
         (lambda: Setting(reference=5, kept=6), ConfigError, "6 of 5 tokens cannot be kept"),
         (lambda: explicit(ODD, Setting(memory_layers=4)), ConfigError, "4 memory layers cannot be had"),
@@ -354,7 +354,7 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
 
 def test_the_arithmetic_imports_no_torch():
     modules = "allocation, capacity, cost, figure, library, machine, storage, traffic, usage"
-    code = f"import sys; from memory3.model import shape; from memory3.theory import {modules}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+    code = f"import sys; from memory3.models import sizes; from memory3.planner import {modules}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

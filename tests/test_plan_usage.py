@@ -12,11 +12,11 @@ import pytest
 from test_plan_costs import lines
 
 from memory3.errors import ConfigError, InputError, ReadError
+from memory3.planner.allocation import allocate
+from memory3.planner.figure import draw_policies
+from memory3.planner.traffic import break_even, optimum, shuffled, simulate, zipf
+from memory3.planner.usage import DocumentUsage, read_usage
 from memory3.policy import Keeper, Tally, WritePolicy
-from memory3.theory.allocation import allocate
-from memory3.theory.figure import draw_policies
-from memory3.theory.traffic import break_even, optimum, shuffled, simulate, zipf
-from memory3.theory.usage import Usage, read_usage
 
 # ---- logs ----------------------------------------------------------------------------------------------------------------
 
@@ -33,12 +33,12 @@ from memory3.theory.usage import Usage, read_usage
 )
 def test_a_log_is_read_and_added_up(name, text, tmp_path):
     (tmp_path / name).write_text(text, encoding="utf-8")
-    assert read_usage(tmp_path / name) == [Usage("a", 7), Usage("b", 5)]
+    assert read_usage(tmp_path / name) == [DocumentUsage("a", 7), DocumentUsage("b", 5)]
 
 
 def test_references_of_a_document_are_optional(tmp_path):
     (tmp_path / "a.csv").write_text("document,count,references\na,1,4\nb,2,\n")
-    assert read_usage(tmp_path / "a.csv") == [Usage("b", 2), Usage("a", 1, 4)]
+    assert read_usage(tmp_path / "a.csv") == [DocumentUsage("b", 2), DocumentUsage("a", 1, 4)]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,13 @@ def test_logs_that_cannot_be_used_say_why(name, text, said, tmp_path):
 
 def test_each_document_gets_its_cheapest_format_by_hand():
     # One reference: memory from 2 uses, weights from 90. Four: memory 40 + c < 6 c from 8 uses on.
-    usage = [Usage("often", 200), Usage("some", 50), Usage("large", 7, 4), Usage("tie", 2), Usage("never", 0)]
+    usage = [
+        DocumentUsage("often", 200),
+        DocumentUsage("some", 50),
+        DocumentUsage("large", 7, 4),
+        DocumentUsage("tie", 2),
+        DocumentUsage("never", 0),
+    ]
     made = allocate(usage, lines())
     assert made.formats == ("implicit", "explicit", "external", "external", "external")
     assert made.documents == {"implicit": 1, "explicit": 1, "external": 3}
@@ -89,7 +95,7 @@ def test_each_document_gets_its_cheapest_format_by_hand():
 
 def test_the_allocation_is_the_best_of_all_allocations():
     rng = random.Random(3)
-    usage = [Usage(str(n), rng.randrange(120), rng.randrange(1, 4)) for n in range(6)]
+    usage = [DocumentUsage(str(n), rng.randrange(120), rng.randrange(1, 4)) for n in range(6)]
     costs = lines()
     slow = min(
         sum(use.references * cost.write_flops + use.count * cost.read_flops for use, cost in zip(usage, chosen, strict=True))
@@ -104,7 +110,7 @@ def test_nothing_to_allocate():
 
 
 def test_the_plot_of_policies(tmp_path):
-    usage = [Usage("a", 200), Usage("b", 50), Usage("c", 0)]
+    usage = [DocumentUsage("a", 200), DocumentUsage("b", 50), DocumentUsage("c", 0)]
     draw_policies([u.count for u in usage], allocate(usage, lines()).each, tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
@@ -219,7 +225,7 @@ def test_zipf_draws_by_weight():
 
 
 def test_a_usage_log_as_traffic_has_its_counts():
-    traffic = shuffled([Usage("a", 5), Usage("b", 0), Usage("c", 2)], seed=4)
+    traffic = shuffled([DocumentUsage("a", 5), DocumentUsage("b", 0), DocumentUsage("c", 2)], seed=4)
     assert np.bincount(traffic).tolist() == [5, 0, 2]
     assert list(traffic) != sorted(traffic)
 
@@ -243,4 +249,4 @@ def test_nonsense_is_refused_with_the_reason(wrong, said):
 
 
 def test_results_are_plain_json():
-    json.dumps(allocate([Usage("a", 3)], lines()).totals)
+    json.dumps(allocate([DocumentUsage("a", 3)], lines()).totals)

@@ -14,12 +14,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import memory3.proof
+from memory3.attention.attach import Seen, attached
 from memory3.config import Budget, MemoryConfig
 from memory3.errors import ModelError, UnsupportedModel
-from memory3.generate import Memory3
-from memory3.model.attach import ModelShape, Seen, attached
+from memory3.llm import Memory3
+from memory3.models.geometry import ModelGeometry
 from memory3.proof import prove
-from memory3.values import Document
+from memory3.types import Document
 
 TEXTS = ["The river rises in the mountains. It reaches the sea.", "The bridge was built in 1874 by the engineer."]
 QUESTION = "Who built the bridge over the river, and when?"
@@ -99,12 +100,12 @@ def test_two_references_are_read_as_a_block_mask_reads_them(name: str) -> None:
     m3 = attach(family(kind, changes))
     assert m3.proof.share < 1e-3
     assert m3.proof.same == 1
-    assert sum(not len(angles) for angles in m3._model_shape.angles) == still
-    if len(m3._model_shape.full_layers) < 6:
+    assert sum(not len(angles) for angles in m3.geometry.angles) == still
+    if len(m3.geometry.full_layers) < 6:
         return  # a text of its own windows: test_windows_are_kept_when_writing
     bank = RamBank(m3, TEXTS, {None: [0, 1]})
     best, second = (list(bank.all[i].token_ids) for i in bank.order)
-    first, after, gap = list(m3.frame.beginning), m3.frame.after(m3._ids(QUESTION)), m3.config.reference_length
+    first, after, gap = list(m3.frame.prefix), m3.frame.after(m3._ids(QUESTION)), m3.config.reference_length
     text = [*first, *second, *first, *best, *after]
     b, s = len(first), len(first) + len(second)
     places = [*range(s), *range(gap, gap + b + len(best)), *range(2 * gap + b, 2 * gap + b + len(after))]
@@ -155,17 +156,17 @@ def test_windows_are_kept_when_writing(window: int) -> None:
     dense = m3.encoder.dense([reference], ())
     seen = Seen()
     with attached(model), torch.no_grad():
-        model.base_model(torch.tensor([[*m3.frame.beginning, *reference.token_ids]]), memory3=seen, use_cache=False)
+        model.base_model(torch.tensor([[*m3.frame.prefix, *reference.token_ids]]), memory3=seen, use_cache=False)
     for place, layer in enumerate(m3.shape.layers):
         torch.testing.assert_close(
-            dense.keys[:, place], seen.layers[layer][1][:, :, len(m3.frame.beginning) :], rtol=1e-4, atol=1e-4
+            dense.keys[:, place], seen.layers[layer][1][:, :, len(m3.frame.prefix) :], rtol=1e-4, atol=1e-4
         )
 
 
 def test_a_fault_of_reading_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were all layers rotated, as they once were, a model with layers that do not rotate would be refused; the figures are said."""
     model, tokenizer = family("smollm3", {"no_rope_layers": [1, 1, 0, 1, 1, 1]}), tiny_tokenizer()
-    shape = ModelShape(model)
+    shape = ModelGeometry(model)
     prove(model, shape, tokenizer)
     shape.angles = tuple(shape.inv_freq for _ in shape.angles)
     with pytest.raises(

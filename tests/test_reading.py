@@ -10,11 +10,11 @@ from ram_bank import Found, RamBank
 from tiny import FAMILIES, tiny_chat_tokenizer, tiny_model, tiny_tokenizer
 from transformers import TextStreamer
 
+from memory3.attention.attach import attached
 from memory3.config import Budget, MemoryConfig
 from memory3.errors import ConfigError, InputError, RecallError, UnsupportedModel
-from memory3.generate import Memory3
-from memory3.model.attach import attached
-from memory3.recall import within
+from memory3.llm import Memory3
+from memory3.recall.generate import within
 
 TEXTS = [
     "The river rises in the mountains. It reaches the sea near the old town.",
@@ -53,30 +53,30 @@ def test_whole_memory_equals_text_in_front(family: str, chat: bool) -> None:
     m3 = memory3(family, chat=chat, budget=Budget("all"), memory_temperature=1.0, chunk_length=512)
     bank = RamBank(m3, TEXTS[:1], {None: [0]})
     passage = bank.all[bank.order[0]].token_ids
-    beginning, after = m3.frame.beginning, m3.frame.after(m3._ids(QUESTION))
-    text = [*beginning, *passage, *after]
+    prefix, after = m3.frame.prefix, m3.frame.after(m3._ids(QUESTION))
+    text = [*prefix, *passage, *after]
     gap = m3.config.reference_length - len(passage)
     positions = torch.arange(len(text))
-    positions[len(beginning) + len(passage) :] += gap
+    positions[len(prefix) + len(passage) :] += gap
     with torch.no_grad():
         # Positions with a gap need a mask, or transformers takes them for two packed texts.
         expected = m3.model(
             torch.tensor([text]), attention_mask=torch.ones(1, len(text), dtype=torch.long), position_ids=positions[None]
         ).logits[:, -len(after) :]
-    with m3.recall(bank):  # the beginning in the prompt
-        inside = logits(m3, [[*beginning, *after]])[:, -len(after) :]
-    with m3.recall(bank):  # the beginning read as memory
+    with m3.recall(bank):  # the prefix in the prompt
+        inside = logits(m3, [[*prefix, *after]])[:, -len(after) :]
+    with m3.recall(bank):  # the prefix read as memory
         outside = logits(m3, [after])
     torch.testing.assert_close(inside, expected, **EXACT)
     torch.testing.assert_close(outside, expected, **EXACT)
-    untouched = logits(m3, [[*beginning, *after]])[:, -len(after) :]
+    untouched = logits(m3, [[*prefix, *after]])[:, -len(after) :]
     assert (untouched - expected).abs().max() > 0.01, "the text must matter, or this test shows nothing"
 
 
 def test_own_system_prompt_moves_the_memories() -> None:
     """Behind a longer system prompt, memories are turned to where they now stand; they lie where text would.
 
-    A memory was encoded behind the default beginning, so behind another it differs from text; but keys must lie where text would. Layer 0 keys depend on
+    A memory was encoded behind the default prefix, so behind another it differs from text; but keys must lie where text would. Layer 0 keys depend on
     nothing but token and position: there the two must be equal.
     """
     m3 = memory3("llama", chat=True, budget=Budget("all"), layers=(0,), memory_temperature=1.0, chunk_length=512)
@@ -95,7 +95,7 @@ def test_own_system_prompt_moves_the_memories() -> None:
 
     passage = bank.all[bank.order[0]].token_ids
     text = [*chat[: place.split], *m3.frame.cue, *passage]
-    from memory3.model.attach import attached
+    from memory3.attention.attach import attached
 
     with attached(m3.model), torch.no_grad():
         m3.model.base_model(torch.tensor([text]), memory3=Spy())
@@ -112,7 +112,7 @@ def test_prompt_at_once_in_parts_and_token_by_token(family: str) -> None:
     m3 = memory3(family)
     bank = RamBank(m3, TEXTS)
     short = m3.frame.after(m3._ids("Who built the bridge?"))
-    rows = [m3.frame.after(m3._ids(QUESTION)), [*m3.frame.beginning, *short]]
+    rows = [m3.frame.after(m3._ids(QUESTION)), [*m3.frame.prefix, *short]]
     tokens, mask = m3._pad(rows)
     results = []
     for step in (tokens.shape[1], 7, 5, 1):
@@ -245,7 +245,7 @@ def test_batch_equals_one_at_a_time(family: str, side: str) -> None:
     m3 = memory3(family)
     bank = RamBank(m3, TEXTS)
     rows = [m3.frame.after(m3._ids(q)) for q in (QUESTION, "Who?", "The old town near the sea")]
-    rows[1] = [*m3.frame.beginning, *rows[1]]  # rows may differ in what they lack of the beginning
+    rows[1] = [*m3.frame.prefix, *rows[1]]  # rows may differ in what they lack of the prefix
     tokens, mask = m3._pad(rows)
     if side == "right":
         tokens, mask = (
@@ -505,7 +505,7 @@ def test_scaled_rope_is_honoured(rope: dict[str, Any]) -> None:
     )
     bank = RamBank(m3, TEXTS[:1], {None: [0]})
     passage, after = bank.all[bank.order[0]].token_ids, m3.frame.after(m3._ids(QUESTION))
-    text = [*m3.frame.beginning, *passage, *after]
+    text = [*m3.frame.prefix, *passage, *after]
     positions = torch.arange(len(text))
     positions[-len(after) :] += m3.config.reference_length - len(passage)
     with torch.no_grad():

@@ -12,10 +12,10 @@ from ram_bank import RamBank
 
 from memory3.bank import Bank
 from memory3.config import MemoryConfig
-from memory3.generate import Memory3
-from memory3.model.adapter import shipped
-from memory3.model.catalogue import DEFAULT_ADAPTED, DEFAULT_MODEL
-from memory3.values import Document
+from memory3.llm import Memory3
+from memory3.models.adapter import shipped
+from memory3.models.catalogue import DEFAULT_ADAPTED, DEFAULT_MODEL
+from memory3.types import Document
 
 pytestmark = pytest.mark.real
 
@@ -49,8 +49,8 @@ def test_whole_memory_is_text(loaded: Memory3) -> None:
     m3 = with_config(loaded, budget="all", dtype="float32", memory_temperature=1.0)
     bank = RamBank(m3, TEXTS[:1], {None: [0]})
     passage, after = bank.all[bank.order[0]].token_ids, m3.frame.after(m3._ids(QUESTION))
-    assert m3.tokenizer.decode(m3.frame.beginning).endswith("<|im_start|>user\nUse these passages:\n\n")
-    text = [*m3.frame.beginning, *passage, *after]
+    assert m3.tokenizer.decode(m3.frame.prefix).endswith("<|im_start|>user\nUse these passages:\n\n")
+    text = [*m3.frame.prefix, *passage, *after]
     positions = torch.arange(len(text))
     positions[-len(after) :] += 128 - len(passage)
     with torch.no_grad():

@@ -13,7 +13,7 @@ from bank_writer import SHAPE, HashingWriter, same_memory
 
 from memory3.codec.raw import decode_record, encode_record, record_size
 from memory3.errors import BankCorrupt, InputError
-from memory3.values import Memory, MemoryShape, Reference
+from memory3.types import Memory, MemoryShape, Reference
 
 GOLDEN = Path(__file__).parent / "data" / "record-v1.hex"
 

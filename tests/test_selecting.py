@@ -13,18 +13,18 @@ import torch
 from tiny import FAMILIES, tiny_chat_tokenizer, tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
+from memory3.attention.rotary import rotate
 from memory3.calibration import selector as fitting
 from memory3.calibration.selector import Passage, calibrate_selector, passages_in, read_questions
 from memory3.cli.app import app
 from memory3.config import MemoryConfig
+from memory3.encode.selector_weights import SelectorWeights, find_weights, keep_weights
+from memory3.encode.selectors import Selector, selector
+from memory3.encode.selectors.learned import Learned
 from memory3.errors import ConfigError, InputError, ModelError
-from memory3.generate import Memory3
-from memory3.maths.rotary import rotate
-from memory3.maths.selectors import Selector, selector
-from memory3.maths.selectors.learned import Learned
-from memory3.model.calibrated import own_calibrated
-from memory3.model.selecting import SelectorWeights, find_weights, keep_weights
-from memory3.values import Document
+from memory3.llm import Memory3
+from memory3.models.calibrated import own_calibrated
+from memory3.types import Document
 
 PASSAGES = [
     Passage("The bridge was built in 1874 by the engineer of the county.", [("Who built the bridge?", "the engineer")]),
@@ -58,7 +58,7 @@ def test_least_squares_the_slow_way(family: str) -> None:
     learned = calibrate_selector(m3, PASSAGES)
     assert learned.about["passages"] == 2  # the third holds none of its answers
     assert learned.about["questions"] == 3
-    shape, first, model = m3._model_shape, len(m3.frame.beginning), m3.model
+    shape, first, model = m3.geometry, len(m3.frame.prefix), m3.model
     rows: dict[int, list[torch.Tensor]] = {layer: [] for layer in learned.layers}
     paid: dict[int, list[torch.Tensor]] = {layer: [] for layer in learned.layers}
     model.set_attn_implementation("eager")
@@ -70,7 +70,7 @@ def test_least_squares_the_slow_way(family: str) -> None:
         reference = next(iter(m3.split(Document("d", passage.text))))
         length, best = len(reference.token_ids), {}
         for asked in questions(m3, passage):
-            tokens = [*m3.frame.beginning, *reference.token_ids, *asked]
+            tokens = [*m3.frame.prefix, *reference.token_ids, *asked]
             positions = torch.arange(len(tokens))
             positions[first + length :] += m3.config.reference_length - length
             with torch.no_grad():
@@ -99,8 +99,8 @@ def test_least_squares_the_slow_way(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_are_products_with_the_tokens_own_queries(family: str) -> None:
     m3 = memory3(family)
-    layers = m3._model_shape.full_layers
-    heads, kv_heads, dim = m3._model_shape.heads, m3._model_shape.kv_heads, m3._model_shape.head_dim
+    layers = m3.geometry.full_layers
+    heads, kv_heads, dim = m3.geometry.heads, m3.geometry.kv_heads, m3.geometry.head_dim
     weights = {layer: torch.randn(heads * dim + 1, kv_heads) for layer in layers}
     seen = {}
 
@@ -144,7 +144,7 @@ def test_it_is_used_once_it_is_there() -> None:
     best = dense.scores[0][0].topk(3).indices.sort().values.numpy().reshape(-1)
     (memory,) = same.encode([reference])
     np.testing.assert_array_equal(memory.positions, best)
-    # Another model, another beginning and another length know nothing of it; other layers and numbers do.
+    # Another model, another prefix and another length know nothing of it; other layers and numbers do.
     assert memory3(selector="learned", layers=(1, 3), dtype="bfloat16").learned is not None
     config = MemoryConfig(reference_length=37)
     for other in (

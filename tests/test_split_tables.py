@@ -11,7 +11,7 @@ from test_splitting import BYTES, PIECES, PROSE, TOKENIZERS, tokens
 
 from memory3.text import split, splitting
 from memory3.text.tables import tables
-from memory3.values import Document
+from memory3.types import Document
 
 
 def references(text: str, max_tokens: int, tokenizer=BYTES):

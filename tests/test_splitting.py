@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from memory3.errors import ConfigError, InputError, ModelError
 from memory3.text import split
-from memory3.values import Document
+from memory3.types import Document
 
 CONTROL = "<|im_end|>"
 PROSE = (

@@ -33,9 +33,9 @@ from memory3.codec import CodeBook, CodedCodec
 from memory3.errors import BankCorrupt, BankError, InputError, Memory3Error, ModelError
 from memory3.evaluation.report import write_report
 from memory3.files import UnsafeFile, append, parse_json, read_bounded, write_atomically
-from memory3.model.adapter import merge_adapter
+from memory3.models.adapter import merge_adapter
 from memory3.policy import WritePolicy
-from memory3.values import Document
+from memory3.types import Document
 
 DOCUMENTS = [Document("one", "iron copper tin lead zinc"), Document("two", "oak elm ash")]
 

@@ -9,12 +9,12 @@ import pytest
 from ram_bank import RamBank
 from tiny import tiny_model, tiny_tokenizer
 
+from memory3.attention import exclusive as exclusive_module
 from memory3.codec.raw import encode_record
 from memory3.config import MemoryConfig
 from memory3.errors import RecallError
-from memory3.generate import Memory3
-from memory3.model import exclusive as exclusive_module
-from memory3.values import Document
+from memory3.llm import Memory3
+from memory3.types import Document
 
 TEXTS = ["The river rises in the mountains.", "The bridge was built in 1874.", "Keys and values.", "A town by the sea."]
 

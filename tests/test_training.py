@@ -26,6 +26,7 @@ from training_runs import CONFIG, TEXTS, run_settings, write_data, write_records
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from typer.testing import CliRunner
 
+from memory3.attention.attach import attached
 from memory3.calibration.selector import Passage, calibrate_selector
 from memory3.cli.app import app
 from memory3.config import MemoryConfig
@@ -40,23 +41,22 @@ from memory3.errors import (
     RecallError,
     TrainingError,
 )
-from memory3.generate import Memory3
-from memory3.maths.overlap import overlap
-from memory3.model.adapter import merge_adapter, read_adapter, trained_config
-from memory3.model.attach import attached
-from memory3.model.scratch import from_scratch
-from memory3.model.shape import SHAPES, Shape
+from memory3.llm import Memory3
+from memory3.models.adapter import merge_adapter, read_adapter, trained_config
+from memory3.models.scratch import from_scratch
+from memory3.models.sizes import SHAPES, ModelSizes
+from memory3.overlap import overlap
 from memory3.training.collate import MemoryCollator
-from memory3.training.drawing import LEAK, GroupMaker, documents_of
-from memory3.training.groups import Group, Row, read_groups
+from memory3.training.groups import Group, TrainingRow, read_groups
 from memory3.training.live import LiveMemories, _logits, distilled_loss, group_loss
 from memory3.training.logs import read_log
 from memory3.training.records import Records, read_records
 from memory3.training.run import train
+from memory3.training.sampling import LEAK, GroupMaker, documents_of
 from memory3.training.settings import KINDS, Mixture, Settings
 from memory3.training.stages import two_stages
 from memory3.training.trainer import GroupTrainer
-from memory3.values import Document, Reference
+from memory3.types import Document, Reference
 
 
 def a_model(config: MemoryConfig = CONFIG, **changes: Any) -> Memory3:
@@ -68,7 +68,7 @@ def a_group(m3: Memory3, bank: RamBank, questions: list[tuple[str, str]], kind: 
     rows = []
     for question, answer in questions:
         prompt, ids = m3.frame.after(m3._ids(question)), m3._ids(answer)
-        rows.append(Row((*prompt, *ids), len(ids), len(ids)))
+        rows.append(TrainingRow((*prompt, *ids), len(ids), len(ids)))
     return Group(kind, tuple((r.id, r.token_ids) for r in bank.all.values()), tuple(rows))
 
 
@@ -234,13 +234,13 @@ def test_each_reference_of_a_pass_is_encoded_once(monkeypatch: pytest.MonkeyPatc
 
 
 def test_collator_refuses_what_cannot_share_a_pass() -> None:
-    read = Group("memory", (("a#0", (5, 6)),), (Row((7, 8, 9), 2, 2),))
-    plain = Group("plain", (), (Row((7, 8, 9, 10), 3),))
+    read = Group("memory", (("a#0", (5, 6)),), (TrainingRow((7, 8, 9), 2, 2),))
+    plain = Group("plain", (), (TrainingRow((7, 8, 9, 10), 3),))
     with pytest.raises(InputError, match="cannot share"):
         MemoryCollator(0)([read, plain])
     with pytest.raises(InputError, match="without rows"):
         MemoryCollator(0)([])
-    batch = MemoryCollator(0)([plain, Group("plain", (), (Row((3, 4), 1),))])
+    batch = MemoryCollator(0)([plain, Group("plain", (), (TrainingRow((3, 4), 1),))])
     assert batch.tokens.tolist() == [[7, 8, 9, 10], [0, 0, 3, 4]]
     assert batch.mask.tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
     assert batch.labels.tolist() == [[8, 9, 10], [-100, -100, 4]]
@@ -642,7 +642,7 @@ def test_sequences_need_a_chunk(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_shape(monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setitem(SHAPES, "tiny", Shape(5, 6, 2, 14, 24, 22, 331))  # type: ignore[index]
+    monkeypatch.setitem(SHAPES, "tiny", ModelSizes(5, 6, 2, 14, 24, 22, 331))  # type: ignore[index]
     return "tiny"
 
 
@@ -657,7 +657,7 @@ def test_from_scratch_has_the_shape_and_a_seed(small_shape: str, model_path: str
     assert tokenizer("the river")["input_ids"]
     with pytest.raises(ConfigError, match="shape 'none' is unknown"):
         from_scratch("none", model_path)
-    SHAPES[small_shape] = Shape(5, 6, 2, 14, 24, 22, 7)  # type: ignore[index]
+    SHAPES[small_shape] = ModelSizes(5, 6, 2, 14, 24, 22, 7)  # type: ignore[index]
     with pytest.raises(ConfigError, match=r"tokens, the shape tiny 7: choose"):
         from_scratch(small_shape, model_path)
 

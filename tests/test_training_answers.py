@@ -16,10 +16,9 @@ from typer.testing import CliRunner
 from memory3.bank import Bank
 from memory3.cli.app import app
 from memory3.errors import ConfigError, InputError, ModelError
-from memory3.generate import Memory3
-from memory3.maths.overlap import overlap
+from memory3.llm import Memory3
+from memory3.overlap import overlap
 from memory3.training.collate import MemoryCollator
-from memory3.training.drawing import LEAK, GroupMaker
 from memory3.training.groups import Group, read_groups
 from memory3.training.live import token_log_likelihoods
 from memory3.training.logs import read_log
@@ -27,8 +26,9 @@ from memory3.training.lora import with_lora
 from memory3.training.preference import preference_loss, with_likelihoods
 from memory3.training.records import Preference, Records, read_records
 from memory3.training.run import train
+from memory3.training.sampling import LEAK, GroupMaker
 from memory3.training.settings import DPO, SFT, Mixture, Settings
-from memory3.values import Document
+from memory3.types import Document
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import pytest
 from tiny import save_tiny
 
 from memory3 import benchmarks
-from memory3.model.shape import SHAPES, Shape
+from memory3.models.sizes import SHAPES, ModelSizes
 
 
 def test_a_step_with_memories_and_one_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SHAPES, "tiny", Shape(5, 6, 2, 14, 24, 22, 331))  # type: ignore[index]
+    monkeypatch.setitem(SHAPES, "tiny", ModelSizes(5, 6, 2, 14, 24, 22, 331))  # type: ignore[index]
     options = {"shape": "tiny", "tokenizer": save_tiny(tmp_path, chat=True), "sequence_length": "150", "references": "23"}
     found = benchmarks.run("train_step", options | {"sequences": "2", "repeats": "1"})
     assert found["tokens"] == 300

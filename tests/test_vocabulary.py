@@ -5,8 +5,8 @@ from typer.testing import CliRunner
 
 from memory3.cli.app import app
 from memory3.errors import ConfigError, InputError, ModelError
-from memory3.model.catalogue import DEFAULT_MODEL
-from memory3.model.scratch import from_scratch
+from memory3.models.catalogue import DEFAULT_MODEL
+from memory3.models.scratch import from_scratch
 from memory3.training.vocabulary import train_vocabulary
 
 

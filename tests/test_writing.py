@@ -13,10 +13,10 @@ from tiny import FAMILIES, tiny_chat_tokenizer, tiny_model, tiny_tokenizer
 
 from memory3.calibration.selector import Passage, calibrate_selector
 from memory3.config import Budget, MemoryConfig
+from memory3.encode.selectors import SELECTORS
 from memory3.errors import ConfigError, InputError, ModelError
-from memory3.generate import Memory3
-from memory3.maths.selectors import SELECTORS
-from memory3.values import Document, Memory, Reference
+from memory3.llm import Memory3
+from memory3.types import Document, Memory, Reference
 
 TEXTS = [
     "The river rises in the mountains. It reaches the sea near the old town.",
@@ -44,10 +44,10 @@ def same(a: Memory, b: Memory) -> None:
 
 
 def dense(m3: Memory3, reference: Reference) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Keys and values ``[H, S, d]`` of the reference in every layer: a plain forward pass behind the beginning."""
-    first = len(m3.frame.beginning)
+    """Keys and values ``[H, S, d]`` of the reference in every layer: a plain forward pass behind the prefix."""
+    first = len(m3.frame.prefix)
     with torch.no_grad():
-        cache = m3.model(torch.tensor([[*m3.frame.beginning, *reference.token_ids]]), use_cache=True).past_key_values
+        cache = m3.model(torch.tensor([[*m3.frame.prefix, *reference.token_ids]]), use_cache=True).past_key_values
     return [(layer.keys[0, :, first:], layer.values[0, :, first:]) for layer in cache.layers]
 
 
@@ -88,8 +88,8 @@ def test_reconstruction_sees_what_eager_attention_sees(family: str) -> None:
     """The scores, from attention weights that transformers itself reports while the model repeats the reference."""
     m3 = memory3(family, budget=Budget("uniform", 3))
     reference = references(m3)[0]
-    first, length, cue = len(m3.frame.beginning), len(reference.token_ids), len(m3.frame.repeat)
-    tokens = [*m3.frame.beginning, *reference.token_ids, *m3.frame.repeat, *reference.token_ids]
+    first, length, cue = len(m3.frame.prefix), len(reference.token_ids), len(m3.frame.repeat)
+    tokens = [*m3.frame.prefix, *reference.token_ids, *m3.frame.repeat, *reference.token_ids]
     positions = torch.arange(len(tokens))
     positions[first + length :] += m3.config.reference_length - length
     m3.model.set_attn_implementation("eager")
@@ -160,7 +160,7 @@ def test_fingerprint() -> None:
         {"budget": "uniform:2"},
         {"selector": "first"},
         {"reference_length": 36},
-        {"beginning": "<bos>Text:"},
+        {"prefix": "<bos>Text:"},
         {"dtype": "float16"},
     ):
         assert memory3("llama", layers="0:3", **setting).fingerprint != base
@@ -182,7 +182,7 @@ def test_bad_references_and_settings() -> None:
     with pytest.raises(ConfigError, match="'psychic'"):
         memory3(selector="psychic")
     with pytest.raises(ConfigError, match="no tokens"):
-        memory3(beginning="")
+        memory3(prefix="")
     model = tiny_model("llama")
     with torch.no_grad():
         model.base_model.layers[0].self_attn.k_proj.weight[0, 0] = float("nan")
@@ -199,4 +199,4 @@ def test_broken_chat_template_is_named() -> None:
     with pytest.raises(ModelError, match="does not show"):
         Memory3(tiny_model("llama"), tokenizer, MemoryConfig(reference_length=37))
     # Without the template all is well.
-    Memory3(tiny_model("llama"), tokenizer, MemoryConfig(reference_length=37, beginning="<bos>Reference:"))
+    Memory3(tiny_model("llama"), tokenizer, MemoryConfig(reference_length=37, prefix="<bos>Reference:"))

@@ -44,9 +44,9 @@ if TYPE_CHECKING:
         TrainingError,
         UnsupportedModel,
     )
-    from memory3.generate import Answer, Memory3
+    from memory3.llm import Answer, Memory3
     from memory3.text.readers import read_documents
-    from memory3.values import Citation, Document, Reference
+    from memory3.types import Citation, Document, Reference
 
     __version__: str
 
@@ -86,14 +86,14 @@ __all__ = [
 
 #: Where a public name lives. The classes of the error tree are the rest.
 _HOMES = {
-    "Answer": "memory3.generate",
+    "Answer": "memory3.llm",
     "Bank": "memory3.bank",
     "Budget": "memory3.config",
-    "Citation": "memory3.values",
-    "Document": "memory3.values",
-    "Memory3": "memory3.generate",
+    "Citation": "memory3.types",
+    "Document": "memory3.types",
+    "Memory3": "memory3.llm",
     "MemoryConfig": "memory3.config",
-    "Reference": "memory3.values",
+    "Reference": "memory3.types",
     "read_documents": "memory3.text.readers",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from memory3.values import Citation
+from memory3.types import Citation
 
 __all__ = ["Answer", "Timings", "Usage"]
 

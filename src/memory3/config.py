@@ -1,6 +1,6 @@
 """`MemoryConfig`: every setting that decides what a memory is and how it is read. Knows no model and no disk.
 
-Settings come in three kinds. *Writing* settings (layers, budget, selector, reference length, beginning, dtype) change
+Settings come in three kinds. *Writing* settings (layers, budget, selector, reference length, prefix, dtype) change
 a memory, so they enter the bank's fingerprint. *Storing* settings (codec) change the bytes a memory is kept in and not what it is: a bank
 knows its own. *Reading* settings (chunk length, references per chunk) may differ from one question to the next.
 """
@@ -23,6 +23,8 @@ __all__ = ["DTYPES", "PRESETS", "Budget", "MemoryConfig", "codec_sides", "defaul
 LAYER_PRESETS = ("all", "first_half", "middle_half", "last_half")
 DTYPES = ("float32", "float16", "bfloat16")
 ARRANGEMENTS = ("row", "parallel")
+#: Settings that banks and adapters keep by an older name.
+STORED_NAMES = {"prefix": "beginning"}
 BUDGET_KINDS = ("uniform", "adaptive", "all")
 CODECS = ("raw", "int8", "int4", "product", "transform", "foretold")
 _SIDE = r"(int8|int4|product(:[\w,]+)?|transform(:\d+)?)"
@@ -44,7 +46,7 @@ def codec_sides(codec: str) -> dict[str, str]:
 
 
 def foretells(codec: str) -> bool:
-    """Does the codec code only what a reference's tokens do not foretell (`memory3.codec.foretelling`)?"""
+    """Does the codec code only what a reference's tokens do not foretell (`memory3.codec.prediction`)?"""
     return codec.partition(":")[0] == "foretold"
 
 
@@ -120,9 +122,9 @@ class MemoryConfig:
         layers: memory layers: a preset (``"all"``, ``"first_half"``, ``"middle_half"``, ``"last_half"``), a slice as text (``"4:20"``,
             ``"::2"``) or explicit indices.
         budget: see `Budget`; a text such as ``"adaptive:1/8"`` is parsed.
-        selector: name of the token selector (`memory3.maths.selectors`).
+        selector: name of the token selector (`memory3.encode.selectors`).
         reference_length: tokens per reference at most, and the number of positions memories occupy (paper: 128).
-        beginning: text every reference is encoded behind. ``"auto"``: cut from the chat template where there is one,
+        prefix: text every reference is encoded behind. ``"auto"``: cut from the chat template where there is one,
             ``"<bos>Reference:"`` otherwise. ``"<bos>"`` in it stands for the model's own token.
         dtype: number format of stored keys and values.
         codec: how a new bank keeps memories: ``"auto"``: as `default_codec` says where that was fitted to the model and these settings, else raw; ``"raw"``; ``"int8"`` or ``"int4"`` per channel; ``"product"``, the composite quantiser of the
@@ -142,7 +144,7 @@ class MemoryConfig:
     budget: Budget = Budget("adaptive", 0.125)
     selector: str = "reconstruction"
     reference_length: int = 128
-    beginning: str = "auto"
+    prefix: str = "auto"
     dtype: str = "float16"
     codec: str = "auto"
     chunk_length: int = 64
@@ -151,7 +153,7 @@ class MemoryConfig:
     arrangement: str = "row"
     memory_temperature: float = 0.9
 
-    #: Settings that change a memory.
+    #: Settings that change a memory, as `to_dict` names them.
     WRITING = ("layers", "budget", "selector", "reference_length", "beginning", "dtype")
     #: Settings that change the bytes it is kept in, and nothing else.
     STORING = ("codec",)
@@ -188,8 +190,8 @@ class MemoryConfig:
                 f"codec {self.codec!r} is unknown: use one of {', '.join(CODECS)}, product:FACTORY, transform:BITS, foretold:BITS, or two for keys and "
                 "values, such as int8+int4"
             )
-        if not isinstance(self.beginning, str):
-            raise ConfigError(f"beginning must be text, not {self.beginning!r}")
+        if not isinstance(self.prefix, str):
+            raise ConfigError(f"prefix must be text, not {self.prefix!r}")
         if not isinstance(self.selector, str) or not self.selector:
             raise ConfigError(f"selector must be a name, not {self.selector!r}")
 
@@ -233,8 +235,8 @@ class MemoryConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        """Plain JSON values, by the names that banks and adapters keep."""
+        out = {STORED_NAMES.get(f.name, f.name): getattr(self, f.name) for f in dataclasses.fields(self)}
         out["budget"] = str(self.budget) if self.budget.kind == "all" else f"{self.budget.kind}:{self.budget.amount!r}"
         if not isinstance(self.layers, str):
             out["layers"] = list(self.layers)
@@ -243,6 +245,8 @@ class MemoryConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> MemoryConfig:
         """Inverse of `to_dict`. Unknown keys are an error: they come from another version. What was stored before there were arrangements is parallel, and before there was a temperature, 1."""
+        names = {stored: name for name, stored in STORED_NAMES.items()}
+        data = {names.get(name, name): value for name, value in data.items()}
         unknown = set(data) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")

@@ -11,9 +11,9 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 from memory3.bank import Bank
-from memory3.generate import MODES, Answer, Memory3
-from memory3.model.catalogue import cache_dir
-from memory3.values import Document
+from memory3.llm import MODES, Answer, Memory3
+from memory3.models.catalogue import cache_dir
+from memory3.types import Document
 
 __all__ = [
     "MAX_NEW_TOKENS",

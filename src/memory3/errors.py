@@ -67,7 +67,7 @@ def setting(name: str, value: object = "", *, python: str = "") -> str:
     Args:
         name: of the parameter.
         value: what it is, or what it should be.
-        python: how Python says it where that is not name and value, such as ``"MemoryConfig(beginning=...)"``.
+        python: how Python says it where that is not name and value, such as ``"MemoryConfig(prefix=...)"``.
     """
     text = "" if value == "" else str(value)
     return f"{_OPEN}{name}{_NEXT}{text}{_NEXT}{python or (f'{name}={value!r}' if text else name)}{_CLOSE}"

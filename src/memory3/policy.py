@@ -1,7 +1,7 @@
 """When a memory is worth its disk: written at the n-th recall of a reference, dropped when others are wanted more.
 
 Until it is written a reference is *cold*, text alone, and every use pays for its encoding again. Writing at the recall where what was paid so
-equals what writing costs is never more than twice as dear as knowing the future (the ski-rental argument; `memory3.theory.traffic` shows it).
+equals what writing costs is never more than twice as dear as knowing the future (the ski-rental argument; `memory3.planner.traffic` shows it).
 
 How much a memory is wanted is its recalls, each halved in weight per half-life. Kept as a logarithm so that nothing has to be aged:
 

@@ -1,15 +1,15 @@
 """Proof: at attach, a model shows that it reads from memories what it reads from the same text.
 
 Two rows are read at once, the longer by two whole memories, the shorter by one, and its last token is decoded; the model's own forward pass over the same text, with its own
-attention, is the twin. In the longer row's text each reference stands behind its own beginning and sees nothing of the other (a block mask):
+attention, is the twin. In the longer row's text each reference stands behind its own prefix and sees nothing of the other (a block mask):
 
-    tokens      beginning | second | beginning | best | question
+    tokens      prefix | second | prefix | best | question
     positions   0..b-1    | b..    | S..       | S+b..| 2S+b..
 
 What a model does that memory3 does not know of (an attention of its own, logits that are capped, sinks, rotations of another kind) differs here. A proof is kept by
 the model's fingerprint, the versions and the device, so that each model does it once.
 
-Symbols: b tokens of the beginning, S of each reference, Q of the question, V of the vocabulary.
+Symbols: b tokens of the prefix, S of each reference, Q of the question, V of the vocabulary.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ import torch
 import xxhash
 from transformers import PreTrainedModel
 
+from memory3.attention.attend import masked
 from memory3.config import Budget, MemoryConfig
+from memory3.encode.encoder import Encoder
 from memory3.errors import Memory3Error, ModelError, UnsupportedModel
 from memory3.files import read_json, write_atomically
-from memory3.maths.attend import masked
-from memory3.model.attach import ModelShape
-from memory3.model.beginning import Frame
-from memory3.model.calibrated import own_calibrated
-from memory3.model.encode import Encoder
-from memory3.model.shape import config_value
-from memory3.recall import Recall
-from memory3.values import Memory, Reference
+from memory3.models.calibrated import own_calibrated
+from memory3.models.frame import Frame
+from memory3.models.geometry import ModelGeometry
+from memory3.models.sizes import config_value
+from memory3.recall.generate import Recall
+from memory3.types import Memory, Reference
 
 __all__ = ["Proof", "prove", "proven"]
 
@@ -70,7 +70,7 @@ class Proof:
         return self.difference / max(self.spread, 1e-30)
 
 
-def proven(model: PreTrainedModel, shape: ModelShape, tokenizer: Any, fingerprint: str) -> Proof:
+def proven(model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any, fingerprint: str) -> Proof:
     """As `prove`, once for each fingerprint on this machine: kept in the process and in the cache folder, ``proofs/``."""
     device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type
     versions = [version(name) for name in ("memory3", "transformers", "torch")]
@@ -90,7 +90,7 @@ def proven(model: PreTrainedModel, shape: ModelShape, tokenizer: Any, fingerprin
 
 
 @torch.no_grad()
-def prove(model: PreTrainedModel, shape: ModelShape, tokenizer: Any) -> Proof:
+def prove(model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any) -> Proof:
     """Read memories and the same text with this model, and compare.
 
     Raises:
@@ -129,7 +129,7 @@ def _difference(read: torch.Tensor, said: torch.Tensor, text: _Text) -> float:
 
 def _noise(model: PreTrainedModel, text: _Text) -> float:
     """How far the model's own logits of a question are from themselves when the text in front was read before, into its own cache: the median of places."""
-    ids = torch.tensor([[*text.beginning, *text.best, *text.short]], device=model.device)
+    ids = torch.tensor([[*text.prefix, *text.best, *text.short]], device=model.device)
     behind = len(text.short)
     forward: Any = model
     with _own_attention(model):
@@ -141,15 +141,15 @@ def _noise(model: PreTrainedModel, text: _Text) -> float:
 
 @dataclass(frozen=True)
 class _Text:
-    """What is read: the beginning ``[b]``, the ``best`` and the ``second`` reference ``[S]`` each, and the ``question`` ``[Q]``."""
+    """What is read: the prefix ``[b]``, the ``best`` and the ``second`` reference ``[S]`` each, and the ``question`` ``[Q]``."""
 
-    beginning: list[int]
+    prefix: list[int]
     best: list[int]
     second: list[int]
     question: list[int]
 
     @classmethod
-    def of(cls, model: PreTrainedModel, shape: ModelShape) -> _Text:
+    def of(cls, model: PreTrainedModel, shape: ModelGeometry) -> _Text:
         config = model.config.get_text_config()
         widths = [config_value(config, name) for name in ("sliding_window", "attention_chunk_size")]
         shown = [width + 4 for width in widths if isinstance(width, int) and _SPAN < width + 4 <= _MOST]
@@ -165,7 +165,7 @@ class _Text:
 
 
 class _Memories:
-    """A `memory3.recall.MemorySource` of the two."""
+    """A `memory3.recall.generate.MemorySource` of the two."""
 
     live = True  # made of the weights as they are
 
@@ -183,7 +183,7 @@ class _Memories:
         return len(self._memories)
 
 
-def _read(model: PreTrainedModel, shape: ModelShape, tokenizer: Any, text: _Text) -> torch.Tensor:
+def _read(model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any, text: _Text) -> torch.Tensor:
     """Logits of both questions, float32 ``[2 Q - 3, V]``, from memories of every pair in every layer that can have some."""
     settings = MemoryConfig(
         reference_length=len(text.best),
@@ -194,7 +194,7 @@ def _read(model: PreTrainedModel, shape: ModelShape, tokenizer: Any, text: _Text
         memory_temperature=1.0,
         chunk_length=512,
     )
-    frame = Frame((), tuple(text.beginning), (), (), (), (), (), (), frozenset())
+    frame = Frame((), tuple(text.prefix), (), (), (), (), (), (), frozenset())
     encoder = Encoder(model, shape, frame, settings)
     names = ("best", "second")
     tokens = (text.best, text.second)
@@ -221,18 +221,18 @@ def _read(model: PreTrainedModel, shape: ModelShape, tokenizer: Any, text: _Text
     return torch.cat([logits[0], logits[1, padding:]])
 
 
-def _plain(model: PreTrainedModel, shape: ModelShape, text: _Text) -> torch.Tensor:
+def _plain(model: PreTrainedModel, shape: ModelGeometry, text: _Text) -> torch.Tensor:
     """The same by the model's own forward pass over text, with its own attention."""
-    first, span, question = len(text.beginning), len(text.best), len(text.question)
-    both = [*text.beginning, *text.second, *text.beginning, *text.best, *text.question]
+    first, span, question = len(text.prefix), len(text.best), len(text.question)
+    both = [*text.prefix, *text.second, *text.prefix, *text.best, *text.question]
     places = [*range(first + span), *range(span, 2 * span + first), *range(2 * span + first, 2 * span + first + question)]
-    # Blocks of the text: 0, 1 beginning and second, 2, 3 beginning and best, 4 question.
+    # Blocks of the text: 0, 1 prefix and second, 2, 3 prefix and best, 4 question.
     block = torch.repeat_interleave(torch.arange(5), torch.tensor((first, span, first, span, question)))
     sees = torch.zeros(5, 5, dtype=torch.bool)
     for reader, blocks in ((0, (0,)), (1, (0, 1)), (2, (2,)), (3, (2, 3)), (4, (1, 2, 3, 4))):
         sees[reader, list(blocks)] = True
     longer = _forward(model, shape, both, places, sees[block[:, None], block], (block == 1) | (block == 3), question)
-    short = [*text.beginning, *text.best, *text.short]
+    short = [*text.prefix, *text.best, *text.short]
     at, everything = torch.arange(len(short)), torch.ones(len(short), len(short), dtype=torch.bool)
     held = (at >= first) & (at < first + span)
     return torch.cat([longer, _forward(model, shape, short, at.tolist(), everything, held, len(text.short))])
@@ -240,7 +240,7 @@ def _plain(model: PreTrainedModel, shape: ModelShape, text: _Text) -> torch.Tens
 
 def _forward(
     model: PreTrainedModel,
-    shape: ModelShape,
+    shape: ModelGeometry,
     tokens: Sequence[int],
     places: Sequence[int],
     sees: torch.Tensor,
@@ -249,7 +249,7 @@ def _forward(
 ) -> torch.Tensor:
     """Logits of the question, float32 ``[Q, V]``, of one row of T tokens.
 
-    Layers with a window hold no memories. There the question sees the beginning and what its own window shows of itself.
+    Layers with a window hold no memories. There the question sees the prefix and what its own window shows of itself.
 
     Args:
         places: position of each token.

@@ -32,10 +32,10 @@ from memory3.bank.writer import MemoryWriter
 from memory3.bank.writing import Writing, delete_documents, present
 from memory3.codec import CodeBook
 from memory3.errors import BankChanged, BankCorrupt, ConfigError, SourceConflict
-from memory3.model.catalogue import DEFAULT_EMBEDDER
+from memory3.models.catalogue import DEFAULT_EMBEDDER
 from memory3.policy import WritePolicy
 from memory3.sources import Unread
-from memory3.values import Document, Memory, Reference
+from memory3.types import Document, Memory, Reference
 
 __all__ = ["Bank"]
 

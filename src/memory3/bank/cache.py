@@ -7,7 +7,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from threading import Lock
 
-from memory3.values import Memory
+from memory3.types import Memory
 
 __all__ = ["CacheStatistics", "MemoryCache"]
 

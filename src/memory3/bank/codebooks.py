@@ -3,7 +3,7 @@
     <bank>/codec-<fingerprint>.safetensors                       the manifest names the fingerprint
     <cache folder>/codecs/<fingerprint of the memories>/<codec>.safetensors
 
-For the default model with its default settings one comes with memory3 (`memory3.model.calibrated`). Both are written beside their place and renamed.
+For the default model with its default settings one comes with memory3 (`memory3.models.calibrated`). Both are written beside their place and renamed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from memory3.codec import CodeBook, Codec, CodedCodec, RawCodec
 from memory3.config import default_codec
 from memory3.errors import BankCorrupt, ConfigError, FingerprintMismatch
 from memory3.files import UnsafeFile, read_bounded, write_atomically
-from memory3.model.calibrated import calibrated, own_calibrated
+from memory3.models.calibrated import calibrated, own_calibrated
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ from memory3.bank.store import Store
 from memory3.bank.where import is_in
 from memory3.bank.writer import MemoryWriter
 from memory3.errors import BankError
-from memory3.values import Memory, Reference
+from memory3.types import Memory, Reference
 
 __all__ = ["cool_down", "warm_up"]
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from memory3.model.catalogue import resolve_embedder
-from memory3.model.causes import loading
+from memory3.models.catalogue import resolve_embedder
+from memory3.models.causes import loading
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from memory3.bank.rows import TEXT_COLUMNS, are_damaged, codes_of, references_of
 from memory3.bank.snapshot import Snapshot
 from memory3.errors import BankCorrupt, InputError
-from memory3.values import Memory, Reference
+from memory3.types import Memory, Reference
 
 __all__ = ["read_memories", "read_references", "read_rows", "read_texts", "references_at"]
 

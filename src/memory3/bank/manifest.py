@@ -14,7 +14,7 @@ from memory3.codec.raw import record_size
 from memory3.config import MemoryConfig
 from memory3.errors import BankCorrupt, BankVersion, ConfigError, FingerprintMismatch
 from memory3.files import parse_json
-from memory3.values import MemoryShape, whole
+from memory3.types import MemoryShape, whole
 
 __all__ = ["FORMAT_VERSION", "METADATA_KEY", "RAW_VERSION", "TABLE_ID_KEY", "BankManifest"]
 

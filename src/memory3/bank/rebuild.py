@@ -18,7 +18,7 @@ from memory3.bank.writer import MemoryWriter
 from memory3.bank.writing import Writing
 from memory3.codec import CodeBook
 from memory3.errors import BankCorrupt
-from memory3.values import Document, Reference
+from memory3.types import Document, Reference
 
 __all__ = ["rebuild", "stored_documents"]
 

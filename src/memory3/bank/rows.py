@@ -19,13 +19,13 @@ from memory3.bank.manifest import METADATA_KEY, TABLE_ID_KEY, BankManifest
 from memory3.bank.where import tags
 from memory3.errors import BankCorrupt
 from memory3.files import parse_json
-from memory3.values import Reference
+from memory3.types import Reference
 
 __all__ = [
     "FIRST_ROWS",
     "LIVE",
     "TEXT_COLUMNS",
-    "Row",
+    "BankRow",
     "are_damaged",
     "are_tombstones",
     "checksums",
@@ -66,7 +66,7 @@ TEXT_COLUMNS = (*_CHECKED, "checksum")
 
 
 @dataclass(frozen=True)
-class Row:
+class BankRow:
     """What a row says beyond its memory: the reference, its document's content hash, how many references that has, its origin."""
 
     reference: Reference
@@ -102,7 +102,7 @@ def row_schema(manifest: BankManifest, table_id: str = "") -> pa.Schema:
 
 
 def row_batch(
-    rows: Sequence[Row], embeddings: np.ndarray, records: Sequence[bytes | None], schema: pa.Schema
+    rows: Sequence[BankRow], embeddings: np.ndarray, records: Sequence[bytes | None], schema: pa.Schema
 ) -> pa.RecordBatch:
     """Rows with their embeddings ``[n, dimension]`` and encoded records, None where the memory is still to be made."""
     references = [row.reference for row in rows]
@@ -128,7 +128,7 @@ def row_batch(
     return with_checksums(arrays, schema)
 
 
-def _tags(row: Row) -> list[str]:
+def _tags(row: BankRow) -> list[str]:
     """Tags to filter on, and with a document's first row its origin: a JSON object, which no filter can ask for."""
     own = tags(row.reference.metadata)
     return [*own, json.dumps({"origin": row.origin})] if row.origin and not row.reference.ordinal else own
@@ -152,10 +152,10 @@ def with_checksums(columns: dict[str, pa.Array], schema: pa.Schema) -> pa.Record
     return pa.record_batch([columns[name] for name in schema.names], schema=schema)
 
 
-def tombstone(document_id: str, ordinal: int, document_references: int) -> Row:
+def tombstone(document_id: str, ordinal: int, document_references: int) -> BankRow:
     """A row that is no longer part of its document: it takes the place of an old row until it is deleted."""
     reference = Reference(f"{document_id}#{ordinal}", document_id, ordinal, 0, 0, "", ())
-    return Row(reference, "", document_references)
+    return BankRow(reference, "", document_references)
 
 
 def are_damaged(rows: pa.Table) -> list[bool]:

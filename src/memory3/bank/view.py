@@ -19,7 +19,7 @@ from memory3.bank.snapshot import Snapshot
 from memory3.bank.where import Scalar, Where, untagged
 from memory3.codec.raw import record_size
 from memory3.errors import BankChanged, BankCorrupt
-from memory3.values import Memory, Reference
+from memory3.types import Memory, Reference
 
 __all__ = ["BankView"]
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 from memory3.errors import InputError
 from memory3.files import parse_json
-from memory3.values import plain
+from memory3.types import plain
 
 __all__ = ["Scalar", "Where", "alternatives", "is_in", "literal", "tag", "tags", "untagged", "where_sql"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from memory3.config import MemoryConfig
-from memory3.values import Document, Memory, MemoryShape, Reference
+from memory3.types import Document, Memory, MemoryShape, Reference
 
 if TYPE_CHECKING:
     import torch

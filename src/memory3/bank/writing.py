@@ -25,7 +25,7 @@ from memory3.bank.reports import Conflict, WriteProgress, WriteReport
 from memory3.bank.rows import (
     LIVE,
     TEXT_COLUMNS,
-    Row,
+    BankRow,
     are_damaged,
     are_tombstones,
     codes_of,
@@ -41,7 +41,7 @@ from memory3.bank.where import is_in, tags
 from memory3.bank.writer import MemoryWriter
 from memory3.errors import InputError
 from memory3.sources import Unread, same_source
-from memory3.values import Document, Reference, plain
+from memory3.types import Document, Reference, plain
 
 __all__ = ["Writing", "delete_documents", "delete_tombstones", "present"]
 
@@ -84,7 +84,7 @@ class Writing:
         self._staging = Staging(store, f"{name}-staging")
         self._most = max(1, min(COMMIT_REFERENCES, COMMIT_BYTES // self._codec.record_size))
         self._group_size = min(self._most, m3.batch_size)  # until it is known how fast the model is
-        self._group: list[Row] = []
+        self._group: list[BankRow] = []
         self._committed = self._started
         self._sizes: dict[str, int] = {}
         self._broken: set[str] = set()
@@ -197,7 +197,7 @@ class Writing:
             self._flush()
             self._write_large(document, content_hash, chain(head, references))
         elif head:
-            self._group += [Row(reference, content_hash, len(head), document.origin) for reference in head]
+            self._group += [BankRow(reference, content_hash, len(head), document.origin) for reference in head]
             if len(self._group) >= self._group_size or time.monotonic() - self._committed >= COMMIT_SECONDS:
                 self._flush()
         elif document.id in self._sizes or document.id in self._broken:  # nothing is left of it
@@ -230,13 +230,13 @@ class Writing:
             references, count = self._m3.split(document), 0
         while part := list(islice(references, self._group_size)):
             count += len(part)
-            batch = self._encode([Row(reference, content_hash, 0, document.origin) for reference in part])
+            batch = self._encode([BankRow(reference, content_hash, 0, document.origin) for reference in part])
             self._staging.add(batch)
             self._bytes += batch.nbytes
         self._commit({document.id: count}, self._staging.batches(document.id, count))
         self._staging.forget(document.id)
 
-    def _encode(self, rows: Sequence[Row]) -> pa.RecordBatch:
+    def _encode(self, rows: Sequence[BankRow]) -> pa.RecordBatch:
         """Rows with embeddings and memories. References of like length are encoded together, which saves padding.
 
         What a reference of the same id and tokens has in the table already is kept: where metadata alone have changed, or text was added at the end.

@@ -16,9 +16,9 @@ from memory3.config import MemoryConfig
 from memory3.evaluation.folder import ResultsFolder
 from memory3.evaluation.modes import parse_modes
 from memory3.evaluation.qa import QaTask
-from memory3.evaluation.runner import Plan, run_task
-from memory3.generate import Memory3
-from memory3.model.catalogue import DEFAULT_MODEL
+from memory3.evaluation.runner import EvaluationPlan, run_task
+from memory3.llm import Memory3
+from memory3.models.catalogue import DEFAULT_MODEL
 from memory3.text.readers import read_documents
 
 __all__ = ["OPTIONS", "run"]
@@ -52,7 +52,7 @@ def run(
     """Each preset's figures. With ``out=FOLDER`` every answer is kept there, and what is there is not measured again."""
     folder = Path(data or ".")
     task = QaTask.load(folder, split, knowledge="", max_new_tokens=max_new_tokens)
-    plan = Plan(parse_modes(modes.split(","), k), limit=questions, seed=seed, threshold=None)
+    plan = EvaluationPlan(parse_modes(modes.split(","), k), limit=questions, seed=seed, threshold=None)
     loaded = Memory3.from_pretrained(model)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="memory3-bench-") as temporary, ResultsFolder(out or temporary) as kept:

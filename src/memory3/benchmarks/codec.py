@@ -15,9 +15,9 @@ from memory3.bank.codebooks import cached_book
 from memory3.benchmarks.measure import progress, python_documents
 from memory3.codec import Codec, CodedCodec, RawCodec
 from memory3.config import MemoryConfig
-from memory3.generate import Memory3
-from memory3.model.catalogue import DEFAULT_MODEL
-from memory3.values import Memory
+from memory3.llm import Memory3
+from memory3.models.catalogue import DEFAULT_MODEL
+from memory3.types import Memory
 
 __all__ = ["OPTIONS", "run"]
 

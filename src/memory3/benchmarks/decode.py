@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from memory3.benchmarks.measure import Distinct, alternate, bank_references, ratio, temporary_bank
-from memory3.generate import Memory3, TokenClock
-from memory3.model.catalogue import DEFAULT_MODEL
+from memory3.llm import Memory3, TokenClock
+from memory3.models.catalogue import DEFAULT_MODEL
 
 __all__ = ["OPTIONS", "run"]
 

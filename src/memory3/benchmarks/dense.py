@@ -22,15 +22,15 @@ from memory3.bank import Bank
 from memory3.benchmarks.measure import progress
 from memory3.codec import CodedCodec
 from memory3.config import MemoryConfig, foretells
+from memory3.encode.budget import choose
+from memory3.encode.encoder import cut
+from memory3.encode.selectors import Selector
+from memory3.encode.selectors.blended import Blended
+from memory3.encode.selectors.learned import Learned
+from memory3.encode.selectors.reconstruction import Reconstruction
 from memory3.errors import InputError
-from memory3.generate import Memory3
-from memory3.maths.budget import choose
-from memory3.maths.selectors import Selector
-from memory3.maths.selectors.blended import Blended
-from memory3.maths.selectors.learned import Learned
-from memory3.maths.selectors.reconstruction import Reconstruction
-from memory3.model.encode import cut
-from memory3.values import Memory, MemoryShape, Reference
+from memory3.llm import Memory3
+from memory3.types import Memory, MemoryShape, Reference
 
 __all__ = ["MARK", "DenseStore", "Sparse", "random_scores"]
 
@@ -118,7 +118,7 @@ def random_scores(name: str, shape: Sequence[int], seed: int = 0) -> torch.Tenso
 
 @dataclass
 class Sparse:
-    """A `memory3.recall.MemorySource` that cuts memories from a `DenseStore`: as a bank of these settings would hold them.
+    """A `memory3.recall.generate.MemorySource` that cuts memories from a `DenseStore`: as a bank of these settings would hold them.
 
     Attributes:
         store: where the key-values are.
@@ -171,7 +171,7 @@ class Sparse:
         return replace(memory, tokens=np.asarray(read.token_ids, np.uint32))
 
     def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
-        """See `memory3.recall.MemorySource`; of all layers, those that are no memory layers empty."""
+        """See `memory3.recall.generate.MemorySource`; of all layers, those that are no memory layers empty."""
         if self.codec is None:
             made = [self.cut(name) for name in reference_ids]
         else:
@@ -192,7 +192,7 @@ class Sparse:
         raise AssertionError("a front names its references")
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
-        """See `memory3.recall.MemorySource`."""
+        """See `memory3.recall.generate.MemorySource`."""
         return len(self.store._places)
 
 

@@ -1,6 +1,6 @@
 """Time to first token: memories against the same references as text in the prompt, from the same bank, retrieval included in both.
 
-Prompts are counted as a user sends them: ``tokens_in`` is the closed-book prompt, template included. Memory mode reads the beginning as a memory and so encodes fewer
+Prompts are counted as a user sends them: ``tokens_in`` is the closed-book prompt, template included. Memory mode reads the prefix as a memory and so encodes fewer
 tokens; text mode encodes all of it and the references.
 """
 
@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any
 
 from memory3.benchmarks.measure import alternate, bank_references, ratio, temporary_bank
-from memory3.generate import Memory3
-from memory3.model.catalogue import DEFAULT_MODEL
+from memory3.llm import Memory3
+from memory3.models.catalogue import DEFAULT_MODEL
 
 __all__ = ["OPTIONS", "run"]
 

@@ -34,6 +34,10 @@ from memory3.calibration.codec import needs_metrics, wanted_references
 from memory3.calibration.metrics import REFERENCES, error_metrics
 from memory3.codec import CodedCodec, RawCodec, fit
 from memory3.config import MemoryConfig, foretells
+from memory3.encode.selectors import SELECTORS, Selector, selector
+from memory3.encode.selectors.blended import Blended
+from memory3.encode.selectors.learned import Learned
+from memory3.encode.selectors.reconstruction import Reconstruction
 from memory3.errors import ConfigError, InputError
 from memory3.evaluation.generation import generate_rows
 from memory3.evaluation.intervals import aggregate_interval, interval
@@ -42,15 +46,11 @@ from memory3.evaluation.metrics import contains, exact_match, f1
 from memory3.evaluation.prompts import prompt_row
 from memory3.evaluation.task import read_records
 from memory3.files import write_atomically
-from memory3.generate import Memory3
-from memory3.maths.selectors import SELECTORS, Selector, selector
-from memory3.maths.selectors.blended import Blended
-from memory3.maths.selectors.learned import Learned
-from memory3.maths.selectors.reconstruction import Reconstruction
-from memory3.model.catalogue import DEFAULT_MODEL
-from memory3.recall import within
+from memory3.llm import Memory3
+from memory3.models.catalogue import DEFAULT_MODEL
+from memory3.recall.generate import within
 from memory3.text.readers import read_documents
-from memory3.values import MemoryShape
+from memory3.types import MemoryShape
 
 __all__ = ["OPTIONS", "parse_point", "run", "summary"]
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import track
 
 from memory3.bank import Bank
-from memory3.generate import Memory3
-from memory3.values import Document, Memory
+from memory3.llm import Memory3
+from memory3.types import Document, Memory
 
 __all__ = ["Distinct", "alternate", "bank_references", "progress", "python_documents", "ratio", "temporary_bank"]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from memory3.benchmarks.measure import alternate, python_documents
-from memory3.generate import Memory3
-from memory3.maths.overlap import exceeds, overlap
-from memory3.model.catalogue import DEFAULT_MODEL
+from memory3.llm import Memory3
+from memory3.models.catalogue import DEFAULT_MODEL
+from memory3.overlap import exceeds, overlap
 
 __all__ = ["OPTIONS", "run"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from memory3.benchmarks.measure import Distinct, bank_references, progress, temporary_bank
-from memory3.generate import Memory3
-from memory3.model.catalogue import DEFAULT_MODEL
+from memory3.llm import Memory3
+from memory3.models.catalogue import DEFAULT_MODEL
 
 __all__ = ["OPTIONS", "run"]
 

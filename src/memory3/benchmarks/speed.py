@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from memory3.benchmarks.measure import Distinct, alternate, bank_references, temporary_bank
-from memory3.generate import Memory3
-from memory3.model.catalogue import DEFAULT_MODEL
+from memory3.llm import Memory3
+from memory3.models.catalogue import DEFAULT_MODEL
 
 __all__ = ["OPTIONS", "run", "tables"]
 

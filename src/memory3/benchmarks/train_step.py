@@ -14,14 +14,14 @@ import torch
 from memory3.bank import Bank
 from memory3.benchmarks.measure import alternate, python_documents, ratio
 from memory3.config import MemoryConfig
-from memory3.generate import Memory3
-from memory3.model.catalogue import DEFAULT_MODEL
-from memory3.model.scratch import from_scratch
+from memory3.llm import Memory3
+from memory3.models.catalogue import DEFAULT_MODEL
+from memory3.models.scratch import from_scratch
 from memory3.training.collate import GroupBatch, MemoryCollator
-from memory3.training.drawing import GroupMaker, documents_of
 from memory3.training.groups import without_memories
 from memory3.training.live import group_loss
 from memory3.training.records import Records
+from memory3.training.sampling import GroupMaker, documents_of
 from memory3.training.settings import Mixture, Settings
 
 __all__ = ["OPTIONS", "run"]

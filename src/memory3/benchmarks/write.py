@@ -9,9 +9,9 @@ import torch
 
 from memory3.benchmarks.measure import alternate, python_documents, ratio
 from memory3.config import MemoryConfig
-from memory3.generate import Memory3
-from memory3.maths.selectors import SELECTORS, is_fitted
-from memory3.model.catalogue import DEFAULT_MODEL
+from memory3.encode.selectors import SELECTORS, is_fitted
+from memory3.llm import Memory3
+from memory3.models.catalogue import DEFAULT_MODEL
 
 __all__ = ["OPTIONS", "run"]
 

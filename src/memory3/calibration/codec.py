@@ -12,8 +12,8 @@ from memory3.codec.coded import coder
 from memory3.codec.fit import wanted_vectors
 from memory3.config import codec_sides, default_codec, foretells
 from memory3.errors import ConfigError
-from memory3.generate import Memory3
-from memory3.values import Document, MemoryShape
+from memory3.llm import Memory3
+from memory3.types import Document, MemoryShape
 
 __all__ = ["calibrate", "needs_metrics", "wanted_references"]
 

@@ -15,9 +15,9 @@ from typing import ClassVar
 import torch
 
 from memory3.codec.centring import turned
-from memory3.generate import Memory3
-from memory3.maths.selectors import LayerView, Selector
-from memory3.values import Reference
+from memory3.encode.selectors import LayerView, Selector
+from memory3.llm import Memory3
+from memory3.types import Reference
 
 __all__ = ["REFERENCES", "error_metrics"]
 

@@ -8,7 +8,7 @@ from itertools import islice
 from pydoc_data.topics import topics
 
 from memory3.bank import MemoryWriter
-from memory3.values import Document, Memory, Reference
+from memory3.types import Document, Memory, Reference
 
 __all__ = ["MOST_SPLIT", "default_documents", "memories_of", "sample"]
 

@@ -23,13 +23,13 @@ from typing import Any, ClassVar
 
 import torch
 
+from memory3.encode.encoder import Encoder
+from memory3.encode.selector_weights import SelectorWeights, keep_weights
+from memory3.encode.selectors import LayerView, Selector, selector
+from memory3.encode.selectors.learned import plain_queries
 from memory3.errors import InputError
-from memory3.generate import Memory3
-from memory3.maths.selectors import LayerView, Selector, selector
-from memory3.maths.selectors.learned import plain_queries
-from memory3.model.encode import Encoder
-from memory3.model.selecting import SelectorWeights, keep_weights
-from memory3.values import Document, Reference
+from memory3.llm import Memory3
+from memory3.types import Document, Reference
 
 __all__ = ["Passage", "calibrate_selector", "passages_in", "read_questions"]
 
@@ -72,7 +72,7 @@ def calibrate_selector(
     """Fit the selector to a model, and keep it in the cache folder: it is used from then on where the settings say ``learned`` or ``blended``.
 
     Args:
-        m3: the model, with the beginning and the length of references that memories will be written with.
+        m3: the model, with the prefix and the length of references that memories will be written with.
         passages: each gives its first reference that holds an answer, or its first if it has no questions.
         number: how many are drawn.
         progress: told how many are done, of how many.
@@ -82,7 +82,7 @@ def calibrate_selector(
         InputError: no passage has a reference.
     """
     config = m3.config.replace(layers="all", budget="all", selector="first")
-    encoder = Encoder(m3.model, m3._model_shape, m3.frame, config)
+    encoder = Encoder(m3.model, m3.geometry, m3.frame, config)
     drawn = list(passages)
     random.Random(seed).shuffle(drawn)
     examples = list(_examples(m3, drawn, number))

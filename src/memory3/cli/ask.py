@@ -18,8 +18,8 @@ from memory3.cli.output import count, first_line, message, out, print_json, prin
 from memory3.errors import InputError
 
 if TYPE_CHECKING:
-    from memory3.generate import Answer, Memory3
-    from memory3.values import Citation
+    from memory3.llm import Answer, Memory3
+    from memory3.types import Citation
 
 __all__ = ["answer_json", "ask", "place", "usage_line"]
 
@@ -103,7 +103,7 @@ def ask(
     prompt: Any = [{"role": "system", "content": _clean(system)}, {"role": "user", "content": text}] if system else text
 
     if bank is None:
-        from memory3.model.catalogue import DEFAULT_ADAPTED
+        from memory3.models.catalogue import DEFAULT_ADAPTED
 
         m3, opened = load_model(full_name(model or DEFAULT_ADAPTED, adapter), device=device), None
     else:

@@ -18,8 +18,8 @@ from memory3.errors import ConfigError
 
 if TYPE_CHECKING:
     from memory3.codec import CodeBook
-    from memory3.generate import Memory3
-    from memory3.values import Document
+    from memory3.llm import Memory3
+    from memory3.types import Document
 
 __all__ = ["calibrate", "ensure_code_book"]
 
@@ -48,7 +48,7 @@ def calibrate(
     budget: options.Budget = None,
     selector: options.Selector = None,
     reference_length: options.ReferenceLength = None,
-    beginning: options.Beginning = None,
+    memory_prefix: options.MemoryPrefix = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
     batch_size: options.BatchSize = 16,
@@ -69,9 +69,9 @@ def calibrate(
         memory3 calibrate --codec int8
         memory3 write docs/ --bank bank --codec product
     """
-    from memory3.generate import Memory3
-    from memory3.model.adapter import trained_config
-    from memory3.model.catalogue import DEFAULT_ADAPTED
+    from memory3.llm import Memory3
+    from memory3.models.adapter import trained_config
+    from memory3.models.catalogue import DEFAULT_ADAPTED
     from memory3.text.readers import read_documents
 
     name = full_name(model or DEFAULT_ADAPTED)
@@ -81,7 +81,7 @@ def calibrate(
             "codec 'raw' keeps numbers as they are, and has nothing to fit: name int8, int4, product, transform or foretold"
         )
     started = time.monotonic()
-    from memory3.maths.selectors import is_fitted
+    from memory3.encode.selectors import is_fitted
 
     learns = is_fitted(config.selector)
     if questions and not learns:

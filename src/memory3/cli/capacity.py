@@ -16,11 +16,11 @@ from memory3.cli.planning import Asked, View, columns, digits
 from memory3.cli.progress import progress_bar
 from memory3.config import MemoryConfig
 from memory3.errors import InputError
-from memory3.model.shape import PAPER_MODEL
-from memory3.theory.capacity import Corpus, Plan, plan
-from memory3.theory.library import writing_tokens
-from memory3.theory.machine import Machine, machine_of
-from memory3.theory.usage import Usage
+from memory3.models.sizes import PAPER_MODEL
+from memory3.planner.capacity import CapacityPlan, Corpus, plan
+from memory3.planner.library import writing_tokens
+from memory3.planner.machine import Machine, machine_of
+from memory3.planner.usage import DocumentUsage
 
 if TYPE_CHECKING:
     from memory3.bank.manifest import BankManifest
@@ -36,7 +36,7 @@ _PATIENCE = 2.0
 def chosen_machine(asked: Asked, name: str | None, measured: bool, price: float | None, tokens: float = 0.0) -> Machine:
     """A profile by name, or this machine timed with the model's shape."""
     if measured:
-        from memory3.theory.measure import measure
+        from memory3.planner.measure import measure
 
         passed = writing_tokens(asked.config, round(tokens) or asked.config.reference_length)
         with err.status("measuring") as status:
@@ -48,8 +48,8 @@ def chosen_machine(asked: Asked, name: str | None, measured: bool, price: float 
 
 def counted(paths: Sequence[str], model: str, config: MemoryConfig) -> Corpus:
     """How many references documents make, read by the library's own readers and cut by its own splitter."""
-    from memory3.model.catalogue import DEFAULT_MODEL
-    from memory3.model.load import load_tokenizer
+    from memory3.models.catalogue import DEFAULT_MODEL
+    from memory3.models.load import load_tokenizer
     from memory3.text import read_documents, split
 
     silence()
@@ -71,13 +71,13 @@ def counted(paths: Sequence[str], model: str, config: MemoryConfig) -> Corpus:
     return Corpus(references, tokens / references, length / references)
 
 
-def bank_usage(path: Path) -> tuple[BankManifest, list[Usage]]:
+def bank_usage(path: Path) -> tuple[BankManifest, list[DocumentUsage]]:
     """What a bank says about itself, and how often its documents were recalled, most used first."""
     from memory3.bank import Bank
 
     with Bank.open(path, None, create=False) as bank:
         counts = bank.recalls()
-        usage = [Usage(entry.id, counts[entry.id], entry.references) for entry in bank.documents()]
+        usage = [DocumentUsage(entry.id, counts[entry.id], entry.references) for entry in bank.documents()]
         if not usage:
             raise InputError(f"{path}: the bank holds no documents: there is nothing to allocate")
         return bank.manifest, sorted(usage, key=lambda use: (-use.count, use.document_id))
@@ -106,11 +106,11 @@ def capacity(asked: Asked, corpus: Corpus | None, machine: Machine, within_hours
     return "capacity", value, [Text(about, "bold"), shown]
 
 
-def _json(made: Plan) -> dict[str, Any]:
+def _json(made: CapacityPlan) -> dict[str, Any]:
     return {**dataclasses.asdict(made), "recall_seconds": made.recall.seconds, "tokens_per_second_lost": made.lost}
 
 
-def _rows(made: Plan) -> list[tuple[str, str]]:
+def _rows(made: CapacityPlan) -> list[tuple[str, str]]:
     return [
         ("memory: write", _time(3600 * made.write_hours)),
         ("  references/s", digits(made.references_per_second)),

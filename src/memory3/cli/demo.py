@@ -47,7 +47,7 @@ def demo(
         memory3 demo
     """
     started = time.monotonic()
-    from memory3.model.catalogue import DEFAULT_ADAPTED
+    from memory3.models.catalogue import DEFAULT_ADAPTED
 
     m3 = load_model(full_name(model or DEFAULT_ADAPTED), device=device)
     with err.status("opening the bank"):

@@ -150,7 +150,7 @@ def evaluate(
     from memory3.evaluation.guard import Guard
     from memory3.evaluation.modes import parse_modes
     from memory3.evaluation.run import run_suite
-    from memory3.evaluation.runner import Plan
+    from memory3.evaluation.runner import EvaluationPlan
     from memory3.evaluation.suites import Options, load_suite
 
     threshold = Guard.parse(guard, guard_of or "reference").threshold
@@ -161,15 +161,15 @@ def evaluate(
     if bank is not None:
         m3, opened = open_bank(bank, model, device=device, dtype=model_dtype, temperature=memory_temperature)
     else:
-        from memory3.model.adapter import trained_config
-        from memory3.model.catalogue import DEFAULT_ADAPTED
+        from memory3.models.adapter import trained_config
+        from memory3.models.catalogue import DEFAULT_ADAPTED
 
         name = full_name(model or DEFAULT_ADAPTED)
         given = {"preset": preset, "memory_temperature": memory_temperature}
         config = options.settings(trained_config(name) or MemoryConfig(), given)
         m3 = load_model(name, config, device=device, dtype=model_dtype)
     silence()
-    plan = Plan(
+    plan = EvaluationPlan(
         parse_modes(wanted, m3.config.references_per_chunk, m3.config.score_gap) if k is None else parse_modes(wanted, k),
         limit,
         seed,

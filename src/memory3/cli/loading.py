@@ -11,7 +11,7 @@ from memory3.config import MemoryConfig
 
 if TYPE_CHECKING:
     from memory3.bank import Bank
-    from memory3.generate import Memory3
+    from memory3.llm import Memory3
 
 __all__ = ["full_name", "load_model", "open_bank", "silence"]
 
@@ -20,13 +20,13 @@ def load_model(
     name: str, config: MemoryConfig | None = None, *, device: str | None = None, dtype: str | None = None, batch_size: int = 16
 ) -> Memory3:
     """The model of this name under these settings, or those it was trained for. A first download shows its own progress."""
-    from memory3.model.adapter import adapter_of
-    from memory3.model.catalogue import resolve_model
+    from memory3.models.adapter import adapter_of
+    from memory3.models.catalogue import resolve_model
 
     resolve_model(adapter_of(name)[0])
     with err.status(f"loading {name}"):
         silence()
-        from memory3.generate import Memory3
+        from memory3.llm import Memory3
 
         return Memory3.from_pretrained(name, config=config, device=device, dtype=dtype, batch_size=batch_size)
 
@@ -60,10 +60,10 @@ def open_bank(
 def full_name(name: str, adapter: str | None = None) -> str:
     """A folder's absolute path, so that a bank finds its model from any working folder; other names as they are.
 
-    ``adapter``: see `memory3.model.adapter.with_adapter`.
+    ``adapter``: see `memory3.models.adapter.with_adapter`.
     """
-    from memory3.model.adapter import adapter_of, with_adapter
-    from memory3.model.catalogue import EMBEDDERS, MODELS
+    from memory3.models.adapter import adapter_of, with_adapter
+    from memory3.models.catalogue import EMBEDDERS, MODELS
 
     model, folder = adapter_of(with_adapter(name, adapter))
     is_folder = model not in MODELS and model not in EMBEDDERS and Path(model).is_dir()

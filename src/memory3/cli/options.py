@@ -18,13 +18,13 @@ __all__ = [
     "AnyModel",
     "Bank",
     "BatchSize",
-    "Beginning",
     "Budget",
     "Codec",
     "Device",
     "Dtype",
     "Json",
     "Layers",
+    "MemoryPrefix",
     "Model",
     "Preset",
     "ReferenceLength",
@@ -137,9 +137,11 @@ Selector = Annotated[
 ReferenceLength = Annotated[
     int | None, typer.Option(help="Tokens per reference at most.", metavar="N", rich_help_panel=SETTINGS)
 ]
-Beginning = Annotated[
+MemoryPrefix = Annotated[
     str | None,
     typer.Option(
+        "--memory-prefix",
+        "--beginning",
         help='Text that references are encoded behind. auto: cut from the chat template, else "<bos>Reference:".',
         metavar="TEXT",
         rich_help_panel=SETTINGS,
@@ -183,8 +185,11 @@ def settings(base: MemoryConfig, given: Mapping[str, Any]) -> MemoryConfig:
 
     ``given`` is a typer context's ``params``: what is None there was not given, what is no setting is passed over.
     """
-    names = {field.name for field in dataclasses.fields(MemoryConfig)}
+    # `prefix` is the setting, and --prefix of `memory3 write` something else: the option of the setting has a longer name.
+    names = {"memory_prefix" if field.name == "prefix" else field.name for field in dataclasses.fields(MemoryConfig)}
     changes = {name: value for name, value in given.items() if name in names and value is not None}
+    if "memory_prefix" in changes:
+        changes["prefix"] = changes.pop("memory_prefix")
     layers = changes.get("layers")
     try:
         if isinstance(layers, str) and layers.replace(",", "").replace(" ", "").isdigit():

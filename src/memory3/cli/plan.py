@@ -13,10 +13,10 @@ from memory3.cli import options, planning
 from memory3.cli.capacity import bank_usage, capacity, chosen_machine, counted
 from memory3.cli.output import message, out, print_json
 from memory3.config import MemoryConfig, default_codec
-from memory3.model.shape import shape_of
-from memory3.theory.capacity import Corpus
-from memory3.theory.storage import reference_count
-from memory3.theory.usage import Usage, read_usage
+from memory3.models.sizes import sizes_of
+from memory3.planner.capacity import Corpus
+from memory3.planner.storage import reference_count
+from memory3.planner.usage import DocumentUsage, read_usage
 
 __all__ = ["plan"]
 
@@ -144,7 +144,7 @@ def plan(
         memory3 plan --zipf 1 --references 1e5 --recalls 1e6 --disk 10GB
         memory3 plan --model Qwen/Qwen2.5-0.5B-Instruct --budget adaptive:1/4
     """
-    from memory3.model.catalogue import DEFAULT_EMBEDDER, DEFAULT_MODEL
+    from memory3.models.catalogue import DEFAULT_EMBEDDER, DEFAULT_MODEL
 
     base, used = MemoryConfig(), None
     if bank is not None:
@@ -156,7 +156,7 @@ def plan(
         used = read_usage(usage)
     model = model or DEFAULT_MODEL
     written = config = options.settings(base, context.params)
-    shape = shape_of(model)
+    shape = sizes_of(model)
     if config.codec == "auto":
         config = config.replace(codec=default_codec(shape.head_dim))
     number = None if references is None else reference_count(references)
@@ -197,9 +197,9 @@ def plan(
         message(f"drawn into {figure}")
 
 
-def _used(asked: planning.Asked, usage: list[Usage], figure: Path | None, disk: str | None) -> list[planning.View]:
+def _used(asked: planning.Asked, usage: list[DocumentUsage], figure: Path | None, disk: str | None) -> list[planning.View]:
     """A usage log's allocation, and the same counts in random order as traffic."""
-    from memory3.theory.traffic import shuffled
+    from memory3.planner.traffic import shuffled
 
     views = [planning.allocation(asked, usage, figure)]
     if 0 < sum(use.count for use in usage) <= _MOST:
@@ -208,7 +208,7 @@ def _used(asked: planning.Asked, usage: list[Usage], figure: Path | None, disk: 
 
 
 def _made_up(asked: planning.Asked, exponent: float, recalls: str, disk: str | None) -> planning.View:
-    from memory3.theory.traffic import zipf
+    from memory3.planner.traffic import zipf
 
     documents, number = asked.references or _SIMULATED, reference_count(recalls)
     if max(documents, number) > _MOST:

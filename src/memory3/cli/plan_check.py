@@ -16,7 +16,7 @@ from memory3.cli.loading import load_model
 from memory3.cli.output import err
 from memory3.cli.planning import Asked, View, columns, digits
 from memory3.config import MemoryConfig
-from memory3.theory.capacity import Corpus, plan
+from memory3.planner.capacity import Corpus, plan
 
 __all__ = ["check"]
 

@@ -14,14 +14,14 @@ from rich.text import Text
 
 from memory3.cli.output import printable, size
 from memory3.config import MemoryConfig
-from memory3.model.shape import Shape
+from memory3.models.sizes import ModelSizes
+from memory3.planner.allocation import allocate
+from memory3.planner.capacity import Corpus
+from memory3.planner.cost import LABELS, Costs, paper_costs
+from memory3.planner.library import embedder_of, library_costs
+from memory3.planner.storage import ReferenceBytes, library_bytes, paper_bytes
+from memory3.planner.usage import DocumentUsage
 from memory3.policy import WritePolicy
-from memory3.theory.allocation import allocate
-from memory3.theory.capacity import Corpus
-from memory3.theory.cost import LABELS, Costs, paper_costs
-from memory3.theory.library import embedder_of, library_costs
-from memory3.theory.storage import ReferenceBytes, library_bytes, paper_bytes
-from memory3.theory.usage import Usage
 
 __all__ = ["Asked", "View", "allocation", "binary", "columns", "costs", "digits", "storage", "traffic"]
 
@@ -44,7 +44,7 @@ class Asked:
     """
 
     name: str
-    shape: Shape
+    shape: ModelSizes
     config: MemoryConfig
     embedder: str
     references: int | None = None
@@ -89,7 +89,7 @@ def costs(asked: Asked, figure: Path | None) -> View:
     paper = paper_costs(asked.shape)
     own = asked.own_costs
     if figure is not None:
-        from memory3.theory.figure import draw_costs
+        from memory3.planner.figure import draw_costs
 
         draw_costs(paper, figure, title=f"{asked.name}, by the paper's formulas")
     value = {
@@ -195,12 +195,12 @@ def _parts(own: ReferenceBytes) -> dict[str, float]:
 _LISTED = 10
 
 
-def allocation(asked: Asked, usage: list[Usage], figure: Path | None) -> View:
+def allocation(asked: Asked, usage: list[DocumentUsage], figure: Path | None) -> View:
     """The cheapest format of each document, against one format for all."""
     costs_ = asked.own_costs
     made = allocate(usage, costs_)
     if figure is not None:
-        from memory3.theory.figure import draw_policies
+        from memory3.planner.figure import draw_policies
 
         draw_policies([u.count for u in usage], made.each, figure, title=f"{len(usage):,} documents, {asked.name}")
     totals = made.totals
@@ -230,7 +230,7 @@ def traffic(asked: Asked, recalls: Any, disk: int | None) -> View:
 
     ``recalls``: numbers of references in order of their recalls.
     """
-    from memory3.theory.traffic import break_even, optimum, simulate
+    from memory3.planner.traffic import break_even, optimum, simulate
 
     costs_, record = asked.own_costs, asked.own_bytes().record
     pays = break_even(costs_)

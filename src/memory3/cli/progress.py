@@ -13,7 +13,7 @@ from memory3.cli.output import duration, err, message, size
 
 if TYPE_CHECKING:
     from memory3.bank import MemoryWriter, WriteProgress
-    from memory3.values import Document, Memory, Reference
+    from memory3.types import Document, Memory, Reference
 
 __all__ = ["StepMeter", "WriteMeter", "progress_bar"]
 

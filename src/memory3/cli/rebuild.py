@@ -31,7 +31,7 @@ def rebuild(
     budget: options.Budget = None,
     selector: options.Selector = None,
     reference_length: options.ReferenceLength = None,
-    beginning: options.Beginning = None,
+    memory_prefix: options.MemoryPrefix = None,
     dtype: options.Dtype = None,
     codec: options.Codec = None,
     device: options.Device = None,

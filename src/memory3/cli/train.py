@@ -12,7 +12,7 @@ from memory3.cli.loading import silence
 from memory3.cli.output import out, print_json
 from memory3.cli.progress import StepMeter
 from memory3.cli.training import LORA, MEMORY, OPTIMISER, RUN, Folder, settings_of, start, takes
-from memory3.model.catalogue import DEFAULT_MODEL
+from memory3.models.catalogue import DEFAULT_MODEL
 
 __all__ = ["train"]
 

@@ -122,7 +122,7 @@ _KINDS: dict[str, Any] = {
     "budget": options.Budget,
     "selector": options.Selector,
     "reference_length": options.ReferenceLength,
-    "beginning": options.Beginning,
+    "memory_prefix": options.MemoryPrefix,
     "dtype": options.Dtype,
     "references_per_chunk": _option(int | None, "References read at once.", "N", options.SETTINGS, "--k"),
     "chunk_length": _option(int | None, "Tokens between two retrievals.", "N", options.SETTINGS, "--chunk"),
@@ -150,7 +150,7 @@ MEMORY = (
     "budget",
     "selector",
     "reference_length",
-    "beginning",
+    "memory_prefix",
     "dtype",
     "references_per_chunk",
     "chunk_length",
@@ -200,7 +200,7 @@ def settings_of(folder: Path, given: Mapping[str, Any], defaults: Settings) -> S
     changes |= {"dtype": given["train_dtype"]} if given.get("train_dtype") else {}
     base = Settings.read(given["config"]) if given.get("config") else defaults
     if given.get("model"):
-        from memory3.model.adapter import trained_config
+        from memory3.models.adapter import trained_config
 
         base = base.replace(memory=trained_config(changes["model"]) or base.memory)
     if given.get("bank"):

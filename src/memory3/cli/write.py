@@ -20,7 +20,7 @@ from memory3.policy import WritePolicy
 
 if TYPE_CHECKING:
     from memory3.bank import WriteReport
-    from memory3.values import Document
+    from memory3.types import Document
 
 __all__ = ["INTERRUPTED", "report_write", "write"]
 
@@ -104,7 +104,7 @@ def write(
     budget: options.Budget = None,
     selector: options.Selector = None,
     reference_length: options.ReferenceLength = None,
-    beginning: options.Beginning = None,
+    memory_prefix: options.MemoryPrefix = None,
     dtype: options.Dtype = None,
     codec: options.Codec = None,
     device: options.Device = None,
@@ -232,8 +232,8 @@ def report_write(bank: Path, model: str, report: WriteReport, skipped: Sequence[
 def _remembered(bank: Path, model: str | None, adapter: str | None, given: Mapping[str, Any]) -> tuple[str, MemoryConfig]:
     """Model and settings to write with: those of the bank where there is one, which must not be contradicted."""
     from memory3.bank import Bank
-    from memory3.model.adapter import trained_config
-    from memory3.model.catalogue import DEFAULT_ADAPTED
+    from memory3.models.adapter import trained_config
+    from memory3.models.catalogue import DEFAULT_ADAPTED
 
     try:
         manifest = Bank.describe(bank)

@@ -7,7 +7,7 @@ values, ``int8+int4``.
 from __future__ import annotations
 
 from memory3.codec.base import Codec
-from memory3.codec.books import CodeBook
+from memory3.codec.codebook import CodeBook
 from memory3.codec.coded import CodedCodec
 from memory3.codec.fit import fit
 from memory3.codec.raw import RawCodec

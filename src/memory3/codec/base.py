@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from memory3.values import Memory, MemoryShape
+from memory3.types import Memory, MemoryShape
 
 __all__ = ["Codec", "Record"]
 

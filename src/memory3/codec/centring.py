@@ -75,7 +75,7 @@ class Centring:
 
 
 def turned(x: torch.Tensor, positions: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """``x`` ``[n, d]`` rotated by ``positions``, dimension i paired with i + r/2 as in `memory3.maths.rotary`."""
+    """``x`` ``[n, d]`` rotated by ``positions``, dimension i paired with i + r/2 as in `memory3.attention.rotary`."""
     half = angles.shape[0]
     if not half or not len(x):
         return x

@@ -8,16 +8,16 @@ from copy import copy
 import torch
 
 from memory3.codec.base import Codec, Record
-from memory3.codec.books import CodeBook
-from memory3.codec.foretelling import Foretelling, foretelling_shapes
+from memory3.codec.codebook import CodeBook
 from memory3.codec.layout import Layout
+from memory3.codec.prediction import Foretelling, foretelling_shapes
 from memory3.codec.product import ProductCoder
 from memory3.codec.scalar import BITS, ScalarCoder
 from memory3.codec.transform import TransformCoder
 from memory3.codec.vectors import VectorCoder
 from memory3.config import codec_sides, foretells
 from memory3.errors import BankCorrupt, ConfigError
-from memory3.values import Memory
+from memory3.types import Memory
 
 __all__ = ["CodedCodec", "coder"]
 

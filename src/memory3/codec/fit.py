@@ -8,13 +8,13 @@ from importlib.metadata import version
 import numpy as np
 import torch
 
-from memory3.codec.books import CodeBook
+from memory3.codec.codebook import CodeBook
 from memory3.codec.coded import coder
-from memory3.codec.foretelling import Foretelling, Moments, spread
+from memory3.codec.prediction import Foretelling, Moments, spread
 from memory3.codec.vectors import Sample
 from memory3.config import codec_sides, foretells
 from memory3.errors import InputError
-from memory3.values import Memory, MemoryShape
+from memory3.types import Memory, MemoryShape
 
 __all__ = ["fit", "needed_vectors", "wanted_vectors"]
 

@@ -23,7 +23,7 @@ import torch
 from memory3.codec.base import Record
 from memory3.codec.raw import checked_pairs
 from memory3.errors import BankCorrupt, InputError
-from memory3.values import Memory, MemoryShape
+from memory3.types import Memory, MemoryShape
 
 __all__ = ["Coded", "Layout"]
 

@@ -20,7 +20,7 @@ import torch
 
 from memory3.codec.base import Codec, Record
 from memory3.errors import BankCorrupt, InputError
-from memory3.values import Memory, MemoryShape
+from memory3.types import Memory, MemoryShape
 
 __all__ = ["RawCodec", "checked_pairs", "decode_record", "encode_record", "record_size"]
 

@@ -13,9 +13,9 @@ from memory3.bank import Bank
 from memory3.evaluation.generation import generate_rows
 from memory3.evaluation.likelihood import Likelihood, likelihoods
 from memory3.evaluation.modes import Mode
-from memory3.evaluation.prompts import Row, prompt_row
+from memory3.evaluation.prompts import PromptRow, prompt_row
 from memory3.evaluation.task import Item, Metric, Task
-from memory3.generate import Memory3
+from memory3.llm import Memory3
 
 __all__ = ["BenchmarkTask", "encode_pair"]
 
@@ -150,7 +150,7 @@ class BenchmarkTask(Task):
         self, m3: Memory3, bank: Bank | None, mode: Mode, asked: Sequence[Sequence[Any]], references: Sequence[Sequence[str]]
     ) -> list[list[Any]]:
         """Choices behind the same context share a row."""
-        rows: list[Row] = []
+        rows: list[PromptRow] = []
         continuations: list[list[list[int]]] = []
         places: list[list[tuple[int, int]]] = []
         for requests, names in zip(asked, references, strict=True):

@@ -14,8 +14,8 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from memory3.bank import Bank
 from memory3.evaluation.likelihood import Likelihood, likelihoods
-from memory3.evaluation.prompts import Row
-from memory3.generate import Memory3
+from memory3.evaluation.prompts import PromptRow
+from memory3.llm import Memory3
 
 __all__ = ["Generated", "generate_rows"]
 
@@ -54,7 +54,7 @@ class _Stop(StoppingCriteria):
 def generate_rows(
     m3: Memory3,
     bank: Bank | None,
-    rows: Sequence[Row],
+    rows: Sequence[PromptRow],
     *,
     max_new_tokens: int,
     stop: Sequence[str] = (),
@@ -85,7 +85,7 @@ def generate_rows(
 def _generate(
     m3: Memory3,
     bank: Bank | None,
-    rows: Sequence[Row],
+    rows: Sequence[PromptRow],
     wanted: Sequence[Sequence[int]] | None,
     max_new_tokens: int,
     stop: Sequence[str],

@@ -2,7 +2,7 @@
 
     lm_eval --model memory3 --model_args bank=bank,mode=memory --tasks arc_easy
 
-It is the harness's own ``hf`` class with references in front. Mode none is that class untouched. Mode memory looks up memories by the clock (`memory3.recall`): every
+It is the harness's own ``hf`` class with references in front. Mode none is that class untouched. Mode memory looks up memories by the clock (`memory3.recall.generate`): every
 64 tokens of the context by their own text, then what a model would that writes the continuation, so that nothing is looked up by an answer that is to be
 scored. Mode text puts into the prompt what the last 64 tokens of the context find.
 """
@@ -27,12 +27,12 @@ from tqdm import tqdm
 from memory3.bank import Bank, Hit
 from memory3.config import MemoryConfig
 from memory3.evaluation.guard import Guard
-from memory3.generate import MODES, Memory3
-from memory3.model.adapter import adapter_of, merge_adapter
-from memory3.model.catalogue import DEFAULT_ADAPTED, resolve_model
-from memory3.model.load import check_device, load_tokenizer
-from memory3.recall import within
-from memory3.values import Memory, Reference
+from memory3.llm import MODES, Memory3
+from memory3.models.adapter import adapter_of, merge_adapter
+from memory3.models.catalogue import DEFAULT_ADAPTED, resolve_model
+from memory3.models.load import check_device, load_tokenizer
+from memory3.recall.generate import within
+from memory3.types import Memory, Reference
 
 __all__ = ["GuardedBank", "Memory3LM"]
 
@@ -141,9 +141,9 @@ class Memory3LM(HFLM):
         most = int(super().max_length)
         if not hasattr(self, "m3") or self.mode == "none":
             return most
-        taken = len(self.m3.frame.beginning) + self.m3.config.reference_length
+        taken = len(self.m3.frame.prefix) + self.m3.config.reference_length
         if self.mode == "text":
-            taken = len(self.m3.frame.beginning) + self.k * (self.m3.config.reference_length + len(self.m3.frame.separator))
+            taken = len(self.m3.frame.prefix) + self.k * (self.m3.config.reference_length + len(self.m3.frame.separator))
         if taken >= most:
             raise ConfigError(f"{self.k} references take all {most} positions of {self.m3.name}: lower k")
         return most - taken

@@ -13,8 +13,8 @@ from typing import Any
 from memory3.bank import Bank
 from memory3.errors import ConfigError
 from memory3.evaluation.task import read_records
-from memory3.generate import Memory3
-from memory3.values import Document
+from memory3.llm import Memory3
+from memory3.types import Document
 
 __all__ = ["KNOWLEDGE", "knowledge_bank"]
 

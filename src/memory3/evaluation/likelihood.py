@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
+from memory3.attention.attach import attached
+from memory3.attention.attend import masked
+from memory3.attention.reading import Reading
 from memory3.bank import Bank
-from memory3.evaluation.prompts import Row
-from memory3.generate import Memory3
-from memory3.maths.attend import masked
-from memory3.model.attach import attached
-from memory3.reading import Reading
+from memory3.evaluation.prompts import PromptRow
+from memory3.llm import Memory3
 
 __all__ = ["Likelihood", "likelihoods"]
 
@@ -42,7 +42,7 @@ class Likelihood:
 
 @torch.inference_mode()
 def likelihoods(
-    m3: Memory3, bank: Bank | None, rows: Sequence[Row], continuations: Sequence[Sequence[Sequence[int]]]
+    m3: Memory3, bank: Bank | None, rows: Sequence[PromptRow], continuations: Sequence[Sequence[Sequence[int]]]
 ) -> list[list[Likelihood]]:
     """For every row, the likelihood of each of its continuations (token ids, at least one). One forward pass.
 
@@ -59,7 +59,7 @@ def likelihoods(
 
 
 def _score(
-    m3: Memory3, bank: Bank | None, rows: Sequence[Row], continuations: Sequence[Sequence[Sequence[int]]]
+    m3: Memory3, bank: Bank | None, rows: Sequence[PromptRow], continuations: Sequence[Sequence[Sequence[int]]]
 ) -> list[list[Likelihood]]:
     device, dtype = m3.model.device, m3.model.dtype
     end = max(len(row.tokens) for row in rows)  # prompts end at one column
@@ -113,14 +113,16 @@ def _score(
     return results
 
 
-def _reading(m3: Memory3, bank: Bank, rows: Sequence[Row], positions: torch.Tensor, end: int) -> tuple[Reading, torch.Tensor]:
+def _reading(
+    m3: Memory3, bank: Bank, rows: Sequence[PromptRow], positions: torch.Tensor, end: int
+) -> tuple[Reading, torch.Tensor]:
     """Reader of these prompts and of all that follows them, and positions with room for the memories."""
     places = [m3.frame.place(row.tokens) for row in rows]
     names = list(dict.fromkeys(name for row in rows for name in row.references))
     batch = m3.encoder.lay_out(
         [row.references for row in rows],
         dict(zip(names, bank.memories(names), strict=True)),
-        [place.split - (len(m3.frame.beginning) - place.missing) for place in places],
+        [place.split - (len(m3.frame.prefix) - place.missing) for place in places],
         [place.missing for place in places],
     )
     width = positions.shape[1]

@@ -11,9 +11,9 @@ from memory3.bank import Bank
 from memory3.evaluation.guard import Guard
 from memory3.evaluation.modes import Mode
 from memory3.evaluation.task import Item, Task
-from memory3.generate import Memory3
+from memory3.llm import Memory3
 
-__all__ = ["Found", "Lookup"]
+__all__ = ["FoundReferences", "Lookup"]
 
 #: Further hits looked up, for modes that leave some out.
 _SPARE = 20
@@ -23,7 +23,7 @@ POOL = 200
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundReferences:
     """What one item reads.
 
     Attributes:
@@ -55,10 +55,10 @@ class Lookup:
         random.Random(seed).shuffle(partners)  # as the runner draws its items, so that these are among those of a limited run
         self._partners = partners[:POOL]
 
-    def find(self, items: Sequence[Item], mode: Mode, guard: Guard) -> list[Found]:
+    def find(self, items: Sequence[Item], mode: Mode, guard: Guard) -> list[FoundReferences]:
         """What each item reads in this mode, without what the guard drops."""
         if not mode.source:
-            return [Found([]) for _ in items]
+            return [FoundReferences([]) for _ in items]
         others = [self._partner(item) for item in items] if mode.source == "other" else []
         if mode.source in ("retrieved", "absent", "other"):
             self.search([*items, *others])
@@ -77,7 +77,9 @@ class Lookup:
             if mode.source not in ("gold", "random"):
                 names = [(name, score) for name, score in names if score >= names[0][1] - mode.gap]
             kept = [(name, score) for name, score in names if not self._gives_away(guard, item, name)]
-            found.append(Found([name for name, _ in kept], len(names) - len(kept), tuple(score for _, score in kept)))
+            found.append(
+                FoundReferences([name for name, _ in kept], len(names) - len(kept), tuple(score for _, score in kept))
+            )
         return found
 
     def search(self, items: Sequence[Item]) -> None:

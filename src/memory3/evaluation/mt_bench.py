@@ -13,9 +13,9 @@ from memory3.errors import InputError
 from memory3.evaluation.generation import generate_rows
 from memory3.evaluation.judge import Judge
 from memory3.evaluation.modes import Mode
-from memory3.evaluation.prompts import Row
+from memory3.evaluation.prompts import PromptRow
 from memory3.evaluation.task import Item, Metric, Task, read_records
-from memory3.generate import Memory3
+from memory3.llm import Memory3
 
 __all__ = ["MtBenchTask"]
 
@@ -72,13 +72,13 @@ class MtBenchTask(Task):
 
     def _row(
         self, m3: Memory3, bank: Bank | None, mode: Mode, messages: Sequence[dict[str, str]], references: Sequence[str]
-    ) -> Row:
+    ) -> PromptRow:
         tokens = m3._chat(messages)
         if mode.read == "memory" and references:
-            return Row(tokens, list(references))
+            return PromptRow(tokens, list(references))
         if mode.read == "text" and references and bank is not None:
-            return Row(m3.frame.insert_text(tokens, [list(r.token_ids) for r in bank.references(list(references))]))
-        return Row(tokens)
+            return PromptRow(m3.frame.insert_text(tokens, [list(r.token_ids) for r in bank.references(list(references))]))
+        return PromptRow(tokens)
 
 
 def _reference(item: Item, turn: int) -> str:

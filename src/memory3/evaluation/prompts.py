@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 
 from memory3.bank import Bank
 from memory3.errors import ConfigError
-from memory3.generate import Memory3
+from memory3.llm import Memory3
 
-__all__ = ["STYLES", "Row", "prompt_row", "room"]
+__all__ = ["STYLES", "PromptRow", "prompt_row", "room"]
 
 STYLES = ("chat", "plain")
 
 
 @dataclass(frozen=True)
-class Row:
+class PromptRow:
     """A prompt.
 
     Attributes:
@@ -33,13 +33,13 @@ class Row:
 
 def room(m3: Memory3, reading: bool) -> int:
     """Positions left for a prompt and what follows it, when memories stand in front or do not."""
-    taken = len(m3.frame.beginning) + m3.config.reference_length if reading else 0
-    return m3._model_shape.max_positions - taken
+    taken = len(m3.frame.prefix) + m3.config.reference_length if reading else 0
+    return m3.geometry.max_positions - taken
 
 
 def prompt_row(
     m3: Memory3, bank: Bank | None, read: str, context: Sequence[int], references: Sequence[str], style: str, *, after: int = 0
-) -> Row:
+) -> PromptRow:
     """The prompt of one context.
 
     Args:
@@ -60,15 +60,15 @@ def prompt_row(
             raise ConfigError("mode text needs a bank")
         passages = [list(reference.token_ids) for reference in bank.references(list(references))]
     around = len(frame.closed_book([0])) + len(frame.separator) if style == "chat" else 1
-    around += sum(len(p) + len(frame.separator) for p in passages) + (len(frame.beginning) if passages else 0)
+    around += sum(len(p) + len(frame.separator) for p in passages) + (len(frame.prefix) if passages else 0)
     left = room(m3, read == "memory") - after - around
     if left < 1:
         raise ConfigError(
-            f"{len(references)} references leave no room for a question in the {m3._model_shape.max_positions} positions of {m3.name}"
+            f"{len(references)} references leave no room for a question in the {m3.geometry.max_positions} positions of {m3.name}"
         )
     ids = ids[-left:]
     if read == "text":
-        return Row(frame.with_text(passages, ids) if style == "chat" else frame.insert_text(ids, passages))
+        return PromptRow(frame.with_text(passages, ids) if style == "chat" else frame.insert_text(ids, passages))
     if read == "memory":
-        return Row(frame.after(ids) if style == "chat" else ids, list(references))
-    return Row(frame.closed_book(ids) if style == "chat" else ids)
+        return PromptRow(frame.after(ids) if style == "chat" else ids, list(references))
+    return PromptRow(frame.closed_book(ids) if style == "chat" else ids)

@@ -20,7 +20,7 @@ from memory3.evaluation.metrics import auroc, contains, exact_match, f1
 from memory3.evaluation.modes import Mode
 from memory3.evaluation.prompts import prompt_row
 from memory3.evaluation.task import Item, Metric, Task, read_records
-from memory3.generate import Memory3
+from memory3.llm import Memory3
 
 __all__ = ["AbstainTask", "QaTask"]
 

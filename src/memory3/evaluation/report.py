@@ -11,7 +11,7 @@ from typing import Any
 
 from memory3.errors import InputError
 from memory3.evaluation.plots import plots
-from memory3.evaluation.tables import Section, Table, sections
+from memory3.evaluation.tables import ResultTable, Section, sections
 from memory3.files import read_bounded, write_atomically
 
 __all__ = ["read_results", "write_report", "write_summary"]
@@ -106,7 +106,7 @@ def _markdown_section(section: Section, level: int) -> list[str]:
     return lines
 
 
-def _markdown_table(table: Table) -> list[str]:
+def _markdown_table(table: ResultTable) -> list[str]:
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(_plain(str(cell)).replace("|", "\\|") for cell in cells) + " |"
 

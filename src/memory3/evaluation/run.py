@@ -13,10 +13,10 @@ from memory3.evaluation.folder import ResultsFolder
 from memory3.evaluation.knowledge import knowledge_bank
 from memory3.evaluation.machine import machine
 from memory3.evaluation.report import write_report
-from memory3.evaluation.runner import Plan, Progress, now, run_task
+from memory3.evaluation.runner import EvaluationPlan, Progress, now, run_task
 from memory3.evaluation.task import Task
 from memory3.files import write_atomically
-from memory3.generate import Memory3
+from memory3.llm import Memory3
 
 __all__ = ["run_suite", "write_results"]
 
@@ -25,7 +25,7 @@ def run_suite(
     suite: str,
     tasks: Sequence[Task],
     m3: Memory3,
-    plan: Plan,
+    plan: EvaluationPlan,
     out: Path,
     *,
     data: Path,

@@ -17,13 +17,13 @@ from memory3.config import MemoryConfig
 from memory3.evaluation.batching import Batcher
 from memory3.evaluation.folder import ResultsFolder, settings_key
 from memory3.evaluation.guard import Guard
-from memory3.evaluation.lookup import Found, Lookup
+from memory3.evaluation.lookup import FoundReferences, Lookup
 from memory3.evaluation.modes import Mode
 from memory3.evaluation.summary import differences, figures, flags
 from memory3.evaluation.task import Item, Task
-from memory3.generate import Memory3
+from memory3.llm import Memory3
 
-__all__ = ["GUARDS", "Plan", "Progress", "run_task"]
+__all__ = ["GUARDS", "EvaluationPlan", "Progress", "run_task"]
 
 #: (what is being done, items done, items in all, seconds left or None)
 Progress = Callable[[str, int, int], None]
@@ -36,7 +36,7 @@ GUARDS = (None, 0.8, 2 / 3)
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     """How a task is run.
 
     Attributes:
@@ -63,7 +63,7 @@ class Plan:
 
 
 def run_task(
-    task: Task, m3: Memory3, bank: Bank | None, plan: Plan, folder: ResultsFolder, progress: Progress | None = None
+    task: Task, m3: Memory3, bank: Bank | None, plan: EvaluationPlan, folder: ResultsFolder, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Answer the task's items in every mode, and sum up. JSON values.
 
@@ -146,7 +146,7 @@ def _settings(task: Task, m3: Memory3, bank: Bank | None, mode: Mode) -> dict[st
 
 def _fingerprint_without_memories(m3: Memory3) -> str:
     """Of weights, tokenizer and prompts: what is answered from text or from nothing does not depend on how memories are written."""
-    plain = MemoryConfig(reference_length=m3.config.reference_length, beginning=m3.config.beginning)
+    plain = MemoryConfig(reference_length=m3.config.reference_length, prefix=m3.config.prefix)
     return m3.fingerprint if plain == m3.config else Memory3(m3.model, m3.tokenizer, plain, name=m3.name).fingerprint
 
 
@@ -164,7 +164,7 @@ def _measure(
     progress: Progress | None,
 ) -> list[dict[str, Any]]:
     """Rows of all items, in order. An item that has read the same references in the same way before, in whatever mode, is not asked again."""
-    found = [Found([]) for _ in items] if lookup is None else lookup.find(items, mode, guard)
+    found = [FoundReferences([]) for _ in items] if lookup is None else lookup.find(items, mode, guard)
     names = [_row_name(item, each) for item, each in zip(items, found, strict=True)]
     known = folder.rows(key)
     todo = [n for n, name in enumerate(names) if name not in known]
@@ -194,7 +194,7 @@ def _measure(
     return rows
 
 
-def _row_name(item: Item, found: Found) -> str:
+def _row_name(item: Item, found: FoundReferences) -> str:
     """An item and what it reads."""
     return f"{item.id} {settings_key({'references': found.references})[:8]}" if found.references else item.id
 

@@ -9,13 +9,13 @@ from typing import Any
 from memory3.evaluation.causes import CAUSES
 from memory3.evaluation.paper import PAPER
 
-__all__ = ["Section", "Table", "figure", "sections"]
+__all__ = ["ResultTable", "Section", "figure", "sections"]
 
 _DASH = "–"
 
 
 @dataclass(frozen=True)
-class Table:
+class ResultTable:
     """Cells of text; the first column names the row."""
 
     columns: Sequence[str]
@@ -29,7 +29,7 @@ class Section:
 
     title: str
     paragraphs: Sequence[str] = ()
-    tables: Sequence[Table] = ()
+    tables: Sequence[ResultTable] = ()
     parts: Sequence[Section] = field(default_factory=tuple)
 
 
@@ -57,7 +57,7 @@ def sections(results: Mapping[str, Any]) -> list[Section]:
                 [
                     "Of the paper's 2.4B model, which was trained with memories. Not comparable with the figures above; here for scale."
                 ],
-                [Table(paper["columns"], rows, paper["caption"])],
+                [ResultTable(paper["columns"], rows, paper["caption"])],
             )
         )
     return parts
@@ -90,12 +90,12 @@ def _task(name: str, task: Mapping[str, Any]) -> Section:
         read = f"{found['references']:.1f}" if "references" in found else _DASH
         each = found["seconds"] / found["count"] if found["count"] else 0.0
         rows.append([mode, *cells, read, str(found.get("dropped", _DASH)), f"{each:.2f}"])
-    tables = [Table(columns, rows)]
+    tables = [ResultTable(columns, rows)]
     if task["differences"]:
         tables.append(_differences(task))
     if "auroc" in task:
         tables.append(
-            Table(
+            ResultTable(
                 ["score", "AUROC"],
                 [[s["label"], figure(s["auroc"], s["interval"], False)] for s in task["auroc"].values()],
                 f"Does the score tell questions whose answer is in the bank from those whose answer is not? {task['count']:,} questions asked both ways; 0.5 is chance.",
@@ -110,7 +110,7 @@ def _task(name: str, task: Mapping[str, Any]) -> Section:
     return Section(name, paragraphs, tables, parts)
 
 
-def _differences(task: Mapping[str, Any]) -> Table:
+def _differences(task: Mapping[str, Any]) -> ResultTable:
     metrics = task["metrics"]
     pairs = list(dict.fromkeys((d["mode"], d["against"]) for d in task["differences"]))
     rows = []
@@ -129,12 +129,12 @@ def _differences(task: Mapping[str, Any]) -> Table:
             cells.append(figure(d["value"], d["interval"], metric["percent"], signed=True) + mark)
         rows.append([f"{mode} minus {against}", *cells])
     columns = ["paired", *(m["label"] for m in metrics.values())]
-    return Table(
+    return ResultTable(
         columns, rows, 'Paired differences over the same items. "better" and "worse" only where the interval leaves out zero.'
     )
 
 
-def _causes(entry: Mapping[str, Any]) -> Table:
+def _causes(entry: Mapping[str, Any]) -> ResultTable:
     shown = {
         "memory_wrong": f"{entry['memory']} wrong",
         "text_wrong": f"{entry['text']} wrong",
@@ -146,10 +146,10 @@ def _causes(entry: Mapping[str, Any]) -> Table:
         for cause, title in {"all": "all", **CAUSES}.items()
     ]
     caption = f"Why answers are wrong (contain no answer), of {entry['count']:,} questions; in the last two columns, the cause at the side that is wrong."
-    return Table(["cause", *shown.values()], rows, caption)
+    return ResultTable(["cause", *shown.values()], rows, caption)
 
 
-def _overlap(task: Mapping[str, Any]) -> Table:
+def _overlap(task: Mapping[str, Any]) -> ResultTable:
     rows = []
     for entry in task["overlap"]:
         if entry["threshold"] is None and entry["of"] != "reference":
@@ -157,12 +157,12 @@ def _overlap(task: Mapping[str, Any]) -> Table:
         name = "none" if entry["threshold"] is None else f"{entry['threshold']:.0%} of the {entry['of']}"
         share = entry["references"] / max(entry["looked_at"], 1)
         rows.append([name, f"{entry['references']:,} of {entry['looked_at']:,} ({share:.1%})", f"{entry['items']:,}"])
-    return Table(
+    return ResultTable(
         ["threshold", "references dropped", "items touched"], rows, f"Contamination guard. In force here: {task['guard']}."
     )
 
 
-def _guards(task: Mapping[str, Any]) -> Table:
+def _guards(task: Mapping[str, Any]) -> ResultTable:
     metrics = task["metrics"]
     rows = [
         [
@@ -175,7 +175,7 @@ def _guards(task: Mapping[str, Any]) -> Table:
         for mode, found in line["modes"].items()
     ]
     columns = ["threshold", "mode", *(metrics[m]["label"] for m in next(iter(task["modes"].values()))["metrics"]), "dropped"]
-    return Table(columns, rows, "The same questions under each threshold of the guard.")
+    return ResultTable(columns, rows, "The same questions under each threshold of the guard.")
 
 
 def _flag(flag: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
@@ -192,4 +192,4 @@ def _flag(flag: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
 
 
 def _speed(speed: Mapping[str, Any]) -> Section:
-    return Section("Speed", speed["notes"], [Table(t["columns"], t["rows"], t["caption"]) for t in speed["tables"]])
+    return Section("Speed", speed["notes"], [ResultTable(t["columns"], t["rows"], t["caption"]) for t in speed["tables"]])

@@ -16,7 +16,7 @@ import xxhash
 from memory3.bank import Bank
 from memory3.errors import InputError
 from memory3.evaluation.modes import Mode
-from memory3.generate import Memory3
+from memory3.llm import Memory3
 
 __all__ = ["Item", "Metric", "Task", "read_records"]
 

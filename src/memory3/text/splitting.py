@@ -18,7 +18,7 @@ import regex
 
 from memory3.errors import ConfigError, InputError, ModelError
 from memory3.text.tables import Table, tables
-from memory3.values import Document, Reference
+from memory3.types import Document, Reference
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,7 +9,7 @@ import torch
 
 from memory3.errors import InputError
 from memory3.training.groups import Group
-from memory3.values import Reference
+from memory3.types import Reference
 
 __all__ = ["GroupBatch", "MemoryCollator"]
 
@@ -27,7 +27,7 @@ class GroupBatch:
         answers: how many of each row's last tokens read what they would while being decoded.
         references: every reference of the pass, once.
         reads: ids of the references that each row reads.
-        before: float64 ``[B]``: `Row.before`.
+        before: float64 ``[B]``: `TrainingRow.before`.
         chunk_reads: ids of the references that each chunk of each row reads; empty where a row's chunks read alike.
     """
 

@@ -1,4 +1,4 @@
-"""Groups: what one pass reads together; made by `memory3.training.drawing`, kept in a run's folder.
+"""Groups: what one pass reads together; made by `memory3.training.sampling`, kept in a run's folder.
 
 A group is up to k references and the rows that read them, of one of these kinds:
 
@@ -23,17 +23,17 @@ from pathlib import Path
 
 from memory3.files import write_atomically
 
-__all__ = ["Group", "Row", "read_groups", "without_memories", "write_groups"]
+__all__ = ["Group", "TrainingRow", "read_groups", "without_memories", "write_groups"]
 
 
 @dataclass(frozen=True)
-class Row:
+class TrainingRow:
     """A sequence of one group.
 
     Attributes:
         tokens: ids, what stands behind the memories included and the memories not.
         scored: how many of the last tokens count for the loss.
-        answer: how many of them read what they would while being decoded (`memory3.chunks`).
+        answer: how many of them read what they would while being decoded (`memory3.recall.chunks`).
         chunks: ids of the references that each chunk reads; empty: all chunks read all of the group's.
         before: of a preference, log-likelihood of the scored tokens, in nats, under the model before training.
     """
@@ -57,7 +57,7 @@ class Group:
 
     kind: str
     references: tuple[tuple[str, tuple[int, ...]], ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TrainingRow, ...]
 
     def to_json(self) -> str:
         """One line."""
@@ -72,14 +72,15 @@ class Group:
             kind,
             tuple((name, tuple(tokens)) for name, tokens in references),
             tuple(
-                Row(tuple(tokens), n, answer, tuple(map(tuple, chunks)), before) for tokens, n, answer, chunks, before in rows
+                TrainingRow(tuple(tokens), n, answer, tuple(map(tuple, chunks)), before)
+                for tokens, n, answer, chunks, before in rows
             ),
         )
 
 
 def without_memories(group: Group) -> Group:
     """The same sequences, to be read alone: ordinary pretraining."""
-    return Group("packed", (), tuple(Row(row.tokens, row.scored) for row in group.rows))
+    return Group("packed", (), tuple(TrainingRow(row.tokens, row.scored) for row in group.rows))
 
 
 def read_groups(path: Path) -> list[Group]:

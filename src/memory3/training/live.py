@@ -12,17 +12,17 @@ from typing import Any
 
 import torch
 
+from memory3.encode.encoder import Encoder
 from memory3.errors import InputError
-from memory3.generate import Memory3
-from memory3.model.encode import Encoder
+from memory3.llm import Memory3
 from memory3.training.collate import GroupBatch
-from memory3.values import Memory, Reference
+from memory3.types import Memory, Reference
 
 __all__ = ["LiveMemories", "distilled_loss", "group_loss", "token_log_likelihoods"]
 
 
 class LiveMemories:
-    """A `memory3.recall.MemorySource` of one step: every reference is encoded once, when the first is asked for."""
+    """A `memory3.recall.generate.MemorySource` of one step: every reference is encoded once, when the first is asked for."""
 
     #: Made of the weights as they are, which training changes.
     live = True
@@ -70,7 +70,7 @@ def group_loss(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | 
 def token_log_likelihoods(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Log-likelihood, in nats, of each scored token, ``[B, S]``; 0 for tokens that do not count. float32 unless the model is float64.
 
-    Where activations are recomputed, the backward pass calls the model's attention again: then both belong inside `memory3.model.attach.attached`.
+    Where activations are recomputed, the backward pass calls the model's attention again: then both belong inside `memory3.attention.attach.attached`.
 
     Args:
         m3: whose weights ``model`` holds.

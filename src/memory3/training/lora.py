@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from memory3.errors import ConfigError, MissingDependency, ModelError
-from memory3.model.adapter import adapter_folder, adapter_of, read_adapter
+from memory3.models.adapter import adapter_folder, adapter_of, read_adapter
 from memory3.training.settings import Settings
 
 __all__ = ["export_adapter", "with_lora"]
@@ -71,7 +71,7 @@ def _without_casts(adapted: Any) -> Any:
 
 
 def export_adapter(model: Any, folder: Path, strength: float = 1.0) -> None:
-    """The adapter, times ``strength``, as `memory3.model.adapter` reads it: peft's two files."""
+    """The adapter, times ``strength``, as `memory3.models.adapter` reads it: peft's two files."""
     state = {name: tensor * strength if ".lora_B" in name else tensor for name, tensor in model.state_dict().items()}
     model.save_pretrained(str(folder), state_dict=state)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card

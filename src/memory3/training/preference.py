@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import xxhash
 
-from memory3.generate import Memory3
+from memory3.llm import Memory3
 from memory3.training.collate import MemoryCollator
 from memory3.training.groups import Group
 from memory3.training.live import token_log_likelihoods
@@ -45,7 +45,7 @@ def with_likelihoods(
     dtype: torch.dtype | None = None,
     told: Callable[[int], None] = lambda done: None,
 ) -> list[Group]:
-    """The groups, with the model's log-likelihood `Row.before` of every answer of a preference.
+    """The groups, with the model's log-likelihood `TrainingRow.before` of every answer of a preference.
 
     Args:
         m3: the model before training.

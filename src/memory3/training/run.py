@@ -21,21 +21,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock, Timeout
 
+from memory3.encode.selector_weights import SelectorWeights, adapter_mark, keep_weights
+from memory3.encode.selectors import is_fitted
 from memory3.errors import ConfigError, InputError, MissingDependency, TrainingError
 from memory3.files import write_atomically
-from memory3.generate import Memory3
-from memory3.maths.selectors import is_fitted
-from memory3.model.adapter import adapter_of, write_about
-from memory3.model.scratch import from_scratch
-from memory3.model.selecting import SelectorWeights, adapter_mark, keep_weights
-from memory3.training.blanks import blanks
+from memory3.llm import Memory3
+from memory3.models.adapter import adapter_of, write_about
+from memory3.models.scratch import from_scratch
 from memory3.training.checkpoints import last_checkpoint
-from memory3.training.drawing import GroupMaker, documents_of
+from memory3.training.cloze import blanks
 from memory3.training.groups import Group, read_groups, write_groups
 from memory3.training.logs import RunLog, curves_of, cut_log, draw_losses, read_log
 from memory3.training.lora import export_adapter, with_lora
 from memory3.training.preference import with_likelihoods
 from memory3.training.records import read_records
+from memory3.training.sampling import GroupMaker, documents_of
 from memory3.training.settings import Settings
 from memory3.training.stopping import StopOnSignal
 from memory3.training.trainer import GroupTrainer, arguments
@@ -83,7 +83,7 @@ def train(
         settings: of a new run; a run that is resumed has its own (`Settings.read`).
         run: its folder.
         resume: go on from the last checkpoint, bit for bit where the device computes so (the CPU does). Without a checkpoint: from the start.
-        device: as `memory3.model.load.load_model` takes it.
+        device: as `memory3.models.load.load_model` takes it.
         progress: told how far it is.
 
     Raises:

@@ -83,7 +83,7 @@ class Settings:
 
     Attributes:
         model: catalogue name, hub id or folder.
-        shape: of a model from scratch (`memory3.model.shape`), which uses the tokenizer of ``model``; "": the model itself.
+        shape: of a model from scratch (`memory3.models.sizes`), which uses the tokenizer of ``model``; "": the model itself.
         data: files of records.
         bank: folder of a bank to retrieve references from, its own model's; "": the passages and texts of the data.
         records: records taken of each file at most, drawn at random, all questions on a passage together; 0: all.
@@ -93,7 +93,7 @@ class Settings:
         epochs: rounds over the prompts or preferences, in place of ``steps``; 0: as many steps as ``steps`` says.
         passes: forward and backward passes per step and process (gradient accumulation).
         groups: groups per pass.
-        blanks: questions made of each text, by leaving out a name, number or date (`memory3.training.blanks`); 0: none.
+        blanks: questions made of each text, by leaving out a name, number or date (`memory3.training.cloze`); 0: none.
         questions: questions of a group at most.
         texts: texts of a group at most.
         text_length: tokens of a text at most.

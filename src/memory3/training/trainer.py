@@ -12,9 +12,9 @@ import torch
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import TrainingArguments
 
+from memory3.attention.attach import attached
 from memory3.errors import MissingDependency
-from memory3.generate import Memory3
-from memory3.model.attach import attached
+from memory3.llm import Memory3
 from memory3.training.checkpoints import Checkpointing
 from memory3.training.collate import GroupBatch, MemoryCollator
 from memory3.training.groups import Group

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from memory3.errors import ConfigError, InputError
-from memory3.model.load import load_tokenizer
+from memory3.models.load import load_tokenizer
 from memory3.training.records import read_records
 
 __all__ = ["SMALLEST", "train_vocabulary"]
@@ -30,7 +30,7 @@ def train_vocabulary(
         of: catalogue name, hub id or folder of a model.
         data: files of records, as training takes them.
         size: tokens at most, special ones included.
-        out: folder it is saved in; what `memory3.model.scratch.from_scratch` then takes for ``tokenizer``.
+        out: folder it is saved in; what `memory3.models.scratch.from_scratch` then takes for ``tokenizer``.
         progress: told how many texts are read, of how many.
 
     Returns:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from memory3.text.readers.delimited import BadRecord, Dialect, Record, best_delimiter, records
 from memory3.text.readers.records import ID_FIELDS, TEXT_FIELDS, from_record
-from memory3.text.readers.source import Found, SourceFile
+from memory3.text.readers.source import FoundFile, SourceFile
 
 __all__ = ["SUFFIXES", "read"]
 
@@ -31,7 +31,7 @@ _SEP = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 _DAMAGED = re.compile("[\udc80-\udcff]")
 
 
-def read(file: SourceFile) -> Iterator[Found]:
+def read(file: SourceFile) -> Iterator[FoundFile]:
     """A text per row below the header line."""
     sample = _sample(file)
     if not sample.strip():

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from memory3.text.readers.encoding import with_plain_newlines
 from memory3.text.readers.grid import Cell, rows_of
 from memory3.text.readers.markup import End, Start, Text, attributes_of, events
-from memory3.text.readers.source import Found, SourceFile
+from memory3.text.readers.source import FoundFile, SourceFile
 
 __all__ = ["SUFFIXES", "read"]
 
@@ -58,14 +58,14 @@ _RAISED = str.maketrans("0123456789+-−", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻
 _DEEPEST_DATA = 8
 
 
-def read(file: SourceFile) -> Iterator[Found]:
+def read(file: SourceFile) -> Iterator[FoundFile]:
     """One text per page. A table of data has a line per row, with tabs between its cells."""
     markup = file.decode(file.read())
     page = _Page()
     for event in events(with_plain_newlines(markup)):
         page.take(event)
     text, name = page.end()
-    yield Found(text, {"title": name} if name else {})
+    yield FoundFile(text, {"title": name} if name else {})
 
 
 class _Flow:

@@ -10,7 +10,7 @@ from typing import Any
 
 from memory3.text.readers.encoding import LooksBinary, decode, marked_encoding
 from memory3.text.readers.records import from_record
-from memory3.text.readers.source import Found, SourceFile, megabytes
+from memory3.text.readers.source import FoundFile, SourceFile, megabytes
 
 __all__ = ["LINE_SUFFIXES", "LIST_SUFFIXES", "read_lines", "read_list"]
 
@@ -18,7 +18,7 @@ LINE_SUFFIXES = (".jsonl", ".ndjson")
 LIST_SUFFIXES = (".json",)
 
 
-def read_lines(file: SourceFile) -> Iterator[Found]:
+def read_lines(file: SourceFile) -> Iterator[FoundFile]:
     """A text per line. Empty lines are passed over; the row is the number of the line."""
     limit = file.options.max_bytes
     with file.open() as stream:
@@ -36,7 +36,7 @@ def read_lines(file: SourceFile) -> Iterator[Found]:
                 yield from from_record(file, number, record, "line")
 
 
-def read_list(file: SourceFile) -> Iterator[Found]:
+def read_list(file: SourceFile) -> Iterator[FoundFile]:
     """A text per record of a list, or the text of a single object."""
     content = file.read()
     if not content.strip():

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from memory3.errors import ReadError
 from memory3.text.readers.records import TEXT_FIELDS, from_record
-from memory3.text.readers.source import Found, SourceFile
+from memory3.text.readers.source import FoundFile, SourceFile
 
 __all__ = ["SUFFIXES", "read"]
 
@@ -30,7 +30,7 @@ _Told = Callable[[pa.Array], Sequence[object]]
 _ZEROS = re.compile(r"(\.\d*?)0+(?=Z?$)")
 
 
-def read(file: SourceFile) -> Iterator[Found]:
+def read(file: SourceFile) -> Iterator[FoundFile]:
     """A text per row."""
     with file.open() as stream:
         if not stream.read(1):

@@ -11,7 +11,7 @@ from pypdf.errors import DependencyError
 
 from memory3.errors import ReadError
 from memory3.text.readers.hyphens import joined
-from memory3.text.readers.source import Found, SourceFile
+from memory3.text.readers.source import FoundFile, SourceFile
 
 __all__ = ["SUFFIXES", "read"]
 
@@ -24,7 +24,7 @@ _DEEPEST_FIELD = 16
 _REMEDY = "recognise the text first, for example with `ocrmypdf`"
 
 
-def read(file: SourceFile) -> Iterator[Found]:
+def read(file: SourceFile) -> Iterator[FoundFile]:
     """One text per file. Files with an empty password are opened with it. Pages without text are reported."""
     content = file.read()
     if not content:
@@ -47,7 +47,7 @@ def read(file: SourceFile) -> Iterator[Found]:
     if empty:
         has = "page {} of {} has" if len(empty) == 1 else "pages {} of {} have"
         file.report(f"{has.format(_ranges(empty), len(pages))} no text layer: {_REMEDY}")
-    yield Found(joined("\n\n".join(filter(None, pages))), {"title": title} if title else {})
+    yield FoundFile(joined("\n\n".join(filter(None, pages))), {"title": title} if title else {})
 
 
 def _put_on(page: PageObject) -> Iterator[str]:

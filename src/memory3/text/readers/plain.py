@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from memory3.text.readers.encoding import with_plain_newlines
-from memory3.text.readers.source import Found, SourceFile
+from memory3.text.readers.source import FoundFile, SourceFile
 
 __all__ = ["SUFFIXES", "read", "read_unknown"]
 
@@ -15,11 +15,11 @@ SUFFIXES = (
 )
 
 
-def read(file: SourceFile) -> Iterator[Found]:
+def read(file: SourceFile) -> Iterator[FoundFile]:
     """The text of a file known by its suffix, in whatever encoding."""
-    yield Found(with_plain_newlines(file.decode(file.read())))
+    yield FoundFile(with_plain_newlines(file.decode(file.read())))
 
 
-def read_unknown(file: SourceFile) -> Iterator[Found]:
+def read_unknown(file: SourceFile) -> Iterator[FoundFile]:
     """The text of a file of unknown kind: only UTF-8 or a byte order mark make it text, for a guess may take anything for text."""
-    yield Found(with_plain_newlines(file.decode(file.read(), guess=False)))
+    yield FoundFile(with_plain_newlines(file.decode(file.read(), guess=False)))

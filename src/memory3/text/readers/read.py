@@ -17,8 +17,8 @@ from memory3.text.readers import csv_table, html, json_records, parquet, pdf, pl
 from memory3.text.readers.characters import plain as plain_characters
 from memory3.text.readers.encoding import LooksBinary, clean, decode, text_codec, with_plain_newlines
 from memory3.text.readers.listing import FileSource, FolderSource, GlobSource, Source, locate
-from memory3.text.readers.source import Found, Reader, ReadOptions, SourceFile, megabytes
-from memory3.values import Document
+from memory3.text.readers.source import FoundFile, Reader, ReadOptions, SourceFile, megabytes
+from memory3.types import Document
 
 __all__ = ["READERS", "Documents", "read_documents"]
 
@@ -193,7 +193,7 @@ def _of_file(file: SourceFile) -> Iterator[Document]:
         file.report("holds no text")
 
 
-def _document(file: SourceFile, found: Found) -> Document | None:
+def _document(file: SourceFile, found: FoundFile) -> Document | None:
     text = plain_characters(clean(found.text))
     if not text.strip():
         file.report("is empty", found.row)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 from memory3.errors import setting
-from memory3.text.readers.source import Found, SourceFile, megabytes
+from memory3.text.readers.source import FoundFile, SourceFile, megabytes
 
 __all__ = ["ID_FIELDS", "TEXT_FIELDS", "from_record"]
 
@@ -22,7 +22,7 @@ _LONGEST_METADATA = 1000
 _MOST_LISTED = 30
 
 
-def from_record(file: SourceFile, row: int, record: object, place: str = "row") -> Iterator[Found]:
+def from_record(file: SourceFile, row: int, record: object, place: str = "row") -> Iterator[FoundFile]:
     """The text of a record, or nothing where it is empty. A bare string is a record of a text alone.
 
     Args:
@@ -52,7 +52,7 @@ def from_record(file: SourceFile, row: int, record: object, place: str = "row") 
             file.report_once(f"the field {_shown(name)} is left out of the metadata where it is {kind}", row)
         else:
             metadata[str(name)] = value
-    yield Found(text, metadata, row, id_)
+    yield FoundFile(text, metadata, row, id_)
 
 
 def _text_field(file: SourceFile, row: int, record: Mapping[str, object], place: str) -> str:

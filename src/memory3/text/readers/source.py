@@ -13,7 +13,7 @@ from memory3.errors import ReadError
 from memory3.sources import Unread
 from memory3.text.readers.encoding import LooksBinary, decode, encoding_of, guess_note, is_guess, transcoded
 
-__all__ = ["Found", "ReadOptions", "Reader", "Scalar", "SourceFile", "megabytes"]
+__all__ = ["FoundFile", "ReadOptions", "Reader", "Scalar", "SourceFile", "megabytes"]
 
 Scalar = str | int | float | bool
 
@@ -51,7 +51,7 @@ class ReadOptions:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFile:
     """A text found in a file. Files of many records give ``row`` (from 1) and perhaps an ``id``; others give neither."""
 
     text: str
@@ -155,7 +155,7 @@ class SourceFile:
 
 
 #: Turns a file into texts, one by one. Raises `ReadError`, or what the file system and the gzip module raise.
-Reader = Callable[[SourceFile], Iterator[Found]]
+Reader = Callable[[SourceFile], Iterator[FoundFile]]
 
 
 def megabytes(size: int) -> str:

@@ -1,0 +1,136 @@
+"""Attach to a transformers model: see queries, keys and values of every layer, and answer for its attention.
+
+The attention of a model is switched to `ATTENTION` for the length of a ``with attached(model)`` block and restored after it. Inside, a forward pass that is given
+``memory3=reader`` asks the reader for the attention output of each layer; one that is not runs as it always did.
+
+Knows the model's shape and nothing of memories, banks or generation. Traps it is built around (transformers 5.x): an attention name without a
+mask function silently loses its padding mask; a stock kernel given more keys than the mask covers drops them silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from memory3.attention.attend import masked
+from memory3.attention.exclusive import exclusive
+from memory3.errors import UnsupportedModel
+
+__all__ = ["ATTENTION", "Reader", "Seen", "StopForward", "attached"]
+
+#: The name our attention goes by in transformers' registry.
+ATTENTION = "memory3"
+
+
+class Reader(Protocol):
+    """Answers for the attention of a forward pass."""
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        causal: bool,
+        scale: float,
+    ) -> torch.Tensor | None:
+        """The attention output ``[B, A, T, d]``, or None to leave this layer to the stock kernel.
+
+        ``query`` is ``[B, A, T, d]``, ``key`` and ``value`` ``[B, H, S, d]``, all after RoPE; ``bias`` is the additive mask
+        ``[B, 1, T, S]`` or None, in which case ``causal`` says whether query t sees keys 0..t alone.
+        """
+
+
+class StopForward(Exception):
+    """Raised by a reader when the rest of the forward pass is not needed."""
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    memory3: Reader | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    if memory3 is not None:
+        for name in ("softcap", "s_aux"):
+            if kwargs.get(name) is not None:
+                raise UnsupportedModel(
+                    f"{type(module).__name__} changes attention logits ({name}); memories cannot be merged into it"
+                )
+        kind = query.device.type
+        if torch.is_autocast_enabled(kind):  # RoPE leaves float32, and a kernel called by its own name is not cast for
+            query, key, value = (x.to(torch.get_autocast_dtype(kind)) for x in (query, key, value))
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        causal = attention_mask is None and query.shape[2] > 1
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        out = memory3.attend(layer, query, key, value, attention_mask, causal=causal, scale=scale)
+        if out is not None:
+            return out.transpose(1, 2), None
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+
+
+def _mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torch.Tensor | None:
+    """The stock mask, made additive once per forward pass; None where a plain causal mask needs no tensor."""
+    allowed = sdpa_mask(*args, **kwargs)
+    if allowed is None:
+        return None
+    # Padding sees everything: of a row that sees nothing, kernels make what is not a number, and the gradient of all rows with it (cuDNN's does).
+    allowed = allowed | ~allowed.any(-1, keepdim=True)
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, masked(dtype))
+
+
+@contextmanager
+def attached(model: PreTrainedModel) -> Iterator[None]:
+    """Switch the model to our attention, and back to its own on the way out. Other threads wait. May be nested."""
+    with exclusive(model.base_model):
+        previous = model.config._attn_implementation
+        if previous == ATTENTION:
+            yield
+            return
+        # The registry is one per process; an entry that no model names changes nothing.
+        AttentionInterface.register(ATTENTION, _attention)
+        AttentionMaskInterface.register(ATTENTION, _mask)
+        model.set_attn_implementation(ATTENTION)
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(previous)
+
+
+class Seen:
+    """Reader that keeps what every layer is given and changes nothing.
+
+    Attributes:
+        layers: query, key, value and additive mask of each layer, as `Reader.attend` gets them.
+    """
+
+    def __init__(self) -> None:
+        self.layers: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]] = {}
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        causal: bool,
+        scale: float,
+    ) -> torch.Tensor | None:
+        """None: the stock kernel answers."""
+        self.layers[layer] = (query, key, value, bias)
+        return None

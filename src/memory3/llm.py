@@ -1,0 +1,499 @@
+"""`Memory3`: a language model that writes and reads explicit memories.
+
+Three modes answer from the same bank: ``memory`` reads key-values, ``text`` puts the same references into the prompt (RAG), ``none`` is closed-book.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from transformers import PreTrainedModel, StoppingCriteriaList
+
+from memory3.answer import Answer, Timings, Usage
+from memory3.attention.exclusive import exclusive
+from memory3.config import MemoryConfig
+from memory3.decoding import TokenClock, decoding
+from memory3.encode.encoder import Encoder
+from memory3.encode.selector_weights import SelectorWeights, find_weights
+from memory3.encode.selectors import is_fitted
+from memory3.errors import ConfigError, InputError, ModelError, setting
+from memory3.models.active import check_calm, check_whole, standing
+from memory3.models.adapter import own_folder, trained_config, with_adapter
+from memory3.models.catalogue import DEFAULT_ADAPTED
+from memory3.models.fingerprint import fingerprint, whole_model
+from memory3.models.frame import Frame
+from memory3.models.geometry import ModelGeometry
+from memory3.models.load import load_model
+from memory3.nothing import why_nothing
+from memory3.prompt import Prompt, Prompts
+from memory3.proof import proven
+from memory3.recall.generate import Recall, check_no_recall, one_version, within
+from memory3.text.splitting import split
+from memory3.types import Citation, Document, Memory, MemoryShape, Reference
+
+if TYPE_CHECKING:
+    from memory3.bank import Bank
+
+__all__ = ["MODES", "Memory3", "TokenClock"]
+
+MODES = ("memory", "text", "none")
+
+
+class Memory3(Prompts):
+    """A causal language model with explicit memory.
+
+    Attributes:
+        model: the transformers model, untouched outside of `recall` and `encode`.
+        tokenizer: its fast tokenizer.
+        config: how memories are written and read.
+        name: what it was loaded by, so that a bank knows its model.
+        batch_size: references per forward pass when writing.
+        proof: that it reads from memories what it reads from text, and how far the two differ.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        config: MemoryConfig | None = None,
+        *,
+        name: str = "",
+        batch_size: int = 16,
+    ) -> None:
+        """Attach to a model that is loaded already.
+
+        Raises:
+            UnsupportedModel: the architecture keeps no keys that memories could join, or reads them otherwise than text (`memory3.proof`).
+            ModelError: the model is in training mode with dropout.
+        """
+        self.model = model
+        self.tokenizer = tokenizer
+        self.config = config or MemoryConfig()
+        self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
+        self.batch_size = batch_size
+        check_whole(model)
+        check_calm(model)
+        self.geometry = ModelGeometry(model)
+        self.frame = Frame.of(tokenizer, self.config)
+        learned = self.learned if is_fitted(self.config.selector) else None
+        self.encoder = Encoder(model, self.geometry, self.frame, self.config, learned.by_layer if learned else None)
+        with exclusive(self.geometry.base):
+            self.proof = proven(model, self.geometry, tokenizer, self.whole_model)
+        self._standing = standing(model, tokenizer)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str] = DEFAULT_ADAPTED,
+        *,
+        adapter: str | os.PathLike[str] | None = None,
+        config: MemoryConfig | str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        batch_size: int = 16,
+        **kwargs: Any,
+    ) -> Memory3:
+        """Load a model by catalogue name, hub id or path.
+
+        Args:
+            name: any Llama-, Qwen- or Mistral-like id or folder, or a name of the catalogue such as ``"smollm2-135m-instruct"``, which is that
+                model untouched. Default: that model with the adapter that taught it to read memories.
+            adapter: folder of an adapter or the name of a shipped one (`memory3.models.adapter`), or ``"none"``. Default: what the name says behind a ``+``.
+            config: a `MemoryConfig` or the name of a preset (``"default"``, ``"paper"``, ``"full"``). Default: what the model or
+                its adapter was trained for, or the preset ``"default"``.
+            device, dtype, kwargs: see `memory3.models.load.load_model`.
+            batch_size: references per forward pass when writing.
+        """
+        name = with_adapter(os.fspath(name), None if adapter is None else os.fspath(adapter))
+        if isinstance(config, str):
+            config = MemoryConfig.preset(config)
+        model, tokenizer = load_model(name, device=device, dtype=dtype, **kwargs)
+        return cls(model, tokenizer, config or trained_config(name), name=name, batch_size=batch_size)
+
+    # ---- writing: what a bank asks for (memory3.bank.MemoryWriter) ---------------------------------------------------
+
+    @property
+    def shape(self) -> MemoryShape:
+        """Of every memory this model writes under its config."""
+        return self.encoder.shape
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything that can change a memory; see `memory3.models.fingerprint`."""
+        learned = self.learned if is_fitted(self.config.selector) else None
+        mark = learned.fingerprint if learned else ""
+        return fingerprint(self.model, self.geometry, self.tokenizer, self.frame, self.config, mark)
+
+    @cached_property
+    def whole_model(self) -> str:
+        """Hash of the model itself; see `memory3.models.fingerprint.whole_model`."""
+        return whole_model(self.model, self.geometry, self.tokenizer, self.frame, self.config)
+
+    @cached_property
+    def learned(self) -> SelectorWeights | None:
+        """What selectors ``learned`` and ``blended`` know of this model, if it was fitted to it."""
+        shape = self.geometry
+        width = shape.heads * shape.head_dim + 1
+        return find_weights(self.whole_model, shape.full_layers, width, shape.kv_heads, own_folder(self.name))
+
+    def check_unchanged(self) -> None:
+        """Raise ModelError where the model is no longer what this object was made of: other weights, another adapter, modules that were exchanged."""
+        now = standing(self.model, self.tokenizer)
+        if now == self._standing:
+            return
+        check_whole(self.model)
+        check_calm(self.model)
+        if whole_model(self.model, self.geometry, self.tokenizer, self.frame, self.config) != self.whole_model:
+            raise ModelError(
+                f"{self.name} has changed since Memory3 was made of it (its weights, or the adapter that is active): make a new Memory3 of it"
+            )
+        self._standing = now
+
+    @property
+    def angles(self) -> torch.Tensor:
+        """float32 ``[r/2]``: RoPE's angle per position, by which codecs turn the keys of a memory back; layers without RoPE are packed by it too."""
+        return self.geometry.inv_freq
+
+    @property
+    def token_vectors(self) -> torch.Tensor:
+        """``[V, e]``: the model's embeddings, from which codecs foretell."""
+        embeddings = self.model.get_input_embeddings()
+        assert isinstance(embeddings.weight, torch.Tensor)
+        return embeddings.weight.detach()
+
+    def split(self, document: Document) -> Iterator[Reference]:
+        """References of a document, at most ``config.reference_length`` tokens each."""
+        return split(document, self.tokenizer, self.config.reference_length)
+
+    def encode(self, references: Sequence[Reference]) -> list[Memory]:
+        """Memories of the references; one forward pass.
+
+        Raises:
+            ModelError: the model has changed since this object was made.
+        """
+        self.check_unchanged()
+        if torch.is_autocast_enabled(self.model.device.type):
+            raise ModelError(
+                "memories are not written under autocast, which rounds them otherwise than the fingerprint says: leave it, or load the model in that dtype"
+            )
+        return self.encoder.encode(references)
+
+    # ---- reading -----------------------------------------------------------------------------------------------------
+
+    def recall(
+        self,
+        bank: Any,
+        *,
+        k: int | None = None,
+        gap: float | None = None,
+        where: Mapping[str, Any] | None = None,
+        prompt: Sequence[Sequence[int]] | None = None,
+        answer_tokens: Sequence[int] | None = None,
+        references: Sequence[Sequence[str]] | None = None,
+        chunk_references: Sequence[Sequence[Sequence[str]]] | None = None,
+        use_cache: bool = True,
+    ) -> Recall:
+        """Context in which plain ``model.generate()`` and ``model()`` read memories of a bank.
+
+        Args:
+            bank: a `Bank`, or whatever offers `memory3.recall.generate.MemorySource`.
+            k: references read at once at most; default ``config.references_per_chunk``.
+            gap: see ``config.score_gap``, which is the default unless ``k`` is given: then all k are read.
+            where: only references whose metadata have these values.
+            prompt: token ids of each row without padding, when they will be fed in several passes: a chunk is looked up by all of its text.
+            answer_tokens: how many of the last tokens of each announced prompt are an answer to be scored: they read what they would if they were
+                being decoded.
+            references: per prompt, the reference ids to read, instead of looking them up.
+            chunk_references: the same for each chunk of each prompt (`memory3.recall.chunks`); for prompts that are read and not continued.
+            use_cache: keep memories in the bank's RAM cache.
+
+        Raises:
+            ModelError: the model has changed since this object was made, and the bank's memories with it.
+        """
+        if not getattr(bank, "live", False):
+            self.check_unchanged()
+        return Recall(
+            self.model,
+            self.geometry,
+            self.tokenizer,
+            self.encoder,
+            bank,
+            references_per_chunk=self.config.references_per_chunk if k is None else k,
+            chunk_length=self.config.chunk_length,
+            score_gap=self._gap(k, gap),
+            where=where,
+            prompt=prompt,
+            answer_tokens=answer_tokens,
+            references=references,
+            chunk_references=chunk_references,
+            use_cache=use_cache,
+        )
+
+    @overload
+    def generate(self, prompt: str, bank: Bank | None = None, **options: Any) -> Answer: ...
+    @overload
+    def generate(self, prompt: Sequence[Prompt], bank: Bank | None = None, **options: Any) -> list[Answer]: ...
+
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        bank: Bank | None = None,
+        *,
+        mode: str = "memory",
+        k: int | None = None,
+        gap: float | None = None,
+        where: Mapping[str, Any] | None = None,
+        references: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        max_new_tokens: int | None = None,
+        streamer: Any = None,
+        **options: Any,
+    ) -> Answer | list[Answer]:
+        """Answer a question, or a list of questions as one batch.
+
+        Args:
+            prompt: a question; the messages of a chat (``[{"role": "user", "content": ...}, ...]``); or a list of either.
+            bank: where to look. Without one only mode ``"none"`` can answer.
+            mode: ``"memory"``, ``"text"`` or ``"none"``.
+            k, gap, where: as in `recall`.
+            references: ids of the references to read, instead of looking them up; for a list of questions one list each.
+            max_new_tokens: length of an answer at most; default: what ``generation_config`` says, else 128.
+            streamer: as transformers takes it; a single question only.
+            options: passed to ``model.generate`` (``do_sample=True, temperature=0.7``, ``num_beams=4``, ...). Over a ``generation_config`` among them they win; greedy where neither says otherwise.
+
+        Raises:
+            InputError: an empty question, or one that does not fit into the model's context.
+            ConfigError: an unknown mode, or a mode that needs a bank without one.
+        """
+        started = time.perf_counter()
+        self._check_mode(mode, bank, k, gap)
+        bank = one_version(bank)
+        settings, others = decoding(self.model, max_new_tokens, options)
+        single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
+        prompts: list[Any] = [prompt] if single else list(prompt)
+        if not prompts:
+            raise InputError("no question was given")
+        pinned = [references] if single and references is not None else references
+        if pinned is not None and len(pinned) != len(prompts):
+            raise ConfigError(f"references were given for {len(pinned)} of {len(prompts)} questions")
+        notes = self._notes(bank, mode, k, where, pinned, len(prompts))  # type: ignore[arg-type]
+        rows, cited = self._rows(prompts, bank, mode, k, gap, where, pinned, notes)  # type: ignore[arg-type]
+        self._check_length(rows, settings.max_new_tokens or 0, reading=mode == "memory")
+
+        watch = TokenClock()
+        criteria = StoppingCriteriaList([*(others.pop("stopping_criteria", None) or []), watch])
+        recall = self.recall(bank, k=k, gap=gap, where=where, references=pinned) if mode == "memory" else None  # type: ignore[arg-type]
+        tokens, mask = self._pad(rows)
+        if settings.pad_token_id is None:
+            settings.pad_token_id = self._pad_id
+        generate: Any = self.model.generate
+        with exclusive(self.geometry.base), torch.inference_mode():
+            check_no_recall(self.geometry.base)
+            call = {
+                "attention_mask": mask,
+                "streamer": streamer,
+                "stopping_criteria": criteria,
+                "generation_config": settings,
+                "tokenizer": self.tokenizer,
+                **others,
+            }
+            if recall is None:
+                out = generate(tokens, **call)
+            else:
+                with recall:
+                    out = generate(tokens, **call)
+        out = getattr(out, "sequences", out)
+        answers = self._answers(
+            out[:, tokens.shape[1] :],
+            len(prompts),
+            rows,
+            recall,
+            cited,
+            bank,
+            watch.times,
+            started,
+            notes,
+            settings.eos_token_id,
+        )
+        return answers[0] if single and len(answers) == 1 else answers
+
+    def log_likelihood(
+        self,
+        prompts: Sequence[Prompt],
+        answers: Sequence[str],
+        bank: Bank | None = None,
+        *,
+        mode: str = "memory",
+        k: int | None = None,
+        gap: float | None = None,
+        where: Mapping[str, Any] | None = None,
+        references: Sequence[Sequence[str]] | None = None,
+    ) -> list[tuple[float, int]]:
+        """How likely the model finds an answer to each prompt, in nats (natural logarithm), and of how many tokens it is. One forward pass.
+
+        The answer's tokens read the memories they would if they were being decoded. Arguments as in `generate`.
+        """
+        self._check_mode(mode, bank, k, gap)
+        bank = one_version(bank)
+        answer_ids = [self._ids(answer) for answer in answers]
+        if not answer_ids or not all(answer_ids):
+            raise InputError("an answer is empty: give at least one word")
+        notes = self._notes(bank, mode, k, where, references, len(prompts))
+        rows, _ = self._rows(prompts, bank, mode, k, gap, where, references, notes)
+        whole = [[*row, *answer] for row, answer in zip(rows, answer_ids, strict=True)]
+        self._check_length(whole, 0, reading=mode == "memory")
+        tokens, mask = self._pad(whole)
+        counts = [len(ids) for ids in answer_ids]
+        with ExitStack() as stack:
+            stack.enter_context(exclusive(self.geometry.base))
+            check_no_recall(self.geometry.base)
+            stack.enter_context(torch.inference_mode())
+            if mode == "memory":
+                stack.enter_context(
+                    self.recall(bank, k=k, gap=gap, where=where, references=references, prompt=whole, answer_tokens=counts)
+                )
+            # Positions from the mask: transformers itself would count padding.
+            positions = (mask.cumsum(-1) - 1).clamp_min(0)
+            model: Any = self.model
+            logits = model(
+                tokens, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=max(counts) + 1
+            ).logits
+        logs = torch.log_softmax(logits[:, :-1].float(), dim=-1)
+        picked = logs.gather(2, tokens[:, -max(counts) :, None])[..., 0]
+        return [(float(row[-count:].sum()), count) for row, count in zip(picked, counts, strict=True)]
+
+    def _gap(self, k: int | None, gap: float | None) -> float:
+        return gap if gap is not None else self.config.score_gap if k is None else 2.0
+
+    # ---- prompts -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _check_mode(mode: str, bank: Bank | None, k: int | None, gap: float | None) -> None:
+        if mode not in MODES:
+            raise ConfigError(f"mode {mode!r} is unknown: use one of {', '.join(MODES)}")
+        if mode != "none" and bank is None:
+            raise ConfigError(f"mode {mode!r} needs a bank: pass bank=Bank.open(path, m3), or mode='none' to answer without")
+        if bank is not None and not hasattr(bank, "search"):
+            raise ConfigError(f"{bank!r:.80} is no bank: open it with Bank.open(path, m3)")
+        if k is not None and (not isinstance(k, int) or k < 0):
+            raise ConfigError(f"{setting('k', k)}: give a whole number from 0")
+        if gap is not None and not 0 <= gap <= 2:
+            raise ConfigError(f"{setting('gap', gap)}: give a difference of cosines, 0 to 2")
+
+    def _notes(
+        self,
+        bank: Bank | None,
+        mode: str,
+        k: int | None,
+        where: Mapping[str, Any] | None,
+        pinned: Sequence[Sequence[str]] | None,
+        count: int,
+    ) -> list[str]:
+        """For each prompt why it reads nothing of the bank that was asked; empty where it does, or nothing was asked."""
+        if mode == "none" or bank is None:
+            return [""] * count
+        return why_nothing(bank, self.config.references_per_chunk if k is None else k, where, pinned, count)
+
+    def _rows(
+        self,
+        prompts: Sequence[Prompt],
+        bank: Bank | None,
+        mode: str,
+        k: int | None,
+        gap: float | None,
+        where: Mapping[str, Any] | None,
+        pinned: Sequence[Sequence[str]] | None,
+        notes: Sequence[str],
+    ) -> tuple[list[list[int]], list[list[Citation]] | None]:
+        """Token ids of every prompt, and in mode text the references put into it."""
+        if mode != "text" or bank is None:
+            return [self._row(p, memory=mode == "memory" and not note) for p, note in zip(prompts, notes, strict=True)], None
+        if pinned is None:
+            hits = bank.search(
+                [self._question(p) for p in prompts], self.config.references_per_chunk if k is None else k, where=where
+            )
+            found = [[(hit.reference_id, hit.score) for hit in within(row, self._gap(k, gap))] for row in hits]
+        else:
+            found = [[(name, 0.0) for name in names] for names in pinned]
+        rows, cited = [], []
+        for prompt, scored in zip(prompts, found, strict=True):
+            references = bank.references([name for name, _ in scored])
+            passages = [list(r.token_ids) for r in references]
+            if isinstance(prompt, str):
+                ids = self._ids(prompt)
+                rows.append(self.frame.with_text(passages, ids) if passages else self.frame.closed_book(ids))
+            else:
+                rows.append(self.frame.insert_text(self._chat(prompt), passages) if passages else self._chat(prompt))
+            weight = sum(max(score, 0.0) for _, score in scored) or 1.0
+            cited.append([self._cite(r, max(s, 0.0) / weight, s) for r, (_, s) in zip(references, scored, strict=True)])
+        return rows, cited
+
+    def _check_length(self, rows: Sequence[Sequence[int]], new: int, *, reading: bool) -> None:
+        extra = len(self.frame.prefix) + self.config.reference_length if reading else 0
+        longest = max(map(len, rows))
+        if longest + extra + new > self.geometry.max_positions:
+            raise InputError(
+                f"the prompt has {longest} tokens, {extra} positions for memories and {new} new tokens: more than the {self.geometry.max_positions} "
+                f"positions of {self.name}. Shorten the question or lower {setting('max_new_tokens')}."
+            )
+
+    # ---- answers -----------------------------------------------------------------------------------------------------
+
+    def _cite(self, reference: Reference, share: float, score: float) -> Citation:
+        return Citation(
+            reference_id=reference.id,
+            document_id=reference.document_id,
+            source=reference.source,
+            start=reference.start,
+            end=reference.end,
+            text=reference.text,
+            share=share,
+            score=score,
+            metadata=dict(reference.metadata),
+        )
+
+    def _answers(
+        self,
+        new: torch.Tensor,
+        count: int,
+        rows: Sequence[Sequence[int]],
+        recall: Recall | None,
+        cited: list[list[Citation]] | None,
+        bank: Bank | None,
+        times: Sequence[float],
+        started: float,
+        notes: Sequence[str],
+        ends: int | list[int] | None,
+    ) -> list[Answer]:
+        finished = time.perf_counter()
+        ends = self.model.generation_config.eos_token_id if ends is None else ends
+        last = set(ends if isinstance(ends, list) else [ends]) | {self.tokenizer.eos_token_id}
+        token_ids = [next((ids[:i] for i, t in enumerate(ids) if t in last), ids) for ids in new.tolist()]
+        first = (times[0] if times else finished) - started
+        spent = (times[-1] - times[0]) if len(times) > 1 else 0.0
+        timings = Timings(first, finished - started, sum(max(len(t) - 1, 0) for t in token_ids) / spent if spent else 0.0)
+        answers = []
+        per_prompt = max(1, len(token_ids) // count)  # num_return_sequences
+        beams = recall.rows // count if recall is not None and recall.rows else 1
+        for n, ids in enumerate(token_ids):
+            prompt = n // per_prompt
+            citations: list[Citation] = []
+            usage = Usage(len(rows[prompt]), len(ids))
+            if recall is not None and bank is not None:
+                shares = recall.shares(prompt * beams + (n % per_prompt))
+                references = bank.references([name for name, _, _ in shares])
+                citations = [self._cite(r, share, score) for r, (_, share, score) in zip(references, shares, strict=True)]
+                s = recall.statistics
+                usage = Usage(len(rows[prompt]), len(ids), s.recalls, s.references, s.bytes_read)
+            elif cited is not None:
+                citations = cited[prompt]
+                read = sum(len(c.text.encode()) for c in citations)
+                usage = Usage(len(rows[prompt]), len(ids), 1, len(citations), read)
+            text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            answers.append(Answer(text, citations, usage, timings, ids, notes[prompt]))
+        return answers

@@ -1,1 +1,0 @@
-"""Mathematics of explicit memory on plain tensors: attention over memories, token selection, rotary positions."""

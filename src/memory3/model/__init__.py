@@ -1,1 +1,0 @@
-"""Models: load them, attach to them, encode references with them."""

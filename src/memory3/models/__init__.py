@@ -1,0 +1,1 @@
+"""Models: load them, adapt them, know them again."""

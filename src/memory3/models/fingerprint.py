@@ -1,0 +1,76 @@
+"""Fingerprint: a hash of everything that can change a memory, so that a bank refuses the memories of another model.
+
+Covered: every weight from the embeddings to the last memory layer, RoPE angles, all config values but those shown to be harmless, what is active in
+the modules and not said by the config (adapters, quantised weights, hooks: `memory3.models.active`), tokenizer rules, the prefix and the repetition cue, the writing
+settings, and what a learned selector learned. Not covered: the layers above, the language head, reading settings.
+
+Where config and modules add nothing to the weights and `ACTING`, which is so for a plain Llama, Mistral or Qwen, the fingerprint is that of releases which looked at these alone.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import xxhash
+from transformers import PreTrainedModel
+
+from memory3.config import MemoryConfig
+from memory3.models.active import acting, feed, layers_up_to, unsaid
+from memory3.models.frame import Frame
+from memory3.models.geometry import ModelGeometry
+from memory3.models.sizes import config_value
+
+__all__ = ["fingerprint", "whole_model"]
+
+#: Config values that act on keys and values without being a weight, and are always hashed.
+ACTING = (
+    "model_type",
+    "rms_norm_eps",
+    "hidden_act",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "rope_parameters",
+)
+
+
+def whole_model(model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any, frame: Frame, config: MemoryConfig) -> str:
+    """As `fingerprint`, for what depends on the model, the prefix and the length of references, but on no choice of layers, pairs or numbers."""
+    plain = config.replace(layers="all", budget="all", selector="first", dtype="float32")
+    return fingerprint(model, shape, tokenizer, frame, plain)
+
+
+def fingerprint(
+    model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any, frame: Frame, config: MemoryConfig, learned: str = ""
+) -> str:
+    """32 hex digits. Equal for the same model loaded twice, different when a single weight below the last memory layer differs.
+
+    ``learned``: fingerprint of what the selector learned, where it learned something.
+
+    Raises:
+        UnsupportedModel: weights are kept in a way whose bytes cannot be read.
+    """
+    digest = xxhash.xxh3_128()
+    last = max(shape.memory_layers(config))
+    tensors = dict((*shape.base.named_parameters(), *shape.base.named_buffers()))
+    for name, tensor in layers_up_to(sorted(tensors.items()), last):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        feed(digest, tensor)
+    text_config = model.config.get_text_config()
+    windowed = len(shape.full_layers) < shape.num_layers
+    more = {
+        "learned": learned,
+        "acting": acting(text_config, ACTING, windowed=windowed),
+        "unsaid": unsaid(model, shape, last),
+    }
+    rules = {
+        "config": {name: config_value(text_config, name) for name in ACTING},
+        "tokenizer": tokenizer.backend_tokenizer.to_str(),
+        "beginning": frame.prefix,
+        "repeat": frame.repeat,
+        "writing": {name: config.to_dict()[name] for name in MemoryConfig.WRITING},
+    }
+    rules |= {name: found for name, found in more.items() if found}
+    digest.update(json.dumps(rules, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
