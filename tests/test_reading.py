@@ -14,7 +14,7 @@ from memory3.attention.attach import attached
 from memory3.config import Budget, MemoryConfig
 from memory3.errors import ConfigError, InputError, RecallError, UnsupportedModel
 from memory3.llm import Memory3
-from memory3.recall.generate import within
+from memory3.recall.retrieval import within
 
 TEXTS = [
     "The river rises in the mountains. It reaches the sea near the old town.",

@@ -16,7 +16,6 @@ import torch
 from transformers import PreTrainedModel, StoppingCriteriaList
 
 from memory3.answer import Answer, Timings, Usage
-from memory3.attention.exclusive import exclusive
 from memory3.config import MemoryConfig
 from memory3.decoding import TokenClock, decoding
 from memory3.encode.encoder import Encoder
@@ -33,7 +32,9 @@ from memory3.models.load import load_model
 from memory3.nothing import why_nothing
 from memory3.prompt import Prompt, Prompts
 from memory3.proof import proven
-from memory3.recall.generate import Recall, check_no_recall, one_version, within
+from memory3.recall.current import Nobody, belong_to
+from memory3.recall.generate import Recall
+from memory3.recall.retrieval import EVERYTHING, Retrieval, one_version, retrievals, within
 from memory3.text.splitting import split
 from memory3.types import Citation, Document, Memory, MemoryShape, Reference
 
@@ -83,8 +84,7 @@ class Memory3(Prompts):
         self.frame = Frame.of(tokenizer, self.config)
         learned = self.learned if is_fitted(self.config.selector) else None
         self.encoder = Encoder(model, self.geometry, self.frame, self.config, learned.by_layer if learned else None)
-        with exclusive(self.geometry.base):
-            self.proof = proven(model, self.geometry, tokenizer, self.whole_model)
+        self.proof = proven(model, self.geometry, tokenizer, self.whole_model)
         self._standing = standing(model, tokenizer)
 
     @classmethod
@@ -202,7 +202,7 @@ class Memory3(Prompts):
         """Context in which plain ``model.generate()`` and ``model()`` read memories of a bank.
 
         Args:
-            bank: a `Bank`, or whatever offers `memory3.recall.generate.MemorySource`.
+            bank: a `Bank`, or whatever offers `memory3.recall.retrieval.MemorySource`.
             k: references read at once at most; default ``config.references_per_chunk``.
             gap: see ``config.score_gap``, which is the default unless ``k`` is given: then all k are read.
             where: only references whose metadata have these values.
@@ -218,20 +218,17 @@ class Memory3(Prompts):
         """
         if not getattr(bank, "live", False):
             self.check_unchanged()
+        retrieval = Retrieval(self.config.references_per_chunk if k is None else k, self._gap(k, gap), where)
         return Recall(
             self.model,
             self.geometry,
             self.tokenizer,
             self.encoder,
             bank,
-            references_per_chunk=self.config.references_per_chunk if k is None else k,
+            retrievals(retrieval, references, chunk_references),
             chunk_length=self.config.chunk_length,
-            score_gap=self._gap(k, gap),
-            where=where,
             prompt=prompt,
             answer_tokens=answer_tokens,
-            references=references,
-            chunk_references=chunk_references,
             use_cache=use_cache,
         )
 
@@ -292,8 +289,7 @@ class Memory3(Prompts):
         if settings.pad_token_id is None:
             settings.pad_token_id = self._pad_id
         generate: Any = self.model.generate
-        with exclusive(self.geometry.base), torch.inference_mode():
-            check_no_recall(self.geometry.base)
+        with belong_to(Nobody(), self.geometry.base), torch.inference_mode():
             call = {
                 "attention_mask": mask,
                 "streamer": streamer,
@@ -350,8 +346,7 @@ class Memory3(Prompts):
         tokens, mask = self._pad(whole)
         counts = [len(ids) for ids in answer_ids]
         with ExitStack() as stack:
-            stack.enter_context(exclusive(self.geometry.base))
-            check_no_recall(self.geometry.base)
+            stack.enter_context(belong_to(Nobody(), self.geometry.base))
             stack.enter_context(torch.inference_mode())
             if mode == "memory":
                 stack.enter_context(
@@ -368,7 +363,7 @@ class Memory3(Prompts):
         return [(float(row[-count:].sum()), count) for row, count in zip(picked, counts, strict=True)]
 
     def _gap(self, k: int | None, gap: float | None) -> float:
-        return gap if gap is not None else self.config.score_gap if k is None else 2.0
+        return gap if gap is not None else self.config.score_gap if k is None else EVERYTHING
 
     # ---- prompts -----------------------------------------------------------------------------------------------------
 

@@ -48,7 +48,7 @@ from memory3.evaluation.task import read_records
 from memory3.files import write_atomically
 from memory3.llm import Memory3
 from memory3.models.catalogue import DEFAULT_MODEL
-from memory3.recall.generate import within
+from memory3.recall.retrieval import within
 from memory3.text.readers import read_documents
 from memory3.types import MemoryShape
 

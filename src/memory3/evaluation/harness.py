@@ -31,7 +31,7 @@ from memory3.llm import MODES, Memory3
 from memory3.models.adapter import adapter_of, merge_adapter
 from memory3.models.catalogue import DEFAULT_ADAPTED, resolve_model
 from memory3.models.load import check_device, load_tokenizer
-from memory3.recall.generate import within
+from memory3.recall.retrieval import within
 from memory3.types import Memory, Reference
 
 __all__ = ["GuardedBank", "Memory3LM"]

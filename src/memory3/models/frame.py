@@ -50,6 +50,10 @@ class Place:
     split: int
     missing: int
 
+    def start(self, prefix: int) -> int:
+        """Index in the prompt at which a prefix of ``prefix`` tokens starts that ends where memories stand; negative where the prompt lacks some of it."""
+        return self.split - (prefix - self.missing)
+
 
 @dataclass(frozen=True)
 class Frame:
