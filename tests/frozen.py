@@ -1,10 +1,12 @@
-"""Freeze what memory3 does with its default model, and compare other code with it. Imports only public names, so that any code can be frozen.
+"""Freeze what memory3 does with its default model, and compare other code with it.
+
+Imports only public names, so that any code can be frozen. About six minutes of one core each.
 
     python tests/frozen.py write FOLDER      # with the old code: writes FOLDER/bank and FOLDER/frozen.json
     python tests/frozen.py compare FOLDER    # with the new code: opens that bank, and writes one of its own
 
-Bytes of rows are those of one kind of processor: write and compare on the same machine, with the same packages. `test_frozen.py` does the same for
-tiny models within the suite, on any machine.
+Bytes of rows are those of one kind of processor: write and compare on the same machine, with the same packages.
+`test_frozen.py` does the same for tiny models within the suite, on any machine.
 """
 
 from __future__ import annotations
@@ -63,12 +65,13 @@ QUESTIONS = (
 )
 LONG = {0, 5, 10, 15, 20, 25}  # answered with so many tokens that memories are renewed
 LONG_PROMPT = (
-    "I am reading the reference manual of the language, and I came to the chapter about the compound statements. There is a section that tells how "
-    "functions are defined, with parameters that have default values, parameters that may be given by position alone, parameters that may be given by "
-    "keyword alone, annotations, and decorators that stand before the definition. Then there is a section about classes, which have an inheritance list, "
-    "decorators of their own, and a body that is executed in a new execution frame. And I came to the section about the with statement, whose items are "
-    "context managers with two methods. Now tell me, please: when are the default values of the parameters evaluated, and what follows from it for a list "
-    "or a dictionary that is such a default value?"
+    "I am reading the reference manual of the language, and I came to the chapter about the compound statements. There is "
+    "a section that tells how functions are defined, with parameters that have default values, parameters that may be "
+    "given by position alone, parameters that may be given by keyword alone, annotations, and decorators that stand before "
+    "the definition. Then there is a section about classes, which have an inheritance list, decorators of their own, and a "
+    "body that is executed in a new execution frame. And I came to the section about the with statement, whose items are "
+    "context managers with two methods. Now tell me, please: when are the default values of the parameters evaluated, and "
+    "what follows from it for a list or a dictionary that is such a default value?"
 )
 CHATS: tuple[list[dict[str, str]], ...] = (
     [{"role": "user", "content": QUESTIONS[0]}],
@@ -91,9 +94,10 @@ SCORED = (
     (QUESTIONS[2], "From left to right when the function definition is executed."),
     (
         QUESTIONS[16],
-        "The context expression is evaluated to obtain a context manager. Its __enter__ and __exit__ are loaded for later use. The __enter__ method is "
-        "invoked, and if a target was included in the with statement, the return value is assigned to it. The suite is executed. Then the __exit__ method "
-        "is invoked; if an exception caused the suite to be exited, its type, value, and traceback are passed as arguments, otherwise three None.",
+        "The context expression is evaluated to obtain a context manager. Its __enter__ and __exit__ are loaded for later "
+        "use. The __enter__ method is invoked, and if a target was included in the with statement, the return value is "
+        "assigned to it. The suite is executed. Then the __exit__ method is invoked; if an exception caused the suite to "
+        "be exited, its type, value, and traceback are passed as arguments, otherwise three None.",
     ),
     (LONG_PROMPT, "When the definition is executed, once: all calls share the same list."),
     (QUESTIONS[24], "No"),
@@ -295,6 +299,9 @@ def plain(m3: Memory3, bank: Bank) -> dict[str, Any]:
         made = [begun[0, tokens.shape[1] :].tolist(), second.sequences[0, turn.shape[1] :].tolist()]
         out["later turn"] = {"tokens": made} | recalled(recall, 1)
     for passes in (tokens.shape[1], 37, 1):
+        if passes == 1:  # the short ones
+            rows = rows[:2]
+            tokens, mask = padded(m3, rows)
         with m3.recall(bank, prompt=rows) as recall, torch.inference_mode():
             cache, logs, chosen = None, [], []
             for at in range(0, tokens.shape[1], passes):
@@ -310,11 +317,10 @@ def plain(m3: Memory3, bank: Bank) -> dict[str, Any]:
                 step = model(step[:, None], attention_mask=whole, past_key_values=cache).logits[:, -1].argmax(-1)
             out[f"announced, {passes}"] = {"tokens": chosen, "likelihood": sums} | recalled(recall, len(rows))
         progress(out)
-    by_chunk = [[["nonlocal#0"]], [["class#1", "class#0"]], [["function#0"], [], ["function#1", "with#0"]]]
-    with m3.recall(bank, chunk_references=by_chunk[:2], prompt=rows[:2]) as recall, torch.inference_mode():
-        short, real = padded(m3, rows[:2])
-        logits = model(short, attention_mask=real, use_cache=False).logits.float().log_softmax(-1)
-        out["by chunk"] = {"likelihood": scored(logits, short, real)} | recalled(recall, 2)
+    by_chunk = [[["nonlocal#0"]], [["class#1", "class#0"]]]
+    with m3.recall(bank, chunk_references=by_chunk, prompt=rows) as recall, torch.inference_mode():
+        logits = model(tokens, attention_mask=mask, use_cache=False).logits.float().log_softmax(-1)
+        out["by chunk"] = {"likelihood": scored(logits, tokens, mask)} | recalled(recall, 2)
     return out
 
 
@@ -361,6 +367,16 @@ def fingerprints(m3: Memory3) -> dict[str, str]:
 # ---- the command -------------------------------------------------------------------------------------------------------
 
 
+def case(line: str) -> str:
+    """The first part of a path."""
+    return line.split(": ")[0].split("/")[1]
+
+
+def field(line: str) -> str:
+    """The last part of a path that is a name."""
+    return next(part for part in reversed(line.split(": ")[0].split("/")) if not part.isdigit() and part != "length")
+
+
 def progress(out: Mapping[str, Any]) -> None:
     print(f"\r{next(reversed(out)):40s}", end="", file=sys.stderr, flush=True)
 
@@ -384,6 +400,7 @@ def main(command: str, folder: Path) -> int:
     spent = f"{time.perf_counter() - started:.0f} s"
     print(file=sys.stderr)
     if command == "write":
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(found, indent=0))
         print(f"{sum(1 for _ in values(found)):,} values frozen in {file}, {spent}")
         return 0
@@ -391,11 +408,12 @@ def main(command: str, folder: Path) -> int:
     for group, paths in (("differ", result.exact), ("differ by more than rounding", result.floats)):
         for path in paths[:20]:
             print(f"  {path:.300}")
-        for kind, count in Counter(f"{path.split('/')[1]}" for path in paths).most_common(40):
-            print(f"  {count:6,} of {kind} {group}")
+        for part in (case, field):
+            for kind, count in Counter(map(part, paths)).most_common(20):
+                print(f"  {count:6,} {group}: {part.__name__} {kind}")
     print(
-        f"{result.frozen:,} values frozen: {len(result.exact):,} differ, {len(result.floats):,} floats differ by more than {TOLERANCE}; largest "
-        f"difference of floats {result.largest[0]:.2e} {result.largest[1]}; {spent}"
+        f"{result.frozen:,} values frozen: {len(result.exact):,} differ, {len(result.floats):,} floats differ by more than "
+        f"{TOLERANCE}; largest difference of floats {result.largest[0]:.2e} {result.largest[1]}; {spent}"
     )
     return 1 if result.exact or result.floats else 0
 

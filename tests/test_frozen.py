@@ -1,10 +1,11 @@
-"""What memory3 did for tiny models of each family before its inside was rebuilt, against what it does now (`frozen_tiny.json`).
+"""What memory3 did for tiny models of each family before its inside was rebuilt, and what it does now.
 
-    python tests/test_frozen.py        # freezes anew: only where a user is meant to see something else
+    python tests/test_frozen.py        # freezes `frozen_tiny.json` anew: only where users are meant to see something else
 
-Weights are multiples of 1/64, drawn as whole numbers, so that they are the same on every machine. Each family's seed is the first whose choices are clear:
-no token, kept pair or found reference changes when all weights and embeddings are moved by a hundred thousandth, and every greedy token is ahead of the
-next best by `MARGIN`. Hashed is what is exact: ids, texts, positions, and records of memories whose numbers are given. The rest is compared to 1e-5.
+Weights are multiples of 1/64, drawn as whole numbers, so that they are the same on every machine. Each family's seed is the
+first whose choices are clear: no token, kept pair or found reference changes when all weights and embeddings are moved by a
+hundred thousandth, and every greedy token is ahead of the next best by `MARGIN`. Hashed is what is exact: ids, texts,
+positions, and records of memories whose numbers are given. The rest is compared to 1e-5.
 """
 
 from __future__ import annotations
@@ -250,7 +251,7 @@ def options(m3: Memory3, bank: Bank, watch: LogitsProcessorList) -> dict[str, An
 
 
 def plain(m3: Memory3, bank: Bank) -> dict[str, Any]:
-    """An announced prompt of two rows in passes, then tokens that are given, so that nothing is chosen; every log-likelihood is kept."""
+    """An announced prompt of two rows in passes, then tokens that are given: every log-likelihood is kept."""
     rows = [list(m3.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in QUESTIONS[:2]]
     tokens, mask = padded(m3, rows)
     more = torch.tensor([rows[1][:16], rows[0][:16]])
