@@ -32,7 +32,7 @@ from memory3.models.load import load_model
 from memory3.nothing import why_nothing
 from memory3.prompt import Prompt, Prompts
 from memory3.proof import proven
-from memory3.recall.current import Nobody, belong_to
+from memory3.recall.current import Nobody, belong_to, install
 from memory3.recall.generate import Recall
 from memory3.recall.retrieval import EVERYTHING, Retrieval, one_version, retrievals, within
 from memory3.text.splitting import split
@@ -84,6 +84,7 @@ class Memory3(Prompts):
         self.frame = Frame.of(tokenizer, self.config)
         learned = self.learned if is_fitted(self.config.selector) else None
         self.encoder = Encoder(model, self.geometry, self.frame, self.config, learned.by_layer if learned else None)
+        install(self.geometry.base)
         self.proof = proven(model, self.geometry, tokenizer, self.whole_model)
         self._standing = standing(model, tokenizer)
 

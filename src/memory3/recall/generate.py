@@ -28,7 +28,7 @@ from memory3.encode.encoder import Encoder
 from memory3.errors import RecallError
 from memory3.models.geometry import ModelGeometry
 from memory3.recall.chunks import chunk_table
-from memory3.recall.current import belong_to, owner
+from memory3.recall.current import belong_to, install
 from memory3.recall.request import RecallStatistics, RequestMemory
 from memory3.recall.retrieval import MemorySource, Retrieval, one_version
 from memory3.types import Memory, MemoryBatch
@@ -71,6 +71,7 @@ class Recall:
         self._model = model
         self._base = geometry.base
         self._tokenizer = tokenizer
+        install(self._base)
         self._encoder = encoder
         self._bank = bank
         self._retrieval = retrieval
@@ -100,8 +101,6 @@ class Recall:
             if not self.requests:
                 self._look_at(self._entered)
             stack.enter_context(attached(self._model))
-            hook = self._base.register_forward_pre_hook(self._before_forward, with_kwargs=True)
-            stack.callback(hook.remove)
             stack.enter_context(belong_to(self, self._base))
             self._open.append(stack.pop_all())
         return self
@@ -134,17 +133,12 @@ class Recall:
 
     # ---- every forward pass ------------------------------------------------------------------------------------------
 
-    def _before_forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if "memory3" in kwargs:  # another's reader has it already, or the encoder is at work inside a recall (lazy encoding)
-            return None
-        whose = owner(self._base)
-        if whose is None:
-            raise RecallError(
-                "this thread runs a model in which another thread is recalling: enter the recall in the thread that generates, or use "
-                "Memory3.generate"
-            )
-        if whose is not self:
-            return None
+    def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Positions and reader of one pass; see `memory3.recall.current.Owner`.
+
+        Raises:
+            RecallError: a pass that cannot be followed: without token ids, of a cache that is not known here, with a mask of another kind.
+        """
         kwargs = {**dict(zip(_FORWARD, args, strict=False)), **kwargs}
         cache = kwargs.get("past_key_values")
         if self.source is not self._entered and (cache is None or cache.get_seq_length() == 0):
