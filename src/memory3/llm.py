@@ -34,6 +34,7 @@ from memory3.prompt import Prompt, Prompts
 from memory3.proof import proven
 from memory3.recall.current import Nobody, belong_to, install
 from memory3.recall.generate import Recall
+from memory3.recall.request import RecallStatistics
 from memory3.recall.retrieval import EVERYTHING, Retrieval, one_version, retrievals, within
 from memory3.text.splitting import split
 from memory3.types import Citation, Document, Memory, MemoryShape, Reference
@@ -481,11 +482,12 @@ class Memory3(Prompts):
             citations: list[Citation] = []
             usage = Usage(len(rows[prompt]), len(ids))
             if recall is not None and bank is not None:
-                shares = recall.shares(prompt * beams + (n % per_prompt))
+                row = prompt * beams + (n % per_prompt)
+                shares = recall.shares(row)
                 references = bank.references([name for name, _, _ in shares])
                 citations = [self._cite(r, share, score) for r, (_, share, score) in zip(references, shares, strict=True)]
-                s = recall.statistics
-                usage = Usage(len(rows[prompt]), len(ids), s.recalls, s.references, s.bytes_read)
+                did = recall.requests[row].statistics if row < recall.rows else RecallStatistics()
+                usage = Usage(len(rows[prompt]), len(ids), did.recalls, did.references, did.bytes_read)
             elif cited is not None:
                 citations = cited[prompt]
                 read = sum(len(c.text.encode()) for c in citations)
