@@ -14,13 +14,13 @@ from memory3.bank.cache import MemoryCache
 from memory3.bank.codebooks import new_codec
 from memory3.bank.cold import warm_up
 from memory3.bank.embedder import Embedder, TextEmbedder
+from memory3.bank.format.manifest import BankManifest
+from memory3.bank.format.rows import FIRST_ROWS
 from memory3.bank.info import bank_info
 from memory3.bank.keeping import Keeping, read_policy, save_policy
-from memory3.bank.manifest import BankManifest
 from memory3.bank.rebuild import rebuild
 from memory3.bank.recalls import RecallLog
 from memory3.bank.reports import BankInfo, DocumentEntry, Hit, VerifyReport, WriteProgress, WriteReport
-from memory3.bank.rows import FIRST_ROWS
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 from memory3.bank.upkeep import compact, tidy

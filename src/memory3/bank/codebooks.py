@@ -23,7 +23,7 @@ from memory3.models.calibrated import calibrated, own_calibrated
 if TYPE_CHECKING:
     import torch
 
-    from memory3.bank.manifest import BankManifest
+    from memory3.bank.format.manifest import BankManifest
 
 __all__ = ["book_name", "cached_book", "cached_path", "codec_of", "keep_book", "new_codec", "read_codec", "write_book"]
 

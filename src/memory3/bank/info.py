@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from memory3.bank.cache import CacheStatistics
+from memory3.bank.format.rows import FIRST_ROWS
 from memory3.bank.reports import BankInfo
-from memory3.bank.rows import FIRST_ROWS
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from memory3.bank.cold import cool_down
 from memory3.bank.faults import disk_fault, writing
+from memory3.bank.format.rows import LIVE
 from memory3.bank.recalls import RecallLog
-from memory3.bank.rows import LIVE
 from memory3.bank.store import Store
 from memory3.bank.upkeep import tidy
 from memory3.errors import BankCorrupt, BankError, ConfigError

@@ -9,9 +9,9 @@ import pyarrow as pa
 from lancedb.query import LanceVectorQueryBuilder
 
 from memory3.bank.faults import reading
+from memory3.bank.format.rows import LIVE
 from memory3.bank.indexes import nprobes
 from memory3.bank.reports import Hit
-from memory3.bank.rows import LIVE
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.where import Where, where_sql
 

@@ -15,8 +15,8 @@ from xxhash import xxh3_128_hexdigest
 
 from memory3.bank.codebooks import codec_of
 from memory3.bank.faults import reading
-from memory3.bank.manifest import METADATA_KEY, TABLE_ID_KEY, BankManifest
-from memory3.bank.rows import FIRST_ROWS, LIVE, embeddings_of
+from memory3.bank.format.manifest import METADATA_KEY, TABLE_ID_KEY, BankManifest
+from memory3.bank.format.rows import FIRST_ROWS, LIVE, embeddings_of
 from memory3.bank.where import Where, alternatives, is_in, where_sql
 from memory3.codec import Codec
 from memory3.errors import BankCorrupt

@@ -24,11 +24,11 @@ import lancedb
 from filelock import FileLock, Timeout
 from lancedb.table import Table
 
+from memory3.bank.backends.lance_folder import require_sound
 from memory3.bank.codebooks import book_name, write_book
 from memory3.bank.faults import disk_fault, reading, writing
-from memory3.bank.folder import require_sound
-from memory3.bank.manifest import METADATA_KEY, BankManifest
-from memory3.bank.rows import row_schema
+from memory3.bank.format.manifest import METADATA_KEY, BankManifest
+from memory3.bank.format.rows import row_schema
 from memory3.bank.snapshot import Snapshot
 from memory3.codec import CodeBook
 from memory3.errors import BankBusy, BankCorrupt, BankNotFound

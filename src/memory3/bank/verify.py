@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 from xxhash import xxh3_64_intdigest
 
+from memory3.bank.backends.lance_folder import deletion_faults
 from memory3.bank.codebooks import read_codec
-from memory3.bank.folder import deletion_faults
+from memory3.bank.format.rows import LIVE, TEXT_COLUMNS, checksums, codes_of, embeddings_of
 from memory3.bank.reports import VerifyReport
-from memory3.bank.rows import LIVE, TEXT_COLUMNS, checksums, codes_of, embeddings_of
 from memory3.bank.snapshot import Snapshot
 from memory3.codec import Codec
 from memory3.errors import BankCorrupt

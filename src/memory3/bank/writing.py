@@ -20,9 +20,8 @@ from lancedb.table import Table
 from memory3.bank.codebooks import codec_of
 from memory3.bank.embedder import TextEmbedder
 from memory3.bank.faults import reading, writing
-from memory3.bank.manifest import METADATA_KEY, BankManifest
-from memory3.bank.reports import Conflict, WriteProgress, WriteReport
-from memory3.bank.rows import (
+from memory3.bank.format.manifest import METADATA_KEY, BankManifest
+from memory3.bank.format.rows import (
     LIVE,
     TEXT_COLUMNS,
     BankRow,
@@ -35,6 +34,7 @@ from memory3.bank.rows import (
     row_batch,
     tombstone,
 )
+from memory3.bank.reports import Conflict, WriteProgress, WriteReport
 from memory3.bank.staging import Staging
 from memory3.bank.store import Store
 from memory3.bank.where import is_in, tags

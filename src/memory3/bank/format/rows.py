@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 from xxhash import xxh3_64_intdigest
 
-from memory3.bank.manifest import METADATA_KEY, TABLE_ID_KEY, BankManifest
-from memory3.bank.where import tags
+from memory3.bank.format.manifest import METADATA_KEY, TABLE_ID_KEY, BankManifest
+from memory3.bank.format.tags import tags
 from memory3.errors import BankCorrupt
 from memory3.files import parse_json
 from memory3.types import Reference
