@@ -15,7 +15,7 @@ def bank_info(store: Store, snapshot: Snapshot, cache: CacheStatistics) -> BankI
     """What `memory3 info` shows."""
     size = snapshot.size
     unindexed = snapshot.unindexed()
-    on_disk = store.bytes()
+    on_disk = store.backend.total_bytes()
     return BankInfo(
         references=size,
         documents=len(snapshot.scan(["document_id"], FIRST_ROWS)),
