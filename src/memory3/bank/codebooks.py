@@ -12,18 +12,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memory3.bank.backends.base import Backend
 from memory3.bank.faults import reading, writing
+from memory3.bank.format.names import book_name
 from memory3.bank.writer import MemoryWriter
 from memory3.codec import CodeBook, Codec, CodedCodec, RawCodec
 from memory3.config import default_codec
 from memory3.errors import BankCorrupt, ConfigError, FingerprintMismatch
-from memory3.files import UnsafeFile, read_bounded, write_atomically
+from memory3.files import UnsafeFile, write_atomically
 from memory3.models.calibrated import calibrated, own_calibrated
 
 if TYPE_CHECKING:
     import torch
 
-    from memory3.bank.manifest import BankManifest
+    from memory3.bank.format.manifest import BankManifest
 
 __all__ = ["book_name", "cached_book", "cached_path", "codec_of", "keep_book", "new_codec", "read_codec", "write_book"]
 
@@ -31,61 +33,58 @@ __all__ = ["book_name", "cached_book", "cached_path", "codec_of", "keep_book", "
 _MOST_BYTES = 1 << 30
 
 
-def book_name(fingerprint: str) -> str:
-    """File name of a code book in a bank's folder."""
-    return f"codec-{fingerprint}.safetensors"
+def write_book(backend: Backend, book: CodeBook) -> None:
+    """Put a codebook beside a bank's tables, whole or not at all."""
+    with writing(backend.location):
+        backend.write(book_name(book.fingerprint), book.data)
 
 
-def write_book(path: Path, book: CodeBook) -> None:
-    """Put a code book where it belongs, whole or not at all."""
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, book.data)
-
-
-def codec_of(folder: Path, manifest: BankManifest, vectors: torch.Tensor | None) -> Codec:
+def codec_of(backend: Backend, manifest: BankManifest, vectors: torch.Tensor | None) -> Codec:
     """The codec of a bank. Its code book, if it needs one, is read once per process.
 
     Args:
-        folder, manifest: of the bank.
+        backend: where the bank lies.
+        manifest: the bank's.
         vectors: ``[V, e]``, the model's token vectors, if a model is at hand.
 
     Raises:
         BankCorrupt: the code book is missing, or is not the one the memories were written with.
     """
-    return RawCodec(manifest.shape) if manifest.codec == "raw" else _kept(folder, manifest).with_vectors(vectors)
+    return RawCodec(manifest.shape) if manifest.codec == "raw" else _kept(backend, manifest).with_vectors(vectors)
 
 
 @lru_cache(maxsize=8)
-def _kept(folder: Path, manifest: BankManifest) -> CodedCodec:
-    codec = read_codec(folder, manifest)
+def _kept(backend: Backend, manifest: BankManifest) -> CodedCodec:
+    codec = read_codec(backend, manifest)
     assert isinstance(codec, CodedCodec)
     return codec
 
 
-def read_codec(folder: Path, manifest: BankManifest) -> Codec:
+def read_codec(backend: Backend, manifest: BankManifest) -> Codec:
     """As `codec_of`, from the file as it is now, without token vectors."""
     if manifest.codec == "raw":
         return RawCodec(manifest.shape)
-    codec = CodedCodec(_read(folder / book_name(manifest.code_book), manifest.code_book))
+    codec = CodedCodec(_read(backend, manifest.code_book))
     if (codec.name, codec.shape, codec.record_size) != (manifest.codec, manifest.shape, manifest.record_bytes):
         raise BankCorrupt(
-            f"{folder}: the code book {manifest.code_book} is of codec {codec.name!r} and {codec.record_size} bytes a memory, the bank of "
+            f"{backend.location}: the code book {manifest.code_book} is of codec {codec.name!r} and {codec.record_size} bytes a memory, the bank of "
             f"{manifest.codec!r} and {manifest.record_bytes}: restore the bank from a copy"
         )
     return codec
 
 
-def _read(path: Path, fingerprint: str) -> CodeBook:
-    remedy = f"restore it from a copy, or encode the bank's texts anew with `memory3 rebuild --bank {path.parent}`"
-    with reading(path.parent):
+def _read(backend: Backend, fingerprint: str) -> CodeBook:
+    remedy = f"restore it from a copy, or encode the bank's texts anew with `memory3 rebuild --bank {backend.location}`"
+    name = book_name(fingerprint)
+    path = backend.address(name)
+    with reading(backend.location):
         try:
-            data = read_bounded(path, _MOST_BYTES)
+            data = backend.read(name, _MOST_BYTES)
         except FileNotFoundError:
             raise BankCorrupt(f"{path}, the code book of this bank, is missing: {remedy}") from None
         except UnsafeFile as error:
             raise BankCorrupt(f"{path}, the code book of this bank, {error.strerror}: {remedy}") from None
-    book = CodeBook.of(data, str(path))
+    book = CodeBook.of(data, path)
     if book.fingerprint != fingerprint:
         raise BankCorrupt(
             f"{path} is another code book than the one this bank was written with: its fingerprint is {book.fingerprint}, not "
@@ -106,7 +105,9 @@ def _parts(codec: str, fingerprint: str) -> tuple[str, ...]:
 def keep_book(book: CodeBook) -> Path:
     """Put a code book into the cache folder."""
     path = cached_path(book.codec, book.memories)
-    write_book(path, book)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, book.data)
     return path
 
 
