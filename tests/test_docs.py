@@ -22,6 +22,8 @@ PAGES = [
 ]
 TEXT = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}
 README = TEXT["README.md"]
+#: Somebody's documents, as the code calls them where it explains paths.
+EXAMPLES = {"docs/a.md", "docs/guide.md"}
 #: Pages with figures of the default model.
 WITH_FIGURES = ("README.md", "docs/measured.md", "docs/training.md", "docs/evaluation.md", "docs/planner.md", "docs/usage.md")
 
@@ -76,12 +78,13 @@ def test_every_page_is_in_the_navigation_of_the_site():
 
 
 def test_files_that_the_code_and_the_pages_name_exist():
-    sources = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in (ROOT / "src" / "memory3" / "cli").rglob("*.py")}
+    sources = {
+        str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+        for path in (ROOT / "src" / "memory3" / "cli").rglob("*.py")
+    }
     for where, text in (sources | TEXT).items():
         for name in re.findall(r"(?<![\w/.])(?:docs|research)/[\w/-]+\.(?:md|json|png|svg|py)\b", text):
-            if (ROOT / name).parent == ROOT / "docs" and where.startswith("src/memory3/text/"):
-                continue  # somebody's documents, as an example
-            assert (ROOT / name).is_file(), f"{where} names {name}, which does not exist"
+            assert name in EXAMPLES or (ROOT / name).is_file(), f"{where} names {name}, which does not exist"
 
 
 def test_structure_is_that_of_the_tree():
@@ -92,7 +95,7 @@ def test_the_readme_fits_one_screen():
     assert len(README.split()) <= 450
     assert len(re.findall(r"^!\[", README, re.MULTILINE)) == 1
     (code,) = fenced(README, "python")
-    assert len(code.splitlines()) == 5
+    assert len([line for line in code.splitlines() if line]) == 5
     tables = re.findall(r"(?:^\|.*\n)+", README, re.MULTILINE)
     assert [len(table.splitlines()) - 2 for table in tables] == [4]
 
