@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,8 @@ PAGES = [
 ]
 TEXT = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}
 README = TEXT["README.md"]
+#: Pages that say what docstrings say.
+GENERATED = {"docs/structure.md"}
 #: Somebody's documents, as the code calls them where it explains paths.
 EXAMPLES = {"docs/a.md", "docs/guide.md"}
 #: Pages with figures of the default model.
@@ -140,7 +144,16 @@ def test_pages_with_figures_say_what_the_default_model_is(page):
     assert "as the model was published" not in TEXT[page]
 
 
-@pytest.mark.parametrize("page", sorted(set(TEXT) - {"docs/structure.md"}))
+@pytest.mark.parametrize("page", [page for page in TEXT if page.startswith("docs/") and page not in GENERATED])
+def test_words_that_were_renamed_are_gone(page):
+    text = prose(TEXT[page]).partition("## Renamed")[0]
+    for word in ("beginning", "foretold", "foretell", "code book", "cold", "keeping"):
+        assert not re.search(rf"\b{word}s?\b(?! start)", text, re.IGNORECASE), (
+            f"{page}: {word}: docs/words.md has its new name"
+        )
+
+
+@pytest.mark.parametrize("page", sorted(set(TEXT) - GENERATED))
 def test_sources_that_are_not_in_the_repository_are_not_cited(page):
     assert not re.search(r"\b(PAPER|DESIGN|STYLE|PEERS)\.md", TEXT[page])
 
@@ -177,3 +190,91 @@ def test_the_python_of_the_readme_and_of_the_python_page_runs(tmp_path):
     answers = done.stdout.splitlines()
     assert "128" in answers[0]
     assert answers[-1] == "1"
+
+
+#: What each worked example needs, by the heading of its section.
+EXAMPLE_NAMES = ("A selector", "A codec", "A reader", "A kernel")
+
+
+def sections(text):
+    return {part.partition("\n")[0]: part for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]}
+
+
+def example(name):
+    """Files of a worked example by path, and the program that tries it."""
+    *files, program = fenced(sections(TEXT["CONTRIBUTING.md"])[name], "python")
+    named = {block.partition("\n")[0].removeprefix("# src/"): block.partition("\n")[2] for block in files}
+    return named, program
+
+
+#: Where the examples lie while they are checked, nothing tells ruff that.
+FIRST_PARTY = 'lint.isort.known-first-party = ["memory3"]'
+
+#: Until the registries are merged, the examples have nothing to register with.
+needs_registries = pytest.mark.skipif(
+    not all((ROOT / "src" / "memory3" / name).exists() for name in ("codec/registry.py", "attention/kernels")),
+    reason="the registries of codecs and kernels are not merged yet",
+)
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory):
+    """What each program prints, with the files of all examples put into a copy of the package."""
+    folder = tmp_path_factory.mktemp("contributing")
+    shutil.copytree(
+        ROOT / "src" / "memory3", folder / "memory3", ignore=shutil.ignore_patterns("__pycache__", "*.safetensors")
+    )
+    programs = []
+    for name in EXAMPLE_NAMES:
+        files, program = example(name)
+        for path, content in files.items():
+            assert not (folder / path).exists(), f"{path} exists: choose another example"
+            (folder / path).write_text(content)
+        programs.append(f"print('== {name}')\n{program}")
+    paths = os.pathsep.join([str(folder), str(ROOT / "tests")])
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(programs)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(part.split("\n", 1) for part in done.stdout.split("== ")[1:])
+
+
+@pytest.mark.parametrize("name", EXAMPLE_NAMES)
+def test_a_worked_example_is_short(name):
+    files, program = example(name)
+    for path, content in files.items():
+        lines = [line for line in content.splitlines() if line]
+        assert len(lines) <= 30, f"{path} has {len(lines)} lines"
+    assert len(program.splitlines()) <= 20
+
+
+@needs_registries
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("A selector", "20"),
+        ("A codec", "[tensor([[  1.0000,  -2.0000,   0.5000, 448.0000]])]"),
+        ("A reader", "[('bridge.ipynb', '# Bridge\\nBuilt in 1874.\\n\\n1 + 1', {'cells': 2})]"),
+        ("A kernel", "True"),
+    ],
+)
+def test_a_worked_example_works(tried, name, expected):
+    assert tried[name].startswith(expected)
+
+
+def test_worked_examples_keep_the_rules_of_the_house(tmp_path):
+    for name in EXAMPLE_NAMES:
+        for path, content in example(name)[0].items():
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).write_text(content)
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--config", ROOT / "pyproject.toml", "--config", FIRST_PARTY, tmp_path],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
