@@ -4,7 +4,7 @@
 - ``references-1.lance/``: the rows; the number rises when a bank is rebuilt for another model.
 - ``references-1-staging.lance/``: rows of a large document that is not complete yet.
 - ``policy.json``, ``recalls.jsonl``: what becomes of cold rows, and how often each was recalled (`keeping`, `recalls`).
-- ``codec-<fingerprint>.safetensors``: code book of the tables whose manifest names it.
+- ``codec-<fingerprint>.safetensors``: codebook of the tables whose manifest names it.
 - ``writer.lock``: held by the one process that writes; the system releases it when that process ends.
 """
 
@@ -30,7 +30,7 @@ from memory3.bank.folder import require_sound
 from memory3.bank.manifest import METADATA_KEY, BankManifest
 from memory3.bank.rows import row_schema
 from memory3.bank.snapshot import Snapshot
-from memory3.codec import CodeBook
+from memory3.codec import Codebook
 from memory3.errors import BankBusy, BankCorrupt, BankNotFound
 from memory3.files import UnsafeFile, parse_json, read_bounded, remove, write_atomically
 
@@ -53,7 +53,7 @@ class Store:
     """A bank's folder. Opens and creates tables; knows nothing of documents."""
 
     def __init__(self, path: str | os.PathLike[str], token_vectors: torch.Tensor | None = None) -> None:
-        """``token_vectors``: of the model at hand, if any, for codecs that foretell."""
+        """``token_vectors``: of the model at hand, if any, for codecs that predict."""
         self.path = Path(path).expanduser().absolute()
         self.token_vectors = token_vectors
         self._sound: set[str] = set()
@@ -115,7 +115,7 @@ class Store:
         name = self.current()
         return Snapshot(self.path, name, *self.open(name), self.token_vectors)
 
-    def create(self, manifest: BankManifest, book: CodeBook | None = None) -> None:
+    def create(self, manifest: BankManifest, book: Codebook | None = None) -> None:
         """Make an empty bank, in a new or empty folder or one where making a bank was interrupted."""
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -134,8 +134,8 @@ class Store:
             self.add_table("references-1", manifest)
             self.switch("references-1")
 
-    def add_book(self, book: CodeBook | None) -> None:
-        """Put a code book beside the tables, before the table that names it."""
+    def add_book(self, book: Codebook | None) -> None:
+        """Put a codebook beside the tables, before the table that names it."""
         if book is not None:
             write_book(self.path / book_name(book.fingerprint), book)
 
@@ -211,7 +211,7 @@ class Store:
         self._remove_books()
 
     def _remove_books(self) -> None:
-        """Delete the code books that no table names."""
+        """Delete the codebooks that no table names."""
         books = list(self.path.glob("codec-*.safetensors"))
         tables = [table for table in map(self.find_table, self.tables()) if table is not None] if books else []
         named = [_code_book((table.schema.metadata or {}).get(METADATA_KEY, b"")) for table in tables]
@@ -271,7 +271,7 @@ class Store:
 
 
 def _code_book(manifest: bytes) -> Any:
-    """What a manifest says of its code book; "" where it says nothing that can be read."""
+    """What a manifest says of its codebook; "" where it says nothing that can be read."""
     try:
         return parse_json(manifest[:_MANIFEST_BYTES]).get("code_book", "")
     except (ValueError, AttributeError):
