@@ -16,10 +16,12 @@ import torch
 from transformers import PreTrainedModel, StoppingCriteriaList
 
 from memory3.answer import Answer, Timings, Usage
+from memory3.codec.registry import check as check_codec
 from memory3.config import MemoryConfig
 from memory3.decoding import TokenClock, decoding
 from memory3.encode.encoder import Encoder
 from memory3.encode.selector_weights import SelectorWeights, find_weights
+from memory3.encode.selectors import find as find_selector
 from memory3.encode.selectors import is_fitted
 from memory3.errors import ConfigError, InputError, ModelError, setting
 from memory3.models.active import check_calm, check_whole, standing
@@ -77,6 +79,7 @@ class Memory3(Prompts):
         self.model = model
         self.tokenizer = tokenizer
         self.config = config or MemoryConfig()
+        _check_names(self.config)
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.batch_size = batch_size
         check_whole(model)
@@ -84,6 +87,11 @@ class Memory3(Prompts):
         self.geometry = ModelGeometry(model)
         self.frame = Frame.of(tokenizer, self.config)
         learned = self.learned if is_fitted(self.config.selector) else None
+        if is_fitted(self.config.selector) and learned is None:
+            raise ConfigError(
+                f"selector {self.config.selector!r} was not fitted to this model yet: `memory3 calibrate --selector {self.config.selector}` does it, "
+                "or use reconstruction"
+            )
         self.encoder = Encoder(model, self.geometry, self.frame, self.config, learned.by_layer if learned else None)
         install(self.geometry.base)
         self.proof = proven(model, self.geometry, tokenizer, self.whole_model)
@@ -115,6 +123,8 @@ class Memory3(Prompts):
         name = with_adapter(os.fspath(name), None if adapter is None else os.fspath(adapter))
         if isinstance(config, str):
             config = MemoryConfig.preset(config)
+        if config is not None:
+            _check_names(config)
         model, tokenizer = load_model(name, device=device, dtype=dtype, **kwargs)
         return cls(model, tokenizer, config or trained_config(name), name=name, batch_size=batch_size)
 
@@ -164,7 +174,7 @@ class Memory3(Prompts):
 
     @property
     def token_vectors(self) -> torch.Tensor:
-        """``[V, e]``: the model's embeddings, from which codecs foretell."""
+        """``[V, e]``: the model's embeddings, from which codecs predict."""
         embeddings = self.model.get_input_embeddings()
         assert isinstance(embeddings.weight, torch.Tensor)
         return embeddings.weight.detach()
@@ -495,3 +505,9 @@ class Memory3(Prompts):
             text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
             answers.append(Answer(text, citations, usage, timings, ids, notes[prompt]))
         return answers
+
+
+def _check_names(config: MemoryConfig) -> None:
+    """Raise ConfigError where the settings name a codec or a selector that does not exist, before a model is loaded for them."""
+    check_codec(config.codec)
+    find_selector(config.selector)

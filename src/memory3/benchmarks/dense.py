@@ -21,7 +21,8 @@ from safetensors import safe_open
 from memory3.bank import Bank
 from memory3.benchmarks.measure import progress
 from memory3.codec import CodedCodec
-from memory3.config import MemoryConfig, foretells
+from memory3.codec.registry import find
+from memory3.config import MemoryConfig
 from memory3.encode.budget import choose
 from memory3.encode.encoder import cut
 from memory3.encode.selectors import Selector
@@ -165,7 +166,7 @@ class Sparse:
             scores = found[0] if len(found) == 1 else found[0] + Blended.share * found[1]
         kept = choose(scores[None, layers], length, self.config.budget, self.config.reference_length)
         (memory,) = cut(keys[None, layers], values[None, layers], kept, torch.float16)
-        if not foretells(self.config.codec):
+        if self.config.codec == "auto" or not find(self.config.codec).predicts:
             return memory
         (read,) = self.references([reference])
         return replace(memory, tokens=np.asarray(read.token_ids, np.uint32))
