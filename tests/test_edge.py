@@ -105,9 +105,9 @@ def test_contents_that_are_no_text(m3, content, said):
 def test_parts_of_text_are_joined(m3):
     parts = [{"type": "text", "text": "Who "}, {"type": "text", "text": "is Orm?"}]
     joined, whole = ([{"role": "user", "content": c}] for c in (parts, "Who is Orm?"))
-    assert m3._chat(joined) == m3._chat(whole)
+    assert m3.prompts.chat(joined) == m3.prompts.chat(whole)
     with pytest.raises(InputError, match="the last message is the assistant's"):
-        m3._chat([*whole, {"role": "assistant", "content": "Yes"}])
+        m3.prompts.chat([*whole, {"role": "assistant", "content": "Yes"}])
 
 
 SYSTEM = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Who?"}]
@@ -116,13 +116,13 @@ SYSTEM = [{"role": "system", "content": "Be brief"}, {"role": "user", "content":
 def test_templates_that_refuse_or_leave_out_the_system_turn():
     refuse = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + tiny.CHAT_TEMPLATE
     with pytest.raises(InputError, match="refuses the system role: leave the system message out") as caught:
-        chat_model(refuse)._chat(SYSTEM)
+        chat_model(refuse).prompts.chat(SYSTEM)
     assert sentence(caught.value).endswith("refuses the system role: leave --system out")
     silent = tiny.CHAT_TEMPLATE.replace(
         "{% for message in messages %}", "{% for message in messages if message.role != 'system' %}"
     )
     with pytest.raises(InputError, match="leaves out the message of the role system"):
-        chat_model(silent)._chat(SYSTEM)
+        chat_model(silent).prompts.chat(SYSTEM)
 
 
 def test_a_template_that_writes_another_text_each_time():

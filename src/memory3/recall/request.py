@@ -141,7 +141,7 @@ class RequestMemory:
     @property
     def shift(self) -> int:
         """By how many positions the tokens behind the memories move."""
-        return self.place.missing + self._room if self.reads else 0
+        return self.place.room(self._room) if self.reads else 0
 
     @property
     def decoded_chunks(self) -> list[ReadChunk]:
@@ -209,7 +209,7 @@ class RequestMemory:
 
     def lie_at(self, origin: int) -> None:
         """Fix where memories lie: where the first token behind them would have been, ``origin`` being the position of the request's first token."""
-        self.moved = origin + self.place.start(len(self._frame.prefix))
+        self.moved = self.place.moved(len(self._frame.prefix), origin)
 
     # ---- after a forward pass ----------------------------------------------------------------------------------------
 
