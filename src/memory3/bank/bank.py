@@ -31,7 +31,7 @@ from memory3.bank.view import BankView
 from memory3.bank.where import Scalar, Where
 from memory3.bank.writer import MemoryWriter
 from memory3.bank.writing import Writing, delete_documents, present
-from memory3.codec import CodeBook
+from memory3.codec import Codebook
 from memory3.errors import BankChanged, BankCorrupt, ConfigError, SourceConflict
 from memory3.models.catalogue import DEFAULT_EMBEDDER
 from memory3.policy import WritePolicy
@@ -76,14 +76,14 @@ class Bank:
         cache_bytes: int = 1 << 30,
         create: bool = True,
         write: WritePolicy | str | None = None,
-        code_book: CodeBook | None = None,
+        code_book: Codebook | None = None,
     ) -> Bank:
         """Open the bank at ``path``, or make an empty one.
 
         Args:
             path: a folder, or another `memory3.bank.backends.base.Backend`.
             m3: the model that writes and reads. Another than the bank's raises FingerprintMismatch. None: the bank can be
-                searched, listed, checked, compacted and deleted from, but not written, and memories that are cold or whose codec foretells cannot be read.
+                searched, listed, checked, compacted and deleted from, but not written, and memories that are cold or whose codec predicts cannot be read.
             embedder: name or object; by default the bank's own, for a new bank the catalogue's default.
             cache_bytes: RAM for memories read recently; 0 switches the cache off.
             create: whether a missing bank is made; otherwise it raises BankNotFound.
@@ -124,7 +124,7 @@ class Bank:
         embedder: str | TextEmbedder | None = None,
         progress: Progress | None = None,
         wait_seconds: float = 0.0,
-        code_book: CodeBook | None = None,
+        code_book: Codebook | None = None,
     ) -> WriteReport:
         """Encode the bank's documents anew, from the texts it holds, for another model, other settings, another codec or embedder.
 

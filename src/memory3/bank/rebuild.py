@@ -16,7 +16,7 @@ from memory3.bank.store import Store
 from memory3.bank.upkeep import tidy
 from memory3.bank.writer import MemoryWriter
 from memory3.bank.writing import Writing
-from memory3.codec import CodeBook
+from memory3.codec import Codebook
 from memory3.errors import BankCorrupt
 from memory3.types import Document, Reference
 
@@ -30,7 +30,7 @@ def rebuild(
     m3: MemoryWriter,
     embedder: TextEmbedder,
     progress: Callable[[WriteProgress], None] | None = None,
-    code_book: CodeBook | None = None,
+    code_book: Codebook | None = None,
     *,
     cold: bool = False,
 ) -> WriteReport:

@@ -84,7 +84,7 @@ class Snapshot:
 
     @cached_property
     def codec(self) -> Codec:
-        """What reads and writes the memories. A code book that is lost or damaged raises BankCorrupt."""
+        """What reads and writes the memories. A codebook that is lost or damaged raises BankCorrupt."""
         return codec_of(self.backend, self.manifest, self.token_vectors)
 
     @property

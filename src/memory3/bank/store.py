@@ -20,7 +20,7 @@ from memory3.bank.format.names import CURRENT, book_name, is_book, is_ours, is_t
 from memory3.bank.format.rows import row_schema
 from memory3.bank.format.versions import new_table_id
 from memory3.bank.snapshot import Snapshot
-from memory3.codec import CodeBook
+from memory3.codec import Codebook
 from memory3.errors import BankCorrupt, BankNotFound
 from memory3.files import UnsafeFile, parse_json
 
@@ -47,7 +47,7 @@ class Store:
     """
 
     def __init__(self, place: str | os.PathLike[str] | Backend, token_vectors: torch.Tensor | None = None) -> None:
-        """``place``: a folder, or another backend. ``token_vectors``: of the model at hand, if any, for codecs that foretell."""
+        """``place``: a folder, or another backend. ``token_vectors``: of the model at hand, if any, for codecs that predict."""
         self.backend = place if isinstance(place, Backend) else FolderBackend(place)
         self.path = self.backend.location
         self.token_vectors = token_vectors
@@ -108,7 +108,7 @@ class Store:
         name = self.current()
         return Snapshot(self.backend, name, *self.open(name), self.token_vectors)
 
-    def create(self, manifest: BankManifest, book: CodeBook | None = None) -> None:
+    def create(self, manifest: BankManifest, book: Codebook | None = None) -> None:
         """Make an empty bank, in a new or empty folder or one where making a bank was interrupted."""
         with writing(self.path):
             self.backend.prepare()
@@ -127,8 +127,8 @@ class Store:
             self.add_table(table_name(1), manifest)
             self.switch(table_name(1))
 
-    def add_book(self, book: CodeBook | None) -> None:
-        """Put a code book beside the tables, before the table that names it."""
+    def add_book(self, book: Codebook | None) -> None:
+        """Put a codebook beside the tables, before the table that names it."""
         if book is not None:
             write_book(self.backend, book)
 
@@ -185,7 +185,7 @@ class Store:
         self._remove_books()
 
     def _remove_books(self) -> None:
-        """Delete the code books that no table names."""
+        """Delete the codebooks that no table names."""
         books = [name for name in self.backend.names() if is_book(name)]
         tables = [table for table in map(self.find_table, self.tables()) if table is not None] if books else []
         named = [_code_book((table.schema.metadata or {}).get(METADATA_KEY, b"")) for table in tables]
@@ -200,7 +200,7 @@ class Store:
 
 
 def _code_book(manifest: bytes) -> Any:
-    """What a manifest says of its code book; "" where it says nothing that can be read."""
+    """What a manifest says of its codebook; "" where it says nothing that can be read."""
     try:
         return parse_json(manifest[:_MANIFEST_BYTES]).get("code_book", "")
     except (ValueError, AttributeError):
