@@ -248,6 +248,29 @@ def test_where_something_is_not_as_expected_nothing_is_removed(five, odd):
     assert files(folder) == before
 
 
+def test_an_interrupted_removal_of_old_versions_goes_on(five, monkeypatch):
+    folder, calls = five / "references-1.lance", []
+    with open_bank(five) as bank:
+        bank.compact()
+
+    def failing(path):
+        calls.append(path)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        path.unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lance_versions, "remove", failing)
+        with pytest.raises(KeyboardInterrupt):
+            lance_versions.prune(folder, timedelta(0), range(0), 8)
+    for _ in range(2):
+        with open_bank(five) as bank:
+            assert contents(bank) == expected(ONE)
+            assert bank.verify().ok
+        lance_versions.prune(folder, timedelta(0), range(0), 8)
+    assert (versions(folder), len(os.listdir(folder / "data"))) == (1, 8)
+
+
 def test_compaction_of_many_portions_gives_space_back_at_once(five):
     """Versions older than the grace, and those it passes through, go with the files that only they need."""
     folder = five / "references-1.lance"
