@@ -179,7 +179,7 @@ def delete(
 def compact(bank: options.Bank, wait: options.Wait = 0.0, as_json: options.Json = False) -> None:
     """Tidy a bank up: merge files, give back space, renew indexes.
 
-    Needs as much free space as the bank has, for some minutes, while readers
+    Needs as much free space as what it writes anew, for some minutes, while readers
     may still use the old files.
 
     [bold]Examples[/bold]
