@@ -197,6 +197,7 @@ def settings(base: MemoryConfig, given: Mapping[str, Any]) -> MemoryConfig:
         preset = given.get("preset")
         found = (MemoryConfig.preset(preset) if preset else base).replace(**changes)
         registry.check(found.codec)
+        selectors.find(found.selector)
         return found
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None

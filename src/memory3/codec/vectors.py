@@ -39,7 +39,7 @@ class Sample:
 class VectorCoder(ABC):
     """Codes vectors: a `memory3.codec.base.VectorCodec` that was fitted.
 
-    Symbols: n vectors, c bytes of a coded vector, d head dimension.
+    Symbols: n vectors, at least one, c bytes of a coded vector, d head dimension.
 
     Attributes:
         width: c.
