@@ -1,4 +1,6 @@
-"""A codec is one file and a selector is one file: each is written here, registered, and used by the bank, the planner and the command line."""
+"""A codec is one file and a selector is one file: each is written here, registered, and used by the bank, the planner and the
+command line.
+"""
 
 from __future__ import annotations
 

@@ -91,7 +91,9 @@ class CodedCodec(Codec):
         self.record_size = self._layout.size
 
     def _try(self) -> None:
-        """Decode what a record may hold at the extremes, so that a codebook which cannot be decoded with is refused here and not in the middle of an answer."""
+        """Decode what a record may hold at the extremes, so that a codebook which cannot be decoded with is refused here and
+        not in the middle of an answer.
+        """
         heads, positions = self.shape.heads, self.codebook.positions
         places = torch.arange(heads).repeat(2), torch.tensor([0, positions - 1]).repeat_interleave(heads)
         for side, each in zip(("keys", "values"), self._coders, strict=True):
