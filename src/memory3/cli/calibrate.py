@@ -13,6 +13,7 @@ from memory3.cli import options
 from memory3.cli.loading import full_name, load_model
 from memory3.cli.output import count, duration, err, message, out, print_json, size
 from memory3.cli.progress import progress_bar
+from memory3.codec.registry import shown
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError
 
@@ -127,7 +128,7 @@ def ensure_code_book(m3: Memory3, documents: Callable[[], Iterable[Document]]) -
     from memory3.bank.codebooks import cached_book
 
     if m3.config.codec not in ("auto", "raw") and cached_book(m3.config.codec, m3.fingerprint) is None:
-        message(f"fitting the codec {m3.config.codec} to these documents, once for this model and these settings")
+        message(f"fitting the codec {shown(m3.config.codec)} to these documents, once for this model and these settings")
         _fitted(m3, documents())
 
 
@@ -178,7 +179,7 @@ def _report(book: Codebook, model: str, m3: Memory3, seconds: float, as_json: bo
             }
         )
         return
-    out.print(f"{book.codec}: {size(record)} a memory instead of {size(raw)}, in {duration(seconds)}")
+    out.print(f"{shown(book.codec)}: {size(record)} a memory instead of {size(raw)}, in {duration(seconds)}")
     out.print(
         f"fitted on {count(int(book.about['vectors']), 'pair')}; error on others: keys {book.about['keys_error']:.1%}, "
         f"values {book.about['values_error']:.1%} of their squared length"

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from memory3.cli import options
 from memory3.cli.output import count, err, facts, message, out, print_json, printable, size
+from memory3.codec.registry import shown
 from memory3.policy import WritePolicy
 
 __all__ = ["compact", "delete", "info", "verify"]
@@ -62,7 +63,7 @@ def info(
                 "model": f"{manifest.model} (fingerprint {manifest.fingerprint})",
                 "embedder": f"{manifest.embedder} ({manifest.dimension} numbers)",
                 "holds": f"{count(sizes.documents, 'document')}, {count(sizes.references, 'reference')}{cold}",
-                "on disk": f"{size(sizes.bytes)}; a memory has {size(sizes.record_bytes)} ({manifest.codec})",
+                "on disk": f"{size(sizes.bytes)}; a memory has {size(sizes.record_bytes)} ({shown(manifest.codec)})",
                 "writing": _policy(opened.policy),
                 "search": f"{sizes.index}{f', {sizes.unindexed:,} not indexed yet' if sizes.unindexed else ''}",
                 "settings": ", ".join(f"{name} {value}" for name, value in config.items()),

@@ -156,7 +156,8 @@ Dtype = Annotated[
 Codec = Annotated[
     str | None,
     typer.Option(
-        help=f"How memories are kept: {registry.help()}. Or two for keys and values, int8+int4. All but raw are fitted first, which takes some minutes once.",
+        help=f"How memories are kept: {registry.help()}. Or two for keys and values, int8+int4. All but raw are fitted first, "
+        "which takes some minutes once.",
         metavar="NAME",
         rich_help_panel=SETTINGS,
     ),
@@ -196,7 +197,7 @@ def settings(base: MemoryConfig, given: Mapping[str, Any]) -> MemoryConfig:
             changes["layers"] = tuple(int(index) for index in layers.split(",") if index.strip())
         preset = given.get("preset")
         found = (MemoryConfig.preset(preset) if preset else base).replace(**changes)
-        registry.check(found.codec)
-        return found
+        selectors.find(found.selector)
+        return found.replace(codec=registry.check(found.codec))
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None

@@ -2,10 +2,11 @@
 
     z = (R(-position) x - mean) / scale        x = R(position) (mean + scale z)
 
-``mean`` and ``scale`` belong to the head and the channel and lie in the codebook, so they cost a record nothing. R is the rotation of RoPE, for keys only: a
-head's keys share a large mean before that rotation, which the rotation spreads over a circle. Taking it back needs the position, which the record holds.
-Measured on SmolLM2-135M, 14 bytes a vector (PQ16x7), squared error over squared length: keys as they come 0.099, less the head's mean 0.062, rotated back
-before that 0.053, over the channel's width 0.048; values 0.165, 0.151 and 0.127. A rotation of each head onto its principal axes gives no more.
+``mean`` and ``scale`` belong to the head and the channel and lie in the codebook, so they cost a record nothing. R is the
+rotation of RoPE, for keys only: a head's keys share a large mean before that rotation, which the rotation spreads over a
+circle. Taking it back needs the position, which the record holds. Measured on SmolLM2-135M, 14 bytes a vector (PQ16x7),
+squared error over squared length: keys as they come 0.099, less the head's mean 0.062, rotated back before that 0.053, over
+the channel's width 0.048; values 0.165, 0.151 and 0.127. A rotation of each head onto its principal axes gives no more.
 
 Symbols: n vectors, L*H heads, d head dimension, r <= d rotated dimensions.
 """
@@ -53,7 +54,9 @@ class Centring:
         return cls(mean, variance.sqrt(), angles)
 
     def centred(self, vectors: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """z, float32 ``[n, d]``, of vectors ``[n, d]`` that belong to ``heads`` and lie at ``positions``, int64 ``[n]`` both."""
+        """z, float32 ``[n, d]``, of vectors ``[n, d]`` that belong to ``heads`` and lie at ``positions``, int64 ``[n]``
+        both.
+        """
         return (turned(vectors.float(), -positions, self.angles) - self.mean[heads]) / self.scale[heads]
 
     def restored(self, z: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
