@@ -11,10 +11,10 @@ from typing import Any
 
 from rich.text import Text
 
-from memory3.cli.capacity import chosen_machine
 from memory3.cli.loading import load_model
 from memory3.cli.output import err
-from memory3.cli.planning import Asked, View, columns, digits
+from memory3.cli.plan.capacity import chosen_machine
+from memory3.cli.plan.views import Asked, View, columns, digits
 from memory3.codec.registry import shown
 from memory3.config import MemoryConfig
 from memory3.planner.capacity import Corpus, plan
