@@ -10,6 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+import torch
 
 SOURCE = Path(__file__).parents[1] / "src" / "memory3"
 
@@ -20,7 +21,7 @@ FLOORS = (
     {"text", "models"},
     {"encode"},
     {"bank"},
-    {"answer", "decoding", "nothing", "prompt"},
+    {"answer", "decoding", "nothing", "prompt", "scoring"},
     {"recall"},
     {"proof", "llm"},
     {"calibration"},
@@ -114,6 +115,63 @@ def test_nothing_unsafe(module):
             assert node.value.value is False, where
         elif isinstance(node, ast.ExceptHandler):
             assert node.type is not None, f"{where}: say which errors"
+
+
+#: Reaches into another object that are still there: (file, attribute). Nothing is added to it.
+REACHES = {("memory3.benchmarks.dense", "_places"), ("memory3.cli.plan_check", "_snapshot")}
+
+
+def private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names(node):
+    """The private methods and attributes that a class, or all classes of a file, give their objects."""
+    names = set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.ClassDef):
+            fields = [f.target for f in part.body if isinstance(f, ast.AnnAssign)]
+            names |= {f.id for f in fields if isinstance(f, ast.Name)}
+        elif isinstance(part, ast.FunctionDef):
+            names.add(part.name)
+        elif isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store) and dotted(part.value) == "self":
+            names.add(part.attr)
+    return {name for name in names if private(name)}
+
+
+@cache
+def our_private_names():
+    names = set().union(*(private_names(node) for m in FILES for node in ast.walk(tree(m)) if isinstance(node, ast.ClassDef)))
+    return names - {*dir(torch.nn.Module()), "_instances"}  # others have attributes of these names, too
+
+
+def reaches(module):
+    """Where a file uses a private attribute of ours on anything but ``self``, ``cls``, ``super()`` and objects of the same class."""
+    own = {}
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.ClassDef):
+            names = private_names(node)
+            own |= {id(part): names for part in ast.walk(node)}
+    for node in ast.walk(tree(module)):
+        if not (isinstance(node, ast.Attribute) and private(node.attr) and node.attr in our_private_names()):
+            continue
+        is_super = isinstance(node.value, ast.Call) and dotted(node.value.func) == "super"
+        if dotted(node.value) not in ("self", "cls") and not is_super and node.attr not in own.get(id(node), ()):
+            yield node
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_no_file_reaches_into_another_object(module):
+    for node in reaches(module):
+        assert (module, node.attr) in REACHES, f"{FILES[module]}:{node.lineno}: {dotted(node)} is private"
+
+
+def test_a_reach_into_another_object_is_found():
+    """Of `Memory3` above all, which fifteen files once reached into."""
+    assert {(module, node.attr) for module in FILES for node in reaches(module)} == REACHES
+    assert {"_standing", "_rows"} <= our_private_names()
+    called = "\n".join(path.read_text(encoding="utf-8") for path in FILES.values())
+    assert "m3._" not in called
 
 
 def test_names_say_what_a_file_is_for():

@@ -1,12 +1,13 @@
 """Fitting the selector `learned`: least squares from a token's queries to the attention that questions paid it.
 
-A passage is encoded once for its queries, and read once more in front of each of its questions with its answer; the attention a token got from any of them is what is to be foretold:
+A passage is encoded once for its queries, and read once more in front of each of its questions with its answer; the attention a token got from any of them is what is to be
+predicted:
 
     t_j = max over questions, tokens i of question and answer, and query heads of the group of  softmax_j(q_i . k_j * scale)
     w_h = argmin sum_j (w_h . [q_j ; 1] - t_j)^2 + ridge |w_h|^2
 
-The attention itself is the target: its logarithm, or its root, foretell worse which few pairs matter (docs/log.md). A passage without questions is read as its own repetition,
-so any text will do, and the selector then foretells `reconstruction`.
+The attention itself is the target: its logarithm, or its root, predict worse which few pairs matter (docs/log.md). A passage without questions is read as its own
+repetition, so any text will do, and the selector then predicts `reconstruction`.
 
 Symbols: A query heads, H KV heads, d head dimension, L layers.
 """
@@ -132,7 +133,7 @@ def _attention_paid(m3: Memory3, encoder: Encoder, reference: Reference, questio
     scores = selector("reconstruction")
     if not questions:
         return encoder.dense([reference], [scores]).scores[0][0].cpu()
-    asked = [[*m3.question_tokens(question), *m3._ids(answer)] for question, answer in questions]
+    asked = [[*m3.question_tokens(question), *m3.prompts.ids(answer)] for question, answer in questions]
     return encoder.dense([reference] * len(asked), [scores], asked=asked).scores[0].amax(0).cpu()
 
 

@@ -17,7 +17,7 @@ from memory3.config import MemoryConfig
 from memory3.errors import ConfigError
 
 if TYPE_CHECKING:
-    from memory3.codec import CodeBook
+    from memory3.codec import Codebook
     from memory3.llm import Memory3
     from memory3.types import Document
 
@@ -38,7 +38,7 @@ def calibrate(
         list[str] | None,
         typer.Option(
             help="JSON lines of passage, question and answer that the selectors learned and blended are fitted to; may be repeated. Without it, a "
-            "selector that is there already stays, and a new one foretells what the model looks at while it repeats --data.",
+            "selector that is there already stays, and a new one predicts what the model looks at while it repeats --data.",
             metavar="FILE",
         ),
     ] = None,
@@ -56,8 +56,8 @@ def calibrate(
 ) -> None:
     """Fit to a model what chooses and packs its memories: minutes, once.
 
-    The code book of a codec: memories in an eighth of the bytes. And with --selector
-    learned, which key-values of a text will be looked at, foretold from the text
+    The codebook of a codec: memories in an eighth of the bytes. And with --selector
+    learned, which key-values of a text will be looked at, predicted from the text
     alone, so that writing takes one pass and not two. Both are kept in the cache
     folder, and banks made later with the same model and settings use them. For the
     default model both come with memory3.
@@ -77,9 +77,7 @@ def calibrate(
     name = full_name(model or DEFAULT_ADAPTED)
     config = options.settings(trained_config(name) or MemoryConfig(), context.params)
     if config.codec == "raw":
-        raise ConfigError(
-            "codec 'raw' keeps numbers as they are, and has nothing to fit: name int8, int4, product, transform or foretold"
-        )
+        raise ConfigError("codec 'raw' keeps numbers as they are, and has nothing to fit: name another")
     started = time.monotonic()
     from memory3.encode.selectors import is_fitted
 
@@ -133,8 +131,8 @@ def ensure_code_book(m3: Memory3, documents: Callable[[], Iterable[Document]]) -
         _fitted(m3, documents())
 
 
-def _fitted(m3: Memory3, documents: Iterable[Document] | None) -> CodeBook:
-    """The code book, its making shown on stderr: a bar with the time left while references are encoded."""
+def _fitted(m3: Memory3, documents: Iterable[Document] | None) -> Codebook:
+    """The codebook, its making shown on stderr: a bar with the time left while references are encoded."""
     from memory3.calibration.codec import calibrate as fit_codec
     from memory3.calibration.sample import default_documents
 
@@ -158,7 +156,7 @@ def _fitted(m3: Memory3, documents: Iterable[Document] | None) -> CodeBook:
         return fit_codec(m3, texts, progress=tell)
 
 
-def _report(book: CodeBook, model: str, m3: Memory3, seconds: float, as_json: bool) -> None:
+def _report(book: Codebook, model: str, m3: Memory3, seconds: float, as_json: bool) -> None:
     from memory3.bank.codebooks import cached_path
     from memory3.codec import CodedCodec, RawCodec
 

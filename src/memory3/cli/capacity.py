@@ -23,7 +23,7 @@ from memory3.planner.machine import Machine, machine_of
 from memory3.planner.usage import DocumentUsage
 
 if TYPE_CHECKING:
-    from memory3.bank.manifest import BankManifest
+    from memory3.bank.format.manifest import BankManifest
 
 __all__ = ["bank_usage", "capacity", "chosen_machine", "counted"]
 

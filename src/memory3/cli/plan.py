@@ -12,7 +12,8 @@ from rich.console import RenderableType
 from memory3.cli import options, planning
 from memory3.cli.capacity import bank_usage, capacity, chosen_machine, counted
 from memory3.cli.output import message, out, print_json
-from memory3.config import MemoryConfig, default_codec
+from memory3.codec.registry import default_codec
+from memory3.config import MemoryConfig
 from memory3.models.sizes import sizes_of
 from memory3.planner.capacity import Corpus
 from memory3.planner.storage import reference_count

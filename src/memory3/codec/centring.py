@@ -2,7 +2,7 @@
 
     z = (R(-position) x - mean) / scale        x = R(position) (mean + scale z)
 
-``mean`` and ``scale`` belong to the head and the channel and lie in the code book, so they cost a record nothing. R is the rotation of RoPE, for keys only: a
+``mean`` and ``scale`` belong to the head and the channel and lie in the codebook, so they cost a record nothing. R is the rotation of RoPE, for keys only: a
 head's keys share a large mean before that rotation, which the rotation spreads over a circle. Taking it back needs the position, which the record holds.
 Measured on SmolLM2-135M, 14 bytes a vector (PQ16x7), squared error over squared length: keys as they come 0.099, less the head's mean 0.062, rotated back
 before that 0.053, over the channel's width 0.048; values 0.165, 0.151 and 0.127. A rotation of each head onto its principal axes gives no more.
@@ -65,7 +65,7 @@ class Centring:
         return Centring(self.mean.to(device), self.scale.to(device), self.angles.to(device))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """By name, for a code book."""
+        """By name, for a codebook."""
         return {"mean": self.mean, "scale": self.scale, "angles": self.angles}
 
     @classmethod

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,15 +26,12 @@ import torch
 from memory3.codec.centring import turned
 from memory3.codec.trellis import ERROR, Trellis
 from memory3.codec.vectors import Sample, VectorCoder
-from memory3.errors import ConfigError
 
 __all__ = ["TransformCoder", "allotted", "axes"]
 
 #: A head that kept few vectors borrows its covariance: as many vectors of the average head are counted in.
 _BORROWED = 64
-_DEFAULT_BITS = 128
 _MOST_BITS = len(ERROR) - 1
-_WANTED_VECTORS = 400_000
 #: Vectors that the trellis's table is fitted to.
 _TRELLIS_VECTORS = 4096
 #: Rows that are multiplied by one matrix at a time.
@@ -45,26 +41,23 @@ _TILE = 32
 class TransformCoder(VectorCoder):
     """``transform`` or ``transform:BITS``: so many bits a vector, 128 by default."""
 
-    uses_metric: ClassVar[bool] = True
-
-    def __init__(self, name: str, head_dim: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.width = _bits(name, head_dim) // 8
+    def __init__(self, bits: int, head_dim: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.width = bits // 8
         self._mean, self._angles = tensors["mean"], tensors["angles"]
-        bits = [int(bits) for bits in tensors["bits"].tolist() if bits > 0]
-        if not bits or max(bits) > 8 or sum(bits) > 8 * self.width:
+        sizes = [int(size) for size in tensors["bits"].tolist() if size > 0]
+        if not sizes or max(sizes) > _MOST_BITS or sum(sizes) > 8 * self.width:
             raise ValueError(
-                f"bits say {sum(bits)} for {self.width} bytes a vector, and at most {max(bits, default=0)} for an axis"
+                f"bits say {sum(sizes)} for {self.width} bytes a vector, and at most {max(sizes, default=0)} for an axis"
             )
         # The stream begins with the axes that matter least, since its first bits have none before them.
-        self._trellis = Trellis(bits[::-1], tensors["variance"][: len(bits)].flip(0), tensors["table"])
-        self._analysis = tensors["analysis"][:, :, : len(bits)].flip(2).contiguous()
-        self._synthesis = torch.linalg.inv(tensors["analysis"])[:, : len(bits)].flip(1).contiguous()
+        self._trellis = Trellis(sizes[::-1], tensors["variance"][: len(sizes)].flip(0), tensors["table"])
+        self._analysis = tensors["analysis"][:, :, : len(sizes)].flip(2).contiguous()
+        self._synthesis = torch.linalg.inv(tensors["analysis"])[:, : len(sizes)].flip(1).contiguous()
         self._on: dict[torch.device, tuple[torch.Tensor, ...]] = {}
 
     @classmethod
-    def shapes(cls, name: str, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """See `VectorCoder.shapes`."""
-        _bits(name, head_dim)
+    def shapes(cls, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
+        """See `memory3.codec.base.VectorCodec.shapes`."""
         return {
             "mean": (heads, head_dim),
             "angles": (-1,),
@@ -75,14 +68,8 @@ class TransformCoder(VectorCoder):
         }
 
     @classmethod
-    def appetite(cls, name: str, head_dim: int) -> tuple[int, int]:
-        """See `VectorCoder.appetite`."""
-        _bits(name, head_dim)
-        return head_dim, _WANTED_VECTORS
-
-    @classmethod
-    def fit(cls, name: str, sample: Sample) -> dict[str, torch.Tensor]:
-        """See `VectorCoder.fit`."""
+    def fit(cls, total: int, sample: Sample) -> dict[str, torch.Tensor]:
+        """See `memory3.codec.base.VectorCodec.fit`. ``total``: bits of a vector."""
         dim = sample.vectors.shape[1]
         angles = torch.zeros(0) if sample.angles is None else sample.angles.detach().to("cpu", torch.float32)
         x = turned(sample.vectors.float(), -sample.positions, angles)
@@ -92,7 +79,7 @@ class TransformCoder(VectorCoder):
         analysis, variance = axes(x - mean[sample.heads], sample.heads, metric)
         weight = count[:, 0] / count.sum()
         variance = (weight[:, None] * variance).sum(0)
-        bits = [size for size in allotted(variance, _bits(name, dim)) if size]
+        bits = [size for size in allotted(variance, total) if size]
         some = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:_TRELLIS_VECTORS]
         z = torch.einsum("nd,nde->ne", (x - mean[sample.heads])[some], analysis[sample.heads[some], :, : len(bits)])
         return {
@@ -192,13 +179,3 @@ def _tiles(heads: np.ndarray, number: int) -> tuple[torch.Tensor, torch.Tensor, 
     places = np.empty(len(heads), np.int64)
     places[rows[real]] = np.flatnonzero(real.reshape(-1))
     return torch.from_numpy(rows.reshape(-1)), torch.from_numpy(of_tile), torch.from_numpy(places)
-
-
-def _bits(name: str, head_dim: int) -> int:
-    text = name.partition(":")[2] or str(_DEFAULT_BITS)
-    bits = int(text) if text.isdigit() else 0
-    if bits < 8 or bits % 8 or bits > _MOST_BITS * head_dim:
-        raise ConfigError(
-            f"codec {name!r}: bits of a vector must be a multiple of 8 up to {_MOST_BITS * head_dim}, as in transform:128"
-        )
-    return bits

@@ -29,7 +29,7 @@ __all__ = ["SelectorWeights", "adapter_mark", "find_weights", "keep_weights"]
 
 VERSION = 1
 _BESIDE = "selector.safetensors"
-_REMEDY = "delete it, or fit it anew with `memory3 calibrate`"
+_REMEDY = "delete it, or fit the selector anew"
 
 
 @dataclass(frozen=True, eq=False)

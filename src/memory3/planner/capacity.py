@@ -14,9 +14,9 @@ from memory3.config import MemoryConfig
 from memory3.errors import ConfigError
 from memory3.models.sizes import ModelSizes
 from memory3.planner.cost import Cost
-from memory3.planner.library import EMBEDDERS, Search, embedder_of, library_costs, padding
+from memory3.planner.library import EMBEDDERS, Search, embedder_of, library_costs
 from memory3.planner.machine import Machine
-from memory3.planner.storage import codecs_of, library_bytes
+from memory3.planner.storage import codec_cost, library_bytes
 
 __all__ = ["CapacityPlan", "Corpus", "RecallTime", "plan"]
 
@@ -182,14 +182,14 @@ def _recall(
     k = config.references_per_chunk
     sizes = EMBEDDERS[embedder]
     pairs = config.budget.pairs(len(shape.memory_layers(config)) * shape.kv_heads, config.reference_length)
-    decoded = k * 2 * pairs * shape.head_dim * machine.number_bytes * padding(config)
+    decoded = k * 2 * pairs * shape.head_dim * machine.number_bytes * config.budget.padding
     in_ram = search.references * search.dimension * 4 <= machine.ram
     return RecallTime(
         embed=sizes.flops(config.chunk_length) / machine.flops + sizes.layers * machine.layer_seconds + EMBED_SECONDS,
         search=search.bytes / (machine.memory_bandwidth if in_ram else machine.disk_bandwidth),
         read=LANCE_SECONDS + k * (machine.disk_latency + record / machine.disk_bandwidth),
         unpack=UNPACK_PASSES * (k * record + decoded) / 2 / machine.memory_bandwidth
-        + k * pairs * sum(codec.decoding(shape.head_dim) for codec in codecs_of(config.codec, shape.head_dim)) / machine.flops,
+        + k * pairs * codec_cost(shape, config).decode_flops / machine.flops,
     )
 
 
@@ -200,7 +200,7 @@ def _steps(shape: ModelSizes, config: MemoryConfig, machine: Machine) -> tuple[f
     weights = shape.block_weights + shape.vocabulary * shape.hidden
     plain = weights * machine.number_bytes / machine.memory_bandwidth + calls
     memory_layers = len(shape.memory_layers(config))
-    pairs = config.budget.pairs(memory_layers * shape.kv_heads, config.reference_length) * padding(config)
+    pairs = config.budget.pairs(memory_layers * shape.kv_heads, config.reference_length) * config.budget.padding
     read = config.references_per_chunk * pairs * 2 * shape.head_dim * machine.number_bytes
     extra = read / machine.memory_bandwidth + EXTRA_CALLS * memory_layers * machine.layer_seconds
     return plain, plain + (extra if config.references_per_chunk else 0.0)

@@ -3,7 +3,7 @@
 The cost of a piece of knowledge that is used n times is  min over formats m of  write(m) + n read(m)  (eq. 1). One piece is one
 reference; one use is one chunk of tokens reading it. All costs are floating-point operations (FLOPs; a multiply-add is two).
 
-Symbols as in PAPER.md section 7: L layers, H query heads, Hkv KV heads, dh head dimension, d hidden width, W MLP width. Attention works on H dh
+Symbols as in arXiv 2407.01178, appendix A: L layers, H query heads, Hkv KV heads, dh head dimension, d hidden width, W MLP width. Attention works on H dh
 numbers per token, which the paper writes d, as they are equal in its model; here they may differ.
 
 Knows shapes; nothing of this library's own format (`memory3.planner.library`), of machines or of money.
@@ -81,7 +81,7 @@ class Term:
 
     Attributes:
         name: what the work is.
-        formula: in the symbols of PAPER.md section 7.
+        formula: in the symbols of arXiv 2407.01178, appendix A.
         flops: its value.
     """
 

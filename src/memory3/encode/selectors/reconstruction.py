@@ -10,21 +10,28 @@ lse_i being over everything query i sees (prefix, reference, cue and repetition 
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
-from memory3.encode.selectors.base import LayerView, Selector
+from memory3.encode.selectors.base import LayerView, Selector, register
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Reconstruction"]
 
 
+@register
 class Reconstruction(Selector):
     """Attention that a token gets while the model repeats the reference; two passes."""
 
-    name = "reconstruction"
-    repeats = True
+    name: ClassVar[str] = "reconstruction"
+    help: ClassVar[str] = "what the model looks at to repeat the text; two passes"
+    repeats: ClassVar[bool] = True
 
     def score(self, view: LayerView) -> torch.Tensor:
         """See the module."""
+        import torch
+
         assert view.later_query is not None, "the encoder runs the repetition for selectors that say `repeats`"
         assert view.later_lse is not None
         refs, heads, tokens, dim = view.later_query.shape

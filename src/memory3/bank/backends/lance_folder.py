@@ -19,7 +19,7 @@ from memory3.files import UnsafeFile, read_bounded
 
 __all__ = ["deletion_faults", "require_plain", "require_sound"]
 
-#: BankRow numbers of a fragment, at most 2^32 of 4 bytes; beyond this they are no list but a bitmap.
+#: Row numbers of a fragment, at most 2^32 of 4 bytes; beyond this they are no list but a bitmap.
 _MOST_BYTES = 1 << 30
 
 

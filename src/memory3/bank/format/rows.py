@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 from xxhash import xxh3_64_intdigest
 
-from memory3.bank.manifest import METADATA_KEY, TABLE_ID_KEY, BankManifest
-from memory3.bank.where import tags
+from memory3.bank.format.manifest import METADATA_KEY, TABLE_ID_KEY, BankManifest
+from memory3.bank.format.tags import tags
 from memory3.errors import BankCorrupt
 from memory3.files import parse_json
 from memory3.types import Reference
@@ -34,6 +34,7 @@ __all__ = [
     "origin_in",
     "references_of",
     "row_batch",
+    "row_bytes",
     "row_schema",
     "tombstone",
     "with_checksums",
@@ -61,6 +62,8 @@ _CHECKED = (
     "embedding",
     "codes_checksum",
 )
+#: A row without record and embedding has about as many bytes: text, tokens, names.
+_OTHER_BYTES = 2048
 #: What is read to give back references and check them.
 TEXT_COLUMNS = (*_CHECKED, "checksum")
 
@@ -99,6 +102,11 @@ def row_schema(manifest: BankManifest, table_id: str = "") -> pa.Schema:
         ],
         metadata={METADATA_KEY: manifest.to_json().encode(), TABLE_ID_KEY: table_id.encode()},
     )
+
+
+def row_bytes(manifest: BankManifest) -> int:
+    """About how many bytes a row takes in RAM: its record, which takes as much where there is none yet, its embedding, and the rest."""
+    return manifest.record_bytes + 4 * manifest.dimension + _OTHER_BYTES
 
 
 def row_batch(

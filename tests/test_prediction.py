@@ -1,4 +1,4 @@
-"""Foretelling: what tokens say of keys and values, against a loop over pairs and against least squares, in records, in code books."""
+"""Prediction: what tokens say of keys and values, against a loop over pairs and against least squares, in records, in codebooks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from bank_writer import HashingWriter
 from codebooks import ANGLES, memories
 
-from memory3.codec import CodeBook, CodedCodec, fit
+from memory3.codec import Codebook, CodedCodec, fit
 from memory3.codec.centring import turned
-from memory3.codec.prediction import Foretelling, Moments, token_features
-from memory3.config import MemoryConfig, codec_sides, foretells
-from memory3.errors import BankCorrupt, ConfigError, InputError
+from memory3.codec.kinds.transform import Transform
+from memory3.codec.prediction import Moments, Prediction, token_features
+from memory3.codec.registry import default_codec, find, shown
+from memory3.errors import CodecError, ConfigError, InputError
 from memory3.types import Memory, MemoryShape
 
 SHAPE = MemoryShape((1, 4, 6), 2, 5, 211)
@@ -48,7 +49,7 @@ def told(count: int = 200, noise: float = 0.3, seed: int = 0) -> list[Memory]:
     return out
 
 
-def fitted(codec: str = "foretold:16+24", some: list[Memory] | None = None) -> CodeBook:
+def fitted(codec: str = "predicted:16+24", some: list[Memory] | None = None) -> Codebook:
     return fit(
         codec,
         some or told(),
@@ -56,11 +57,11 @@ def fitted(codec: str = "foretold:16+24", some: list[Memory] | None = None) -> C
         fingerprint="f",
         positions=128,
         angles=ANGLES,
-        token_vectors=None if codec[0] != "f" else VECTORS,
+        token_vectors=VECTORS if find(codec).predicts else None,
     )
 
 
-def codec_of(book: CodeBook) -> CodedCodec:
+def codec_of(book: Codebook) -> CodedCodec:
     return CodedCodec(book).with_vectors(VECTORS)
 
 
@@ -76,22 +77,35 @@ def book():
 
 
 def test_names():
-    assert codec_sides("foretold:96+160") == {"keys": "transform:96", "values": "transform:160"}
-    assert codec_sides("foretold") == {"keys": "transform", "values": "transform"}
-    assert [foretells(name) for name in ("foretold:8", "foretold", "transform:8", "auto", "raw")] == [
-        True,
-        True,
-        False,
-        False,
-        False,
-    ]
-    assert MemoryConfig(codec="foretold:96+160").codec == "foretold:96+160"
-    for wrong in ("foretold:x", "foretold+int8", "foretold:8+int8", "int8+foretold"):
-        with pytest.raises(ConfigError, match="foretold:BITS"):
-            MemoryConfig(codec=wrong)
+    """Files say ``foretold``, as they always did; settings and the command line may say either."""
+    for name in ("predicted:96+160", "foretold:96+160"):
+        codec = find(name)
+        assert (codec.text, str(codec), shown(name)) == ("foretold:96+160", "predicted:96+160", "predicted:96+160")
+        assert codec.sides == {"keys": Transform(96), "values": Transform(160)}
+        assert codec == find(codec.text)
+    assert find("predicted").sides == {"keys": Transform(), "values": Transform()}
+    assert find("predicted").text == "foretold"
+    assert find("foretold:8").sides == {"keys": Transform(8), "values": Transform(8)}
+    assert default_codec(64) == "foretold:96+160"
+    assert shown("zip") == "zip"
+    told = {name: find(name).predicts for name in ("foretold:8", "predicted", "transform:8", "raw")}
+    assert told == {"foretold:8": True, "predicted": True, "transform:8": False, "raw": False}
+    for wrong in ("x", "12", "8+x", "8:16", "8,16"):
+        for name in ("foretold", "predicted"):
+            with pytest.raises(ConfigError, match="predicted:BITS"):
+                find(f"{name}:{wrong}")
+    for wrong in ("foretold+int8", "predicted:8+int8", "int8+foretold", "int8+predicted:8", "predicted:8+"):
+        with pytest.raises(ConfigError, match="predicted:BITS"):
+            find(wrong)
 
 
-def test_what_is_foretold_costs_no_bits(book):
+def test_either_name_gives_the_same_codebook(book):
+    assert fitted("foretold:16+24").data == book.data
+    assert book.codec == "foretold:16+24"
+    assert CodedCodec(dataclasses.replace(book, codec="predicted:16+24")).name == "foretold:16+24"
+
+
+def test_what_is_predicted_costs_no_bits(book):
     unseen = told(23, seed=7)
     plain, ours = CodedCodec(fitted("transform:16+24")), codec_of(book)
     assert ours.record_size == plain.record_size + 2 * 128
@@ -179,7 +193,7 @@ def test_a_lower_rank_keeps_what_matters():
     for rank in (1, 5, 13, 22):
         made = moments.solved(None, rank=rank)
         assert made["out"].shape == (SHAPE.heads, rank, 2 * SHAPE.head_dim)
-        ours = Foretelling(made["project"], made["out"], ANGLES, VECTORS)
+        ours = Prediction(made["project"], made["out"], ANGLES, VECTORS)
         rest = ours.rest(memory, heads, torch.from_numpy(memory.positions.astype(np.int64)))
         left.append(float(sum((x - x.mean(0)).square().sum() for x in rest)))
     assert left == sorted(left, reverse=True)
@@ -197,17 +211,17 @@ def test_wide_models_see_fewer_directions(monkeypatch):
 
 def test_without_the_model_records_are_only_checked(book):
     (memory,) = told(1)
-    bare = CodedCodec(CodeBook.of(book.data, "book"))
+    bare = CodedCodec(Codebook.of(book.data, "book"))
     record = codec_of(book).encode(memory)
     bare.check(record)
     for use in (lambda: bare.encode(memory), lambda: bare.decode([record])):
-        with pytest.raises(ConfigError, match="open the bank with its model"):
+        with pytest.raises(ConfigError, match="predicts from the model's token vectors"):
             use()
-    with pytest.raises(BankCorrupt, match="bytes"):
+    with pytest.raises(CodecError, match="bytes"):
         bare.check(record[1:])
     for name in ("project", "out", "vocabulary"):
         tensors = {key: x for key, x in book.tensors.items() if key != f"foretelling.{name}"}
-        with pytest.raises(BankCorrupt, match=name):
+        with pytest.raises(CodecError, match=name):
             CodedCodec(dataclasses.replace(book, tensors=tensors))
 
 
@@ -224,7 +238,7 @@ def test_tokens_must_be_there_and_known(book):
     assert np.array_equal(
         np.frombuffer(record[-256:], "<u2")[: memory.positions.max() + 1], memory.tokens[: memory.positions.max() + 1]
     )
-    with pytest.raises(BankCorrupt, match="token beyond the 300"):
+    with pytest.raises(CodecError, match="token beyond the 300"):
         codec.decode([record[:-256] + b"\xff\x01" * 128])
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory3.bank.writer import MemoryWriter
-from memory3.codec import CodeBook, Codec
+from memory3.codec import Codebook, Codec
 from memory3.codec.raw import record_size
+from memory3.codec.registry import find
 from memory3.config import MemoryConfig
 from memory3.errors import BankCorrupt, BankVersion, ConfigError, FingerprintMismatch
 from memory3.files import parse_json
@@ -42,8 +43,8 @@ class BankManifest:
         fingerprint: of the model and the settings.
         embedder: name of the sentence embedder.
         dimension: numbers per embedding.
-        codec: how memories are kept, as `MemoryConfig.codec` says it.
-        code_book: fingerprint of the code book, which lies in the bank's folder; "" for raw.
+        codec: how memories are kept, in the spelling of files (`memory3.codec.base.MemoryCodec.text`).
+        code_book: fingerprint of the codebook, which lies in the bank's folder; "" for raw.
         record_bytes: of every memory.
         references, documents: counts when the manifest was read (`Bank.describe`); not stored.
     """
@@ -63,7 +64,7 @@ class BankManifest:
 
     @classmethod
     def of(
-        cls, m3: MemoryWriter, embedder: str, dimension: int, codec: Codec | None = None, book: CodeBook | None = None
+        cls, m3: MemoryWriter, embedder: str, dimension: int, codec: Codec | None = None, book: Codebook | None = None
     ) -> BankManifest:
         """The manifest of a new bank. ``codec`` None: raw, whatever the settings say."""
         name = codec.name if codec is not None else "raw"
@@ -149,6 +150,7 @@ def _checked(data: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{(odd or ['code_book'])[0]} is no text")
     if not isinstance(data["config"], dict):
         raise ValueError("config is no JSON object")
+    find(data["codec"])  # one that is known here
     raw = data["codec"] == "raw"
     if not re.fullmatch("" if raw else "[0-9a-f]{32}", data.get("code_book", "")):
         raise ValueError(f"code_book {data.get('code_book', '')[:40]!r} is no fingerprint")
