@@ -244,9 +244,9 @@ class Encoder:
         )
 
     def encode_with_gradients(self, references: Sequence[Reference]) -> list[Memory]:
-        """What `encode` gives, for training: gradients flow through the keys and values that are kept (PAPER.md section 5).
+        """What `encode` gives, for training: gradients flow through the keys and values that are kept.
 
-        They stay on the model's device and in its dtype. `prefix` is computed anew, with gradients too. A selector that `repeats`
+        The paper does so, too (arXiv 2407.01178, section 5). They stay on the model's device and in its dtype. `prefix` is computed anew, with gradients too. A selector that `repeats`
         chooses in a pass of its own, so that nothing of the repetition has to be held for the gradient.
 
         Raises:

@@ -2,7 +2,7 @@
 
 The references of a question are what retrieval finds for it, as at serving, so the other four are near misses; every further question that one of them answers
 joins the group, so that a reference is encoded once for many questions. What is retrieved for a text or a prompt overlaps none of the group's by 90% or more
-(`memory3.overlap`, PAPER.md eq. 6).
+(`memory3.overlap`, arXiv 2407.01178, equation 6).
 
 Nothing here knows a model's weights: groups are drawn before training, so a resumed run reads the same ones.
 """
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LEAK", "GroupMaker", "documents_of"]
 
-#: A text is not trained with a reference that overlaps it more (PAPER.md eq. 6).
+#: A text is not trained with a reference that overlaps it more (arXiv 2407.01178, equation 6).
 LEAK = 0.9
 #: Questions looked up at once.
 _AT_ONCE = 32
@@ -404,7 +404,9 @@ class GroupMaker:
         return Group("recite", tuple((r.id, r.token_ids) for r in references), tuple(rows))
 
     def _chunked(self) -> Group:
-        """A sequence cut into chunks (PAPER.md section 5). Chunk n reads the references that chunks n - k + 1 to n found, one each."""
+        """A sequence cut into chunks (arXiv 2407.01178, section 5). Chunk n reads the references that chunks n - k + 1 to n found,
+        one each.
+        """
         tokens = self._sequence()
         size = self._settings.memory.chunk_length
         texts = [

@@ -239,7 +239,8 @@ class Settings:
         return cls.from_dict(data)
 
 
-#: Of `memory3 train warmup`: ordinary pretraining (PAPER.md section 5: weight decay 0.1, the last tenth decays), at a size for two CPU cores.
+#: Of `memory3 train warmup`: ordinary pretraining (arXiv 2407.01178, section 5: weight decay 0.1, the last tenth decays), at a
+#: size for two CPU cores.
 WARMUP = Settings(
     shape="memory3-4m",
     steps=2000,
@@ -256,7 +257,8 @@ WARMUP = Settings(
     mixture=Mixture.of({"packed": 1}),
 )
 
-#: Of `memory3 train sft` (PAPER.md section 5): all weights, a cosine from 5e-5, 10% warm-up, weight decay 0.1, 512 prompts a step, 2048 tokens, 3 epochs.
+#: Of `memory3 train sft` (arXiv 2407.01178, section 6): all weights, a cosine from 5e-5, 10% warm-up, weight decay 0.1,
+#: 512 prompts a step, 2048 tokens, 3 epochs.
 SFT = Settings(
     epochs=3,
     passes=256,

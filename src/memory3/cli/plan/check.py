@@ -81,14 +81,14 @@ def check(asked: Asked, written: MemoryConfig) -> View:
         "tokens/s with memory": made.tokens_per_second,
         "of them lost": made.lost,
     }
-    shown = columns("", "predicted", "measured", "ratio", "")
+    described = columns("", "predicted", "measured", "ratio", "")
     value: dict[str, Any] = {}
     for name, figure in measured.items():
         ratio = predicted[name] / figure if figure else math.inf
         close = 1 / (1 + CLOSE) <= ratio <= 1 + CLOSE
         value[name] = {"predicted": predicted[name], "measured": figure, "ratio": ratio, "close": close}
-        shown.add_row(name, digits(predicted[name]), digits(figure), digits(ratio), "" if close else "not within 25%")
-    return "check", value, [Text(f"\n{len(references)} references of {tokens:.0f} tokens on average{note}", "bold"), shown]
+        described.add_row(name, digits(predicted[name]), digits(figure), digits(ratio), "" if close else "not within 25%")
+    return "check", value, [Text(f"\n{len(references)} references of {tokens:.0f} tokens on average{note}", "bold"), described]
 
 
 def _recall(m3: Any, source: Any, query: str, k: int) -> float:
