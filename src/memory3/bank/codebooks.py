@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memory3.bank.faults import reading, writing
-from memory3.bank.writer import MemoryWriter
+from memory3.bank.protocol import MemoryWriter
 from memory3.codec import CodeBook, Codec, CodedCodec, RawCodec
 from memory3.config import default_codec
 from memory3.errors import BankCorrupt, ConfigError, FingerprintMismatch

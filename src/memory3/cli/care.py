@@ -11,7 +11,7 @@ from rich.text import Text
 
 from memory3.cli import options
 from memory3.cli.output import count, err, facts, message, out, print_json, printable, size
-from memory3.policy import WritePolicy
+from memory3.retention import RetentionPolicy
 
 __all__ = ["compact", "delete", "info", "verify"]
 
@@ -46,7 +46,7 @@ def info(
             "config": config,
             "shape": {**dataclasses.asdict(manifest.shape), "layers": list(manifest.shape.layers)},
             "policy": dataclasses.asdict(opened.policy),
-            **{name: value for name, value in dataclasses.asdict(sizes).items() if name != "cache"},
+            **{name: value for name, value in sizes.to_dict().items() if name != "cache"},
         }
         if documents:
             about["document_list"] = [
@@ -54,7 +54,7 @@ def info(
             ]
         print_json(about)
         return
-    cold = f", {sizes.cold:,} of them cold (text only)" if sizes.cold else ""
+    cold = f", {sizes.lazy:,} of them cold (text only)" if sizes.lazy else ""
     out.print(
         facts(
             {
@@ -78,7 +78,7 @@ def info(
         out.print(table)
 
 
-def _policy(policy: WritePolicy) -> str:
+def _policy(policy: RetentionPolicy) -> str:
     if policy.write == "now":
         return "now: documents are encoded when they are written"
     within = f", within {size(policy.disk_bytes)}" if policy.disk_bytes else ""
@@ -100,10 +100,10 @@ def verify(bank: options.Bank, as_json: options.Json = False) -> None:
     with err.status("reading every row"):
         report = Bank.open(bank, None, create=False).verify()
     if as_json:
-        print_json({"bank": str(bank), "ok": report.ok, **dataclasses.asdict(report)})
+        print_json({"bank": str(bank), "ok": report.ok, **report.to_dict()})
     else:
         checked = f"{count(report.references, 'reference')} of {count(report.documents, 'document')}"
-        cold = f", {report.cold:,} cold" if report.cold else ""
+        cold = f", {report.lazy:,} cold" if report.lazy else ""
         out.print(f"{checked} checked{cold}: {'all sound' if report.ok else count(len(report.problems), 'problem')}")
         for problem in report.problems:
             message(problem, kind="problem", style="bold red")

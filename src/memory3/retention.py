@@ -1,13 +1,14 @@
 """When a memory is worth its disk: written at the n-th recall of a reference, dropped when others are wanted more.
 
-Until it is written a reference is *cold*, text alone, and every use pays for its encoding again. Writing at the recall where what was paid so
+Until it is written a reference is *lazy*: text alone, encoded at every recall. Writing at the recall where what was paid so
 equals what writing costs is never more than twice as dear as knowing the future (the ski-rental argument; `memory3.planner.traffic` shows it).
 
-How much a memory is wanted is its recalls, each halved in weight per half-life. Kept as a logarithm so that nothing has to be aged:
+How much a memory is wanted is its recency-weighted count: of its recalls, each halved in weight per half-life. It is kept as a logarithm, so
+that nothing has to be aged:
 
-    heat = log2( sum over recalls at times t of 2^(t / half_life) )
+    log weight = log2( sum over recalls at times t of 2^(t / half_life) )
 
-Knows names and numbers; no disks (`memory3.bank.recalls`, `memory3.bank.cold`) and no models.
+Knows names and numbers; no disks (`memory3.bank.recalls`, `memory3.bank.lazy`) and no models.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 
 from memory3.errors import ConfigError
 
-__all__ = ["HALF_LIFE", "Keeper", "Tally", "WritePolicy"]
+__all__ = ["HALF_LIFE", "RecallCounts", "Retention", "RetentionPolicy", "WritePolicy"]
 
 #: Seconds after which a recall counts half: 30 days.
 HALF_LIFE = 30 * 86400.0
@@ -27,13 +28,13 @@ KEPT = 0.9
 
 
 @dataclass(frozen=True)
-class WritePolicy:
-    """What becomes of new documents, and of cold ones that are recalled.
+class RetentionPolicy:
+    """What becomes of new documents, and of lazy references that are recalled.
 
     Attributes:
-        write: ``"now"``: documents are encoded when they are added. ``"auto"``: they are added cold.
-        after: a cold reference's memory is stored at this recall of it, from 1.
-        disk_bytes: memories stored at most; beyond, those wanted least become cold again. None: no limit.
+        write: ``"now"``: documents are encoded when they are added. ``"auto"``: they are added lazily, as text.
+        after: a lazy reference's memory is stored at this recall of it, from 1.
+        disk_bytes: memories stored at most; beyond, those wanted least become lazy again. None: no limit.
     """
 
     write: str = "now"
@@ -55,70 +56,74 @@ class WritePolicy:
             )
 
     @classmethod
-    def of(cls, policy: WritePolicy | str) -> WritePolicy:
+    def of(cls, policy: RetentionPolicy | str) -> RetentionPolicy:
         """The policy itself, or the one of that name with its defaults."""
-        return policy if isinstance(policy, WritePolicy) else cls(policy)
+        return policy if isinstance(policy, RetentionPolicy) else cls(policy)
 
 
-class Tally:
+#: Its name in earlier releases.
+WritePolicy = RetentionPolicy
+
+
+class RecallCounts:
     """How often each name was recalled, and how much it is wanted.
 
     Attributes:
         half_life: in the unit of the times that are given.
-        counts: recalls by name.
-        heats: see the module; by name.
+        recalls: how many, by name.
+        log_weights: see the module; by name.
     """
 
     def __init__(self, half_life: float = HALF_LIFE) -> None:
         self.half_life = half_life
-        self.counts: dict[str, int] = {}
-        self.heats: dict[str, float] = {}
+        self.recalls: dict[str, int] = {}
+        self.log_weights: dict[str, float] = {}
 
     def add(self, name: str, now: float, recalls: int = 1) -> None:
         """Count recalls of one moment."""
         self.merge(name, recalls, now / self.half_life + math.log2(recalls))
 
-    def merge(self, name: str, recalls: int, heat: float) -> None:
-        """Count recalls whose heat is known."""
-        self.counts[name] = self.counts.get(name, 0) + recalls
-        before = self.heats.get(name, -math.inf)
-        high, low = max(before, heat), min(before, heat)
-        self.heats[name] = high + math.log2(1 + 2 ** (low - high))
+    def merge(self, name: str, recalls: int, log_weight: float) -> None:
+        """Count recalls whose weight is known."""
+        self.recalls[name] = self.recalls.get(name, 0) + recalls
+        before = self.log_weights.get(name, -math.inf)
+        high, low = max(before, log_weight), min(before, log_weight)
+        self.log_weights[name] = high + math.log2(1 + 2 ** (low - high))
 
-    def heat(self, name: str) -> float:
+    def log_weight(self, name: str) -> float:
         """Of a name; of one never recalled minus infinity."""
-        return self.heats.get(name, -math.inf)
+        return self.log_weights.get(name, -math.inf)
 
 
-class Keeper:
-    """Applies a policy: which cold references to write, which memories to drop.
+class Retention:
+    """Applies a policy: which lazy references to store, which memories to drop.
 
     Attributes:
         policy: see there.
         capacity: memories that fit into the budget; None: any number.
     """
 
-    def __init__(self, policy: WritePolicy, record_bytes: int) -> None:
+    def __init__(self, policy: RetentionPolicy, record_bytes: int) -> None:
         self.policy = policy
         self.capacity = None if policy.disk_bytes is None else policy.disk_bytes // record_bytes
-        #: What was dropped last was at most so hot; whatever is no hotter would go next.
+        #: Log weight of what was dropped last; whatever has no more would go next.
         self.floor = -math.inf
         self._dropped: dict[str, int] = {}  # recalls at that time: whatever was dropped must earn its place anew
 
-    def wants(self, name: str, tally: Tally) -> bool:
-        """Is the memory of this cold reference to be stored, its present recall being counted?"""
-        recalls = tally.counts.get(name, 0) - self._dropped.get(name, 0)
+    def wants(self, name: str, counts: RecallCounts) -> bool:
+        """Is the memory of this lazy reference to be stored, its present recall being counted?"""
+        recalls = counts.recalls.get(name, 0) - self._dropped.get(name, 0)
         if recalls < self.policy.after or self.capacity == 0:
             return False
-        return self.capacity is None or tally.heat(name) > self.floor
+        return self.capacity is None or counts.log_weight(name) > self.floor
 
-    def surplus(self, stored: Iterable[str], tally: Tally) -> list[str]:
-        """The memories to drop, coldest first, so that the others fit into the budget; none while all do."""
+    def surplus(self, stored: Iterable[str], counts: RecallCounts) -> list[str]:
+        """The memories to drop, those wanted least first, so that the others fit into the budget; none while all do."""
         names = list(stored)
         if self.capacity is None or len(names) <= self.capacity:
             return []
-        names.sort(key=lambda name: (tally.heat(name), name))
+        names.sort(key=lambda name: (counts.log_weight(name), name))
         dropped = names[: len(names) - max(1, int(KEPT * self.capacity))] if self.capacity else names
-        self.floor = tally.heat(dropped[-1])
-        self._dropped.update((name, tally.counts.get(name, 0)) for name in dropped)
+        self.floor = counts.log_weight(dropped[-1])
+        self._dropped.update((name, counts.recalls.get(name, 0)) for name in dropped)
         return dropped
