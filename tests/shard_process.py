@@ -1,4 +1,4 @@
-"""Encodes shards of a plan that lies in a folder, in a process of its own, with a tiny model: ``shard_process.py FOLDER NUMBER...``"""
+"""Encodes shards of a plan in a folder, in a process of its own: ``shard_process.py FOLDER NUMBER...``"""
 
 from __future__ import annotations
 

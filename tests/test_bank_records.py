@@ -1,4 +1,4 @@
-"""A bank hands out packed records; the reader decodes them, on whatever device, and says what they are of and what they cost."""
+"""A bank hands out packed records; the reader decodes them on any device, and says what they are of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bank's retention policy: memories stored at the n-th recall, dropped within a disk budget, and the statistics behind it."""
+"""The bank's retention policy: memories stored at the n-th recall, dropped within a disk budget."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_shards_encoded_by_two_other_processes_are_one_write(tmp_path, small_com
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("seed", range(4))
 def test_any_order_and_any_pieces_come_to_what_write_comes_to(tmp_path, small_commits, seed, lazy):
-    """New, longer, shorter, equal and emptied documents, one only of other metadata, two gone; shards come twice and in several calls."""
+    """Documents new, longer, shorter, equal, emptied, of other metadata, gone; shards come twice, in several calls."""
     before = [*documents(), LARGE]
     longer = [Document(d.id, d.text * 2, d.source, d.metadata) for d in documents()[:3]]
     shorter = [Document(d.id, d.text[: len(d.text) // 3], d.source, d.metadata) for d in documents()[3:6]]

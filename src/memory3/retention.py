@@ -1,10 +1,11 @@
 """When a memory is worth its disk: written at the n-th recall of a reference, dropped when others are wanted more.
 
 Until it is written a reference is *lazy*: text alone, encoded at every recall. Writing at the recall where what was paid so
-equals what writing costs is never more than twice as dear as knowing the future (the ski-rental argument; `memory3.planner.traffic` shows it).
+equals what writing costs is never more than twice as dear as knowing the future (the ski-rental argument;
+`memory3.planner.traffic` shows it).
 
-How much a memory is wanted is its recency-weighted count: of its recalls, each halved in weight per half-life. It is kept as a logarithm, so
-that nothing has to be aged:
+How much a memory is wanted is its recency-weighted count: of its recalls, each halved in weight per half-life. It is kept
+as a logarithm, so that nothing has to be aged:
 
     log weight = log2( sum over recalls at times t of 2^(t / half_life) )
 

@@ -42,7 +42,7 @@ def whole(name: str, value: Any, least: int, most: int) -> int:
 
 
 def plain(value: Any) -> Any:
-    """Text and numbers as Python's own: of a subclass, such as numpy's float64 or an enum's member, the text or number it is."""
+    """Text and numbers as Python's own: of a subclass, such as numpy's float64, the text or number it is."""
     if isinstance(value, bool):
         return value
     return next((kind.__new__(kind, base(value)) for kind, base in _PLAIN if isinstance(value, kind)), value)
@@ -92,8 +92,8 @@ class Reference:
         token_ids: the model's tokens of ``read_text``, no special tokens added.
         source: as the document's.
         metadata: as the document's.
-        header: where ``text`` goes on with a table, the table's header row (and the rule below it), which stands earlier in the
-            document. Not kept apart in a bank: there it is in ``token_ids`` alone.
+        header: where ``text`` goes on with a table, the table's header row (and the rule below it), which stands earlier in
+            the document. Not kept apart in a bank: there it is in ``token_ids`` alone.
     """
 
     id: str
@@ -133,7 +133,7 @@ class MemoryShape:
 
     @classmethod
     def from_dict(cls, data: Any) -> MemoryShape:
-        """Of fields from a file, which may say anything. Raises ValueError unless they are of the right kind and of sizes that a model can have."""
+        """Of fields from a file, which may say anything. Raises ValueError unless they are of kinds and sizes that can be."""
         if not isinstance(data, Mapping) or set(data) != {field.name for field in dataclasses.fields(cls)}:
             raise ValueError("a shape has layers, kv_heads, head_dim, pairs and dtype")
         layers = data["layers"]
@@ -191,11 +191,14 @@ class Memory:
     Attributes:
         counts: uint16 ``[L, H]``, tokens kept per head. Their sum is at most P (less when the reference is short).
         positions: uint16 ``[p]``, p = counts.sum(): place of each kept token in its reference, from 0.
-        keys: ``[p, d]`` on the device it was decoded on, by default the CPU, in the shape's dtype, after RoPE at position ``len(prefix) + position``.
+        keys: ``[p, d]`` on the device it was decoded on, by default the CPU, in the shape's dtype, after RoPE at position
+            ``len(prefix) + position``.
         values: ``[p, d]``, same dtype.
-        tokens: unsigned ``[S]``, the reference's tokens, at least up to the last that is kept; None where they are not known. Codecs may predict from them.
+        tokens: unsigned ``[S]``, the reference's tokens, at least up to the last that is kept; None where they are not
+            known. Codecs may predict from them.
         stored_bytes: size of the record it was read from; 0 where it was not read from a bank.
-        provenance: what it covers and how it was made; None where nobody said. Not stored: a bank derives it from row and manifest.
+        provenance: what it covers and how it was made; None where nobody said. Not stored: a bank derives it from row and
+            manifest.
     """
 
     counts: np.ndarray

@@ -57,8 +57,8 @@ class Bank:
     """Memories of documents, written by one model with one set of settings. Made by `Bank.open`.
 
     Reading is safe from several threads and processes, also while one of them writes; readers see what was there when they
-    opened the bank or last called `refresh`. Between two calls another thread may refresh: ids found by one and read by the next
-    belong together only in a view, which `pin` gives.
+    opened the bank or last called `refresh`. Between two calls another thread may refresh: ids found by one and read by the
+    next belong together only in a view, which `pin` gives.
     """
 
     def __init__(
@@ -92,16 +92,17 @@ class Bank:
         Args:
             path: a folder.
             m3: the model that writes and reads. Another than the bank's raises FingerprintMismatch. None: the bank can be
-                searched, listed, checked, compacted and deleted from, but not written, and lazy references, and memories of a codec that
-                predicts, cannot be read.
+                searched, listed, checked, compacted and deleted from, but not written, and lazy references, and memories of
+                a codec that predicts, cannot be read.
             embedder: name or object; by default the bank's own, for a new bank the catalogue's default.
             cache_bytes: RAM for memories read recently; 0 switches the cache off.
             create: whether a missing bank is made; otherwise it raises BankNotFound.
-            write: what becomes of new documents, remembered by the bank. ``"now"``: they are encoded when written. ``"auto"``: they are
-                kept as text, and memories are stored when recalled; `memory3.retention.RetentionPolicy` says at which recall, and within what disk
-                budget. None: as the bank remembers; ``"now"`` for a new one.
-            code_book: for a new bank whose codec needs one; by default what `memory3 calibrate` keeps in the cache folder. A bank that exists
-                has its own, and keeps its codec whatever ``m3.config`` says: `rebuild` changes it.
+            write: what becomes of new documents, remembered by the bank. ``"now"``: they are encoded when written.
+                ``"auto"``: they are kept as text, and memories are stored when recalled;
+                `memory3.retention.RetentionPolicy` says at which recall, and within what disk budget. None: as the bank
+                remembers; ``"now"`` for a new one.
+            code_book: for a new bank whose codec needs one; by default what `memory3 calibrate` keeps in the cache folder.
+                A bank that exists has its own, and keeps its codec whatever ``m3.config`` says: `rebuild` changes it.
         """
         store = Store(path, None if m3 is None else m3.token_vectors)
         given = None if isinstance(embedder, str) else embedder
@@ -136,7 +137,7 @@ class Bank:
         wait_seconds: float = 0.0,
         code_book: CodeBook | None = None,
     ) -> WriteReport:
-        """Encode the bank's documents anew, from the texts it holds, for another model, other settings, another codec or embedder.
+        """Encode the bank's documents anew, from the texts it holds: for another model, settings, codec or embedder.
 
         The bank can be read with the old model until the end, when the new memories take its place at once; banks that are
         open go on with the old ones until they refresh. Interrupted, it goes on where it stopped when called again.
@@ -189,10 +190,12 @@ class Bank:
 
         Args:
             documents: read one by one, so they need not fit into RAM.
-            prune: remove the documents of the bank that are not among these. Without any document, or with a conflict, nothing is removed.
-            replace: whether a document takes the place of one that the bank has under its id from another source. Without it such
-                documents are not written, all others are, and SourceConflict is raised at the end.
-            unread: what could not be read, which pruning spares. By default that of ``documents``, if they are of `read_documents`.
+            prune: remove the documents of the bank that are not among these. Without any document, or with a conflict,
+                nothing is removed.
+            replace: whether a document takes the place of one that the bank has under its id from another source. Without
+                it such documents are not written, all others are, and SourceConflict is raised at the end.
+            unread: what could not be read, which pruning spares. By default that of ``documents``, if they are of
+                `read_documents`.
             prune_prefix: pruning removes only documents whose id begins so. By default the prefix of `read_documents`.
             lazy: store text and embedding only; memories are encoded when first read. None: as the bank's policy says.
             progress: called after each document and each encoded batch.
@@ -215,8 +218,9 @@ class Bank:
         if report.conflicts:
             some = "; ".join(f"{each.id!r} came from {each.stored}, now from {each.given}" for each in report.conflicts[:3])
             raise SourceConflict(
-                f"{len(report.conflicts)} not written: under the same id the bank has a document from another source: {some}. To keep both, put a "
-                "prefix before these ids (--prefix NAME/); to replace, give --replace. All else was written, nothing was pruned",
+                f"{len(report.conflicts)} not written: under the same id the bank has a document from another source: {some}. "
+                "To keep both, put a prefix before these ids (--prefix NAME/); to replace, give --replace. "
+                "All else was written, nothing was pruned",
                 report,
             )
         return report
@@ -233,9 +237,10 @@ class Bank:
         lazy: bool | None = None,
         wait_seconds: float = 0.0,
     ) -> WritePlan:
-        """What `write` would do, as plain data, for encoding on several machines. Encodes nothing, and changes nothing in the bank.
+        """What `write` would do, as plain data, to be encoded on several machines. Changes nothing in the bank.
 
-        Each of ``plan.shards`` goes to `memory3.bank.encode_shard`, in any process with the same model; `commit` takes what comes back::
+        Each of ``plan.shards`` goes to `memory3.bank.encode_shard`, in any process with the same model; `commit` takes what
+        comes back::
 
             plan = bank.plan(read_documents("docs/"))
             encoded = [encode_shard(m3, shard, embedder=bank.embedder, code_book=plan.code_book) for shard in plan.shards]
@@ -244,7 +249,8 @@ class Bank:
         Args:
             documents: as for `write`; texts and tokens of those to write are held in RAM.
             shard_references: references of a shard, about: a document stays whole while one commit can hold it.
-            prune, replace, unread, prune_prefix, lazy, wait_seconds: as for `write`. Conflicts are named in the plan and left out.
+            prune, replace, unread, prune_prefix, lazy, wait_seconds: as for `write`. Conflicts are named in the plan and
+                left out.
         """
         m3 = self._model("plan a write of")
         with self._store.lock(wait_seconds):
@@ -269,10 +275,10 @@ class Bank:
     def commit(
         self, plan: WritePlan, encoded: EncodedShard | Iterable[EncodedShard], *, wait_seconds: float = 0.0
     ) -> WriteReport:
-        """Put encoded shards of a plan into the bank: some or all of them, in any order. One that is there already is left as it is.
+        """Put encoded shards of a plan into the bank: some or all, in any order. One that is there already is left.
 
-        A document is put into the bank when all of it has come. What is to be pruned goes when the last document has come. Interrupted,
-        `pending` says what is still wanted.
+        A document is put into the bank when all of it has come. What is to be pruned goes when the last document has come.
+        Interrupted, `pending` says what is still wanted.
 
         Args:
             plan: of `plan`, for this bank.
@@ -324,8 +330,8 @@ class Bank:
 
         Args:
             document_ids: one or several; none are needed to purge.
-            purge: leave no byte of what was deleted or replaced, now or before: the bank is written anew without it, for which it needs as much
-                space once more. Banks that others have open must `refresh` before they read again.
+            purge: leave no byte of what was deleted or replaced, now or before: the bank is written anew without it, for
+                which it needs as much space once more. Banks that others have open must `refresh` before they read again.
             wait_seconds: how long to wait for another writer before raising BankBusy.
         """
         wanted = {document_ids} if isinstance(document_ids, str) else set(document_ids)
@@ -347,7 +353,8 @@ class Bank:
     def compact(self, *, wait_seconds: float = 0.0) -> None:
         """Merge what many commits wrote, give back the space of what was removed, renew the indexes.
 
-        Rewrites the whole bank, so it needs as much free space once more for some minutes, while readers may still use the old.
+        Rewrites the whole bank, so it needs as much free space once more for some minutes, while readers may still use the
+        old.
         """
         with self._store.lock(wait_seconds):
             compact(self._store)
@@ -363,7 +370,7 @@ class Bank:
     # ---- reading ---------------------------------------------------------------------------------------------------------
 
     def pin(self) -> BankView:
-        """The bank as it is open now, to search and read from: ids, memories and texts of one version, also while others write.
+        """The bank as it is open now, to search and read from: one version, also while others write.
 
         If the files of that version are gone, since others wrote and tidied up, the bank is refreshed first.
         """
@@ -372,7 +379,7 @@ class Bank:
         return self._view()
 
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
-        """For each query the ``k`` most similar references, best first; fewer if the bank, or what ``where`` leaves, has fewer.
+        """For each query the ``k`` most similar references, best first; fewer where the bank, or the filter, has fewer.
 
         Of references with one and the same text the best is found alone.
 
@@ -386,7 +393,9 @@ class Bank:
     def memories(
         self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
     ) -> list[Memory]:
-        """The memories of references, in order: from the cache, else from disk, else (lazy) encoded now, and stored if the policy says so.
+        """The memories of references, in order: from the cache, else from disk, else (lazy) encoded now.
+
+        What is encoded now is stored, if the policy says so.
 
         Args:
             reference_ids: which.
@@ -396,9 +405,10 @@ class Bank:
         return self._reading(lambda view: view.memories(reference_ids, use_cache=use_cache, device=device))
 
     def records(self, reference_ids: Sequence[str]) -> list[MemoryRecord]:
-        """The memories of references as they are stored, packed, in order. Lazy ones are encoded now, and stored if the policy says so.
+        """The memories of references as they are stored, packed, in order.
 
-        `memory3.bank.MemoryReader` decodes them. Counts as a recall, as `memories` does.
+        Lazy ones are encoded now, and stored if the policy says so. `memory3.bank.MemoryReader` decodes them. Counts as a
+        recall, as `memories` does.
         """
         return self._reading(lambda view: view.records(reference_ids))
 
@@ -422,7 +432,7 @@ class Bank:
             yield DocumentEntry(*values)
 
     def recalls(self) -> dict[str, int]:
-        """How often references of each document were recalled, by all that read this bank, as far as they have told; 0 for those never."""
+        """How often references of each document were recalled, by all readers, as far as they have told; 0: never."""
         counts = {entry.id: 0 for entry in self.documents()}
         for reference_id, count in self._recalls.totals().items():
             document_id = reference_id.rpartition("#")[0]

@@ -1,4 +1,7 @@
-"""Lazy encoding: a lazy reference is text alone. Its memory is made when it is recalled, and stored for the next reader if it is wanted and the lock is free."""
+"""Lazy encoding: a lazy reference is text alone, and its memory is made when it is recalled.
+
+The memory is stored for the next reader, if the retention policy wants it and nobody else is writing.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +35,10 @@ def encode_lazy(
     reference_ids: Sequence[str],
     chosen: Callable[[Iterable[str]], list[str]],
 ) -> tuple[dict[str, MemoryRecord], int]:
-    """Records of references that are lazy in ``snapshot``: read if someone has stored them since, else encoded; those ``chosen`` are stored.
+    """Records of references that are lazy in ``snapshot``: read if someone has stored them since, else encoded.
 
-    A memory is that of the tokens that ``snapshot`` has, by the model whose table it is: others may have replaced either since.
+    A memory is that of the tokens that ``snapshot`` has, by the model whose table it is. Others may have replaced either
+    since. Those ``chosen`` are stored.
 
     Returns:
         The records, stored or not, so that an answer does not depend on who asked first; and how many were stored.
@@ -54,7 +58,7 @@ def encode_lazy(
 
 
 def drop_memories(store: Store, snapshot: Snapshot, reference_ids: Sequence[str]) -> None:
-    """Make references lazy again: their memories are gone, texts and embeddings stay. Needs the lock, and the newest snapshot."""
+    """Make references lazy again: texts and embeddings stay. Needs the lock, and the newest snapshot."""
     for start in range(0, len(reference_ids), _AT_ONCE):
         condition = f"{LIVE} AND {is_in('reference_id', reference_ids[start : start + _AT_ONCE])}"
         rows = snapshot.scan(TEXT_COLUMNS, condition)

@@ -14,7 +14,10 @@ __all__ = ["read_records", "read_references", "read_texts", "references_at", "re
 
 
 def read_records(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, MemoryRecord]:
-    """The packed memories of references; those of lazy ones are missing. The whole row is checked: a memory that lies beside another's text is refused."""
+    """The packed memories of references; those of lazy ones are missing.
+
+    The whole row is checked: a memory that lies beside another's text is refused.
+    """
     found: dict[str, MemoryRecord] = {}
     wrong: list[str] = []
     codec = snapshot.manifest.codec
@@ -69,7 +72,7 @@ def refuse_damaged(path: object, damaged: Sequence[str]) -> None:
     """Raise BankCorrupt where there are any; ``path``: of the bank."""
     if damaged:
         raise BankCorrupt(
-            f"{path}: the row of reference {damaged[0]!r} is damaged (wrong checksum, or numbers that cannot be). `memory3 verify --bank "
-            f"{path}` lists all such rows; delete their documents and write them again",
+            f"{path}: the row of reference {damaged[0]!r} is damaged (wrong checksum, or numbers that cannot be). "
+            f"`memory3 verify --bank {path}` lists all such rows; delete their documents and write them again",
             damaged,
         )

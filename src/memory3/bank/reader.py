@@ -1,4 +1,7 @@
-"""`MemoryReader`: packed records become memories on the device that reads them. Knows no disk: where records come from is the caller's affair."""
+"""`MemoryReader`: packed records become memories on the device that reads them. Knows no disk.
+
+Where records come from, a folder or another machine, is the caller's affair.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,8 @@ class MemoryReader:
         """The memories in ``records``, in order, each owning its bytes, so that it can be kept or dropped alone.
 
         Raises:
-            BankCorrupt: a record cannot be decoded, or to numbers that are not finite: who makes a bank makes its checksums, too.
+            BankCorrupt: a record cannot be decoded, or to numbers that are not finite: who makes a bank makes its
+                checksums, too.
             ConfigError: a record is of another codec than this bank's.
         """
         manifest = self._manifest

@@ -1,9 +1,10 @@
 """Recall statistics of a bank: ``recalls.jsonl`` in its folder, appended now and then, so that reading is not slowed down.
 
-One JSON object per line. ``{"at": seconds, "recalls": {reference id: count}}`` adds recalls of about one moment; ``{"heats": {reference id: [count, heat]}}``,
-written when many lines are made one, is their sum (heat: the log weight of
-`memory3.retention`, with its half-life). Counts not yet written are lost when a process is killed;
-a line that cannot be read, cut short by that, is passed over. Several processes append to one file; what one adds while another sums it up may be lost.
+One JSON object per line. ``{"at": seconds, "recalls": {reference id: count}}`` adds recalls of about one moment;
+``{"heats": {reference id: [count, heat]}}``, written when many lines are made one, is their sum (heat: the log weight of
+`memory3.retention`, with its half-life). Counts not yet written are lost when a process is killed; a line that cannot be
+read, cut short by that, is passed over. Several processes append to one file; what one adds while another sums it up may be
+lost.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class RecallLog:
         return dict(read)
 
     def flush(self) -> None:
-        """Write what is not written yet. Where that cannot be, a folder that is read only above all, the counts are given up."""
+        """Write what is not written yet. Where that cannot be, as in a read-only folder, the counts are given up."""
         with self._lock:
             new, self._new, self._count = self._new, Counter(), 0
         if not new:

@@ -19,7 +19,8 @@ class MemoryRecord:
         token_ids: the reference's tokens.
         codec: name of the codec that packed it.
         data: the bytes; all records of a bank have the same number.
-        stored_bytes: ``len(data)`` where they were read from a bank; 0 where the memory was encoded for this recall (lazy encoding).
+        stored_bytes: ``len(data)`` where they were read from a bank; 0 where the memory was encoded for this recall (lazy
+            encoding).
     """
 
     reference_id: str

@@ -1,4 +1,4 @@
-"""Which memories a bank retains: its policy, remembered in ``policy.json``, applied to lazy references as they are recalled."""
+"""Which memories a bank retains: its policy, kept in ``policy.json``, applied to references as they are recalled."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ class BankRetention:
         self._store = store
         self._retention = Retention(policy, record_bytes)
         self._recalls = recalls
-        #: Memories there were after this process first stored one, then what it added and dropped; others are seen at the next dropping.
+        #: Memories there were after this process first stored one, then what it added and dropped.
+        #: What others store is seen at the next dropping.
         self._held: int | None = None
 
     def chosen(self, reference_ids: Iterable[str]) -> list[str]:
@@ -67,7 +68,10 @@ class BankRetention:
         return [id_ for id_ in reference_ids if self._retention.wants(id_, counts)]
 
     def make_room(self, table_id: str, stored: int) -> None:
-        """After so many memories were stored in a table: drop those wanted least, if all exceed the budget and nobody else is writing."""
+        """After so many memories were stored in a table: drop those wanted least, if they exceed the budget.
+
+        Where somebody else is writing, nothing is dropped: the next one that stores a memory tries again.
+        """
         capacity = self._retention.capacity
         if capacity is None or not stored:
             return

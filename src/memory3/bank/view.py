@@ -1,4 +1,4 @@
-"""`BankView`: a bank as it was at one moment. What it finds, reads and cites is of one version, whatever others write meanwhile.
+"""`BankView`: a bank as it was at one moment: of one version, whatever others write meanwhile.
 
 The cache is shared by all views of a bank and keyed by version, so that no memory is served for a text it was not made of.
 """
@@ -33,7 +33,8 @@ T = TypeVar("T")
 class BankView:
     """One version of a bank to search and to read from. Made by `Bank.pin`; safe to share between threads.
 
-    Every method raises `BankChanged` once the version's files are gone: ten minutes after another took its place at the earliest, or at once by a purge.
+    Every method raises `BankChanged` once the version's files are gone: ten minutes after another took its place at the
+    earliest, or at once by a purge.
 
     Attributes:
         snapshot: the version.
@@ -117,6 +118,6 @@ class BankView:
             if not self.snapshot.is_removed():
                 raise
             raise BankChanged(
-                f"{self.snapshot.path}: version {self.snapshot.version} of {self.snapshot.name} was replaced and then removed while "
-                "it was read: ask again, and the bank's newest version is read"
+                f"{self.snapshot.path}: version {self.snapshot.version} of {self.snapshot.name} was replaced and then removed "
+                "while it was read: ask again, and the bank's newest version is read"
             ) from error

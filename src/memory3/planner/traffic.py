@@ -98,7 +98,8 @@ def simulate(
             flops += write + warm
             written += 1
             stored.add(name)
-            surplus = retention.surplus(stored, counts) if retention.capacity is not None and len(stored) > retention.capacity else []
+            full = retention.capacity is not None and len(stored) > retention.capacity
+            surplus = retention.surplus(stored, counts) if full else []
             dropped += len(surplus)
             stored.difference_update(surplus)
         else:

@@ -1,8 +1,8 @@
 """The one committer of a table: puts encoded rows into it, whole documents at a time, so that a killed write can go on.
 
 A commit replaces whole documents, so a reader sees a document as it was or as it is. Where a new version has fewer
-references than the old one, the commit overwrites the surplus with tombstones, which readers ignore and the next commit deletes:
-Lance's own "delete what the source lacks" reads the whole table, memories included, into RAM.
+references than the old one, the commit overwrites the surplus with tombstones, which readers ignore and the next commit
+deletes: Lance's own "delete what the source lacks" reads the whole table, memories included, into RAM.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class Committer:
         return kept_rows(self._store.path, self._table, known, lazy=lazy)
 
     def put(self, sizes: dict[str, int], batches: Iterable[pa.RecordBatch]) -> None:
-        """Put whole documents into the table, in one commit, in place of what was there under their ids. What was damaged goes in one before.
+        """Put whole documents into the table, in one commit, in place of what was there under their ids.
+
+        What was damaged goes in a commit before.
 
         Args:
             sizes: number of references by document id.

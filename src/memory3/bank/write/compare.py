@@ -123,9 +123,9 @@ class Comparison:
         return Step.WRITE
 
     def gone(self, prefix: str, unread: Unread | None) -> tuple[list[str], list[tuple[str, str]]]:
-        """Ids of the table's documents that were not given and begin with ``prefix``; and those that stay since they could not be read, and why.
+        """Ids of the table's documents that were not given and begin with ``prefix``; none with a conflict.
 
-        None with a conflict.
+        Behind them those that stay, since their files could not be read, and why.
 
         Raises:
             InputError: no document was given at all.

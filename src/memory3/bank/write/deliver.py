@@ -132,11 +132,15 @@ class Delivery:
         return completed(rows, encoded, kept, self._committer.schema)
 
     def _required(self, encoded: EncodedShard) -> Shard:
-        """The shard that this is. Its rows made anew of the plan's texts must be the very rows: so nothing was altered on the way."""
+        """The shard that this is.
+
+        Its rows, made anew of the plan's texts, must be the very rows that came: so nothing was altered on the way.
+        """
         plan = self._plan
         if encoded.plan != plan.id or not 0 <= encoded.number < len(plan.shards):
             raise InputError(
-                f"shard {encoded.number} is of plan {encoded.plan:.40}, not of the {len(plan.shards)} of {plan.id}: encode the shards of this plan"
+                f"shard {encoded.number} is of plan {encoded.plan:.40}, not of the {len(plan.shards)} of {plan.id}: "
+                "encode the shards of this plan"
             )
         shard, made_for = plan.shards[encoded.number], encoded.manifest
         if made_for.fingerprint != plan.manifest.fingerprint:
@@ -167,7 +171,7 @@ class Delivery:
 
 
 def pending(plan: WritePlan, committer: Committer) -> list[int]:
-    """Numbers of the shards that are still to be put into the table. A part of a large document counts until all of it is there.
+    """Numbers of the shards that are still to be put into the table. A part of a document counts until all is there.
 
     Raises:
         BankChanged: a document has become another one since the plan was made.

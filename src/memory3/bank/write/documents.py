@@ -16,7 +16,8 @@ def checked(document: Document) -> Document:
     """The document as it can be stored, in Python's own types: a subclass, such as numpy's or an enum's, is the value it is.
 
     Raises:
-        InputError: it is no document, its id is empty, its texts are no valid Unicode, or its metadata are not names with values.
+        InputError: it is no document, its id is empty, its texts are no valid Unicode, or its metadata are not names with
+            values.
     """
     if not isinstance(document, Document):
         raise InputError(f"{document!r:.80} is no Document: give memory3.Document(id, text, source, metadata)")

@@ -38,7 +38,10 @@ class Kept(NamedTuple):
 
 
 def kept_rows(path: Path, table: Table, references: Collection[Reference], *, lazy: bool) -> dict[str, Kept]:
-    """By reference id, what the table has for the same tokens and text, undamaged; rows without a memory only where that is wanted (``lazy``)."""
+    """By reference id, what the table has for the same tokens and text, undamaged.
+
+    Rows without a memory only where that is wanted (``lazy``).
+    """
     wanted = {r.id: r for r in references}
     if not wanted:
         return {}

@@ -1,4 +1,4 @@
-"""Plan, encode and commit in one process, document by document: only what is new or changed, resumable after any interruption."""
+"""Plan, encode and commit in one process: only what is new or changed, resumable after any interruption."""
 
 from __future__ import annotations
 

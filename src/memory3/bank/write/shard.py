@@ -1,4 +1,7 @@
-"""One shard encoded: rows with embeddings and packed memories. Depends on the shard, the model and the embedder alone; knows no bank's folder."""
+"""One shard encoded: rows with embeddings and packed memories.
+
+Depends on the shard, the model and the embedder alone; knows no bank's folder.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +37,8 @@ class EncodedShard:
 
     Attributes:
         plan, number: which shard of which plan.
-        rows: those that were encoded, in the shard's order, in the columns of the bank (docs/bank-format.md). The schema carries the
-            manifest of the bank that they were made for.
+        rows: those that were encoded, in the shard's order, in the columns of the bank (docs/bank-format.md). The schema
+            carries the manifest of the bank that they were made for.
     """
 
     plan: str
@@ -100,7 +103,8 @@ def encode_shard(
         m3: the model, with the settings, that the bank was written with.
         shard: see `Shard`.
         embedder: the bank's; by default it is loaded by name, which takes seconds: give it where you encode several.
-        code_book: the bank's (`WritePlan.code_book`), where its codec needs one; by default what `memory3 calibrate` keeps in the cache folder.
+        code_book: the bank's (`WritePlan.code_book`), where its codec needs one; by default what `memory3 calibrate` keeps
+            in the cache folder.
 
     Raises:
         FingerprintMismatch: the shard was planned for another model or other settings.
@@ -121,8 +125,8 @@ def _codec(m3: MemoryWriter, manifest: BankManifest, book: CodeBook | None) -> C
     book = book or cached_book(manifest.codec, manifest.fingerprint)
     if book is None or book.fingerprint != manifest.code_book:
         raise ConfigError(
-            f"the bank's codebook is {manifest.code_book}, {'none' if book is None else book.fingerprint} is at hand: give encode_shard the plan's, "
-            "code_book=plan.code_book"
+            f"the bank's codebook is {manifest.code_book}, {'none' if book is None else book.fingerprint} is at hand: "
+            "give encode_shard the plan's, code_book=plan.code_book"
         )
     return CodedCodec(book).with_vectors(m3.token_vectors)
 
