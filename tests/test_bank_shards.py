@@ -16,7 +16,7 @@ from codebooks import fitted
 from shard_process import tiny_memory3
 
 from memory3.bank import Bank, EncodedShard, Shard, WritePlan, encode_shard
-from memory3.bank.rows import row_batch
+from memory3.bank.format.rows import row_batch
 from memory3.bank.write import pace
 from memory3.codec import RawCodec
 from memory3.config import MemoryConfig

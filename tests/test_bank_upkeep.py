@@ -342,7 +342,7 @@ def test_info(tmp_path):
         assert (bank.info().references, bank.info().bytes_per_reference > 0) == (0, True)
         bank.write(documents())
         info = bank.info()
-    assert (info.references, info.documents, info.cold) == (len(expected(documents())), 12, 0)
+    assert (info.references, info.documents, info.lazy) == (len(expected(documents())), 12, 0)
     assert (info.record_bytes, info.index, info.unindexed) == (166, "exact", 0)
     assert info.bytes > info.references * (166 + 44)
     assert isinstance(info.bytes_per_reference, float)

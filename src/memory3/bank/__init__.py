@@ -3,7 +3,7 @@
 from memory3.bank.bank import Bank
 from memory3.bank.cache import CacheStatistics, MemoryCache
 from memory3.bank.embedder import Embedder, TextEmbedder
-from memory3.bank.manifest import BankManifest
+from memory3.bank.format.manifest import BankManifest
 from memory3.bank.protocol import MemoryWriter
 from memory3.bank.reader import MemoryReader
 from memory3.bank.record import MemoryRecord

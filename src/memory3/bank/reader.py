@@ -11,8 +11,9 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 
 from memory3.bank.cache import MemoryCache
+from memory3.bank.codebooks import coding
+from memory3.bank.format.manifest import BankManifest
 from memory3.bank.lookup import refuse_damaged
-from memory3.bank.manifest import BankManifest
 from memory3.bank.record import MemoryRecord
 from memory3.codec import Codec
 from memory3.codec.raw import record_size
@@ -89,7 +90,8 @@ class MemoryReader:
                 f"{self._name} keeps memories in codec {manifest.codec!r}, a record is in {other!r}: read it with its own bank"
             )
         packed = [bytearray(record.data) for record in records]
-        memories = self._codec().decode(packed, device=device or "cpu")
+        with coding(f"`memory3 verify --bank {self._name}` lists all such rows; delete their documents and write them again"):
+            memories = self._codec().decode(packed, device=device or "cpu")
         wrong = [
             record.reference_id
             for record, memory in zip(records, memories, strict=True)

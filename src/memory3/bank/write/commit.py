@@ -9,20 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from lancedb.table import Table
 
 from memory3.bank.faults import reading, writing
-from memory3.bank.manifest import METADATA_KEY, BankManifest
-from memory3.bank.rows import row_batch, tombstone
+from memory3.bank.format.manifest import METADATA_KEY, BankManifest
+from memory3.bank.format.rows import row_batch, tombstone
 from memory3.bank.staging import Staging
 from memory3.bank.store import Store
 from memory3.bank.write.compare import documents_in
 from memory3.bank.write.kept import Kept, kept_rows
 from memory3.bank.write.removal import delete_documents, delete_tombstones
 from memory3.types import Reference
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
 
 __all__ = ["Committer"]
 

@@ -6,17 +6,17 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from enum import Enum, auto
-from pathlib import Path
-from typing import NamedTuple
-
-from lancedb.table import Table
+from typing import TYPE_CHECKING, NamedTuple
 
 from memory3.bank.faults import reading
+from memory3.bank.format.rows import origin_in
 from memory3.bank.reports import Conflict
-from memory3.bank.rows import origin_in
 from memory3.errors import InputError
 from memory3.sources import Unread, same_source
 from memory3.types import Document
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
 
 __all__ = ["Comparison", "Step", "StoredDocument", "documents_in"]
 
@@ -41,7 +41,7 @@ class StoredDocument(NamedTuple):
 _NONE = StoredDocument("", 0, False, "", "")
 
 
-def documents_in(path: Path, table: Table) -> tuple[dict[str, StoredDocument], set[str]]:
+def documents_in(path: str, table: Table) -> tuple[dict[str, StoredDocument], set[str]]:
     """Every whole document of a table by id, and the ids of those whose rows are damaged or missing, to be replaced whole."""
     columns = ["document_id", "content_hash", "document_references", "source", "tags"]
     with reading(path):

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 
+from memory3.bank.format.rows import BankRow
 from memory3.bank.protocol import MemoryWriter
-from memory3.bank.rows import BankRow
 from memory3.types import Document, Reference
 
 __all__ = ["Cut", "Cutter", "EmptyDocument", "LargeDocument", "WholeDocuments"]

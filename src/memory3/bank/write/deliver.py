@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
+from memory3.bank.format.rows import BankRow, codes_of, embeddings_of, row_batch
 from memory3.bank.reports import WriteReport
-from memory3.bank.rows import BankRow, codes_of, embeddings_of, row_batch
 from memory3.bank.write.commit import Committer
 from memory3.bank.write.kept import completed
 from memory3.bank.write.plan import PlannedDocument, Shard, WritePlan
 from memory3.bank.write.shard import EncodedShard
 from memory3.codec import Codec
-from memory3.errors import BankChanged, BankCorrupt, FingerprintMismatch, InputError
+from memory3.errors import BankChanged, CodecError, FingerprintMismatch, InputError
 
 __all__ = ["Delivery", "pending"]
 
@@ -165,7 +165,7 @@ class Delivery:
             if record is not None:
                 try:
                     self._codec.check(record)
-                except BankCorrupt as error:
+                except CodecError as error:
                     raise InputError(f"shard {shard.number} has a memory that cannot be: {error}") from error
         return shard
 

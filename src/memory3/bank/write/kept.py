@@ -6,15 +6,13 @@ So metadata that changed, or text that was added at the end, cost no encoding of
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from lancedb.table import Table
 
 from memory3.bank.faults import reading
-from memory3.bank.rows import (
+from memory3.bank.format.rows import (
     LIVE,
     TEXT_COLUMNS,
     BankRow,
@@ -27,6 +25,9 @@ from memory3.bank.rows import (
 from memory3.bank.where import is_in
 from memory3.types import Reference
 
+if TYPE_CHECKING:
+    from lancedb.table import Table
+
 __all__ = ["Kept", "completed", "kept_rows"]
 
 
@@ -37,7 +38,7 @@ class Kept(NamedTuple):
     record: bytes | memoryview | None
 
 
-def kept_rows(path: Path, table: Table, references: Collection[Reference], *, lazy: bool) -> dict[str, Kept]:
+def kept_rows(path: str, table: Table, references: Collection[Reference], *, lazy: bool) -> dict[str, Kept]:
     """By reference id, what the table has for the same tokens and text, undamaged.
 
     Rows without a memory only where that is wanted (``lazy``).

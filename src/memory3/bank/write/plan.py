@@ -20,12 +20,12 @@ from typing import Any
 
 from xxhash import xxh3_128
 
-from memory3.bank.codebooks import book_name
-from memory3.bank.manifest import BankManifest
+from memory3.bank.format.manifest import BankManifest
+from memory3.bank.format.names import book_name
+from memory3.bank.format.rows import BankRow
 from memory3.bank.reports import Conflict
-from memory3.bank.rows import BankRow
-from memory3.codec import CodeBook
-from memory3.errors import InputError
+from memory3.codec import Codebook
+from memory3.errors import CodecError, InputError
 from memory3.files import parse_json, read_bounded, write_atomically
 from memory3.types import Reference
 
@@ -143,7 +143,7 @@ class WritePlan:
     replaced: tuple[Conflict, ...] = ()
     conflicts: tuple[Conflict, ...] = ()
     kept: tuple[tuple[str, str], ...] = ()
-    code_book: CodeBook | None = dataclasses.field(default=None, compare=False)
+    code_book: Codebook | None = dataclasses.field(default=None, compare=False)
 
     @property
     def manifest(self) -> BankManifest:
@@ -172,7 +172,7 @@ class WritePlan:
             data = parse_json(read_bounded(path / "plan.json", _MOST_BYTES))
             shards = tuple(Shard.load(path / f"shard-{number:06}.json") for number in range(data["shards"]))
             named = BankManifest.from_json(data["bank"]).code_book
-            book = CodeBook.of(read_bounded(path / book_name(named), _MOST_BYTES), str(path)) if named else None
+            book = Codebook.of(read_bounded(path / book_name(named), _MOST_BYTES), str(path)) if named else None
             plan = cls(
                 **{
                     **data,
@@ -185,7 +185,7 @@ class WritePlan:
                     "conflicts": tuple(Conflict(*each) for each in data["conflicts"]),
                 }
             )
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, CodecError) as error:
             raise InputError(f"{path}: no whole write plan lies there ({error!s:.200}): save it anew") from error
         if any(shard.plan != plan.id or shard.number != number for number, shard in enumerate(shards)):
             raise InputError(f"{path}: the shards that lie there are not all of the plan {plan.id}: save it anew")

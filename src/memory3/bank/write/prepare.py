@@ -6,15 +6,15 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
+from memory3.bank.format.rows import BankRow
 from memory3.bank.protocol import MemoryWriter
-from memory3.bank.rows import BankRow
 from memory3.bank.write.commit import Committer
 from memory3.bank.write.compare import Comparison, Step
 from memory3.bank.write.cut import Cut, Cutter, EmptyDocument, LargeDocument, WholeDocuments
 from memory3.bank.write.documents import checked
 from memory3.bank.write.pace import most_references
 from memory3.bank.write.plan import PlannedDocument, Shard, WritePlan, plan_id
-from memory3.codec import CodeBook
+from memory3.codec import Codebook
 from memory3.errors import ConfigError, setting
 from memory3.sources import Unread
 from memory3.types import Document
@@ -29,7 +29,7 @@ def prepare(
     *,
     table_id: str,
     version: int,
-    code_book: CodeBook | None,
+    code_book: Codebook | None,
     shard_references: int,
     lazy: bool = False,
     prune: bool = False,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from lancedb.table import Table
+from typing import TYPE_CHECKING
 
 from memory3.bank.faults import reading, writing
-from memory3.bank.rows import LIVE, TEXT_COLUMNS, are_tombstones
+from memory3.bank.format.rows import LIVE, TEXT_COLUMNS, are_tombstones
 from memory3.bank.store import Store
 from memory3.bank.where import is_in
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
 
 __all__ = ["delete_documents", "delete_tombstones", "present"]
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-from lancedb.table import Table
 
 from memory3.bank.codebooks import codec_of
 from memory3.bank.embedder import TextEmbedder
+from memory3.bank.format.rows import BankRow
 from memory3.bank.protocol import MemoryWriter
 from memory3.bank.reports import WriteProgress, WriteReport
-from memory3.bank.rows import BankRow
 from memory3.bank.store import Store
 from memory3.bank.write.commit import Committer
 from memory3.bank.write.compare import Comparison, Step
@@ -24,6 +24,9 @@ from memory3.bank.write.pace import Pace
 from memory3.bank.write.shard import encode_rows
 from memory3.sources import Unread
 from memory3.types import Document
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
 
 __all__ = ["WriteRun"]
 
@@ -44,7 +47,7 @@ class WriteRun:
     ) -> None:
         self._started = time.monotonic()
         self._committer = Committer(store, name, table)
-        self._codec = codec_of(store.path, self._committer.manifest, store.token_vectors)
+        self._codec = codec_of(store.backend, self._committer.manifest, store.token_vectors)
         self._m3 = m3
         self._embedder = embedder
         self._lazy = lazy

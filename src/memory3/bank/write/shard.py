@@ -17,11 +17,11 @@ import pyarrow as pa
 
 from memory3.bank.codebooks import cached_book
 from memory3.bank.embedder import Embedder, TextEmbedder
-from memory3.bank.manifest import METADATA_KEY, BankManifest
+from memory3.bank.format.manifest import METADATA_KEY, BankManifest
+from memory3.bank.format.rows import BankRow, row_batch, row_schema
 from memory3.bank.protocol import MemoryWriter
-from memory3.bank.rows import BankRow, row_batch, row_schema
 from memory3.bank.write.plan import Shard
-from memory3.codec import CodeBook, Codec, CodedCodec, RawCodec
+from memory3.codec import Codebook, Codec, CodedCodec, RawCodec
 from memory3.errors import BankError, ConfigError, InputError
 from memory3.files import parse_json, read_bounded, write_atomically
 
@@ -95,7 +95,7 @@ def encode_shard(
     shard: Shard,
     *,
     embedder: TextEmbedder | None = None,
-    code_book: CodeBook | None = None,
+    code_book: Codebook | None = None,
 ) -> EncodedShard:
     """Encode a shard. It takes as long as encoding does; the bank may lie on another machine.
 
@@ -119,7 +119,7 @@ def encode_shard(
     return EncodedShard(shard.plan, shard.number, encode_rows(m3, embedder, codec, shard.new, schema, lazy=shard.lazy))
 
 
-def _codec(m3: MemoryWriter, manifest: BankManifest, book: CodeBook | None) -> Codec:
+def _codec(m3: MemoryWriter, manifest: BankManifest, book: Codebook | None) -> Codec:
     if manifest.codec == "raw":
         return RawCodec(manifest.shape)
     book = book or cached_book(manifest.codec, manifest.fingerprint)
