@@ -16,7 +16,7 @@ from memory3.cli.output import count, duration, err, message, out, print_json, s
 from memory3.cli.progress import WriteMeter
 from memory3.config import MemoryConfig
 from memory3.errors import BankNotFound, ConfigError, SourceConflict
-from memory3.policy import WritePolicy
+from memory3.retention import RetentionPolicy
 
 if TYPE_CHECKING:
     from memory3.bank import WriteReport
@@ -144,7 +144,7 @@ def write(
     from memory3.text.readers import read_documents
 
     budget_bytes = options.byte_count(disk)
-    policy = WritePolicy("auto", after or 1, budget_bytes) if auto or after or budget_bytes else None
+    policy = RetentionPolicy("auto", after or 1, budget_bytes) if auto or after or budget_bytes else None
     name, config = _remembered(bank, model, adapter, context.params)
     skipped: list[tuple[str, str]] = []
     fields: dict[str, Any] = {"text_field": text_field, "id_field": id_field, "encoding": encoding, "prefix": prefix}
@@ -165,7 +165,7 @@ def write(
     try:
         m3 = load_model(name, config, device=device, batch_size=batch_size)
         from memory3.bank import Bank
-        from memory3.bank.keeping import read_policy
+        from memory3.bank.retention import read_policy
         from memory3.bank.store import Store
 
         is_new = not Store(bank).exists()
@@ -185,8 +185,8 @@ def write(
                 prune=prune,
                 replace=replace,
                 unread=given.unread,
-                within=prefix,
-                cold=cold or None,
+                prune_prefix=prefix,
+                lazy=cold or None,
                 progress=meter,
                 wait_seconds=wait,
             )
