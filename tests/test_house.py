@@ -141,7 +141,7 @@ def private_names(node):
 @cache
 def our_private_names():
     names = set().union(*(private_names(node) for m in FILES for node in ast.walk(tree(m)) if isinstance(node, ast.ClassDef)))
-    return names - {*dir(torch.nn.Module()), "_instances"}  # others have attributes of these names, too
+    return names - {*dir(torch.nn.Module())}  # others have attributes of these names, too
 
 
 def reaches(module):

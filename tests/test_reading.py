@@ -219,7 +219,9 @@ def test_nothing_to_read_is_the_untouched_model(family: str) -> None:
     for options in ({"k": 0}, {}):
         bank = RamBank(m3, TEXTS if "k" in options else [])
         with m3.recall(bank, **options):
-            torch.testing.assert_close(logits(m3, rows)[m3.prompts.pad(rows)[1].bool()], expected[m3.prompts.pad(rows)[1].bool()], **EXACT)
+            torch.testing.assert_close(
+                logits(m3, rows)[m3.prompts.pad(rows)[1].bool()], expected[m3.prompts.pad(rows)[1].bool()], **EXACT
+            )
 
 
 def test_model_is_restored(family: str) -> None:

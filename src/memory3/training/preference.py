@@ -2,7 +2,7 @@
 
     loss = -log sigmoid(beta ((log p(chosen) - log p0(chosen)) - (log p(rejected) - log p0(rejected))))
 
-p0 is the model before training. Its likelihoods are taken once, when the run's groups are drawn, and kept with them: so no second model is held in RAM, and
+p0 is the model before training. Its likelihoods are taken once, when the run's groups are sampled, and kept with them: so no second model is held in RAM, and
 a run that is resumed compares with the same numbers.
 """
 

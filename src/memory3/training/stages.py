@@ -1,4 +1,4 @@
-"""The two-stage experiment (PAPER.md section 5, the paper's figure 11): is a model that meets memories from its first step worse than one that is warmed up first?
+"""The two-stage experiment (arXiv 2407.01178, section 5 and figure 11): is a model that meets memories from its first step worse than one that is warmed up first?
 
     from the start    every step reads memories
     two stages        the first half of the steps without (warm-up), the second half with (continual training)
@@ -23,7 +23,7 @@ from memory3.errors import ConfigError, MissingDependency
 from memory3.files import write_atomically
 from memory3.training.groups import read_groups, without_memories, write_groups
 from memory3.training.logs import draw_losses, read_log
-from memory3.training.run import Progress, Result, draw_groups, train
+from memory3.training.run import Progress, Result, sample_groups, train
 from memory3.training.settings import Mixture, Settings
 
 __all__ = ["two_stages"]
@@ -57,7 +57,7 @@ def two_stages(
         half = base.steps // 2
         warm = base.replace(steps=half, warmup=min(base.warmup, half // 4), mixture=Mixture.of({"packed": 1}).shares())
         later = warm.replace(shape="", model=str(folder / "warm" / "model"), mixture=base.mixture.shares())
-        draw_groups(base, folder / "from-start", device=device, progress=tell)
+        sample_groups(base, folder / "from-start", device=device, progress=tell)
         _share(folder, half * base.passes * base.groups)
 
         def told(what: str, done: int, total: int, more: str, seed: int = seed) -> None:

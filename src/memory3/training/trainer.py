@@ -102,7 +102,7 @@ class GroupTrainer(Checkpointing):
         self.model_accepts_loss_kwargs = False  # the loss is a mean over a pass, and passes count alike
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # their order was drawn with them
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # their order was sampled with them
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the Trainer's, attached from the forward pass to the end of the backward pass."""

@@ -10,9 +10,9 @@ from tiny import save_tiny
 from training_runs import run_settings, write_records
 
 from memory3.llm import Memory3
-from memory3.training.cloze import GAP, blanks
+from memory3.training.cloze import GAP, cloze_questions
 from memory3.training.groups import read_groups
-from memory3.training.run import draw_groups
+from memory3.training.run import sample_groups
 
 BRIDGE = (
     "The Kestrel Bridge at Holm was opened on 11 May 1874 by Dr. A. Brennan (of Tarn), who had built others. It has eleven arches of red stone and is 235 m long! "
@@ -22,7 +22,7 @@ BRIDGE = (
 
 def asked(text: str, rounds: int = 60) -> set[tuple[str, str]]:
     """Whatever any seed leaves out."""
-    return {(q.question, q.answer) for seed in range(rounds) for q in blanks([text], 7, seed=seed)}
+    return {(q.question, q.answer) for seed in range(rounds) for q in cloze_questions([text], 7, seed=seed)}
 
 
 def test_what_is_left_out() -> None:
@@ -73,8 +73,8 @@ def test_every_question_is_answered_by_its_text() -> None:
         "grew,",
     ]
     texts = [". ".join(" ".join(rng.choices(words, k=rng.randrange(5, 23))) for _ in range(7)) + "." for _ in range(31)]
-    made = list(blanks(texts, 3, seed=2))
-    assert made == list(blanks(texts, 3, seed=2)) != list(blanks(texts, 3, seed=3))
+    made = list(cloze_questions(texts, 3, seed=2))
+    assert made == list(cloze_questions(texts, 3, seed=2)) != list(cloze_questions(texts, 3, seed=3))
     assert len(made) > 31
     assert all(sum(q.passage == text for q in made) <= 3 for text in texts)
     for question in made:
@@ -92,10 +92,10 @@ def test_texts_alone_are_trained_on(tmp_path: Path) -> None:
     ]
     data = write_records(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
     settings = run_settings(
-        save_tiny(tmp_path / "model", chat=True), data, blanks=2, mixture={"memory": 2, "plain": 1}, eval_every=0, steps=9
+        save_tiny(tmp_path / "model", chat=True), data, cloze=2, mixture={"memory": 2, "plain": 1}, eval_every=0, steps=9
     )
     told = []
-    draw_groups(settings, tmp_path / "run", progress=lambda what, done, total, more: told.append((what, total)))
+    sample_groups(settings, tmp_path / "run", progress=lambda what, done, total, more: told.append((what, total)))
     assert ("embedding", len(texts)) in told  # none is both a passage and a text
     m3 = Memory3.from_pretrained(settings.model, config=settings.memory)
     groups = [group for group in read_groups(tmp_path / "run" / "groups.jsonl") if group.kind == "memory"]
