@@ -16,7 +16,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memory3.errors import ConfigError, InputError
+from memory3.errors import ConfigError, JudgeError
 
 __all__ = ["Judge"]
 
@@ -58,7 +58,7 @@ class Judge:
         """Grade 1 to 10 of the last message of a conversation, and the judge's words. None where it gives no grade.
 
         Raises:
-            InputError: the judge cannot be reached or refuses.
+            JudgeError: the judge cannot be reached or refuses.
         """
         told = "\n\n".join(f"### {message['role'].capitalize()}:\n{message['content']}" for message in messages)
         if reference:
@@ -81,7 +81,7 @@ class Judge:
             except urllib.error.HTTPError as error:
                 reason = f"{error.code} {error.reason}"
                 if error.code not in (408, 409, 429) and error.code < 500:
-                    raise InputError(
+                    raise JudgeError(
                         f"judge {self.model} at {self.address} refuses: {reason}. Check OPENAI_API_KEY and the judge's name"
                     ) from None
             except (OSError, http.client.HTTPException) as error:
@@ -90,4 +90,4 @@ class Judge:
                 reason = "its answer is not that of an OpenAI-compatible interface"
             if attempt + 1 < self._tries:
                 time.sleep(self._pause * 2**attempt)
-        raise InputError(f"judge {self.model} at {self.address} does not answer after {self._tries} tries: {reason}")
+        raise JudgeError(f"judge {self.model} at {self.address} does not answer after {self._tries} tries: {reason}")
