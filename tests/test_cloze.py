@@ -21,7 +21,8 @@ from memory3.training.run import sample_groups
 from memory3.training.settings import Settings
 
 BRIDGE = (
-    "The Kestrel Bridge at Holm was opened on 11 May 1874 by Dr. A. Brennan (of Tarn), who had built others. It has eleven arches of red stone and is 235 m long! "
+    "The Kestrel Bridge at Holm was opened on 11 May 1874 by Dr. A. Brennan (of Tarn), who had built others. "
+    "It has eleven arches of red stone and is 235 m long! "
     "The annual fair of the town takes place there; visitors pay three crowns for it."
 )
 

@@ -1,7 +1,10 @@
-"""A judge behind an OpenAI-compatible address: grades an answer from 1 to 10. Knows HTTP and the words of the grading, nothing of models here.
+"""A judge behind an OpenAI-compatible address: grades an answer from 1 to 10.
 
-The address and the key are those of the environment variables OPENAI_BASE_URL and OPENAI_API_KEY. The grading follows the single-answer scheme of MT-Bench
-(L. Zheng et al., arXiv 2306.05685) in words of our own, so scores compare runs of one judge here and not with published ones.
+It knows HTTP and the words of the grading, nothing of models here.
+
+The address and the key are those of the environment variables OPENAI_BASE_URL and OPENAI_API_KEY. The grading follows the
+single-answer scheme of MT-Bench (L. Zheng et al., arXiv 2306.05685) in words of our own, so scores compare runs of one judge
+here and not with published ones.
 """
 
 from __future__ import annotations
@@ -20,9 +23,9 @@ from memory3.errors import ConfigError, JudgeError
 
 __all__ = ["Judge"]
 
-_ORDER = """You grade answers of an assistant. Consider whether the last answer of the conversation is correct, helpful, relevant, deep and detailed \
-enough, and does what was asked. Do not be swayed by length.{reference} Say in a few sentences why, and end with a line of this form, the grade being \
-a whole number from 1 (worthless) to 10 (perfect):
+_ORDER = """You grade answers of an assistant. Consider whether the last answer of the conversation is correct, helpful, \
+relevant, deep and detailed enough, and does what was asked. Do not be swayed by length.{reference} Say in a few sentences \
+why, and end with a line of this form, the grade being a whole number from 1 (worthless) to 10 (perfect):
 Rating: [[5]]"""
 _REFERENCE = " A correct answer to compare with is given."
 _GRADE = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")

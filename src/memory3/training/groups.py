@@ -9,7 +9,8 @@ A group is up to k references and the rows that read them, of one of these kinds
     plain       texts alone
     recite      references said again from their memories, each called by its first tokens
     packed      sequences of many chunks, without memories: ordinary pretraining
-    chunks      the paper's recipe: sequences of many chunks; each chunk retrieves one reference and reads those of the chunks before it, too
+    chunks      the paper's recipe: sequences of many chunks; each chunk retrieves one reference, and reads those of the chunks
+                before it, too
     prompt      a prompt reads what is retrieved for it, and is answered
     preference  the same with two answers: a row for the better one, and a row for the other
 """

@@ -1,7 +1,7 @@
 """`QuestionGroups`: questions on passages, with the references that retrieval finds for them.
 
-The references of a question are what is found for it, as at serving, so the other four are near misses. Every further question that
-one of them answers joins the group, so that a reference is encoded once for many questions.
+The references of a question are what is found for it, as at serving, so the other four are near misses. Every further question
+that one of them answers joins the group, so that a reference is encoded once for many questions.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     {"prompt": ..., "chosen": ..., "rejected": ...}      a prompt with two answers, the first of which is better
     {"text": ...}                                        a text
 
-A prompt may also be written ``instruction`` and ``input``, its answer ``output``; or as ``messages`` ({"role", "content"}) or ``conversations`` ({"from", "value"}),
-whose last is the answer where no other field is.
+A prompt may also be written ``instruction`` and ``input``, its answer ``output``; or as ``messages`` ({"role", "content"}) or
+``conversations`` ({"from", "value"}), whose last is the answer where no other field is.
 
 Other fields are ignored. What must never be trained on is named as held out: a record that shares a text with it is refused.
 """
@@ -159,8 +159,8 @@ def _add(records: Records, record: dict[str, Any], where: str) -> None:
         records.texts.append(text("text"))
     else:
         raise InputError(
-            f"{where} has fields {', '.join(record) or 'none'}: needed are passage, question, answer; prompt, answer; prompt, chosen, rejected; "
-            "or text, none empty"
+            f"{where} has fields {', '.join(record) or 'none'}: needed are passage, question, answer; prompt, answer; "
+            "prompt, chosen, rejected; or text, none empty"
         )
 
 

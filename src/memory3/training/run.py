@@ -4,7 +4,8 @@ RUN/settings.json                what the run is
 RUN/groups.jsonl, held_back.jsonl    what it trains on, in order, and what it is looked at with
 RUN/checkpoint-N/                to resume from
 RUN/log.jsonl, runs/, losses.png     its losses (JSON lines, TensorBoard, a picture)
-RUN/adapter/  or  RUN/model/     the result, with the memory settings it was trained for, and the selector it was trained with where that is a fitted one
+RUN/adapter/  or  RUN/model/     the result, with the memory settings it was trained for, and the selector it was trained with
+                                 where that is a fitted one
 """
 
 from __future__ import annotations
@@ -142,8 +143,8 @@ def _train(settings: Settings, run: Path, state: PartialState, device: str, tell
     )
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise TrainingError(
-            "weights sharded over processes (FSDP, DeepSpeed) cannot encode references inside a step: launch with `--multi_gpu` or `--cpu`, and where "
-            "the model is too large for that, train an adapter (--rank 16) in bfloat16"
+            "weights sharded over processes (FSDP, DeepSpeed) cannot encode references inside a step: launch with "
+            "`--multi_gpu` or `--cpu`, and where the model is too large for that, train an adapter (--rank 16) in bfloat16"
         )
     _quiet(trainer)
     trainer.add_callback(log)
@@ -185,7 +186,10 @@ def sample_groups(settings: Settings, run: Path, *, device: str | None = None, p
 
 @contextmanager
 def _alone(run: Path) -> Iterator[None]:
-    """Two that trained in one folder would write each other's checkpoints. The lock ends with its process, however that ends."""
+    """Two that trained in one folder would write each other's checkpoints.
+
+    The lock ends with its process, however that ends.
+    """
     lock = FileLock(run / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -212,7 +216,10 @@ def _load(settings: Settings, device: str) -> Memory3:
 
 
 def _sample(m3: Memory3, settings: Settings, run: Path, processes: int, tell: Progress) -> None:
-    """Read the records, retrieve among their passages and texts, and write down every group of the run. Interrupted, embeddings are kept."""
+    """Read the records, retrieve among their passages and texts, and write down every group of the run.
+
+    Interrupted, embeddings are kept.
+    """
     from memory3.bank import Bank
 
     stored, folder = run / "settings.json", run / _UNFINISHED
@@ -261,7 +268,10 @@ def _write_settings(settings: Settings, run: Path) -> None:
 
 
 def _given_bank(settings: Settings) -> Bank:
-    """Opened for its texts. Tokens of another model's tokenizer would be nonsense, so the bank must be this model's; adapters may differ."""
+    """Opened for its texts.
+
+    Tokens of another model's tokenizer would be nonsense, so the bank must be this model's; adapters may differ.
+    """
     from memory3.bank import Bank
 
     bank = Bank.open(settings.bank, None, create=False)
@@ -269,14 +279,17 @@ def _given_bank(settings: Settings) -> Bank:
         written = bank.manifest.model
         bank.close()
         raise ConfigError(
-            f"the bank {settings.bank} was written by {written}, not by {settings.model}: train that model, or rebuild the bank with "
-            f"`memory3 rebuild --bank {settings.bank} --model {settings.model}`"
+            f"the bank {settings.bank} was written by {written}, not by {settings.model}: train that model, or rebuild the "
+            f"bank with `memory3 rebuild --bank {settings.bank} --model {settings.model}`"
         )
     return bank
 
 
 def _with_dtype(settings: Settings, device: str) -> Settings:
-    """Settings that name the number format: one that the device multiplies natively. Emulated on a CPU, bfloat16 is many times slower than float32."""
+    """Settings that name the number format: one that the device multiplies natively.
+
+    Emulated on a CPU, bfloat16 is many times slower than float32.
+    """
     if settings.dtype != "auto":
         return settings
     if torch.device(device).type == "cuda":
@@ -303,7 +316,10 @@ def _export(trainer: GroupTrainer, m3: Memory3, settings: Settings, folder: Path
 
 
 def _keep_selector(learned: SelectorWeights, trained: Path, settings: Settings) -> None:
-    """Beside the weights, for what they have become: the model has learned to be read by this choice, so it is served by no other."""
+    """Beside the weights, for what they have become.
+
+    The model has learned to be read by this choice, so it is served by no other.
+    """
     if settings.rank:
         mark = adapter_mark(trained)
     else:

@@ -1,7 +1,7 @@
 """`GroupMaker`: samples groups from records, with a bank to retrieve from.
 
-What is retrieved for a text or a prompt overlaps none of the group's by 90% or more (`memory3.overlap`; arXiv 2407.01178, section 5).
-Nothing here knows a model's weights: groups are sampled before training, so a resumed run reads the same ones.
+What is retrieved for a text or a prompt overlaps none of the group's by 90% or more (`memory3.overlap`; arXiv 2407.01178,
+section 5). Nothing here knows a model's weights: groups are sampled before training, so a resumed run reads the same ones.
 """
 
 from __future__ import annotations

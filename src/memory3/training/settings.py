@@ -100,7 +100,8 @@ class Settings:
         questions: questions of a group at most.
         texts: texts of a group at most.
         text_length: tokens of a text at most.
-        sequence_length: tokens of a sequence of chunks (paper: 2048), and of a prompt with its answer at most; longer ones are left out.
+        sequence_length: tokens of a sequence of chunks (paper: 2048), and of a prompt with its answer at most; longer ones are
+            left out.
         rate: largest learning rate.
         schedule: one of `SCHEDULES`.
         warmup: steps over which the rate rises; below 1 a share of all steps.
@@ -124,7 +125,7 @@ class Settings:
         keep: checkpoints kept.
         eval_every: steps between two looks at held-back records; 0: none.
         eval_groups: groups per kind that are held back for it.
-        mixture: see there.
+        mixture: shares of the kinds of passes.
     """
 
     model: str = "smollm2-135m-instruct"
@@ -271,7 +272,8 @@ WARMUP = Settings(
     mixture=Mixture.of({"packed": 1}),
 )
 
-#: Of `memory3 train sft` (arXiv 2407.01178, section 5): all weights, a cosine from 5e-5, 10% warm-up, weight decay 0.1, 512 prompts
+#: Of `memory3 train sft` (arXiv 2407.01178, section 5): all weights, a cosine from 5e-5, 10% warm-up, weight decay 0.1, 512
+#: prompts
 #: a step, 2048 tokens, 3 epochs.
 SFT = Settings(
     epochs=3,

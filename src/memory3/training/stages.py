@@ -1,10 +1,12 @@
-"""The two-stage experiment (arXiv 2407.01178, section 5 and figure 11): is a model that meets memories from its first step worse than one that is warmed up first?
+"""The two-stage experiment (arXiv 2407.01178, section 5 and figure 11).
+
+Is a model that meets memories from its first step worse than one that is warmed up first?
 
     from the start    every step reads memories
     two stages        the first half of the steps without (warm-up), the second half with (continual training)
 
-Both see the same sequences in the same order. Both are looked at with memories and without, on sequences held back: what is read is of use where the two
-losses part.
+Both see the same sequences in the same order. Both are looked at with memories and without, on sequences held back: what is
+read is of use where the two losses part.
 
     OUT/seed-0/from-start/, warm/, continual/     runs, each resumable
     OUT/stages.json, stages.png                   the curves, and what they come to
@@ -47,7 +49,8 @@ def two_stages(
     """
     if not settings.shape or settings.steps % 2 or not settings.eval_every:
         raise ConfigError(
-            f"the two-stage experiment needs a shape (not {settings.shape!r}), an even number of steps (not {settings.steps}) and eval_every above 0"
+            f"the two-stage experiment needs a shape (not {settings.shape!r}), an even number of steps (not {settings.steps}) "
+            "and eval_every above 0"
         )
     tell = progress or (lambda what, done, total, more: None)
     each: list[dict[str, Any]] = []
