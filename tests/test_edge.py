@@ -193,11 +193,13 @@ def test_an_error_is_one_sentence(error, said, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["none", "text", "memory"])
-def test_nothing_else_is_asked_inside_a_recall(m3, bank, mode):
-    with m3.recall(bank), pytest.raises(RecallError, match="leave one"):
-        m3.generate("Who?", bank, mode=mode, max_new_tokens=2)
-    with m3.recall(bank), pytest.raises(RecallError, match="leave one"):
-        m3.log_likelihood(["Who?"], ["Orm"], bank, mode=mode)
+def test_what_is_asked_inside_a_recall_is_answered_as_outside(m3, bank, mode):
+    asked = {"bank": bank, "mode": mode, "k": 1}
+    alone = m3.generate("Who?", **asked, max_new_tokens=5), m3.log_likelihood(["Who?"], ["Orm"], **asked)
+    with m3.recall(bank, references=[["copy0#0"]]) as recall:
+        inside = m3.generate("Who?", **asked, max_new_tokens=5), m3.log_likelihood(["Who?"], ["Orm"], **asked)
+    assert (inside[0].token_ids, inside[1]) == (alone[0].token_ids, alone[1])
+    assert recall.statistics.recalls == 0
 
 
 def test_two_prompts_are_not_mixed_in_one_recall(m3, bank):

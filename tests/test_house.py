@@ -1,7 +1,8 @@
-"""The floors of DESIGN.md, and what no file may do. A new folder or file at the root needs a place in `FLOORS`."""
+"""The floors (docs/structure.md), our words (docs/words.md), and what no file may do. A new folder or file at the root needs a place in `FLOORS`."""
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from functools import cache
@@ -16,7 +17,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "memory3"
 #: Lowest first. Units of one floor do not import one another, unless they are files.
 FLOORS = (
     {"errors", "config", "types", "policy", "files", "sources", "overlap"},
-    {"attention", "codec"},
+    {"attention"},
+    {"codec"},
     {"text", "models"},
     {"encode"},
     {"bank"},
@@ -71,7 +73,7 @@ def unit(module):
 
 def floor(module):
     places = [number for number, units in enumerate(FLOORS) if unit(module) in units]
-    assert places, f"{module}: give {unit(module)!r} a floor in {__name__}.FLOORS and in DESIGN.md"
+    assert places, f"{module}: give {unit(module)!r} a floor in {__name__}.FLOORS"
     return places[0]
 
 
@@ -175,6 +177,35 @@ def test_a_reach_into_another_object_is_found():
 
 def test_names_say_what_a_file_is_for():
     assert not {path.stem for path in FILES.values()} & {"util", "utils", "helpers", "misc", "common"}
+
+
+#: Words that are ours, or that mean something of their own here. A newcomer finds each on docs/words.md; a new one needs a line there, and a reason.
+OWN_WORDS = {
+    "memory",
+    "reference",
+    "bank",
+    "selector",
+    "budget",
+    "prefix",
+    "chunk clock",
+    "recall",
+    "gap",
+    "memory temperature",
+    "lazy reference",
+    "fingerprint",
+    "proof",
+    "codebook",
+}
+
+
+def test_our_words_are_defined_in_the_documentation():
+    """Each with a definition of one or two sentences, and the nearest word of the field."""
+    page = (SOURCE.parents[1] / "docs" / "words.md").read_text(encoding="utf-8").split("## Renamed")[0]
+    rows = re.findall(r"^\| \*\*(.+?)\*\*[^|]*\| (.+?) \| (.+?) \|$", page, re.MULTILINE)
+    assert {word for word, _, _ in rows} == OWN_WORDS
+    for word, definition, nearest in rows:
+        assert 1 <= len(re.findall(r"[.?](?: |$)", definition)) <= 3, f"{word}: say it in one or two sentences"
+        assert nearest, f"{word}: what does the field call it?"
 
 
 IMPORT_EVERYTHING = """

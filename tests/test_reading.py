@@ -14,7 +14,7 @@ from memory3.attention.attach import attached
 from memory3.config import Budget, MemoryConfig
 from memory3.errors import ConfigError, InputError, RecallError, UnsupportedModel
 from memory3.llm import Memory3
-from memory3.recall.generate import within
+from memory3.recall.retrieval import within
 
 TEXTS = [
     "The river rises in the mountains. It reaches the sea near the old town.",
@@ -228,11 +228,12 @@ def test_model_is_restored(family: str) -> None:
     m3 = memory3(family)
     rows = [m3.prompts.ids(QUESTION)]
     before, implementation = logits(m3, rows), m3.model.config._attn_implementation
+    hooks = dict(m3.model.base_model._forward_pre_hooks)
     bank = RamBank(m3, TEXTS)
     with m3.recall(bank):
         assert not torch.equal(logits(m3, rows), before)
     assert m3.model.config._attn_implementation == implementation
-    assert not m3.model.base_model._forward_pre_hooks
+    assert dict(m3.model.base_model._forward_pre_hooks) == hooks  # the one that stays, and does nothing
     assert torch.equal(logits(m3, rows), before)
     with pytest.raises(ZeroDivisionError), m3.recall(bank):
         raise ZeroDivisionError
@@ -425,8 +426,6 @@ def test_what_recall_cannot_follow_is_refused() -> None:
                 m3.model.generate(tokens, max_new_tokens=5, prompt_lookup_num_tokens=2)
             with pytest.raises(RecallError, match="static"):
                 m3.model.generate(tokens, max_new_tokens=3, cache_implementation="static")
-            with pytest.raises(RecallError, match="recalling already"), m3.recall(bank):
-                pass
         with pytest.raises(RecallError, match="announced"), m3.recall(bank, prompt=[[5], [6]]):
             m3.model(tokens)
 

@@ -24,12 +24,12 @@ from typer.testing import CliRunner
 
 from memory3.bank import Bank, upkeep, writing
 from memory3.bank import store as store_module
+from memory3.bank.backends.lance_folder import deletion_faults
 from memory3.bank.embedder import Embedder
 from memory3.bank.faults import reading
-from memory3.bank.folder import deletion_faults
 from memory3.cli import output
 from memory3.cli.app import app
-from memory3.codec import CodeBook, CodedCodec
+from memory3.codec import Codebook, CodedCodec
 from memory3.errors import BankCorrupt, BankError, InputError, Memory3Error, ModelError
 from memory3.evaluation.report import write_report
 from memory3.files import UnsafeFile, append, parse_json, read_bounded, write_atomically
@@ -244,7 +244,7 @@ def test_damaged_rows_are_listed_and_refused(bank, column, value):
 @pytest.mark.parametrize("codec", ["int8", "transform:16", "foretold:16", "product:RQ3x6"])
 def test_code_books_that_cannot_be_decoded_with_are_refused_when_loaded(codec):
     book = codebooks.fitted(codec)
-    CodedCodec(CodeBook.of(book.data, "sound"))
+    CodedCodec(Codebook.of(book.data, "sound"))
     wrong = [{"positions": n} for n in (0, -1, 10**9, "7", None, True)]
     wrong += [{"codec": name} for name in ("raw", "auto", "../x", "int8\n", "product:PQ999999999x8")]
     name = next(name for name in book.tensors if name.startswith("keys."))
@@ -257,7 +257,7 @@ def test_code_books_that_cannot_be_decoded_with_are_refused_when_loaded(codec):
         wrong.append({"tensors": {**book.tensors, "keys.bits": book.tensors["keys.bits"] + 300}})
     for change in wrong:
         with pytest.raises(BankCorrupt):
-            CodedCodec(CodeBook.of(dataclasses.replace(book, **change).data, "hostile"))
+            CodedCodec(Codebook.of(dataclasses.replace(book, **change).data, "hostile"))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@
         ├── BankBusy           another process is writing this bank
         ├── BankFull           no space left on the device; what was committed before is intact
         ├── BankCorrupt        a checksum or a length is wrong; names the rows
+        │   └── CodecError     a record or a codebook cannot be decoded: what codecs raise, which know no bank
         ├── BankChanged        the version being read was replaced and then removed
         ├── BankVersion        written by another format version
         └── FingerprintMismatch  memories of another model or of other settings; carries both fingerprints
@@ -42,6 +43,7 @@ __all__ = [
     "BankNotFound",
     "BankVersion",
     "CheckpointFull",
+    "CodecError",
     "ConfigError",
     "DownloadError",
     "FingerprintMismatch",
@@ -175,6 +177,10 @@ class BankCorrupt(BankError):
     def __init__(self, message: str, reference_ids: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.reference_ids = tuple(reference_ids)
+
+
+class CodecError(BankCorrupt):
+    """A record or a codebook cannot be decoded. Raised by codecs, which know no bank: a bank raises BankCorrupt with the remedy."""
 
 
 class BankChanged(BankError):

@@ -16,11 +16,12 @@ import torch
 from transformers import PreTrainedModel, StoppingCriteriaList
 
 from memory3.answer import Answer, Timings, Usage
-from memory3.attention.exclusive import exclusive
+from memory3.codec.registry import check as check_codec
 from memory3.config import MemoryConfig
 from memory3.decoding import TokenClock, decoding
 from memory3.encode.encoder import Encoder
 from memory3.encode.selector_weights import SelectorWeights, find_weights
+from memory3.encode.selectors import find as find_selector
 from memory3.encode.selectors import is_fitted
 from memory3.errors import ConfigError, InputError, ModelError
 from memory3.models.active import check_calm, check_whole, standing
@@ -33,7 +34,10 @@ from memory3.models.load import load_model
 from memory3.nothing import why_nothing
 from memory3.prompt import MODES, Prompt, PromptBuilder, PromptRow, check_mode
 from memory3.proof import proven
-from memory3.recall.generate import Recall, check_no_recall, one_version, within
+from memory3.recall.current import Nobody, belong_to, install
+from memory3.recall.generate import Recall
+from memory3.recall.request import RecallStatistics
+from memory3.recall.retrieval import EVERYTHING, Retrieval, one_version, retrievals, within
 from memory3.scoring import Scorer
 from memory3.text.splitting import split
 from memory3.types import Citation, Document, Memory, MemoryShape, Reference
@@ -76,6 +80,7 @@ class Memory3:
         self.model = model
         self.tokenizer = tokenizer
         self.config = config or MemoryConfig()
+        _check_names(self.config)
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.batch_size = batch_size
         check_whole(model)
@@ -83,6 +88,11 @@ class Memory3:
         self.geometry = ModelGeometry(model)
         self.frame = Frame.of(tokenizer, self.config)
         learned = self.learned if is_fitted(self.config.selector) else None
+        if is_fitted(self.config.selector) and learned is None:
+            raise ConfigError(
+                f"selector {self.config.selector!r} was not fitted to this model yet: `memory3 calibrate --selector {self.config.selector}` does it, "
+                "or use reconstruction"
+            )
         self.encoder = Encoder(model, self.geometry, self.frame, self.config, learned.by_layer if learned else None)
         self.prompts = PromptBuilder(
             model,
@@ -93,8 +103,8 @@ class Memory3:
             reference_length=self.config.reference_length,
         )
         self.scorer = Scorer(model, self.prompts, self.encoder)
-        with exclusive(self.geometry.base):
-            self.proof = proven(model, self.geometry, tokenizer, self.whole_model)
+        install(self.geometry.base)
+        self.proof = proven(model, self.geometry, tokenizer, self.whole_model)
         self._standing = standing(model, tokenizer)
 
     @classmethod
@@ -123,6 +133,8 @@ class Memory3:
         name = with_adapter(os.fspath(name), None if adapter is None else os.fspath(adapter))
         if isinstance(config, str):
             config = MemoryConfig.preset(config)
+        if config is not None:
+            _check_names(config)
         model, tokenizer = load_model(name, device=device, dtype=dtype, **kwargs)
         return cls(model, tokenizer, config or trained_config(name), name=name, batch_size=batch_size)
 
@@ -172,7 +184,7 @@ class Memory3:
 
     @property
     def token_vectors(self) -> torch.Tensor:
-        """``[V, e]``: the model's embeddings, from which codecs foretell."""
+        """``[V, e]``: the model's embeddings, from which codecs predict."""
         embeddings = self.model.get_input_embeddings()
         assert isinstance(embeddings.weight, torch.Tensor)
         return embeddings.weight.detach()
@@ -212,7 +224,7 @@ class Memory3:
         """Context in which plain ``model.generate()`` and ``model()`` read memories of a bank.
 
         Args:
-            bank: a `Bank`, or whatever offers `memory3.recall.generate.MemorySource`.
+            bank: a `Bank`, or whatever offers `memory3.recall.retrieval.MemorySource`.
             k: references read at once at most; default ``config.references_per_chunk``.
             gap: see ``config.score_gap``, which is the default unless ``k`` is given: then all k are read.
             where: only references whose metadata have these values.
@@ -228,20 +240,17 @@ class Memory3:
         """
         if not getattr(bank, "live", False):
             self.check_unchanged()
+        retrieval = Retrieval(self.config.references_per_chunk if k is None else k, self._gap(k, gap), where)
         return Recall(
             self.model,
             self.geometry,
             self.tokenizer,
             self.encoder,
             bank,
-            references_per_chunk=self.config.references_per_chunk if k is None else k,
+            retrievals(retrieval, references, chunk_references),
             chunk_length=self.config.chunk_length,
-            score_gap=self._gap(k, gap),
-            where=where,
             prompt=prompt,
             answer_tokens=answer_tokens,
-            references=references,
-            chunk_references=chunk_references,
             use_cache=use_cache,
         )
 
@@ -302,8 +311,7 @@ class Memory3:
         if settings.pad_token_id is None:
             settings.pad_token_id = self.prompts.pad_id
         generate: Any = self.model.generate
-        with exclusive(self.geometry.base), torch.inference_mode():
-            check_no_recall(self.geometry.base)
+        with belong_to(Nobody(), self.geometry.base), torch.inference_mode():
             call = {
                 "attention_mask": mask,
                 "streamer": streamer,
@@ -366,8 +374,7 @@ class Memory3:
         rows, _ = self._rows(prompts, bank, mode, k, gap, where, references, notes)
         self.prompts.check_length([[*row, *answer] for row, answer in zip(rows, ids, strict=True)], 0, mode)
         with ExitStack() as stack:
-            stack.enter_context(exclusive(self.geometry.base))
-            check_no_recall(self.geometry.base)
+            stack.enter_context(belong_to(Nobody(), self.geometry.base))
             if mode == "memory":
                 fed = [[*row, *answer[:-1]] for row, answer in zip(rows, ids, strict=True)]
                 counts = [len(answer) - 1 for answer in ids]
@@ -378,7 +385,7 @@ class Memory3:
         return [(score.total, score.tokens) for (score,) in found]
 
     def _gap(self, k: int | None, gap: float | None) -> float:
-        return gap if gap is not None else self.config.score_gap if k is None else 2.0
+        return gap if gap is not None else self.config.score_gap if k is None else EVERYTHING
 
     # ---- prompts -----------------------------------------------------------------------------------------------------
 
@@ -470,11 +477,12 @@ class Memory3:
             citations: list[Citation] = []
             usage = Usage(len(rows[prompt]), len(ids))
             if recall is not None and bank is not None:
-                shares = recall.shares(prompt * beams + (n % per_prompt))
+                row = prompt * beams + (n % per_prompt)
+                shares = recall.shares(row)
                 references = bank.references([name for name, _, _ in shares])
                 citations = [self._cite(r, share, score) for r, (_, share, score) in zip(references, shares, strict=True)]
-                s = recall.statistics
-                usage = Usage(len(rows[prompt]), len(ids), s.recalls, s.references, s.bytes_read)
+                did = recall.requests[row].statistics if row < recall.rows else RecallStatistics()
+                usage = Usage(len(rows[prompt]), len(ids), did.recalls, did.references, did.bytes_read)
             elif cited is not None:
                 citations = cited[prompt]
                 read = sum(len(c.text.encode()) for c in citations)
@@ -482,3 +490,9 @@ class Memory3:
             text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
             answers.append(Answer(text, citations, usage, timings, ids, notes[prompt]))
         return answers
+
+
+def _check_names(config: MemoryConfig) -> None:
+    """Raise ConfigError where the settings name a codec or a selector that does not exist, before a model is loaded for them."""
+    check_codec(config.codec)
+    find_selector(config.selector)

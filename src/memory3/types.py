@@ -160,7 +160,7 @@ class Memory:
         positions: uint16 ``[p]``, p = counts.sum(): place of each kept token in its reference, from 0.
         keys: ``[p, d]`` on the CPU, in the shape's dtype, after RoPE at position ``len(prefix) + position``.
         values: ``[p, d]``, same dtype.
-        tokens: unsigned ``[S]``, the reference's tokens, at least up to the last that is kept; None where they are not known. Codecs may foretell from them.
+        tokens: unsigned ``[S]``, the reference's tokens, at least up to the last that is kept; None where they are not known. Codecs may predict from them.
     """
 
     counts: np.ndarray

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memory3.bank.rows import TEXT_COLUMNS, are_damaged, codes_of, references_of
+from memory3.bank.codebooks import coding
+from memory3.bank.format.rows import TEXT_COLUMNS, are_damaged, codes_of, references_of
 from memory3.bank.snapshot import Snapshot
 from memory3.errors import BankCorrupt, InputError
 from memory3.types import Memory, Reference
@@ -30,7 +31,11 @@ def read_rows(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, tup
             elif record is not None:
                 records[reference.id] = bytearray(record)
             found[reference.id] = (reference, None)
-        for id_, memory in zip(records, snapshot.codec.decode(list(records.values())), strict=True):
+        with coding(
+            f"`memory3 verify --bank {snapshot.path}` lists all such rows; delete their documents and write them again"
+        ):
+            memories = snapshot.codec.decode(list(records.values()))
+        for id_, memory in zip(records, memories, strict=True):
             found[id_] = (found[id_][0], memory)
             if not (bool(memory.keys.isfinite().all()) and bool(memory.values.isfinite().all())):
                 wrong.append(id_)  # who makes a bank makes its checksums, too

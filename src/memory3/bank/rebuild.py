@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator
 
 from memory3.bank.codebooks import new_codec
 from memory3.bank.embedder import TextEmbedder
+from memory3.bank.format.manifest import BankManifest
+from memory3.bank.format.rows import origin_in
 from memory3.bank.lookup import references_at
-from memory3.bank.manifest import BankManifest
 from memory3.bank.reports import WriteProgress, WriteReport
-from memory3.bank.rows import origin_in
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 from memory3.bank.upkeep import tidy
 from memory3.bank.writer import MemoryWriter
 from memory3.bank.writing import Writing
-from memory3.codec import CodeBook
+from memory3.codec import Codebook
 from memory3.errors import BankCorrupt
 from memory3.types import Document, Reference
 
@@ -30,7 +30,7 @@ def rebuild(
     m3: MemoryWriter,
     embedder: TextEmbedder,
     progress: Callable[[WriteProgress], None] | None = None,
-    code_book: CodeBook | None = None,
+    code_book: Codebook | None = None,
     *,
     cold: bool = False,
 ) -> WriteReport:

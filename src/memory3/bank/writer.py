@@ -48,7 +48,7 @@ class MemoryWriter(Protocol):
 
     @property
     def token_vectors(self) -> torch.Tensor:
-        """The model's embeddings ``[V, e]``: what codecs foretell from."""
+        """The model's embeddings ``[V, e]``: what codecs predict from."""
         ...
 
     @property

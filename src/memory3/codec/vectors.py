@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,8 +24,8 @@ class Sample:
         positions: int64 ``[n]``: place of each token in its reference.
         number: L*H.
         angles: ``[r/2]``, RoPE's angle per position, for keys; None: vectors are not rotated.
-        metric: float32 ``[L*H, d, d]``: an error e in a vector of head h costs ``e^T metric[h] e``, in the coordinates that the rotation by
-            -position leads to; None: its squared length.
+        metric: float32 ``[L*H, d, d]``: an error e in a vector of head h costs ``e^T metric[h] e``, in the coordinates that
+            the rotation by -position leads to; None: its squared length.
     """
 
     vectors: torch.Tensor
@@ -38,48 +37,43 @@ class Sample:
 
 
 class VectorCoder(ABC):
-    """Codes vectors.
+    """Codes vectors: a `memory3.codec.base.VectorCodec` that was fitted.
 
-    Symbols: n vectors, c bytes of a coded vector, d head dimension.
+    Symbols: n vectors, at least one, c bytes of a coded vector, d head dimension.
 
     Attributes:
         width: c.
-        uses_metric: is it fitted to `Sample.metric`?
     """
 
     width: int
-    uses_metric: ClassVar[bool] = False
-
-    @abstractmethod
-    def __init__(self, name: str, head_dim: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """From the tensors of one side of a code book; ``name`` is that side's part of the codec's name."""
-
-    @classmethod
-    @abstractmethod
-    def shapes(cls, name: str, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of those tensors, all float32; -1 is any size. ConfigError: the name does not fit the head dimension."""
-
-    @classmethod
-    @abstractmethod
-    def appetite(cls, name: str, head_dim: int) -> tuple[int, int]:
-        """Vectors that it must be fitted on at least, and those that make it good."""
-
-    @classmethod
-    @abstractmethod
-    def fit(cls, name: str, sample: Sample) -> dict[str, torch.Tensor]:
-        """Those tensors."""
 
     @abstractmethod
     def encode(self, vectors: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> np.ndarray:
-        """Codes uint8 ``[n, c]`` of vectors ``[n, d]`` of ``heads`` at ``positions``, int64 ``[n]`` both."""
+        """Codes of vectors.
+
+        Args:
+            vectors: ``[n, d]``, of any dtype.
+            heads: int64 ``[n]``: layer * H + head of each.
+            positions: int64 ``[n]``: place of each token in its reference.
+
+        Returns:
+            uint8 ``[n, c]``.
+        """
 
     @abstractmethod
     def decode(
         self, codes: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor, sizes: Sequence[int], dtype: torch.dtype
     ) -> list[torch.Tensor]:
-        """Vectors of ``dtype`` in tensors of their own ``[size, d]``, all on the device of ``codes``, uint8 ``[n, c]``.
+        """The vectors that codes stand for, cut into tensors of their own. Any code must stand for finite numbers.
 
-        ``heads`` and ``positions`` are int64 ``[n]``; ``sizes`` add up to n.
+        Args:
+            codes: uint8 ``[n, c]``.
+            heads, positions: as `encode` was given them, all on the device of ``codes``.
+            sizes: vectors of each tensor; they add up to n.
+            dtype: of the tensors.
+
+        Returns:
+            Tensors ``[size, d]`` on the device of ``codes``.
         """
 
 
@@ -88,32 +82,20 @@ class CentredCoder(VectorCoder):
 
     centring: Centring
 
-    @classmethod
-    def shapes(cls, name: str, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """See `VectorCoder.shapes`."""
-        centring = {"mean": (heads, head_dim), "scale": (heads, head_dim), "angles": (-1,)}
-        return centring | cls.shared_shapes(name, head_dim)
+    @staticmethod
+    def centring_shapes(heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
+        """Of `Centring.tensors`; -1 is any size."""
+        return {"mean": (heads, head_dim), "scale": (heads, head_dim), "angles": (-1,)}
 
-    @classmethod
-    def fit(cls, name: str, sample: Sample) -> dict[str, torch.Tensor]:
-        """See `VectorCoder.fit`. The metric is not heeded."""
+    @staticmethod
+    def fit_centring(sample: Sample) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Those tensors, and the sample's vectors centred, float32 ``[n, d]``. The metric is not heeded."""
         centring = Centring.fit(sample.vectors, sample.heads, sample.positions, sample.number, sample.angles)
-        z = centring.centred(sample.vectors, sample.heads, sample.positions)
-        return centring.tensors() | cls.fit_shared(name, z)
+        return centring.tensors(), centring.centred(sample.vectors, sample.heads, sample.positions)
 
     def encode(self, vectors: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> np.ndarray:
         """See `VectorCoder.encode`."""
         return self._encode(self.centring.centred(vectors, heads, positions))
-
-    @classmethod
-    @abstractmethod
-    def shared_shapes(cls, name: str, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of what heads share."""
-
-    @classmethod
-    @abstractmethod
-    def fit_shared(cls, name: str, z: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What heads share, fitted to centred vectors float32 ``[n, d]``."""
 
     @abstractmethod
     def _encode(self, z: torch.Tensor) -> np.ndarray:

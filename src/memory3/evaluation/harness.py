@@ -33,7 +33,7 @@ from memory3.models.adapter import adapter_of, merge_adapter
 from memory3.models.catalogue import DEFAULT_ADAPTED, resolve_model
 from memory3.models.load import check_device, load_tokenizer
 from memory3.prompt import PromptRow
-from memory3.recall.generate import within
+from memory3.recall.retrieval import within
 from memory3.scoring import Score
 from memory3.types import Memory, Reference
 

@@ -24,7 +24,7 @@ __all__ = ["LiveMemories", "distilled_loss", "group_loss", "token_log_likelihood
 
 
 class LiveMemories:
-    """A `memory3.recall.generate.MemorySource` of one step: every reference is encoded once, when the first is asked for."""
+    """A `memory3.recall.retrieval.MemorySource` of one step: every reference is encoded once, when the first is asked for."""
 
     #: Made of the weights as they are, which training changes.
     live = True
