@@ -119,7 +119,7 @@ def test_nothing_unsafe(module):
 
 
 #: Reaches into another object that are still there: (file, attribute). Nothing is added to it.
-REACHES = {("memory3.benchmarks.dense", "_places"), ("memory3.cli.plan_check", "_snapshot")}
+REACHES = {("memory3.cli.plan.check", "_snapshot")}
 
 
 def private(name):
