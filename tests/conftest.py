@@ -20,6 +20,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 torch.set_num_threads(1)  # tests run in parallel processes; see `make test`
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` are skipped where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
 @pytest.fixture(autouse=True)
 def _seeds() -> None:
     random.seed(0)

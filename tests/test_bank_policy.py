@@ -11,6 +11,7 @@ import pytest
 from bank_writer import HashingEmbedder, HashingWriter, contents, documents, expected, open_bank, same_memory
 
 from memory3.bank import Bank, recalls
+from memory3.bank.backends.folder import FolderBackend
 from memory3.bank.recalls import RecallLog
 from memory3.bank.store import Store
 from memory3.codec.raw import record_size
@@ -176,27 +177,27 @@ def test_recalls_by_document_of_all_processes(tmp_path):
 
 def test_counts_are_written_now_and_then_and_on_closing(tmp_path, monkeypatch):
     monkeypatch.setattr(recalls, "FLUSH_EVERY", 3)
-    log = RecallLog(tmp_path)
+    log = RecallLog(FolderBackend(tmp_path))
     for _ in range(2):
         log.add(["a#0"])
     assert not (tmp_path / recalls.FILE).exists()
     log.add(["b#0"])
-    assert RecallLog(tmp_path).counts() == {"a#0": 2, "b#0": 1}
+    assert RecallLog(FolderBackend(tmp_path)).counts() == {"a#0": 2, "b#0": 1}
     log.add(["a#0"])
     log.flush()
     log.flush()
-    assert RecallLog(tmp_path).counts() == {"a#0": 3, "b#0": 1}
+    assert RecallLog(FolderBackend(tmp_path)).counts() == {"a#0": 3, "b#0": 1}
 
 
 def test_summing_up_changes_no_count_and_no_heat(tmp_path):
     clock = iter(range(0, 10**8, 10**6))
-    log = RecallLog(tmp_path, clock=lambda: float(next(clock)))
+    log = RecallLog(FolderBackend(tmp_path), clock=lambda: float(next(clock)))
     for name in "abacabad":
         log.add([f"{name}#0"])
         log.flush()
-    before = RecallLog(tmp_path).tally
+    before = RecallLog(FolderBackend(tmp_path)).tally
     log.sum_up()
-    after = RecallLog(tmp_path).tally
+    after = RecallLog(FolderBackend(tmp_path)).tally
     assert len((tmp_path / recalls.FILE).read_text().split()) < 30
     assert after.counts == before.counts == {"a#0": 4, "b#0": 2, "c#0": 1, "d#0": 1}
     assert after.heats == pytest.approx(before.heats, abs=1e-5)
@@ -205,7 +206,7 @@ def test_summing_up_changes_no_count_and_no_heat(tmp_path):
 
 def test_a_large_file_is_summed_up_by_itself(tmp_path, monkeypatch):
     monkeypatch.setattr(recalls, "SUM_BYTES", 500)
-    log = RecallLog(tmp_path)
+    log = RecallLog(FolderBackend(tmp_path))
     log._limit = 500
     for _ in range(100):
         log.add(["a#0", "b#0"])
@@ -232,15 +233,15 @@ def test_a_large_file_is_summed_up_by_itself(tmp_path, monkeypatch):
 def test_a_damaged_line_is_passed_over_and_spoils_no_other(tmp_path, damage):
     path = tmp_path / recalls.FILE
     path.write_bytes(b'{"at": 1, "recalls": {"a#0": 2}}\n' + damage)
-    log = RecallLog(tmp_path)
+    log = RecallLog(FolderBackend(tmp_path))
     log.add(["a#0", "c#0"])
     log.flush()
-    assert RecallLog(tmp_path).counts() == {"a#0": 3, "c#0": 1}
+    assert RecallLog(FolderBackend(tmp_path)).counts() == {"a#0": 3, "c#0": 1}
 
 
 def test_a_folder_that_cannot_be_written_stops_no_reader(tmp_path):
     (tmp_path / recalls.FILE).mkdir()
-    log = RecallLog(tmp_path)
+    log = RecallLog(FolderBackend(tmp_path))
     log.add(["a#0"])
     log.flush()
     assert log.counts() == {}

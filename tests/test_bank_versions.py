@@ -14,8 +14,8 @@ from bank_writer import SHAPE, HashingEmbedder, HashingWriter, contents, documen
 from xxhash import xxh3_64_intdigest
 
 from memory3.bank import Bank, store, upkeep, writing
-from memory3.bank.manifest import TABLE_ID_KEY
-from memory3.bank.rows import with_checksums
+from memory3.bank.format.manifest import TABLE_ID_KEY
+from memory3.bank.format.rows import with_checksums
 from memory3.codec.raw import encode_record
 from memory3.errors import BankChanged, BankCorrupt, FingerprintMismatch, InputError
 from memory3.policy import WritePolicy

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_maths import random_layer
 from transformers.cache_utils import DynamicCache, DynamicLayer
+from twins import attend_concatenated, random_layer
 
 from memory3.attention import reading
-from memory3.attention.attend import attend_concatenated, masked
+from memory3.attention.attend import masked
 from memory3.attention.kv_cache import ROOM, GrowingLayer, grow
 from memory3.attention.reading import Reading
 from memory3.types import MemoryBatch

@@ -40,7 +40,7 @@ def with_config(loaded: Memory3, **settings: Any) -> Memory3:
 
 
 def logits(m3: Memory3, rows: list[list[int]]) -> torch.Tensor:
-    tokens, mask = m3._pad(rows)
+    tokens, mask = m3.prompts.pad(rows)
     with torch.no_grad():
         return m3.model(tokens, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp_min(0)).logits
 
@@ -48,7 +48,7 @@ def logits(m3: Memory3, rows: list[list[int]]) -> torch.Tensor:
 def test_whole_memory_is_text(loaded: Memory3) -> None:
     m3 = with_config(loaded, budget="all", dtype="float32", memory_temperature=1.0)
     bank = RamBank(m3, TEXTS[:1], {None: [0]})
-    passage, after = bank.all[bank.order[0]].token_ids, m3.frame.after(m3._ids(QUESTION))
+    passage, after = bank.all[bank.order[0]].token_ids, m3.frame.after(m3.prompts.ids(QUESTION))
     assert m3.tokenizer.decode(m3.frame.prefix).endswith("<|im_start|>user\nUse these passages:\n\n")
     text = [*m3.frame.prefix, *passage, *after]
     positions = torch.arange(len(text))
@@ -59,15 +59,15 @@ def test_whole_memory_is_text(loaded: Memory3) -> None:
         ).logits[:, -len(after) :]
     with m3.recall(bank):
         torch.testing.assert_close(logits(m3, [after]), expected, **CLOSE)
-    assert (logits(m3, [m3.frame.closed_book(m3._ids(QUESTION))])[0, -1] - expected[0, -1]).abs().max() > 1
+    assert (logits(m3, [m3.frame.closed_book(m3.prompts.ids(QUESTION))])[0, -1] - expected[0, -1]).abs().max() > 1
 
 
 def test_at_once_in_parts_and_in_company(loaded: Memory3) -> None:
     m3 = with_config(loaded, references_per_chunk=2)
     bank = RamBank(m3, TEXTS)
-    rows = [m3.frame.after(m3._ids(QUESTION + " " + " ".join(TEXTS[1:]))), m3.frame.after(m3._ids(QUESTION))]
+    rows = [m3.frame.after(m3.prompts.ids(QUESTION + " " + " ".join(TEXTS[1:]))), m3.frame.after(m3.prompts.ids(QUESTION))]
     assert len(rows[0]) > 64
-    tokens, mask = m3._pad(rows)
+    tokens, mask = m3.prompts.pad(rows)
     with m3.recall(bank, prompt=rows):
         together = logits(m3, rows)
     for step in (tokens.shape[1] // 3, 1):

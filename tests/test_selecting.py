@@ -48,7 +48,7 @@ def memory3(family: str = "llama", **settings) -> Memory3:
 
 
 def questions(m3: Memory3, passage: Passage) -> list[list[int]]:
-    return [[*m3.question_tokens(q), *m3._ids(a)] for q, a in passage.questions]
+    return [[*m3.question_tokens(q), *m3.prompts.ids(a)] for q, a in passage.questions]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

@@ -24,9 +24,9 @@ from typer.testing import CliRunner
 
 from memory3.bank import Bank, upkeep, writing
 from memory3.bank import store as store_module
+from memory3.bank.backends.lance_folder import deletion_faults
 from memory3.bank.embedder import Embedder
 from memory3.bank.faults import reading
-from memory3.bank.folder import deletion_faults
 from memory3.cli import output
 from memory3.cli.app import app
 from memory3.codec import Codebook, CodedCodec

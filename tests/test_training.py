@@ -67,7 +67,7 @@ def a_group(m3: Memory3, bank: RamBank, questions: list[tuple[str, str]], kind: 
     """A group as `GroupMaker` makes them, without its retrieval and without an end of text."""
     rows = []
     for question, answer in questions:
-        prompt, ids = m3.frame.after(m3._ids(question)), m3._ids(answer)
+        prompt, ids = m3.frame.after(m3.prompts.ids(question)), m3.prompts.ids(answer)
         rows.append(TrainingRow((*prompt, *ids), len(ids), len(ids)))
     return Group(kind, tuple((r.id, r.token_ids) for r in bank.all.values()), tuple(rows))
 

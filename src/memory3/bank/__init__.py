@@ -3,7 +3,7 @@
 from memory3.bank.bank import Bank
 from memory3.bank.cache import CacheStatistics, MemoryCache
 from memory3.bank.embedder import Embedder, TextEmbedder
-from memory3.bank.manifest import BankManifest
+from memory3.bank.format.manifest import BankManifest
 from memory3.bank.reports import BankInfo, DocumentEntry, Hit, VerifyReport, WriteProgress, WriteReport
 from memory3.bank.writer import MemoryWriter
 

@@ -10,17 +10,18 @@ from threading import Lock
 from types import TracebackType
 from typing import TypeVar
 
+from memory3.bank.backends.base import Backend
 from memory3.bank.cache import MemoryCache
 from memory3.bank.codebooks import new_codec
 from memory3.bank.cold import warm_up
 from memory3.bank.embedder import Embedder, TextEmbedder
+from memory3.bank.format.manifest import BankManifest
+from memory3.bank.format.rows import FIRST_ROWS
 from memory3.bank.info import bank_info
 from memory3.bank.keeping import Keeping, read_policy, save_policy
-from memory3.bank.manifest import BankManifest
 from memory3.bank.rebuild import rebuild
 from memory3.bank.recalls import RecallLog
 from memory3.bank.reports import BankInfo, DocumentEntry, Hit, VerifyReport, WriteProgress, WriteReport
-from memory3.bank.rows import FIRST_ROWS
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 from memory3.bank.upkeep import compact, tidy
@@ -61,14 +62,14 @@ class Bank:
         self._embedder = embedder
         self._embedder_lock = Lock()
         self.cache = MemoryCache(cache_bytes)
-        self._recalls = RecallLog(store.path, store.lock)
+        self._recalls = RecallLog(store.backend, store.lock)
         weakref.finalize(self, self._recalls.flush)  # a bank that nobody closes has been recalled from, too
         self._keeping = Keeping(store, read_policy(store), snapshot.record_bytes, self._recalls)
 
     @classmethod
     def open(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Backend,
         m3: MemoryWriter | None,
         *,
         embedder: str | TextEmbedder | None = None,
@@ -80,7 +81,7 @@ class Bank:
         """Open the bank at ``path``, or make an empty one.
 
         Args:
-            path: a folder.
+            path: a folder, or another `memory3.bank.backends.base.Backend`.
             m3: the model that writes and reads. Another than the bank's raises FingerprintMismatch. None: the bank can be
                 searched, listed, checked, compacted and deleted from, but not written, and memories that are cold or whose codec predicts cannot be read.
             embedder: name or object; by default the bank's own, for a new bank the catalogue's default.
@@ -109,7 +110,7 @@ class Bank:
         return cls(store, snapshot, m3, given, cache_bytes)
 
     @staticmethod
-    def describe(path: str | os.PathLike[str]) -> BankManifest:
+    def describe(path: str | os.PathLike[str] | Backend) -> BankManifest:
         """What the bank at ``path`` says about itself. Needs no model."""
         snapshot = Store(path).snapshot()
         documents = len(snapshot.scan(["document_id"], FIRST_ROWS))
@@ -117,7 +118,7 @@ class Bank:
 
     @staticmethod
     def rebuild(
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Backend,
         m3: MemoryWriter,
         *,
         embedder: str | TextEmbedder | None = None,
@@ -237,7 +238,8 @@ class Bank:
     def compact(self, *, wait_seconds: float = 0.0) -> None:
         """Merge what many commits wrote, give back the space of what was removed, renew the indexes.
 
-        Rewrites the whole bank, so it needs as much free space once more for some minutes, while readers may still use the old.
+        Writes anew only what lies in small pieces or among deleted rows, 64 MB at a time. It needs as much free space as these have until it is done,
+        and for some minutes more where readers may still use the old.
         """
         with self._store.lock(wait_seconds):
             compact(self._store)
@@ -368,5 +370,5 @@ class Bank:
 
     def _model(self, task: str) -> MemoryWriter:
         if self._m3 is None:
-            raise ConfigError(f"to {task} this bank a model is needed: open it with Bank.open({str(self._store.path)!r}, m3)")
+            raise ConfigError(f"to {task} this bank a model is needed: open it with Bank.open({self._store.path!r}, m3)")
         return self._m3

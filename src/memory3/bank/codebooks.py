@@ -14,18 +14,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memory3.bank.backends.base import Backend
 from memory3.bank.faults import reading, writing
+from memory3.bank.format.names import book_name
 from memory3.bank.writer import MemoryWriter
 from memory3.codec import Codebook, Codec, CodedCodec, RawCodec
 from memory3.codec.registry import default_codec, find, shown
 from memory3.errors import BankCorrupt, CodecError, ConfigError, FingerprintMismatch
-from memory3.files import UnsafeFile, read_bounded, write_atomically
+from memory3.files import UnsafeFile, write_atomically
 from memory3.models.calibrated import calibrated, own_calibrated
 
 if TYPE_CHECKING:
     import torch
 
-    from memory3.bank.manifest import BankManifest
+    from memory3.bank.format.manifest import BankManifest
 
 __all__ = [
     "book_name",
@@ -53,23 +55,18 @@ def coding(remedy: str) -> Iterator[None]:
         raise BankCorrupt(f"{error}: {remedy}", error.reference_ids) from error
 
 
-def book_name(fingerprint: str) -> str:
-    """File name of a codebook in a bank's folder."""
-    return f"codec-{fingerprint}.safetensors"
+def write_book(backend: Backend, book: Codebook) -> None:
+    """Put a codebook beside a bank's tables, whole or not at all."""
+    with writing(backend.location):
+        backend.write(book_name(book.fingerprint), book.data)
 
 
-def write_book(path: Path, book: Codebook) -> None:
-    """Put a codebook where it belongs, whole or not at all."""
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, book.data)
-
-
-def codec_of(folder: Path, manifest: BankManifest, vectors: torch.Tensor | None) -> Codec:
+def codec_of(backend: Backend, manifest: BankManifest, vectors: torch.Tensor | None) -> Codec:
     """The codec of a bank. Its codebook, if it needs one, is read once per process.
 
     Args:
-        folder, manifest: of the bank.
+        backend: where the bank lies.
+        manifest: the bank's.
         vectors: ``[V, e]``, the model's token vectors, if a model is at hand.
 
     Raises:
@@ -79,7 +76,7 @@ def codec_of(folder: Path, manifest: BankManifest, vectors: torch.Tensor | None)
     if manifest.codec == "raw":
         return RawCodec(manifest.shape)
     with coding("open the bank with the model that wrote it"):
-        codec = _kept(folder, manifest).with_vectors(vectors)
+        codec = _kept(backend, manifest).with_vectors(vectors)
     if codec.needs_vectors:
         raise ConfigError(
             f"codec {shown(codec.name)!r} predicts from the model's token vectors: open the bank with its model, Bank.open(path, m3)"
@@ -88,31 +85,33 @@ def codec_of(folder: Path, manifest: BankManifest, vectors: torch.Tensor | None)
 
 
 @lru_cache(maxsize=8)
-def _kept(folder: Path, manifest: BankManifest) -> CodedCodec:
-    codec = read_codec(folder, manifest)
+def _kept(backend: Backend, manifest: BankManifest) -> CodedCodec:
+    codec = read_codec(backend, manifest)
     assert isinstance(codec, CodedCodec)
     return codec
 
 
-def read_codec(folder: Path, manifest: BankManifest) -> Codec:
+def read_codec(backend: Backend, manifest: BankManifest) -> Codec:
     """As `codec_of`, from the file as it is now, without token vectors."""
     if manifest.codec == "raw":
         return RawCodec(manifest.shape)
     with coding(f"restore it from a copy, or {_MAKE_ANEW}"):
-        codec = CodedCodec(_read(folder / book_name(manifest.code_book), manifest.code_book))
+        codec = CodedCodec(_read(backend, manifest.code_book))
     if (codec.name, codec.shape, codec.record_size) != (manifest.codec, manifest.shape, manifest.record_bytes):
         raise BankCorrupt(
-            f"{folder}: the codebook {manifest.code_book} is of codec {codec.name!r} and {codec.record_size} bytes a memory, the bank of "
+            f"{backend.location}: the codebook {manifest.code_book} is of codec {codec.name!r} and {codec.record_size} bytes a memory, the bank of "
             f"{manifest.codec!r} and {manifest.record_bytes}: restore the bank from a copy"
         )
     return codec
 
 
-def _read(path: Path, fingerprint: str) -> Codebook:
-    remedy = f"restore it from a copy, or encode the bank's texts anew with `memory3 rebuild --bank {path.parent}`"
-    with reading(path.parent):
+def _read(backend: Backend, fingerprint: str) -> Codebook:
+    remedy = f"restore it from a copy, or encode the bank's texts anew with `memory3 rebuild --bank {backend.location}`"
+    name = book_name(fingerprint)
+    path = backend.address(name)
+    with reading(backend.location):
         try:
-            data = read_bounded(path, _MOST_BYTES)
+            data = backend.read(name, _MOST_BYTES)
         except FileNotFoundError:
             raise BankCorrupt(f"{path}, the codebook of this bank, is missing: {remedy}") from None
         except UnsafeFile as error:
@@ -139,7 +138,9 @@ def _parts(codec: str, fingerprint: str) -> tuple[str, ...]:
 def keep_book(book: Codebook) -> Path:
     """Put a codebook into the cache folder."""
     path = cached_path(book.codec, book.memories)
-    write_book(path, book)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, book.data)
     return path
 
 

@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 from xxhash import xxh3_64_intdigest
 
 from memory3.bank.faults import writing
+from memory3.bank.format.rows import LIVE, TEXT_COLUMNS, are_damaged, with_checksums
 from memory3.bank.lookup import read_references, read_rows
-from memory3.bank.rows import LIVE, TEXT_COLUMNS, are_damaged, with_checksums
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 from memory3.bank.where import is_in

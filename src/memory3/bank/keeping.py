@@ -8,12 +8,12 @@ from collections.abc import Iterable
 
 from memory3.bank.cold import cool_down
 from memory3.bank.faults import disk_fault, writing
+from memory3.bank.format.rows import LIVE
 from memory3.bank.recalls import RecallLog
-from memory3.bank.rows import LIVE
 from memory3.bank.store import Store
 from memory3.bank.upkeep import tidy
 from memory3.errors import BankCorrupt, BankError, ConfigError
-from memory3.files import UnsafeFile, read_json, write_atomically
+from memory3.files import UnsafeFile, parse_json
 from memory3.policy import Keeper, WritePolicy
 
 __all__ = ["Keeping", "read_policy", "save_policy"]
@@ -23,9 +23,9 @@ FILE = "policy.json"
 
 def read_policy(store: Store) -> WritePolicy:
     """The bank's policy; one that never had one writes at once."""
-    path = store.path / FILE
+    path = store.backend.address(FILE)
     try:
-        return WritePolicy(**read_json(path))
+        return WritePolicy(**parse_json(store.backend.read(FILE)))
     except (FileNotFoundError, NotADirectoryError):
         return WritePolicy()
     except (UnsafeFile, ValueError, TypeError, ConfigError) as error:
@@ -39,7 +39,7 @@ def read_policy(store: Store) -> WritePolicy:
 def save_policy(store: Store, policy: WritePolicy) -> None:
     """Remember a policy; in force for whoever opens the bank from now on."""
     with writing(store.path):
-        write_atomically(store.path / FILE, json.dumps(dataclasses.asdict(policy)) + "\n")
+        store.backend.write(FILE, json.dumps(dataclasses.asdict(policy)) + "\n")
 
 
 class Keeping:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memory3.bank.codebooks import coding
-from memory3.bank.rows import TEXT_COLUMNS, are_damaged, codes_of, references_of
+from memory3.bank.format.rows import TEXT_COLUMNS, are_damaged, codes_of, references_of
 from memory3.bank.snapshot import Snapshot
 from memory3.errors import BankCorrupt, InputError
 from memory3.types import Memory, Reference

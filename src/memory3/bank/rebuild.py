@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 from memory3.bank.codebooks import new_codec
 from memory3.bank.embedder import TextEmbedder
+from memory3.bank.format.manifest import BankManifest
+from memory3.bank.format.rows import origin_in
 from memory3.bank.lookup import references_at
-from memory3.bank.manifest import BankManifest
 from memory3.bank.reports import WriteProgress, WriteReport
-from memory3.bank.rows import origin_in
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 from memory3.bank.upkeep import tidy

@@ -13,12 +13,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from memory3.bank.backends.base import Backend
 from memory3.errors import BankError
-from memory3.files import append, parse_json, read_bounded, write_atomically
+from memory3.files import parse_json
 from memory3.policy import Tally
 
 __all__ = ["RecallLog"]
@@ -39,12 +39,12 @@ class RecallLog:
 
     def __init__(
         self,
-        folder: Path,
+        files: Backend,
         lock: Callable[[], AbstractContextManager[None]] = nullcontext,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """``lock``: the writer's, held while a file that has grown large is summed up."""
-        self._path = folder / FILE
+        """``files``: where the bank lies. ``lock``: the writer's, held while a file that has grown large is summed up."""
+        self._files = files
         self._clock = clock
         self._writing = lock
         self._lock = Lock()
@@ -93,7 +93,7 @@ class RecallLog:
         # A line break first: what a killed process left of a line must not spoil this one.
         line = "\n" + json.dumps({"at": round(self._clock(), 3), "recalls": new}, separators=(",", ":")) + "\n"
         try:
-            if append(self._path, line) > self._limit:
+            if self._files.append(FILE, line) > self._limit:
                 with self._writing():
                     self.sum_up()
         except (OSError, BankError):
@@ -106,15 +106,16 @@ class RecallLog:
             heats = {id_: [n, round(tally.heats[id_], 6)] for id_, n in tally.counts.items() if known(id_)}
             if not tally.counts:
                 return
-            write_atomically(self._path, json.dumps({"heats": heats}, separators=(",", ":")) + "\n")
-            self._limit = max(SUM_BYTES, 2 * self._path.stat().st_size)
+            text = json.dumps({"heats": heats}, separators=(",", ":")) + "\n"
+            self._files.write(FILE, text)
+            self._limit = max(SUM_BYTES, 2 * len(text))
         except OSError:
             return
 
     def _read(self) -> Tally:
         tally = Tally()
         try:
-            lines = read_bounded(self._path, _MOST_BYTES).splitlines()
+            lines = self._files.read(FILE, _MOST_BYTES).splitlines()
         except OSError:
             return tally  # never written, or not to be read: then nothing is known
         for line in lines:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from lancedb.table import Table
 
 from memory3.bank.faults import reading, writing
-from memory3.bank.manifest import METADATA_KEY, BankManifest
-from memory3.bank.rows import are_damaged, with_checksums
+from memory3.bank.format.manifest import METADATA_KEY, BankManifest
+from memory3.bank.format.rows import are_damaged, with_checksums
 from memory3.bank.store import Store
 from memory3.bank.where import literal
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
 
 __all__ = ["Staging"]
 

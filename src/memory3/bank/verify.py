@@ -10,9 +10,8 @@ import pyarrow as pa
 from xxhash import xxh3_64_intdigest
 
 from memory3.bank.codebooks import read_codec
-from memory3.bank.folder import deletion_faults
+from memory3.bank.format.rows import LIVE, TEXT_COLUMNS, checksums, codes_of, embeddings_of
 from memory3.bank.reports import VerifyReport
-from memory3.bank.rows import LIVE, TEXT_COLUMNS, checksums, codes_of, embeddings_of
 from memory3.bank.snapshot import Snapshot
 from memory3.codec import Codec
 from memory3.errors import BankCorrupt, CodecError
@@ -22,15 +21,13 @@ __all__ = ["verify"]
 
 def verify(snapshot: Snapshot) -> VerifyReport:
     """Read everything once. Damage is reported, not raised; only a bank whose very list of rows, or codebook, is unreadable gives no ids."""
-    unreadable = [
-        f"{fault}: restore the bank from a copy" for fault in deletion_faults(snapshot.path / f"{snapshot.name}.lance")
-    ]
+    unreadable = [f"{fault}: restore the bank from a copy" for fault in snapshot.backend.table_faults(snapshot.name)]
     if unreadable:
         return VerifyReport(0, 0, 0, (), tuple(unreadable))
     try:
         listing = snapshot.scan(["reference_id", "document_id", "ordinal", "document_references", "content_hash"])
         hidden = snapshot.scan(["reference_id"], f"NOT ({LIVE})")
-        codec = read_codec(snapshot.path, snapshot.manifest)
+        codec = read_codec(snapshot.backend, snapshot.manifest)
     except BankCorrupt as error:
         return VerifyReport(0, 0, 0, (), (str(error),))
     bad: dict[str, str] = {}

@@ -12,17 +12,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-from lancedb.table import Table
 
 from memory3.bank.codebooks import codec_of
 from memory3.bank.embedder import TextEmbedder
 from memory3.bank.faults import reading, writing
-from memory3.bank.manifest import METADATA_KEY, BankManifest
-from memory3.bank.reports import Conflict, WriteProgress, WriteReport
-from memory3.bank.rows import (
+from memory3.bank.format.manifest import METADATA_KEY, BankManifest
+from memory3.bank.format.rows import (
     LIVE,
     TEXT_COLUMNS,
     BankRow,
@@ -35,6 +34,7 @@ from memory3.bank.rows import (
     row_batch,
     tombstone,
 )
+from memory3.bank.reports import Conflict, WriteProgress, WriteReport
 from memory3.bank.staging import Staging
 from memory3.bank.store import Store
 from memory3.bank.where import is_in, tags
@@ -42,6 +42,9 @@ from memory3.bank.writer import MemoryWriter
 from memory3.errors import InputError
 from memory3.sources import Unread, same_source
 from memory3.types import Document, Reference, plain
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
 
 __all__ = ["Writing", "delete_documents", "delete_tombstones", "present"]
 
@@ -80,7 +83,7 @@ class Writing:
         self._started = time.monotonic()
         with reading(store.path):
             self._schema: pa.Schema = table.schema
-        self._codec = codec_of(store.path, BankManifest.from_json(self._schema.metadata[METADATA_KEY]), store.token_vectors)
+        self._codec = codec_of(store.backend, BankManifest.from_json(self._schema.metadata[METADATA_KEY]), store.token_vectors)
         self._staging = Staging(store, f"{name}-staging")
         self._most = max(1, min(COMMIT_REFERENCES, COMMIT_BYTES // self._codec.record_size))
         self._group_size = min(self._most, m3.batch_size)  # until it is known how fast the model is

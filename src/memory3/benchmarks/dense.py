@@ -119,7 +119,7 @@ def random_scores(name: str, shape: Sequence[int], seed: int = 0) -> torch.Tenso
 
 @dataclass
 class Sparse:
-    """A `memory3.recall.generate.MemorySource` that cuts memories from a `DenseStore`: as a bank of these settings would hold them.
+    """A `memory3.recall.retrieval.MemorySource` that cuts memories from a `DenseStore`: as a bank of these settings would hold them.
 
     Attributes:
         store: where the key-values are.
@@ -172,7 +172,7 @@ class Sparse:
         return replace(memory, tokens=np.asarray(read.token_ids, np.uint32))
 
     def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
-        """See `memory3.recall.generate.MemorySource`; of all layers, those that are no memory layers empty."""
+        """See `memory3.recall.retrieval.MemorySource`; of all layers, those that are no memory layers empty."""
         if self.codec is None:
             made = [self.cut(name) for name in reference_ids]
         else:
@@ -193,7 +193,7 @@ class Sparse:
         raise AssertionError("a front names its references")
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
-        """See `memory3.recall.generate.MemorySource`."""
+        """See `memory3.recall.retrieval.MemorySource`."""
         return len(self.store._places)
 
 

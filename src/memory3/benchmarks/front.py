@@ -42,14 +42,12 @@ from memory3.encode.selectors.reconstruction import Reconstruction
 from memory3.errors import ConfigError, InputError
 from memory3.evaluation.generation import generate_rows
 from memory3.evaluation.intervals import aggregate_interval, interval
-from memory3.evaluation.likelihood import likelihoods
 from memory3.evaluation.metrics import contains, exact_match, f1
-from memory3.evaluation.prompts import prompt_row
 from memory3.evaluation.task import read_records
 from memory3.files import write_atomically
 from memory3.llm import Memory3
 from memory3.models.catalogue import DEFAULT_MODEL
-from memory3.recall.generate import within
+from memory3.recall.retrieval import within
 from memory3.text.readers import read_documents
 from memory3.types import MemoryShape
 
@@ -133,9 +131,9 @@ class _Front:
 
     def _rows(self, name: str, mode: str, source: Any, key: str | None, generate: bool) -> list[dict[str, Any]]:
         m3, new, size = self.m3, self.options["max_new_tokens"], self.options["batch"]
-        wanted = [m3._ids(item["answers"][0]) for item in self.items]
+        wanted = [m3.prompts.ids(item["answers"][0]) for item in self.items]
         prompts = [
-            prompt_row(m3, source, mode, m3._ids(item["question"]), item[key] if key else [], "chat", after=max(new, len(w)))
+            m3.prompts.row(m3.prompts.ids(item["question"]), mode, item[key] if key else [], source, after=max(new, len(w)))
             for item, w in zip(self.items, wanted, strict=True)
         ]
         order = sorted(range(len(prompts)), key=lambda n: len(prompts[n].tokens))  # those of like length together
@@ -145,8 +143,8 @@ class _Front:
             mine, answers = [prompts[n] for n in some], [wanted[n] for n in some]
             reads = source if mode == "memory" else None
             if not generate:
-                for n, (found, *_) in zip(some, likelihoods(m3, reads, mine, [[a] for a in answers]), strict=True):
-                    rows[n] = {"id": self.items[n]["id"], "nll": -found.total / found.tokens}
+                for n, (found,) in zip(some, m3.scorer.score(mine, [[a] for a in answers], reads), strict=True):
+                    rows[n] = {"id": self.items[n]["id"], "nll": found.nll}
                 continue
             for n, made in zip(some, generate_rows(m3, reads, mine, max_new_tokens=new, wanted=answers), strict=True):
                 said, right, likely = made.text, self.items[n]["answers"], made.wanted
@@ -154,7 +152,7 @@ class _Front:
                 rows[n] = {
                     "id": self.items[n]["id"],
                     "text": said,
-                    "nll": -likely.total / likely.tokens,
+                    "nll": likely.nll,
                     "contains": contains(said, right),
                     "exact": exact_match(said, right),
                     "f1": f1(said, right),

@@ -134,7 +134,7 @@ def _attention_paid(m3: Memory3, encoder: Encoder, reference: Reference, questio
     scores = selector("reconstruction")
     if not questions:
         return encoder.dense([reference], [scores]).scores[0][0].cpu()
-    asked = [[*m3.question_tokens(question), *m3._ids(answer)] for question, answer in questions]
+    asked = [[*m3.question_tokens(question), *m3.prompts.ids(answer)] for question, answer in questions]
     return encoder.dense([reference] * len(asked), [scores], asked=asked).scores[0].amax(0).cpu()
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memory3.cli import options
+from memory3.cli.command import first_screen
 from memory3.cli.loading import full_name, load_model
 from memory3.cli.output import count, duration, err, message, out, print_json, size
 from memory3.cli.progress import progress_bar
@@ -43,11 +44,11 @@ def calibrate(
             metavar="FILE",
         ),
     ] = None,
-    codec: options.Codec = None,
+    codec: Annotated[str | None, first_screen(options.Codec)] = None,
     preset: options.Preset = None,
     layers: options.Layers = None,
     budget: options.Budget = None,
-    selector: options.Selector = None,
+    selector: Annotated[str | None, first_screen(options.Selector)] = None,
     reference_length: options.ReferenceLength = None,
     memory_prefix: options.MemoryPrefix = None,
     dtype: options.Dtype = None,

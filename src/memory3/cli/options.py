@@ -38,7 +38,9 @@ __all__ = [
 ]
 
 SETTINGS = "How memories are written (a bank remembers it)"
+READING = "How memories are read"
 MACHINE = "Machine"
+MODEL = "Model"
 
 Bank = Annotated[Path, typer.Option("--bank", "-b", help="Folder of the bank.", envvar="MEMORY3_BANK", metavar="DIR")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
@@ -71,10 +73,17 @@ Adapter = Annotated[
     typer.Option(
         help="Adapter to merge into the model: a folder, smollm2-135m-instruct-1440 or smollm2-135m-instruct-360 (shipped), or none. Default: the bank's own; smollm2-135m-instruct-1440 where no model is named.",
         metavar="DIR|NAME|none",
+        rich_help_panel=MODEL,
     ),
 ]
 Wait = Annotated[
-    float, typer.Option("--wait", help="How long to wait while another process writes this bank.", metavar="SECONDS", min=0)
+    float,
+    typer.Option(
+        "--wait",
+        help="How long to wait while another process writes this bank.",
+        metavar="SECONDS",
+        min=0,
+    ),
 ]
 Device = Annotated[
     str | None,
@@ -96,6 +105,7 @@ MemoryTemperature = Annotated[
         min=0.1,
         max=10,
         metavar="X",
+        rich_help_panel=READING,
     ),
 ]
 BatchSize = Annotated[

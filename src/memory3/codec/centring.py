@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import torch
 
+from memory3.attention.rotary import rotate_vectors as turned
+
 __all__ = ["Centring", "turned"]
 
 #: A head that kept few vectors borrows its widths: as many vectors of the average head are counted in.
@@ -75,16 +77,3 @@ class Centring:
     def of(cls, tensors: Mapping[str, torch.Tensor]) -> Centring:
         """Inverse of `tensors`."""
         return cls(tensors["mean"], tensors["scale"], tensors["angles"])
-
-
-def turned(x: torch.Tensor, positions: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """``x`` ``[n, d]`` rotated by ``positions``, dimension i paired with i + r/2 as in `memory3.attention.rotary`."""
-    half = angles.shape[0]
-    if not half or not len(x):
-        return x
-    # There are fewer places than vectors.
-    first = int(positions.min())
-    turn = torch.arange(first, int(positions.max()) + 1, device=x.device).float()[:, None] * angles
-    cos, sin = (table.index_select(0, positions - first) for table in (turn.cos(), turn.sin()))
-    a, b = x[:, :half], x[:, half : 2 * half]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin, x[:, 2 * half :]], 1)

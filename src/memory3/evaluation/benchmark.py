@@ -11,11 +11,10 @@ import numpy as np
 
 from memory3.bank import Bank
 from memory3.evaluation.generation import generate_rows
-from memory3.evaluation.likelihood import Likelihood, likelihoods
 from memory3.evaluation.modes import Mode
-from memory3.evaluation.prompts import PromptRow, prompt_row
 from memory3.evaluation.task import Item, Metric, Task
 from memory3.llm import Memory3
+from memory3.prompt import PromptRow
 
 __all__ = ["BenchmarkTask", "encode_pair"]
 
@@ -144,7 +143,7 @@ class BenchmarkTask(Task):
     def _pair(self, m3: Memory3, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if self.style == "plain":
             return encode_pair(m3.tokenizer, context, continuation)
-        return m3._ids(context), m3._ids(continuation.strip())  # the assistant's words open its turn
+        return m3.prompts.ids(context), m3.prompts.ids(continuation.strip())  # the assistant's words open its turn
 
     def _scored(
         self, m3: Memory3, bank: Bank | None, mode: Mode, asked: Sequence[Sequence[Any]], references: Sequence[Sequence[str]]
@@ -160,13 +159,13 @@ class BenchmarkTask(Task):
                 context, continuation = self._pair(m3, *request.args)
                 if tuple(context) not in by_context:
                     by_context[tuple(context)] = len(rows)
-                    rows.append(prompt_row(m3, bank, mode.read, context, names, self.style, after=256))
+                    rows.append(m3.prompts.row(context, mode.read, names, bank, style=self.style, after=256))
                     continuations.append([])
                 row = by_context[tuple(context)]
                 mine.append((row, len(continuations[row])))
                 continuations[row].append(continuation)
             places.append(mine)
-        found: list[list[Likelihood]] = likelihoods(m3, bank, rows, continuations)
+        found = m3.scorer.score(rows, continuations, bank)
         return [[(found[row][n].total, found[row][n].greedy) for row, n in mine] for mine in places]
 
     def _generated(
@@ -176,9 +175,9 @@ class BenchmarkTask(Task):
         length = self.max_new_tokens or int(options.get("max_gen_toks", 256))
         until = options.get("until", [])
         contexts = [requests[0].args[0] for requests in asked]
-        ids = [m3._ids(text) if self.style == "chat" else list(m3.tokenizer(text)["input_ids"]) for text in contexts]
+        ids = [m3.prompts.ids(text) if self.style == "chat" else list(m3.tokenizer(text)["input_ids"]) for text in contexts]
         rows = [
-            prompt_row(m3, bank, mode.read, context, names, self.style, after=length)
+            m3.prompts.row(context, mode.read, names, bank, style=self.style, after=length)
             for context, names in zip(ids, references, strict=True)
         ]
         stop = [until] if isinstance(until, str) else list(until)

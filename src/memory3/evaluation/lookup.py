@@ -120,7 +120,7 @@ class Lookup:
 
     def _question_tokens(self, item: Item) -> list[int]:
         if item.id not in self._question:
-            self._question[item.id] = self.m3._ids(item.query)
+            self._question[item.id] = self.m3.prompts.ids(item.query)
         return self._question[item.id]
 
     def _reference_tokens(self, name: str) -> tuple[int, ...]:

@@ -50,6 +50,23 @@ class Place:
     split: int
     missing: int
 
+    def moved(self, prefix: int, origin: int = 0) -> int:
+        """Positions by which memories move from where they were written, which is behind a whole prefix at position 0.
+
+        Args:
+            prefix: tokens of the whole prefix.
+            origin: position of the prompt's first token.
+        """
+        return origin + self.split - (prefix - self.missing)
+
+    def room(self, reference_length: int) -> int:
+        """Positions by which what stands behind the memories moves: those of the prefix that it lacks, and those of the memories.
+
+        Args:
+            reference_length: positions that memories take.
+        """
+        return self.missing + reference_length
+
 
 @dataclass(frozen=True)
 class Frame:

@@ -54,7 +54,7 @@ def with_likelihoods(
         dtype: as in `memory3.training.live.group_loss`.
         told: how many groups are done.
     """
-    collate, known = MemoryCollator(m3._pad_id), _read(kept)
+    collate, known = MemoryCollator(m3.prompts.pad_id), _read(kept)
     out = []
     with kept.open("a", encoding="utf-8") as file:
         for done, group in enumerate(groups, 1):

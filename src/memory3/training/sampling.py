@@ -109,7 +109,7 @@ class GroupMaker:
         self._answered_by: dict[str, list[int]] = defaultdict(list)
         for question in records.questions:
             needed = self._needs(question, number[question.passage])
-            if needed and len(m3._ids(question.answer)) <= settings.text_length:
+            if needed and len(m3.prompts.ids(question.answer)) <= settings.text_length:
                 for name in needed:
                     self._answered_by[name].append(len(self._questions))
                 self._questions.append(question)
@@ -169,7 +169,7 @@ class GroupMaker:
 
     def _length(self, prompt: Prompt, answer: str) -> int:
         """Tokens of a prompt with its answer, without references."""
-        return len(self._m3._row(prompt, memory=False)) + len(self._m3._ids(answer)) + 1
+        return len(self._m3.prompts.build(prompt)) + len(self._m3.prompts.ids(answer)) + 1
 
     def _check(self) -> None:
         shares = self._settings.mixture.shares()
@@ -312,13 +312,8 @@ class GroupMaker:
         # As text the passages stand in every row, so a few rows cost as much as many that read memories.
         for number in numbers[: None if kind != "text" else max(1, self._settings.questions // 6)]:
             question = self._questions[number]
-            ids = m3._ids(question.question)
-            if kind == "memory":
-                prompt = m3.frame.after(ids)
-            elif kind == "text":
-                prompt = m3.frame.with_text([list(r.token_ids) for r in references], ids)
-            else:
-                prompt = m3.frame.closed_book(ids)
+            ids = m3.prompts.ids(question.question)
+            prompt = m3.prompts.around(ids, kind, [r.token_ids for r in references])
             rows.append(self._answer_row(prompt, question.answer))
         read = tuple((r.id, r.token_ids) for r in references) if kind == "memory" else ()
         return Group(kind, read, tuple(sorted(rows, key=lambda row: len(row.tokens))))
@@ -334,12 +329,11 @@ class GroupMaker:
                 if source == "short"
                 else (self._questions[number].question, self._questions[number].answer)
             )
-            rows.append(self._answer_row(self._m3._row(prompt, memory=False), answer))
+            rows.append(self._answer_row(self._m3.prompts.build(prompt), answer))
         return Group("none", (), tuple(sorted(rows, key=lambda row: len(row.tokens))))
 
     def _answer_row(self, prompt: Sequence[int], answer: str) -> TrainingRow:
-        end = self._m3.tokenizer.eos_token_id
-        ids = [*self._m3._ids(answer), *([end] if end is not None else [])]
+        ids = self._m3.prompts.answer_ids(answer)
         return TrainingRow((*prompt, *ids), len(ids), len(ids))
 
     # ---- prompts -----------------------------------------------------------------------------------------------------
@@ -356,8 +350,8 @@ class GroupMaker:
                 prompt, answers = pair.prompt, [pair.chosen, pair.rejected]
             if not self._k:
                 return prompt, answers, []
-            rows = [(*m3._row(prompt, memory=False), *m3._ids(answer)) for answer in answers]
-            references = self._not_leaking(self._search([m3._question(prompt)], _NEAR + self._k)[0], rows)
+            rows = [(*m3.prompts.build(prompt), *m3.prompts.ids(answer)) for answer in answers]
+            references = self._not_leaking(self._search([m3.prompts.query(prompt)], _NEAR + self._k)[0], rows)
             if references:
                 return prompt, answers, references
         raise InputError(
@@ -365,7 +359,7 @@ class GroupMaker:
         )
 
     def _answered(self, kind: str, prompt: Prompt, answers: Sequence[str], references: Sequence[Reference]) -> Group:
-        start = self._m3._row(prompt, memory=bool(references))
+        start = self._m3.prompts.build(prompt, "memory" if references else "none")
         rows = tuple(self._answer_row(start, answer) for answer in answers)
         return Group(kind, tuple((r.id, r.token_ids) for r in references), rows)
 
@@ -436,7 +430,7 @@ class GroupMaker:
 
     def _running(self, reference: Reference) -> Sequence[int]:
         """The tokens of a reference in its document, where a table's header stands once."""
-        return self._m3._ids(reference.text) if reference.header else reference.token_ids
+        return self._m3.prompts.ids(reference.text) if reference.header else reference.token_ids
 
     @staticmethod
     def _text_row(tokens: Sequence[int]) -> TrainingRow:

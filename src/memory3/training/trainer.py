@@ -90,7 +90,7 @@ class GroupTrainer(Checkpointing):
     ) -> None:
         """``model``: m3's, or LoRA around it. ``dtype``: see `group_loss`. ``beta``: see `preference_loss`. ``distil``: weight of what `distilled_loss` adds."""
         self._m3, self._held_back, self._dtype, self._beta, self._distil = m3, held_back, dtype, beta, distil
-        self._collator = MemoryCollator(m3._pad_id)
+        self._collator = MemoryCollator(m3.prompts.pad_id)
         self._figures: dict[str, list[float]] = defaultdict(list)
         super().__init__(
             model=model,

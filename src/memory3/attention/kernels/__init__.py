@@ -1,0 +1,24 @@
+"""Attention kernels: each gives the output and the log-sum-exp of its logits. One file a device; what a device decides is decided here.
+
+`choose` takes the first of `KERNELS` that serves: the order is that of preference, and `REFERENCE` serves always.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from memory3.attention.kernels.base import Kernel, masked
+from memory3.attention.kernels.cpu import CPU
+from memory3.attention.kernels.cuda import EFFICIENT, FLASH
+from memory3.attention.kernels.reference import REFERENCE
+
+__all__ = ["CPU", "EFFICIENT", "FLASH", "KERNELS", "REFERENCE", "Kernel", "choose", "masked"]
+
+KERNELS = (CPU, FLASH, EFFICIENT, REFERENCE)
+
+
+def choose(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None = None, *, causal: bool = False
+) -> Kernel:
+    """The kernel that is called with these (see `Kernel.attention`); its ``name`` says which."""
+    return next(kernel for kernel in KERNELS if kernel.serves(query, key, value, bias, causal))

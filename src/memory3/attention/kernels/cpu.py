@@ -1,0 +1,61 @@
+"""The CPU's fused kernel: the one behind ``scaled_dot_product_attention``, whose public function drops the lse.
+
+It reads the key of each query head's KV head itself. To give it query heads as further queries of fewer heads would leave threads idle.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from memory3.attention.kernels.base import Kernel, folded, needs_gradient
+
+__all__ = ["CPU"]
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class _WithGradient(torch.autograd.Function):
+    """The same with the gradient of the lse (`folded`)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor | None,
+        causal: bool,
+        scale: float,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        out, lse = _forward(query, key, value, 0.0, causal, attn_mask=bias, scale=scale)
+        ctx.save_for_backward(query, key, value, bias, out, lse)
+        ctx.causal, ctx.scale = causal, scale
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        gradient, of_lse = gradients
+        query, key, value, bias, out, lse = ctx.saved_tensors
+        out = folded(out, gradient, of_lse)
+        found = _backward(gradient.contiguous(), query, key, value, out, lse, 0.0, ctx.causal, attn_mask=bias, scale=ctx.scale)
+        return *found, None, None, None
+
+
+def _serves(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, causal: bool) -> bool:
+    return query.device.type == "cpu"
+
+
+def _attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, causal: bool, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if needs_gradient(query, key, value):
+        out, lse = _WithGradient.apply(query, key, value, bias, causal, scale)
+        return out, lse
+    out, lse = _forward(query, key, value, 0.0, causal, attn_mask=bias, scale=scale)
+    return out, lse
+
+
+CPU = Kernel("cpu", _serves, _attention)
