@@ -15,7 +15,7 @@ from memory3.cli.loading import load_model
 from memory3.cli.output import err
 from memory3.cli.plan.capacity import chosen_machine
 from memory3.cli.plan.views import Asked, View, columns, digits
-from memory3.codec.registry import shown
+from memory3.codec import registry
 from memory3.config import MemoryConfig
 from memory3.planner.capacity import Corpus, plan
 
@@ -41,7 +41,7 @@ def check(asked: Asked, written: MemoryConfig) -> View:
     note = (
         ""
         if config.codec == asked.config.codec
-        else f", codec {shown(config.codec)}: {shown(asked.config.codec)} is not fitted to this model"
+        else f", codec {registry.shown(config.codec)}: {registry.shown(asked.config.codec)} is not fitted to this model"
     )
     documents = python_documents(m3, _REFERENCES)
     references = [r for document in documents for r in m3.split(document)]
