@@ -2,8 +2,9 @@
 
 Imports only public names, so that any code can be frozen. About six minutes of one core each.
 
-    python tests/frozen.py write FOLDER      # with the old code: writes FOLDER/bank and FOLDER/frozen.json
-    python tests/frozen.py compare FOLDER    # with the new code: opens that bank, and writes one of its own
+    python tests/frozen.py write FOLDER               # with the old code: writes FOLDER/bank and FOLDER/frozen.json
+    python tests/frozen.py compare FOLDER             # with the new code: opens that bank, and writes one of its own
+    python tests/frozen.py compare FOLDER bank plain  # parts of it: bank, memory, text, none, options, beams, plain
 
 Bytes of rows are those of one kind of processor: write and compare on the same machine, with the same packages.
 `test_frozen.py` does the same for tiny models within the suite, on any machine.
@@ -18,8 +19,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -219,34 +221,35 @@ def write_bank(path: Path, m3: Memory3) -> Bank:
     return bank
 
 
-def observe(m3: Memory3, bank: Bank) -> dict[str, Any]:
-    """Answers, likelihoods and plain generations."""
+def answers(m3: Memory3, bank: Bank, mode: str) -> dict[str, Any]:
+    """Questions one at a time and in padded batches, chats, and likelihoods of given answers."""
     out: dict[str, Any] = {}
-    for mode in ("memory", "text", "none"):
-        for n, question in enumerate(QUESTIONS):
-            length = {"max_new_tokens": 80, "min_new_tokens": 80} if n in LONG and mode == "memory" else {"max_new_tokens": 8}
-            out[f"{mode} {n}"] = seen(m3.generate(question, bank, mode=mode, **length))
-            progress(out)
-        batches = [list(QUESTIONS[at : at + 8]) for at in range(0, 30, 8)]
-        batches[-1] += [LONG_PROMPT, CHATS[2]]  # type: ignore[list-item]
-        for n, batch in enumerate(batches):
-            length = {"max_new_tokens": 70 if n in (1, 3) and mode == "memory" else 8}
-            answers = m3.generate(batch, bank, mode=mode, **length)
-            out[f"{mode} batch {n}"] = [seen(answer) for answer in answers]
-            progress(out)
-        for n, chat in enumerate(CHATS):
-            out[f"{mode} chat {n}"] = seen(m3.generate([chat], bank, mode=mode, max_new_tokens=12)[0])
-        out[f"{mode} likelihood"] = likelihood(m3.log_likelihood(*zip(*SCORED, strict=True), bank, mode=mode))
-        for n in (2, 3, 4):
-            out[f"{mode} likelihood {n}"] = likelihood(m3.log_likelihood([SCORED[n][0]], [SCORED[n][1]], bank, mode=mode))
-        chats = m3.log_likelihood(CHATS, [SCORED[n][1] for n in (0, 1, 5, 3)], bank, mode=mode)
-        out[f"{mode} likelihood of chats"] = likelihood(chats)
-    out |= options(m3, bank)
-    out["beams"] = seen(m3.generate(QUESTIONS[1], bank, max_new_tokens=70, min_new_tokens=70, num_beams=5))
+    for n, question in enumerate(QUESTIONS):
+        length = {"max_new_tokens": 80, "min_new_tokens": 80} if n in LONG and mode == "memory" else {"max_new_tokens": 8}
+        out[f"{mode} {n}"] = seen(m3.generate(question, bank, mode=mode, **length))
+        progress(out)
+    batches: list[list[Any]] = [list(QUESTIONS[at : at + 8]) for at in range(0, 30, 8)]
+    batches[-1] += [LONG_PROMPT, CHATS[2]]
+    for n, batch in enumerate(batches):
+        length = {"max_new_tokens": 70 if n in (1, 3) and mode == "memory" else 8}
+        out[f"{mode} batch {n}"] = [seen(answer) for answer in m3.generate(batch, bank, mode=mode, **length)]
+        progress(out)
+    for n, chat in enumerate(CHATS):
+        out[f"{mode} chat {n}"] = seen(m3.generate([chat], bank, mode=mode, max_new_tokens=12)[0])
+    out[f"{mode} likelihood"] = likelihood(m3.log_likelihood(*zip(*SCORED, strict=True), bank, mode=mode))
+    for n in (2, 3, 4):
+        out[f"{mode} likelihood {n}"] = likelihood(m3.log_likelihood([SCORED[n][0]], [SCORED[n][1]], bank, mode=mode))
+    chats = m3.log_likelihood(CHATS, [SCORED[n][1] for n in (0, 1, 5, 3)], bank, mode=mode)
+    out[f"{mode} likelihood of chats"] = likelihood(chats)
+    return out
+
+
+def beams(m3: Memory3, bank: Bank) -> dict[str, Any]:
+    """Beams that renew their memories, and several answers of a batch."""
+    out: dict[str, Any] = {"beams": seen(m3.generate(QUESTIONS[1], bank, max_new_tokens=70, min_new_tokens=70, num_beams=5))}
     several = m3.generate(list(QUESTIONS[2:4]), bank, max_new_tokens=10, num_beams=3, num_return_sequences=2)
     out["beams, several"] = [seen(answer) for answer in several]
     progress(out)
-    out |= plain(m3, bank)
     return out
 
 
@@ -368,8 +371,8 @@ def fingerprints(m3: Memory3) -> dict[str, str]:
 
 
 def case(line: str) -> str:
-    """The first part of a path."""
-    return line.split(": ")[0].split("/")[1]
+    """The first two parts of a path."""
+    return " / ".join(line.split(": ")[0].split("/")[1:3])
 
 
 def field(line: str) -> str:
@@ -381,30 +384,45 @@ def progress(out: Mapping[str, Any]) -> None:
     print(f"\r{next(reversed(out)):40s}", end="", file=sys.stderr, flush=True)
 
 
-def main(command: str, folder: Path) -> int:
+#: Parts of what is frozen, beside the bank itself.
+PARTS: dict[str, Callable[[Memory3, Bank], dict[str, Any]]] = {
+    "memory": partial(answers, mode="memory"),
+    "text": partial(answers, mode="text"),
+    "none": partial(answers, mode="none"),
+    "options": options,
+    "beams": beams,
+    "plain": plain,
+}
+
+
+def main(command: str, folder: Path, parts: Sequence[str]) -> int:
     torch.set_num_threads(1)
     started = time.perf_counter()
     m3 = Memory3.from_pretrained()
     file = folder / "frozen.json"
+    if command == "write" and folder.exists():
+        sys.exit(f"{folder} exists: what was frozen stays as it is; give another folder, or remove this one")
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         new = folder / "bank" if command == "write" else Path(scratch, "new")
-        write_bank(new, m3).close()
-        written = {"written rows": rows_of(new), "fingerprints": fingerprints(m3)}
+        if "bank" in parts:
+            write_bank(new, m3).close()
+            found["bank"] = {"written rows": rows_of(new), "fingerprints": fingerprints(m3)}
         opened = Path(scratch, "opened")
         shutil.copytree(folder / "bank", opened)  # a bank notes its recalls: the frozen one stays as it is
-        found = written | {"opened rows": rows_of(opened)}
         with Bank.open(opened, m3, create=False) as bank:
-            found |= observe(m3, bank)
-        found["rows after reading"] = rows_of(opened)
+            found |= {name: observe(m3, bank) for name, observe in PARTS.items() if name in parts}
+        if "bank" in parts:
+            found["bank"]["rows after reading"] = rows_of(opened)
     found = json.loads(json.dumps(found))
     spent = f"{time.perf_counter() - started:.0f} s"
     print(file=sys.stderr)
     if command == "write":
-        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(found, indent=0))
         print(f"{sum(1 for _ in values(found)):,} values frozen in {file}, {spent}")
         return 0
-    result = Comparison.of(json.loads(file.read_text()), found)
+    frozen = json.loads(file.read_text())
+    result = Comparison.of({name: frozen[name] for name in found}, found)
     for group, paths in (("differ", result.exact), ("differ by more than rounding", result.floats)):
         for path in paths[:20]:
             print(f"  {path:.300}")
@@ -419,6 +437,8 @@ def main(command: str, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] not in ("write", "compare"):
+    chosen = sys.argv[3:] or ["bank", *PARTS]
+    whole = sys.argv[1:2] == ["compare"] or (sys.argv[1:2] == ["write"] and len(sys.argv) == 3)
+    if len(sys.argv) < 3 or not whole or not {*chosen} <= {"bank", *PARTS}:
         sys.exit(__doc__)
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), chosen))

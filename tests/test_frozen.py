@@ -1,6 +1,6 @@
 """What memory3 did for tiny models of each family before its inside was rebuilt, and what it does now.
 
-    python tests/test_frozen.py        # freezes `frozen_tiny.json` anew: only where users are meant to see something else
+    python tests/test_frozen.py freeze     # writes `frozen_tiny.json` anew: only where users are meant to see something else
 
 Weights are multiples of 1/64, drawn as whole numbers, so that they are the same on every machine. Each family's seed is the
 first whose choices are clear: no token, kept pair or found reference changes when all weights and embeddings are moved by a
@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import tempfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -315,8 +317,6 @@ def same(frozen: Any, found: Any) -> None:
 
 def freeze() -> None:
     """Write `FROZEN` anew."""
-    import tempfile
-
     torch.set_num_threads(1)
     families: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -343,4 +343,6 @@ def freeze() -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] != ["freeze"]:
+        sys.exit(__doc__)
     freeze()

@@ -72,7 +72,7 @@ class Snapshot:
             return int(self.table.count_rows(LIVE))
 
     @cached_property
-    def cold(self) -> int:
+    def lazy(self) -> int:
         """Number of references without a memory."""
         with reading(self.path):
             return int(self.table.count_rows(f"{LIVE} AND codes_checksum IS NULL"))

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memory3.cli.output import printable, size
+from memory3.codec.registry import shown
 from memory3.config import MemoryConfig
 from memory3.models.sizes import ModelSizes
 from memory3.planner.allocation import allocate
@@ -21,7 +22,7 @@ from memory3.planner.cost import LABELS, Costs, paper_costs
 from memory3.planner.library import embedder_of, library_costs
 from memory3.planner.storage import ReferenceBytes, library_bytes, paper_bytes
 from memory3.planner.usage import DocumentUsage
-from memory3.policy import WritePolicy
+from memory3.retention import RetentionPolicy
 
 __all__ = ["Asked", "View", "allocation", "binary", "columns", "costs", "digits", "storage", "traffic"]
 
@@ -103,7 +104,7 @@ def costs(asked: Asked, figure: Path | None) -> View:
         f"{asked.name}: {shape.layers} layers, {shape.heads} heads and {shape.kv_heads} KV heads of {shape.head_dim}, "
         f"width {shape.hidden}, MLP {shape.mlp}; {digits(shape.block_weights / 1e9)}e9 weights in its layers"
     )
-    settings = f"{asked.config.layers} layers, {asked.config.budget}, {asked.config.selector}, {asked.config.codec}"
+    settings = f"{asked.config.layers} layers, {asked.config.budget}, {asked.config.selector}, {shown(asked.config.codec)}"
     return (
         "costs",
         value,
@@ -236,9 +237,9 @@ def traffic(asked: Asked, recalls: Any, disk: int | None) -> View:
     pays = break_even(costs_)
     capacity = None if disk is None else disk // record
     policies = {
-        "auto, at recall 1": (WritePolicy("auto", 1, disk), True),
-        f"auto, at recall {pays} (break-even)": (WritePolicy("auto", pays, disk), True),
-        f"auto, at recall {pays}, never as text": (WritePolicy("auto", pays, disk), False),
+        "auto, at recall 1": (RetentionPolicy("auto", 1, disk), True),
+        f"auto, at recall {pays} (break-even)": (RetentionPolicy("auto", pays, disk), True),
+        f"auto, at recall {pays}, never as text": (RetentionPolicy("auto", pays, disk), False),
     }
     names = len({str(name) for name in recalls})
     best = optimum(recalls, costs_, capacity)
