@@ -39,7 +39,7 @@ class MeanPooling:
     def load(cls, folder: str, device: str | None = None) -> MeanPooling | None:
         """The model in a folder, or None if it is not of this kind."""
         place = Path(folder)
-        if device is None and torch.backends.mps.is_available() or not _is_plain(place):
+        if (device is None and torch.backends.mps.is_available()) or not _is_plain(place):
             return None
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.model_type != "bert" or config.is_decoder:

@@ -19,19 +19,36 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
-__all__ = ["PACKAGES", "collecting_later", "defer"]
+__all__ = ["PACKAGES", "UNUSED", "collecting_later", "defer", "without"]
 
 #: What waits, and for what sake it is imported.
 PACKAGES = (
     "lance_namespace_urllib3_client",  # clients of a remote catalogue; lancedb needs the classes in its `models`
     "transformers.models",  # reads every file of every model for their names; AutoModel imports the one it needs by itself
 )
+#: Transformers imports it, where it is installed, for losses of models that see. Answering a question does not use it.
+UNUSED = ("scipy",)
 _LOCK = threading.RLock()
 
 
 def defer(packages: Sequence[str] = PACKAGES) -> None:
     """From now on these packages wait for the first look at a name of theirs. Those that are imported already stay as they are."""
     sys.meta_path.insert(0, _Finder(frozenset(packages)))
+
+
+@contextmanager
+def without(packages: Sequence[str] = UNUSED) -> Iterator[None]:
+    """Packages that are imported where they are installed count as not installed while the block runs, as None in `sys.modules` says to Python.
+
+    For a block that only imports. What finds them missing there remembers it, so this is for a command that never needs them.
+    """
+    hidden = [name for name in packages if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 @contextmanager
