@@ -1,6 +1,7 @@
 """Sentence embeddings as the mean of a BERT's token vectors, without importing sentence-transformers, which takes seconds.
 
-This is the arithmetic of sentence-transformers for the commonest of its models (a BERT, mean pooling, normalisation: all-MiniLM-L6-v2), to the bit; a test
+This is the arithmetic of sentence-transformers for the commonest of its models (a BERT, mean pooling, normalisation:
+all-MiniLM-L6-v2), to the bit; a test
 compares the two. A folder that asks for anything else is not taken, and the library reads it.
 """
 
@@ -27,7 +28,8 @@ _ALLOWED = {"max_seq_length": None, "do_lower_case": False}
 class MeanPooling:
     """A BERT and its tokenizer. Vectors are means over the tokens of a text, of length 1.
 
-    ``norms``: how often a vector is divided by its length. The second time moves its last bit, and stored embeddings have that bit.
+    ``norms``: how often a vector is divided by its length. The second time moves its last bit, and stored embeddings have that
+    bit.
     """
 
     def __init__(self, model: Any, tokenizer: Any, norms: int = 1) -> None:
@@ -56,7 +58,10 @@ class MeanPooling:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], batch_size: int = 32, **_: Any) -> np.ndarray:
-        """Vectors ``[len(texts), dimension]`` of length 1. Texts of like length go through the model together, the longest first."""
+        """Vectors ``[len(texts), dimension]`` of length 1.
+
+        Texts of like length go through the model together, the longest first.
+        """
         order = np.argsort([-len(text) for text in texts])
         vectors: list[torch.Tensor] = []
         for start in range(0, len(texts), batch_size):

@@ -89,7 +89,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal's encoding may lack a character; that must not end the program
             stream.reconfigure(errors="backslashreplace")
-    # Idle threads of torch spin by default; on a machine that does something else, too, that makes everything several times slower.
+    # Idle threads of torch spin by default; on a machine that does something else, too, that makes everything several times
+    # slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     defer()
     app(prog_name="memory3")

@@ -54,7 +54,10 @@ def ask(
     gap: Annotated[
         float | None,
         typer.Option(
-            help="Read only references whose cosine is within this of the best one's: 0 the best alone, 2 all. Default: 0.1; with --k, 2.",
+            help=(
+                "Read only references whose cosine is within this of the best one's: 0 the best alone, 2 all. Default: "
+                "0.1; with --k, 2."
+            ),
             min=0,
             max=2,
             metavar="X",

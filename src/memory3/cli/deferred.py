@@ -1,7 +1,9 @@
 """Packages that run when a name of them is asked for, so that a command does not wait for what it never uses.
 
-Some libraries import a package for the sake of one module in it, and the package's own ``__init__`` then takes half a second or more to gather
-names that nothing here needs. `defer` lets such an ``__init__`` wait: modules in the package are imported as ever, and the first look at any other name of the
+Some libraries import a package for the sake of one module in it, and the package's own ``__init__`` then takes half a second
+or more to gather
+names that nothing here needs. `defer` lets such an ``__init__`` wait: modules in the package are imported as ever, and the
+first look at any other name of the
 package runs it. What is found is the same, later.
 
 Only the command line does this, in a process that is its own. ``import memory3`` changes nothing.
@@ -32,13 +34,16 @@ _LOCK = threading.RLock()
 
 
 def defer(packages: Sequence[str] = PACKAGES) -> None:
-    """From now on these packages wait for the first look at a name of theirs. Those that are imported already stay as they are."""
+    """From now on these packages wait for the first look at a name of theirs.
+
+    Those that are imported already stay as they are.
+    """
     sys.meta_path.insert(0, _Finder(frozenset(packages)))
 
 
 @contextmanager
 def without(packages: Sequence[str] = UNUSED) -> Iterator[None]:
-    """Packages that are imported where they are installed count as not installed while the block runs, as None in `sys.modules` says to Python.
+    """Packages that are installed count as not installed while the block runs: None in `sys.modules` says so to Python.
 
     For a block that only imports. What finds them missing there remembers it, so this is for a command that never needs them.
     """
@@ -53,7 +58,10 @@ def without(packages: Sequence[str] = UNUSED) -> Iterator[None]:
 
 @contextmanager
 def collecting_later() -> Iterator[None]:
-    """No garbage collection while the block runs. Imports make many objects that stay, and going through them again and again costs a tenth of the time."""
+    """No garbage collection while the block runs.
+
+    Imports make many objects that stay, and going through them again and again costs a tenth of the time.
+    """
     was = gc.isenabled()
     gc.disable()
     try:

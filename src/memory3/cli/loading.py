@@ -44,7 +44,8 @@ def open_bank(
 ) -> tuple[Memory3, Bank]:
     """The bank at ``path`` with the model it remembers, or with another that must be able to read it.
 
-    ``temperature``: of memories, in place of the bank's. ``embedder``: load it now, so that the first answer's time does not count it.
+    ``temperature``: of memories, in place of the bank's. ``embedder``: load it now, so that the first answer's time does not
+    count it.
     """
     with collecting_later():
         from memory3.bank import Bank

@@ -68,7 +68,10 @@ AnyModel = Annotated[
 Adapter = Annotated[
     str | None,
     typer.Option(
-        help="Adapter to merge into the model: a folder, smollm2-135m-instruct-1440 or smollm2-135m-instruct-360 (shipped), or none. Default: the bank's own; smollm2-135m-instruct-1440 where no model is named.",
+        help=(
+            "Adapter to merge into the model: a folder, smollm2-135m-instruct-1440 or smollm2-135m-instruct-360 "
+            "(shipped), or none. Default: the bank's own; smollm2-135m-instruct-1440 where no model is named."
+        ),
         metavar="DIR|NAME|none",
         rich_help_panel=MODEL,
     ),
@@ -98,7 +101,10 @@ ModelDtype = Annotated[
 MemoryTemperature = Annotated[
     float | None,
     typer.Option(
-        help="Divides the logits of memories where they are read. Default: what the bank says, which is what the adapter was trained with (1, as in the paper), or 0.9 for a model without.",
+        help=(
+            "Divides the logits of memories where they are read. Default: what the bank says, which is what the adapter "
+            "was trained with (1, as in the paper), or 0.9 for a model without."
+        ),
         min=0.1,
         max=10,
         metavar="X",
@@ -139,7 +145,10 @@ Budget = Annotated[
 Selector = Annotated[
     str | None,
     typer.Option(
-        help="What decides which pairs are kept: reconstruction; learned (one pass instead of two) and blended (best where few pairs are kept), both fitted by `memory3 calibrate`; attention (the paper); first, random.",
+        help=(
+            "What decides which pairs are kept: reconstruction; learned (one pass instead of two) and blended (best where "
+            "few pairs are kept), both fitted by `memory3 calibrate`; attention (the paper); first, random."
+        ),
         metavar="NAME",
         rich_help_panel=SETTINGS,
     ),
@@ -164,9 +173,13 @@ Dtype = Annotated[
 Codec = Annotated[
     str | None,
     typer.Option(
-        help="How memories are kept: raw; int8, int4; transform:BITS (each head's own axes, so many bits a vector; two numbers for keys and values, "
-        "transform:96+160); foretold:BITS (transform of what the text's tokens do not foretell); product (14 bytes a vector, the paper's quantiser); product:FACTORY (a FAISS factory string such as RQ14x8, or two, "
-        "PQ32x8+RQ14x8). Of one size, foretold loses least. All but raw are fitted first, which takes some minutes once.",
+        help=(
+            "How memories are kept: raw; int8, int4; transform:BITS (each head's own axes, so many bits a vector; two "
+            "numbers for keys and values, "
+            "transform:96+160); foretold:BITS (transform of what the text's tokens do not foretell); product (14 bytes a "
+            "vector, the paper's quantiser); product:FACTORY (a FAISS factory string such as RQ14x8, or two, "
+            "PQ32x8+RQ14x8). Of one size, foretold loses least. All but raw are fitted first, which takes some minutes once."
+        ),
         metavar="NAME",
         rich_help_panel=SETTINGS,
     ),

@@ -14,7 +14,8 @@ __all__ = ["report"]
 
 _INTRODUCTION = """# Results
 
-Written by `memory3 report`; do not edit. How each suite is run, and what its modes and controls are: [evaluation](evaluation.md).
+Written by `memory3 report`; do not edit. How each suite is run, and what its modes and controls are:
+[evaluation](evaluation.md).
 """
 
 
