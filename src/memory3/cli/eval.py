@@ -65,8 +65,7 @@ def evaluate(
         typer.Option(
             help=(
                 "memory, text, none; the controls random and other; gold, gold_text (the right reference); each with a "
-                "number of references "
-                "if need be: text:7. Default: as the suite says."
+                "number of references if need be: text:7. Default: as the suite says."
             ),
             metavar="MODE,MODE:K,...",
         ),

@@ -43,9 +43,9 @@ What is given on the command line wins over the file, and so does an environment
     where = ["year=2020", "year=2021"]
     stream = false
 
-The commands of `memory3 train` also take the `settings.json` of a run there, whole or in part. `dtype` is then what it is in
-that
-file, the number format of training. `memory3 lm-eval` has the options of lm_eval, and its `--config` too.
+The commands of `memory3 train` also take the `settings.json` of a run there, whole or in part.
+`dtype` is then what it is in that file, the number format of training.
+`memory3 lm-eval` has the options of lm_eval, and its `--config` too.
 """
 
 
