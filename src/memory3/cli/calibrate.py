@@ -40,8 +40,8 @@ def calibrate(
         typer.Option(
             help=(
                 "JSON lines of passage, question and answer that the selectors learned and blended are fitted to; may be "
-                "repeated. Without it, a selector that is there already stays, and a new one foretells what the model looks at "
-                "while it repeats --data."
+                "repeated. Without it, a selector that is there already stays, and a new one foretells what the model looks "
+                "at while it repeats --data."
             ),
             metavar="FILE",
         ),

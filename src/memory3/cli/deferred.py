@@ -1,10 +1,8 @@
 """Packages that run when a name of them is asked for, so that a command does not wait for what it never uses.
 
-Some libraries import a package for the sake of one module in it, and the package's own ``__init__`` then takes half a second
-or more to gather
-names that nothing here needs. `defer` lets such an ``__init__`` wait: modules in the package are imported as ever, and the
-first look at any other name of the
-package runs it. What is found is the same, later.
+Some libraries import a package for the sake of one module in it, and the package's own ``__init__`` then takes half a
+second or more to gather names that nothing here needs. `defer` lets such an ``__init__`` wait: modules in the package
+are imported as ever, and the first look at any other name of the package runs it. What is found is the same, later.
 
 Only the command line does this, in a process that is its own. ``import memory3`` changes nothing.
 """

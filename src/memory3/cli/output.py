@@ -1,8 +1,8 @@
 """What commands print: results on stdout, messages on stderr.
 
-Names, texts and messages may come from a stranger's documents, models and folders. Whatever reaches a terminal goes through
-`printable` in the two
-consoles made here, whoever prints it: control characters are shown rather than obeyed, and no text is read as markup.
+Names, texts and messages may come from a stranger's documents, models and folders. Whatever reaches a terminal goes
+through `printable` in the two consoles made here, whoever prints it: control characters are shown rather than obeyed,
+and no text is read as markup.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ __all__ = ["count", "duration", "err", "facts", "first_line", "message", "out", 
 #: Control characters but newline and tab; what turns the direction of writing; line ends that are none to us; halves of
 #: surrogate pairs.
 _CONTROL = re.compile(
-    r""
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u206f\ufff9-\ufffb"
     r"\ud800-\udfff\U000e0000-\U000e007f]"
 )
