@@ -118,10 +118,6 @@ def test_nothing_unsafe(module):
             assert node.type is not None, f"{where}: say which errors"
 
 
-#: Reaches into another object that are still there: (file, attribute). Nothing is added to it.
-REACHES = {("memory3.cli.plan.check", "_snapshot")}
-
-
 def private(name):
     return name.startswith("_") and not name.startswith("__")
 
@@ -143,7 +139,8 @@ def private_names(node):
 @cache
 def our_private_names():
     names = set().union(*(private_names(node) for m in FILES for node in ast.walk(tree(m)) if isinstance(node, ast.ClassDef)))
-    return names - {*dir(torch.nn.Module())}  # others have attributes of these names, too
+    # Others have attributes of these names, too: modules of torch, and named tuples, whose methods look private and are not.
+    return names - {*dir(torch.nn.Module()), "_asdict", "_make", "_replace"}
 
 
 def reaches(module):
@@ -163,8 +160,8 @@ def reaches(module):
 
 @pytest.mark.parametrize("module", FILES)
 def test_no_file_reaches_into_another_object(module):
-    for node in reaches(module):
-        assert (module, node.attr) in REACHES, f"{FILES[module]}:{node.lineno}: {dotted(node)} is private"
+    found = [f"{FILES[module]}:{node.lineno}: {dotted(node)} is private" for node in reaches(module)]
+    assert not found, found
 
 
 def test_a_reach_into_another_object_is_found():
