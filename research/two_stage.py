@@ -1,4 +1,4 @@
-"""The two-stage experiment (PAPER.md section 5, the paper's figure 11): is a model that meets memories from its first step worse than one that is warmed up first?
+"""The two-stage experiment (arXiv 2407.01178, section 5 and figure 11): is a model that meets memories from its first step worse than one that is warmed up first?
 
     from the start    every step reads memories
     two stages        the first half of the steps without (warm-up), the second half with (continual training)
