@@ -17,7 +17,7 @@ from memory3.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 #: The thin entries: nothing else of the package asks for research.
-ENTRIES = {"memory3.benchmarks", "memory3.cli.report", "memory3.cli.train"}
+ENTRIES = {"memory3.benchmarks", "memory3.cli.report", "memory3.cli.train.two_stage"}
 
 
 def imports(node: ast.AST) -> list[str]:

@@ -2,8 +2,9 @@
 
     code = round(z / step), within its bits        z = step * code
 
-z is the vector less its head's mean, over its channel's width (`memory3.codec.centring`), so the scale of every layer, head and channel lies in the codebook
-and a record holds codes alone. The step is the one of least squared error on the memories the codebook was fitted on: it trades fineness for range.
+z is the vector less its head's mean, over its channel's width (`memory3.codec.centring`), so the scale of every layer, head
+and channel lies in the codebook and a record holds codes alone. The step is the one of least squared error on the memories the
+codebook was fitted on: it trades fineness for range.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from memory3.codec.centring import Centring
-from memory3.codec.vectors import CentredCoder, Sample
+from memory3.codec.centring import CentredCoder, Centring
+from memory3.codec.vectors import Sample
 
 __all__ = ["ScalarCoder", "fit_step", "rounded"]
 
