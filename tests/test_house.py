@@ -16,15 +16,15 @@ SOURCE = Path(__file__).parents[1] / "src" / "memory3"
 
 #: Lowest first. Units of one floor do not import one another, unless they are files.
 FLOORS = (
-    {"errors", "checkout", "config", "types", "retention", "files", "sources", "overlap"},
+    {"errors", "checkout", "config", "types", "retention", "files", "sources", "overlap", "tokenizing"},
     {"attention"},
     {"codec"},
     {"text", "models"},
     {"encode"},
     {"bank"},
-    {"answer", "decoding", "nothing", "prompt", "scoring"},
+    {"answer", "decoding", "prompt", "scoring"},
     {"recall"},
-    {"proof", "llm"},
+    {"proof", "asking", "llm"},
     {"calibration"},
     {"training", "evaluation", "planner"},
     {"benchmarks"},

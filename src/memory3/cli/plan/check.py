@@ -23,14 +23,18 @@ __all__ = ["check"]
 
 #: Predictions are to be within this part of what is measured.
 CLOSE = 0.25
-#: References of the bank that is written, repeats, and tokens that are decoded: no more than a chunk, so that none of them recalls.
+#: References of the bank that is written, repeats, and tokens that are decoded: no more than a chunk, so that none of them
+#: recalls.
 _REFERENCES, _REPEATS, _TOKENS = 96, 9, 60
 
 
 def check(asked: Asked, written: MemoryConfig) -> View:
-    """Measure what was predicted: references written per second, bytes on disk, a recall, tokens per second with memory and without.
+    """Measure what was predicted.
 
-    ``written``: the settings before a codec was planned for them. Where that is ``"auto"`` the prediction is made for the codec that a bank gets here: the plan's own, once it is fitted.
+    That is references written per second, bytes on disk, a recall, and tokens per second with memory and without.
+
+    ``written``: the settings before a codec was planned for them. Where that is ``"auto"`` the prediction is made for the
+    codec that a bank gets here: the plan's own, once it is fitted.
     """
     from memory3.bank import Bank
     from memory3.bank.codebooks import new_codec

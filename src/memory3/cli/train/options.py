@@ -1,6 +1,7 @@
 """The options of ``memory3 train``.
 
-A command names the options it takes, by the names that `memory3.training.settings.Settings` and `MemoryConfig` have for them; their texts stand here, once.
+A command names the options it takes, by the names that `memory3.training.settings.Settings` and `MemoryConfig` have for them;
+their texts stand here, once.
 """
 
 from __future__ import annotations
@@ -152,7 +153,10 @@ MEMORY = (
 
 
 def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of these names, behind those that it declares itself; it finds their values in its context."""
+    """Give a command the options of these names, behind those that it declares itself.
+
+    It finds their values in its context.
+    """
 
     def with_options(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True)
