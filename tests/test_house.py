@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "memory3"
 
 #: Lowest first. Units of one floor do not import one another, unless they are files.
 FLOORS = (
-    {"errors", "config", "types", "retention", "files", "sources", "overlap", "tokenizing"},
+    {"errors", "checkout", "config", "types", "retention", "files", "sources", "overlap", "tokenizing"},
     {"attention"},
     {"codec"},
     {"text", "models"},
