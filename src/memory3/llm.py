@@ -27,7 +27,7 @@ from memory3.encode.selector_weights import SelectorWeights, find_weights
 from memory3.encode.selectors import find as find_selector
 from memory3.encode.selectors import is_fitted
 from memory3.errors import ConfigError, InputError, ModelError
-from memory3.models.active import check_calm, check_whole, standing
+from memory3.models.active import check_complete, check_deterministic, state_mark
 from memory3.models.adapter import own_folder, trained_config, with_adapter
 from memory3.models.catalogue import DEFAULT_ADAPTED
 from memory3.models.fingerprint import fingerprint, whole_model
@@ -85,8 +85,8 @@ class Memory3:
         _check_names(self.config)
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.batch_size = batch_size
-        check_whole(model)
-        check_calm(model)
+        check_complete(model)
+        check_deterministic(model)
         self.geometry = ModelGeometry(model)
         self.frame = Frame.of(tokenizer, self.config)
         learned = self.learned if is_fitted(self.config.selector) else None
@@ -108,7 +108,7 @@ class Memory3:
         self.scorer = Scorer(model, self.prompts, self.encoder)
         install(self.geometry.base)
         self.proof = proven(model, self.geometry, tokenizer, self.whole_model)
-        self._standing = standing(model, tokenizer)
+        self._state_mark = state_mark(model, tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -173,17 +173,17 @@ class Memory3:
         """Raise ModelError where the model is no longer what this object was made of: other weights, another adapter,
         modules that were exchanged.
         """
-        now = standing(self.model, self.tokenizer)
-        if now == self._standing:
+        now = state_mark(self.model, self.tokenizer)
+        if now == self._state_mark:
             return
-        check_whole(self.model)
-        check_calm(self.model)
+        check_complete(self.model)
+        check_deterministic(self.model)
         if whole_model(self.model, self.geometry, self.tokenizer, self.frame, self.config) != self.whole_model:
             raise ModelError(
                 f"{self.name} has changed since Memory3 was made of it (its weights, or the adapter that is active): "
                 "make a new Memory3 of it"
             )
-        self._standing = now
+        self._state_mark = now
 
     @property
     def angles(self) -> torch.Tensor:

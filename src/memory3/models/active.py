@@ -22,7 +22,16 @@ from transformers import PreTrainedModel
 from memory3.errors import ModelError, UnsupportedModel
 from memory3.models.geometry import ModelGeometry
 
-__all__ = ["HARMLESS", "acting", "check_calm", "check_whole", "feed", "layers_up_to", "standing", "unsaid"]
+__all__ = [
+    "HARMLESS",
+    "active_settings",
+    "changed_since_built",
+    "check_complete",
+    "check_deterministic",
+    "feed",
+    "layers_up_to",
+    "state_mark",
+]
 
 _T = TypeVar("_T")
 
@@ -52,7 +61,7 @@ HARMLESS = frozenset(
             "tie_word_embeddings",
             "vocab_size",
         ),
-        # for training alone; `check_calm` sees to it that nothing is dropped
+        # for training alone; `check_deterministic` sees to it that nothing is dropped
         *("attention_dropout", "attn_pdrop", "embd_pdrop", "hidden_dropout", "initializer_range", "resid_pdrop"),
         "router_aux_loss_coef",
         # the angles are hashed, and static (`memory3.models.geometry.STATIC_ROPE`)
@@ -85,7 +94,7 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
 _ONLOOKERS = ("memory3.", "transformers.", "accelerate.")
 
 
-def acting(config: Any, already: tuple[str, ...], *, windowed: bool) -> dict[str, Any]:
+def active_settings(config: Any, already: tuple[str, ...], *, windowed: bool) -> dict[str, Any]:
     """The values of a text model's config that can change a memory, less those ``already`` hashed; empty for a plain
     Llama, Mistral or Qwen.
 
@@ -101,7 +110,7 @@ def acting(config: Any, already: tuple[str, ...], *, windowed: bool) -> dict[str
     }
 
 
-def unsaid(model: PreTrainedModel, shape: ModelGeometry, last: int) -> dict[str, Any]:
+def changed_since_built(model: PreTrainedModel, shape: ModelGeometry, last: int) -> dict[str, Any]:
     """What differs, below layer ``last`` and in it, from a model built from the same config: by module, what it is now.
     JSON can hold it.
 
@@ -258,7 +267,7 @@ def feed(digest: Any, value: Any) -> None:
             ) from error
 
 
-def check_whole(model: PreTrainedModel) -> None:
+def check_complete(model: PreTrainedModel) -> None:
     """Raise UnsupportedModel for a model that is wrapped, compiled, or not in memory as a whole."""
     name = type(model).__name__
     for where, module in model.named_modules():
@@ -282,7 +291,7 @@ def check_whole(model: PreTrainedModel) -> None:
         )
 
 
-def check_calm(model: PreTrainedModel) -> None:
+def check_deterministic(model: PreTrainedModel) -> None:
     """Raise ModelError where a forward pass draws random numbers, so that no memory could be had twice."""
     for name, module in model.named_modules():
         if module.training:
@@ -295,7 +304,7 @@ def check_calm(model: PreTrainedModel) -> None:
                 )
 
 
-def standing(model: torch.nn.Module, tokenizer: Any) -> int:
+def state_mark(model: torch.nn.Module, tokenizer: Any) -> int:
     """A number that changes when weights are written or exchanged, adapters switched, modules compiled, hooked, set
     otherwise or to training, or the tokenizer changed.
 

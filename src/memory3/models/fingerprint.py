@@ -19,7 +19,7 @@ import xxhash
 from transformers import PreTrainedModel
 
 from memory3.config import MemoryConfig
-from memory3.models.active import acting, feed, layers_up_to, unsaid
+from memory3.models.active import active_settings, changed_since_built, feed, layers_up_to
 from memory3.models.frame import Frame
 from memory3.models.geometry import ModelGeometry
 from memory3.models.sizes import config_value
@@ -67,8 +67,8 @@ def fingerprint(
     windowed = len(shape.full_layers) < shape.num_layers
     more = {
         "learned": learned,
-        "acting": acting(text_config, ACTING, windowed=windowed),
-        "unsaid": unsaid(model, shape, last),
+        "acting": active_settings(text_config, ACTING, windowed=windowed),
+        "unsaid": changed_since_built(model, shape, last),
     }
     rules = {
         "config": {name: config_value(text_config, name) for name in ACTING},
