@@ -35,16 +35,19 @@ ABOUT = {
     ),
     "bank": (
         "The bank",
-        "Documents go in and are encoded by whoever the bank was opened with. Rows with text, embedding and record lie in a Lance table. "
-        "A query goes in and the ids of the nearest references come out; ids go in and memories come out.",
+        "Documents go in and are encoded by whoever the bank was opened with. A query goes in and the nearest references come out; ids go in "
+        "and memories come out. `format/` says what rows, a manifest and records are, and touches no disk. `backends/` keep them somewhere.",
     ),
     "prompt": (
-        "Prompts and answers",
-        "A question or chat becomes token ids in the form each mode needs. Token ids that the model gave become an `Answer`.",
+        "Prompts, scores and answers",
+        "A question or chat becomes token ids in the form each mode needs: one builder makes all prompts. One scorer says how likely given "
+        "answers are. Token ids that the model gave become an `Answer`.",
     ),
     "recall": (
         "Recall",
-        "While a model generates, every 64 tokens become a query to the bank. What is found is laid out, rotated and read by attention.",
+        "The memory of one request has its clock, its references, where they lie and how much they were looked at. It knows no engine. "
+        "Every 64 tokens become a query to the bank; what is found is laid out, rotated and read by attention. An adapter drives many "
+        "requests inside plain `model.generate()`.",
     ),
     "llm": (
         "The facade",

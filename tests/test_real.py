@@ -85,7 +85,7 @@ def test_at_once_in_parts_and_in_company(loaded: Memory3) -> None:
 
 
 def test_nothing_to_read_is_the_untouched_model(loaded: Memory3) -> None:
-    rows = [loaded.frame.closed_book(loaded._ids(QUESTION))]
+    rows = [loaded.frame.closed_book(loaded.prompts.ids(QUESTION))]
     expected = logits(loaded, rows)
     with loaded.recall(RamBank(loaded, [])):
         torch.testing.assert_close(logits(loaded, rows), expected, rtol=0, atol=1e-4)
@@ -189,7 +189,7 @@ def test_who_names_no_model_gets_the_adapter(
     narrow = Memory3.from_pretrained(dtype="bfloat16")
     assert narrow.learned is not None
     assert narrow.learned.fingerprint == m3.learned.fingerprint
-    row = [loaded.frame.closed_book(loaded._ids(QUESTION))]
+    row = [loaded.frame.closed_book(loaded.prompts.ids(QUESTION))]
     expected = logits(loaded, row)
     for name, adapter in ((DEFAULT_MODEL, None), (DEFAULT_ADAPTED, "none")):
         plain = Memory3.from_pretrained(name, adapter=adapter)

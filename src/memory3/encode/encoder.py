@@ -30,7 +30,7 @@ from memory3.encode.selectors import LayerView, Selector, selector
 from memory3.errors import InputError, ModelError
 from memory3.models.frame import Frame
 from memory3.models.geometry import ModelGeometry
-from memory3.types import Memory, MemoryBatch, MemoryShape, Reference
+from memory3.types import Memory, MemoryBatch, MemoryShape, Provenance, Reference
 
 __all__ = ["Dense", "Encoder", "cut"]
 
@@ -217,8 +217,21 @@ class Encoder:
         if not bool(torch.isfinite(dense.keys[kept]).all()):
             raise ModelError("the model computes keys that are not finite; is its dtype too narrow for its weights?")
         memories = cut(dense.keys, dense.values, kept, self.shape.torch_dtype)
-        tokens = [np.asarray(reference.token_ids, np.uint32) for reference in references]
-        return [replace(memory, tokens=each) for memory, each in zip(memories, tokens, strict=True)]
+        return [
+            replace(memory, tokens=np.asarray(reference.token_ids, np.uint32), provenance=self._provenance(reference))
+            for memory, reference in zip(memories, references, strict=True)
+        ]
+
+    def _provenance(self, reference: Reference) -> Provenance:
+        """Of a memory of one reference. The fingerprint, which costs a look at every weight, is left to those who know it."""
+        return Provenance(
+            document_id=reference.document_id,
+            start=reference.start,
+            end=reference.end,
+            reference_ids=(reference.id,),
+            budget=str(self.config.budget),
+            selector=self.config.selector,
+        )
 
     def lay_out(
         self, references: Sequence[Sequence[str]], memories: Mapping[str, Memory], moved: Sequence[int], missing: Sequence[int]
