@@ -7,6 +7,7 @@ import json
 import shlex
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,43 @@ def test_every_command_takes_json(name):
     (option,) = [p for p in COMMANDS[name].params if "--json" in p.opts]
     assert option.is_flag
     assert "--json" in rows(help_of(name))
+
+
+@pytest.fixture
+def harness(monkeypatch):
+    """A stand-in for lm_eval that writes results where it is told to, as the real one does, and prints a table."""
+
+    def cli_evaluate():
+        place = Path(sys.argv[sys.argv.index("--output_path") + 1])
+        print("| a table |")
+        if "ls" not in sys.argv:
+            target = place if place.suffix == ".json" else place / "model" / "results_2026.json"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(json.dumps({"results": {"argv": sys.argv[1:3]}}))
+
+    for name in ("lm_eval", "lm_eval.models", "lm_eval.__main__", "lm_eval.api", "lm_eval.api.registry"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    sys.modules["lm_eval"].models = sys.modules["lm_eval.models"]
+    sys.modules["lm_eval.__main__"].cli_evaluate = cli_evaluate
+    sys.modules["lm_eval.api.registry"].model_registry = {"memory3": "known"}
+    monkeypatch.setattr(sys, "argv", [])
+
+
+@pytest.mark.parametrize("where", [[], ["--output_path", "out"], ["--output_path", "out/made.json"]])
+def test_lm_eval_as_json(where, harness, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    for name in ("results_old.json", "made.json"):
+        (tmp_path / "out" / name).write_text('{"results": {"argv": ["old"]}}')
+    result = CliRunner().invoke(app, ["lm-eval", "--json", "--tasks", "arc_easy", *where])
+    assert json.loads(result.stdout) == {"results": {"argv": ["--tasks", "arc_easy"]}}
+    assert "a table" in result.stderr
+
+
+def test_lm_eval_without_results_as_json(harness):
+    result = CliRunner().invoke(app, ["lm-eval", "--json", "ls"])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "--json goes with a run of tasks" in " ".join(result.stderr.split())
 
 
 def test_the_exit_status_is_in_the_help_and_the_docs():
