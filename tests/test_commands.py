@@ -275,7 +275,7 @@ def test_a_file_that_cannot_be_meant_is_wrong_usage(text, said, tmp_path):
 def test_wrong_values_of_a_file_are_wrong_usage(tmp_path):
     path = tmp_path / "c.json"
     path.write_text('{"bank": "b", "k": "many"}')
-    with pytest.raises(Exception, match="many") as raised:
+    with pytest.raises(Exception, match="valid integer") as raised:
         parameters("memory3 ask", "why?", "--config", path)
     assert raised.value.exit_code == 2
     assert CliRunner().invoke(app, ["ask", "why?", "--config", str(path)]).exit_code == 2
@@ -317,7 +317,8 @@ def test_settings_and_options_in_one_file_of_training(tmp_path):
     made = settings("sft", tmp_path / "run", "--config", path, defaults=SFT)
     assert (made.weight_decay, made.rate, made.passes) == (0.5, SFT.rate, SFT.passes)
     assert (made.memory.references_per_chunk, made.memory.chunk_length) == (4, 32)
-    assert (str(made.memory.budget), made.mixture.shares()) == ("uniform:3", {"memory": 1, "none": 1})
+    shares = {kind: share for kind, share in made.mixture.shares().items() if share}
+    assert (str(made.memory.budget), shares) == ("uniform:3", {"memory": 1, "none": 1})
 
 
 def test_a_run_that_is_resumed_takes_no_config_file(tmp_path):
