@@ -16,7 +16,7 @@ from itertools import islice
 
 from memory3.training.records import Question
 
-__all__ = ["GAP", "blanks"]
+__all__ = ["GAP", "cloze_questions"]
 
 #: What stands for what is left out.
 GAP = "____"
@@ -32,7 +32,7 @@ _END = re.compile(r"(?<=[^\W\d_]{3}[.!?])\s+|(?<=[\d)\]][.!?])\s+|\n+")
 _WORD = re.compile(r"[^\s()\[\]\"“”«»,;:]+")
 
 
-def blanks(texts: Sequence[str], most: int, *, seed: int = 0) -> Iterator[Question]:
+def cloze_questions(texts: Sequence[str], most: int, *, seed: int = 0) -> Iterator[Question]:
     """``most`` questions of each text, or as many as it has sentences that can be asked about.
 
     Args:

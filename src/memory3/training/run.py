@@ -29,7 +29,7 @@ from memory3.llm import Memory3
 from memory3.models.adapter import adapter_of, write_about
 from memory3.models.scratch import from_scratch
 from memory3.training.checkpoints import last_checkpoint
-from memory3.training.cloze import blanks
+from memory3.training.cloze import cloze_questions
 from memory3.training.groups import Group, read_groups, write_groups
 from memory3.training.logs import RunLog, curves_of, cut_log, draw_losses, read_log
 from memory3.training.lora import export_adapter, with_lora
@@ -216,7 +216,7 @@ def _draw(m3: Memory3, settings: Settings, run: Path, processes: int, tell: Prog
     _write_settings(settings, run)
     tell("reading", 0, 0, "")
     records = read_records(settings.data, settings.held_out, most=settings.records, seed=settings.seed)
-    records.questions += blanks(list(dict.fromkeys(records.texts)), settings.blanks, seed=settings.seed)
+    records.questions += cloze_questions(list(dict.fromkeys(records.texts)), settings.blanks, seed=settings.seed)
     with ExitStack() as stack:
         bank = None
         if settings.bank:

@@ -10,7 +10,7 @@ from tiny import save_tiny
 from training_runs import run_settings, write_records
 
 from memory3.llm import Memory3
-from memory3.training.cloze import GAP, blanks
+from memory3.training.cloze import GAP, cloze_questions
 from memory3.training.groups import read_groups
 from memory3.training.run import draw_groups
 
@@ -22,7 +22,7 @@ BRIDGE = (
 
 def asked(text: str, rounds: int = 60) -> set[tuple[str, str]]:
     """Whatever any seed leaves out."""
-    return {(q.question, q.answer) for seed in range(rounds) for q in blanks([text], 7, seed=seed)}
+    return {(q.question, q.answer) for seed in range(rounds) for q in cloze_questions([text], 7, seed=seed)}
 
 
 def test_what_is_left_out() -> None:
@@ -73,8 +73,8 @@ def test_every_question_is_answered_by_its_text() -> None:
         "grew,",
     ]
     texts = [". ".join(" ".join(rng.choices(words, k=rng.randrange(5, 23))) for _ in range(7)) + "." for _ in range(31)]
-    made = list(blanks(texts, 3, seed=2))
-    assert made == list(blanks(texts, 3, seed=2)) != list(blanks(texts, 3, seed=3))
+    made = list(cloze_questions(texts, 3, seed=2))
+    assert made == list(cloze_questions(texts, 3, seed=2)) != list(cloze_questions(texts, 3, seed=3))
     assert len(made) > 31
     assert all(sum(q.passage == text for q in made) <= 3 for text in texts)
     for question in made:
