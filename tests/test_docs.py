@@ -174,6 +174,14 @@ def test_first_token_figures_are_those_of_the_log():
             assert f"[{low}, {high}]" in log or f"[{low:.1f}, {high:.1f}]" in log
 
 
+def test_the_python_page_names_the_public_surface():
+    import memory3
+    from memory3 import errors
+
+    said = TEXT["docs/python.md"].partition("## ")[0]
+    assert set(re.findall(r"`(\w+)`", said)) - {"Memory3Error"} == set(memory3.__all__) - set(errors.__all__)
+
+
 @pytest.mark.real
 def test_the_python_of_the_readme_and_of_the_python_page_runs(tmp_path):
     """Word for word, one after another in one process, in a folder that has some documents."""
