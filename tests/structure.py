@@ -20,9 +20,14 @@ ABOUT = {
         "Settings are frozen and checked once. Nothing here knows a model or a disk.",
     ),
     "attention": (
-        "Attention and codecs",
-        "Two ways out of a `Memory`. `attention/` lays memories out as tensors and reads them beside the context under one softmax. "
-        "`codec/` turns a `Memory` into a record of a fixed number of bytes, and back. Neither knows the other, a model's name or a bank.",
+        "Attention",
+        "A `Memory` is laid out as tensors and read beside the context under one softmax. What a device decides is behind a kernel, which "
+        "gives the output and the log-sum-exp. Nothing here knows a codec, a model's name or a bank.",
+    ),
+    "codec": (
+        "Codecs",
+        "A `Memory` becomes a record of a fixed number of bytes, and a record a `Memory` on a given device. A codec is one file in `kinds/`, "
+        "which says its name, options, cost and help.",
     ),
     "text": (
         "Texts and models",

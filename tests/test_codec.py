@@ -1,4 +1,6 @@
-"""Codecs: bytes both ways, decode against FAISS's own and against slow twins, what centring is worth, damaged codebooks, the paper's sizes."""
+"""Codecs: bytes both ways, decode against FAISS's own and against slow twins, what centring is worth, damaged codebooks, the
+paper's sizes.
+"""
 
 from __future__ import annotations
 
@@ -408,7 +410,9 @@ def test_fitting_twice_gives_the_same_codebook():
 
 
 def test_storage_of_the_paper():
-    """7.17 PiB of all keys and values, 45.9 TiB sparse, 4.02 TiB quantised (arXiv 2407.01178, section 3.3), from shapes and 1.12e8 references."""
+    """7.17 PiB of all keys and values, 45.9 TiB sparse, 4.02 TiB quantised (arXiv 2407.01178, section 3.3), from shapes and
+    1.12e8 references.
+    """
     references, head_dim = 112_000_000, 80
     sparse = MemoryShape(tuple(range(22)), 8, head_dim, pairs=22 * 8 * 8, dtype="bfloat16")
     dense = MemoryShape(tuple(range(44)), 40, head_dim, pairs=44 * 40 * 128, dtype="bfloat16")

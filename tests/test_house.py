@@ -17,7 +17,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "memory3"
 #: Lowest first. Units of one floor do not import one another, unless they are files.
 FLOORS = (
     {"errors", "config", "types", "policy", "files", "sources", "overlap"},
-    {"attention", "codec"},
+    {"attention"},
+    {"codec"},
     {"text", "models"},
     {"encode"},
     {"bank"},

@@ -12,9 +12,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from twins import attend_concatenated, moved, random_layer
 
+from memory3 import benchmarks
 from memory3.attention import kernels
 from memory3.attention.attend import attend, attention_with_lse
 from memory3.attention.kernels import CPU, EFFICIENT, FLASH, REFERENCE, Kernel, choose, masked
+from memory3.errors import ConfigError
 
 ROWS, HEADS, KV_HEADS, DIM, SCALE = 3, 10, 2, 24, 0.3  # groups of 5
 
@@ -256,3 +258,17 @@ def test_merge_on_cuda_equals_concatenation(padded: bool, dtype: torch.dtype, to
     )
     for a, b in zip(fast, slow, strict=True):
         torch.testing.assert_close(a.float().cpu(), b, rtol=tolerance, atol=tolerance)
+
+
+# ---- speed -----------------------------------------------------------------------------------------------------------
+
+
+def test_kernels_are_timed_beside_torchs_own() -> None:
+    options = {"device": "cpu", "dtype": "float32", "batch": "2", "tokens": "70", "pairs": "11", "repeats": "1"}
+    found = benchmarks.run("kernels", options)
+    for way in ("prompt", "decode", "decode_ragged", "chunks_ragged"):
+        assert found[way]["chosen"] == "cpu"
+        assert {"cpu", "reference"} < found[way].keys()
+        assert found[way]["cpu"]["ratio"] > 0
+    with pytest.raises(ConfigError, match="heads must be a multiple"):
+        benchmarks.run("kernels", {"heads": "4"})

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from memory3.attention.layout import gather_memories, select_chunks
 from memory3.attention.rotary import rotate
-from memory3.types import Memory, MemoryShape
+from memory3.types import LayerMemory, Memory, MemoryShape
 
 D = 10
 SHAPE = MemoryShape(layers=(1, 3, 4), kv_heads=2, head_dim=D, pairs=17, dtype="float32")
@@ -78,6 +81,80 @@ def test_prefix_is_read_where_the_prompt_lacks_it() -> None:
         assert (layer.bias[0, :, 0, :2] == 0).all()
         assert (layer.bias[1, :, 0, :2] < -1e30).all()
         assert (layer.owner[:, :, :2] == -1).all()
+
+
+def random_batch(seed: int) -> tuple[list[list[str]], dict[str, Memory], dict[str, Any]]:
+    """Chunks of 0 to 4 references, some in several of them, and every way to arrange them; memories and chunks that are empty, too."""
+    rng = np.random.default_rng(seed)
+    memories = {name: random_memory(100 * seed + number, largest=1 + number) for number, name in enumerate("abcdefg")}
+    chunks = 5
+    references = [rng.permutation(list(memories))[: rng.integers(0, 5)].tolist() for _ in range(chunks)]
+    g = torch.Generator().manual_seed(seed)
+    ways: dict[str, Any] = {
+        "inv_freq": [torch.rand(size, generator=g) for size in (5, 3, 3, 5, 0, 5)],  # partly rotated, not at all
+        "moved": rng.integers(-9, 9, chunks).tolist() if seed % 2 else None,
+        "spacing": (0, 11, 128)[seed % 3],
+        "temperature": (1.0, 0.7)[seed // 2 % 2],
+    }
+    if seed % 5:
+        ways["prefix"] = [tuple(torch.randn(2, 2, 3, D, generator=g)) for _ in range(6)]
+        ways["prefix_tokens"] = rng.integers(0, 4, chunks).tolist()
+    return references, memories, ways
+
+
+def seen(layer: LayerMemory | None, chunk: int, head: int) -> list[torch.Tensor]:
+    """Keys, values and owners of what a head of a chunk sees, in order."""
+    if layer is None:
+        return [torch.zeros(0, D), torch.zeros(0, D), torch.zeros(0, dtype=torch.int64)]
+    shown = torch.ones(layer.owner.shape[2], dtype=torch.bool) if layer.bias is None else layer.bias[chunk, head, 0] == 0
+    assert not (layer.owner[chunk, head][~shown] >= 0).any()
+    assert not shown[layer.widths[head] :].any()
+    return [x[chunk, head][shown] for x in (layer.keys, layer.values, layer.owner)]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_chunks_are_laid_out_together_as_they_are_alone(seed: int) -> None:
+    """To the last bit, up to padding: so requests may be laid out one by one."""
+    references, memories, ways = random_batch(seed)
+    together = gather_memories(references, memories, SHAPE, dtype=torch.float32, **ways)
+    assert together.references == references
+    for n, names in enumerate(references):
+        mine = {**ways} | {key: ways[key][n : n + 1] for key in ("moved", "prefix_tokens") if ways.get(key) is not None}
+        alone = gather_memories([names], {name: memories[name] for name in names}, SHAPE, dtype=torch.float32, **mine)
+        for layer in range(6):
+            for head in range(2):
+                ours, theirs = seen(together.layers.get(layer), n, head), seen(alone.layers.get(layer), 0, head)
+                for a, b in zip(ours, theirs, strict=True):
+                    torch.testing.assert_close(a, b, rtol=0, atol=0)
+    order = [3, 1, 3]
+    picked = select_chunks(together, order)
+    for layer in picked.layers:
+        for head in range(2):
+            for place, n in enumerate(order):
+                for a, b in zip(seen(picked.layers[layer], place, head), seen(together.layers[layer], n, head), strict=True):
+                    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_memories_on_the_device_never_leave_it() -> None:
+    """The meta device holds no numbers: whatever looked at them, or fetched them, would fail."""
+    for seed in range(1, 6):
+        references, memories, ways = random_batch(seed)
+        there = {
+            name: replace(memory, keys=memory.keys.half().to("meta"), values=memory.values.half().to("meta"))
+            for name, memory in memories.items()
+        }
+        some = {**there, "a": replace(memories["a"], keys=memories["a"].keys.half(), values=memories["a"].values.half())}
+        expected = gather_memories(references, memories, SHAPE, dtype=torch.bfloat16, **ways)
+        ways["inv_freq"] = [x.to("meta") for x in ways["inv_freq"]]
+        for given in (there, some):  # decoded there, or not all of them
+            batch = gather_memories(references, given, SHAPE, dtype=torch.bfloat16, device="meta", **ways)
+            assert batch.layers.keys() == expected.layers.keys()
+            for number, layer in batch.layers.items():
+                wanted = expected.layers[number]
+                assert layer.widths == wanted.widths
+                assert (layer.bias is None) == (wanted.bias is None)
+                for x, y in ((layer.keys, wanted.keys), (layer.values, wanted.values), (layer.owner, wanted.owner)):
+                    assert (x.device.type, x.shape, x.dtype) == ("meta", y.shape, y.dtype)
 
 
 def test_select_chunks() -> None:

@@ -10,7 +10,7 @@ import tiny
 from test_cli import _stand_in, bank, docs, error, run, run_json  # noqa: F401 (fixtures)
 
 from memory3.bank import Bank
-from memory3.cli.planning import binary, digits
+from memory3.cli.plan.views import binary, digits
 from memory3.planner.library import EMBEDDERS
 from memory3.planner.machine import MACHINES
 

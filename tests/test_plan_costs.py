@@ -1,4 +1,6 @@
-"""The planner's arithmetic: shapes, the paper's costs and sizes, and those of this library, against numbers worked out by hand."""
+"""The planner's arithmetic: shapes, the paper's costs and sizes, and those of this library, against numbers worked out by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -353,7 +355,8 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
 
 def test_the_arithmetic_imports_no_torch():
     modules = "allocation, capacity, cost, figure, library, machine, storage, traffic, usage"
-    code = f"import sys; from memory3.models import sizes; from memory3.planner import {modules}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+    imports = f"import sys; from memory3.models import sizes; from memory3.planner import {modules}"
+    code = f"{imports}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

@@ -151,7 +151,9 @@ def test_the_optimum_is_the_best_fixed_choice():
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("write", [0.5, 3.0, 10.0, 11.3, 49.0])
 def test_writing_at_break_even_costs_at_most_twice_the_optimum(seed, write):
-    """Whatever the traffic: Zipf, all alike, one name for ever, and the worst case, names that stop right after they were written."""
+    """Whatever the traffic: Zipf, all alike, one name for ever, and the worst case, names that stop right after they were
+    written.
+    """
     costs = lines(explicit=(write, 1.0))
     at = break_even(costs)
     rng = np.random.default_rng(seed)

@@ -1,4 +1,6 @@
-"""Prediction: what tokens say of keys and values, against a loop over pairs and against least squares, in records, in codebooks."""
+"""Prediction: what tokens say of keys and values, against a loop over pairs and against least squares, in records, in
+codebooks.
+"""
 
 from __future__ import annotations
 

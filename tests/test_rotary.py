@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from memory3.attention.rotary import rotate
+from memory3.attention.rotary import rotate, rotate_pairs, rotate_vectors
 
 
 def test_rotation_by_complex_numbers() -> None:
@@ -13,3 +14,24 @@ def test_rotation_by_complex_numbers() -> None:
     moved = rotate(x, torch.arange(7), freq)
     torch.testing.assert_close(moved, torch.cat([pairs.real, pairs.imag, x[..., 6:]], -1))
     torch.testing.assert_close(rotate(moved, -torch.arange(7), freq), x)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("rotated", [6, 10], ids=["partly", "wholly"])
+def test_many_vectors_at_few_places(rotated: int, device: str) -> None:
+    """To the last bit on the CPU, in either order of dimensions: records are decoded by these."""
+    half, n = rotated // 2, 301
+    freq = torch.rand(half, device=device)
+    x, positions = torch.randn(n, 10, device=device), torch.randint(-7, 120, (n,), device=device)
+    wanted, exact = rotate(x, positions, freq), 0 if device == "cpu" else 1e-6
+    torch.testing.assert_close(rotate_vectors(x, positions, freq), wanted, rtol=exact, atol=exact)
+    paired = x[:, :rotated].unflatten(1, (2, half)).transpose(1, 2).flatten(1).contiguous()
+    found = rotate_pairs(paired, positions, freq)
+    torch.testing.assert_close(found.flatten(1), wanted[:, :rotated], rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_to_rotate() -> None:
+    x, none = torch.randn(3, 10), torch.zeros(0)
+    assert rotate_vectors(x, torch.arange(3), none) is x
+    assert len(rotate_vectors(x[:0], torch.arange(0), torch.rand(3))) == 0
+    torch.testing.assert_close(rotate(x, torch.arange(3), none), x, rtol=0, atol=0)

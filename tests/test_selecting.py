@@ -53,7 +53,9 @@ def questions(m3: Memory3, passage: Passage) -> list[list[int]]:
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_least_squares_the_slow_way(family: str) -> None:
-    """Attention from what transformers reports of a plain forward pass, queries from a hook, and one dense solve for each layer."""
+    """Attention from what transformers reports of a plain forward pass, queries from a hook, and one dense solve for each
+    layer.
+    """
     m3 = memory3(family)
     learned = calibrate_selector(m3, PASSAGES)
     assert learned.about["passages"] == 2  # the third holds none of its answers

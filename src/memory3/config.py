@@ -1,8 +1,8 @@
 """`MemoryConfig`: every setting that decides what a memory is and how it is read. Knows no model and no disk.
 
 Settings come in three kinds. *Writing* settings (layers, budget, selector, reference length, prefix, dtype) change
-a memory, so they enter the bank's fingerprint. *Storing* settings (codec) change the bytes a memory is kept in and not what it is: a bank
-knows its own. *Reading* settings (chunk length, references per chunk) may differ from one question to the next.
+a memory, so they enter the bank's fingerprint. *Storing* settings (codec) change the bytes a memory is kept in and not what it
+is: a bank knows its own. *Reading* settings (chunk length, references per chunk) may differ from one question to the next.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ BUDGET_FORMS = {
 }
 #: Slots of the padded tensors for each pair in them, adaptive budget, five references: 15,135 / 7,200 (research/log.md).
 RAGGED_PADDING = 2.1
-#: How the name of a codec is written: ``NAME``, ``NAME:OPTIONS``, or two for keys and values, ``KEYS+VALUES``. Which there are says `memory3.codec.registry`.
+#: How the name of a codec is written: ``NAME``, ``NAME:OPTIONS``, or two for keys and values, ``KEYS+VALUES``. Which there are
+#: says `memory3.codec.registry`.
 CODEC_FORM = re.compile(r"(?=.{1,200}\Z)[a-z][a-z0-9_]*(:[\w,.-]+)?(\+[\w,.:-]+)?", re.ASCII)
 
 
@@ -45,8 +46,8 @@ class Budget:
 
     Attributes:
         kind: ``"uniform"``: ``amount`` tokens in every KV head of every memory layer (the paper). ``"adaptive"``: one budget
-            over all memory layers, heads and tokens, ``amount`` being a fraction of the dense number (memory layers x KV heads x
-            reference length) when at most 1, and a number of pairs above. ``"all"``: every token of every head.
+            over all memory layers, heads and tokens, ``amount`` being a fraction of the dense number (memory layers x KV heads
+            x reference length) when at most 1, and a number of pairs above. ``"all"``: every token of every head.
         amount: tokens, fraction or pairs, as said; ignored for ``"all"``.
     """
 
@@ -117,26 +118,28 @@ class MemoryConfig:
     """What a memory is and how it is read. Immutable, validated, JSON both ways.
 
     Attributes:
-        layers: memory layers: a preset (``"all"``, ``"first_half"``, ``"middle_half"``, ``"last_half"``), a slice as text (``"4:20"``,
-            ``"::2"``) or explicit indices.
+        layers: memory layers: a preset (``"all"``, ``"first_half"``, ``"middle_half"``, ``"last_half"``), a slice as text
+            (``"4:20"``, ``"::2"``) or explicit indices.
         budget: see `Budget`; a text such as ``"adaptive:1/8"`` is parsed.
         selector: name of the token selector (`memory3.encode.selectors`).
         reference_length: tokens per reference at most, and the number of positions memories occupy (paper: 128).
         prefix: text every reference is encoded behind. ``"auto"``: cut from the chat template where there is one,
             ``"<bos>Reference:"`` otherwise. ``"<bos>"`` in it stands for the model's own token.
         dtype: number format of stored keys and values.
-        codec: how a new bank keeps memories, by a name of `memory3.codec.registry`: ``"raw"``, ``"int8"``, ``"transform:BITS"``, ``"product:FACTORY"``,
-            ``"predicted:BITS"`` and others, or two for keys and for values, ``"int8+int4"``. ``"auto"``: the default codec where it was fitted to the
-            model and these settings, else raw. Here only the form is looked at; what makes memories or a bank of the settings looks for the codec.
+        codec: how a new bank keeps memories, by a name of `memory3.codec.registry`: ``"raw"``, ``"int8"``,
+            ``"transform:BITS"``, ``"product:FACTORY"``, ``"predicted:BITS"`` and others, or two for keys and for values,
+            ``"int8+int4"``. ``"auto"``: the default codec where it was fitted to the model and these settings, else raw. Here
+            only the form is looked at; what makes memories or a bank of the settings looks for the codec.
         chunk_length: tokens between two recalls (paper: 64).
         references_per_chunk: references read at once at most (paper: 5).
-        score_gap: of those, only references whose cosine is within this of the best one's; 2 leaves none out (the paper). A model that was not
-            trained to read several references at once is confused by them, and the best one is the right one most of the time
-            (research/log.md).
-        arrangement: where references that are read at once lie. ``"row"``: one before the other, the best one next to what reads it. ``"parallel"``: all in the same positions (the
-            paper). A model that was not trained for it reads a row better.
-        memory_temperature: what the logits of memories are divided by where they are read; 1: nothing (the paper). Below 1 a model looks at fewer of the pairs and at
-            them harder (research/log.md).
+        score_gap: of those, only references whose cosine is within this of the best one's; 2 leaves none out (the paper). A
+            model that was not trained to read several references at once is confused by them, and the best one is the right
+            one most of the time (research/log.md).
+        arrangement: where references that are read at once lie. ``"row"``: one before the other, the best one next to what
+            reads it. ``"parallel"``: all in the same positions (the paper). A model that was not trained for it reads a row
+            better.
+        memory_temperature: what the logits of memories are divided by where they are read; 1: nothing (the paper). Below 1 a
+            model looks at fewer of the pairs and at them harder (research/log.md).
     """
 
     layers: str | tuple[int, ...] = "all"
@@ -176,7 +179,8 @@ class MemoryConfig:
                 raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
         if not isinstance(self.score_gap, int | float) or not 0 <= self.score_gap <= 2:
             raise ConfigError(
-                f"score_gap must be a number from 0 (the best reference alone) to 2 (all that are found), not {self.score_gap!r}"
+                "score_gap must be a number from 0 (the best reference alone) to 2 (all that are found), "
+                f"not {self.score_gap!r}"
             )
         if not isinstance(self.memory_temperature, int | float) or not 0.1 <= self.memory_temperature <= 10:
             raise ConfigError(f"memory_temperature must be a number from 0.1 to 10, not {self.memory_temperature!r}")
@@ -242,7 +246,9 @@ class MemoryConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> MemoryConfig:
-        """Inverse of `to_dict`. Unknown keys are an error: they come from another version. What was stored before there were arrangements is parallel, and before there was a temperature, 1."""
+        """Inverse of `to_dict`. Unknown keys are an error: they come from another version. What was stored before there were
+        arrangements is parallel, and before there was a temperature, 1.
+        """
         names = {stored: name for name, stored in STORED_NAMES.items()}
         data = {names.get(name, name): value for name, value in data.items()}
         unknown = set(data) - {f.name for f in dataclasses.fields(cls)}

@@ -85,23 +85,30 @@ def attend(
     mem_keys, mem_values = memory.keys.to(query.dtype), memory.values.to(query.dtype)  # they differ under autocast alone
     if tokens is None:
         mem_out, mem_lse = attention_with_lse(query, mem_keys, mem_values, memory.bias, scale=scale)
-        return torch.lerp(out, mem_out, torch.sigmoid(mem_lse - lse).unsqueeze(-1).to(out.dtype)), torch.logaddexp(
-            lse, mem_lse
-        )
+        return _merged(out, lse, mem_out, mem_lse)
 
     rows, heads, length, dim = query.shape
-    inside = tokens >= 0
-    flat = query.transpose(1, 2).reshape(rows * length, heads, dim)
+    everywhere = rows * length
+    flat = query.transpose(1, 2).reshape(everywhere, heads, dim)
     chunked = flat[tokens.clamp_min(0)].transpose(1, 2)  # [N, A, C, d]
     mem_out, mem_lse = attention_with_lse(chunked, mem_keys, mem_values, memory.bias, scale=scale)
-    where = tokens[inside]
-    all_out = out.new_zeros(rows * length, heads, dim)
-    all_lse = lse.new_full((rows * length, heads), -torch.inf)
-    all_out[where] = mem_out.transpose(1, 2)[inside]
-    all_lse[where] = mem_lse.transpose(1, 2)[inside]
-    mem_out = all_out.view(rows, length, heads, dim).transpose(1, 2)
-    mem_lse = all_lse.view(rows, length, heads).transpose(1, 2)
-    return torch.lerp(out, mem_out, torch.sigmoid(mem_lse - lse).unsqueeze(-1).to(out.dtype)), torch.logaddexp(lse, mem_lse)
+    # Padding goes to a place behind the last token: to count what is no padding would wait for the device.
+    where = tokens.where(tokens >= 0, everywhere).flatten()
+    all_out = out.new_zeros(everywhere + 1, heads, dim)
+    all_lse = lse.new_full((everywhere + 1, heads), -torch.inf)
+    all_out = all_out.index_copy(0, where, mem_out.transpose(1, 2).flatten(0, 1))[:everywhere]
+    all_lse = all_lse.index_copy(0, where, mem_lse.transpose(1, 2).flatten(0, 1))[:everywhere]
+    return _merged(
+        out, lse, all_out.view(rows, length, heads, dim).transpose(1, 2), all_lse.view(rows, length, heads).transpose(1, 2)
+    )
+
+
+def _merged(
+    out: torch.Tensor, lse: torch.Tensor, mem_out: torch.Tensor, mem_lse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One softmax over context and memory, of outputs ``[B, A, T, d]`` and lse ``[B, A, T]`` of each; see the module."""
+    share = torch.sigmoid(mem_lse - lse).unsqueeze(-1).to(out.dtype)
+    return torch.lerp(out, mem_out, share), torch.logaddexp(lse, mem_lse)
 
 
 def memory_mass(query: torch.Tensor, lse: torch.Tensor, memory: LayerMemory, *, references: int, scale: float) -> torch.Tensor:

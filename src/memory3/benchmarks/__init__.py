@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, str] = {
     "speed": "the speed table: tokens per second, first token and peak memory of all modes, worst case and warm",
     "write": "references encoded per second against a plain forward pass of the same tokens",
     "codec": "bytes, error, encoding and decoding time of every codec",
+    "kernels": "milliseconds of every attention kernel that serves here against torch's own, which tells no log-sum-exp",
     "train_step": "a training step with memories against one without, on the same sequences",
     "overlap": "milliseconds of the leak guard's overlap, a sequence against a reference",
     "resident": "resident memory over many recalls",

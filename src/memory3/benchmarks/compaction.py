@@ -82,7 +82,9 @@ def _batches(manifest: Any, first: int, last: int, size: int) -> Iterator[Any]:
         ]
         vectors = random.standard_normal((len(rows), manifest.dimension), dtype=np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        yield row_batch(rows, vectors, [random.bytes(manifest.record_bytes) for _ in rows], schema)
+        width = manifest.record_bytes
+        noise = random.integers(0, 1 << 62, len(rows) * width // 8 + 1).tobytes()
+        yield row_batch(rows, vectors, [noise[n * width : (n + 1) * width] for n in range(len(rows))], schema)
 
 
 def _compact(path: str) -> None:

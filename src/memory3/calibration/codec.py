@@ -16,7 +16,8 @@ from memory3.types import Document, MemoryShape
 
 __all__ = ["calibrate", "wanted_references"]
 
-#: Presets that keep many pairs of each reference still see so many references, and those that keep few not more than the other.
+#: Presets that keep many pairs of each reference still see so many references, and those that keep few not more than the
+#: other.
 _FEWEST, _MOST = 48, 1024
 
 #: Called with what is being done, how many of it are done, and how many there are (0: it cannot be said).

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["answer_json", "ask", "place", "usage_line"]
 
+ANSWER = "How it answers"
+
 Mode = Literal["memory", "text", "none", "all"]
 
 
@@ -55,6 +57,7 @@ def ask(
             min=0,
             max=2,
             metavar="X",
+            rich_help_panel=options.READING,
         ),
     ] = None,
     memory_temperature: options.MemoryTemperature = None,
@@ -69,11 +72,17 @@ def ask(
     stream: Annotated[
         bool | None, typer.Option("--stream/--no-stream", help="Print words as they come. Default: on a terminal.")
     ] = None,
-    sample: Annotated[bool, typer.Option("--sample", help="Draw tokens by chance instead of the likeliest.")] = False,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draw tokens by chance instead of the likeliest.", rich_help_panel=ANSWER)
+    ] = False,
     temperature: Annotated[
-        float | None, typer.Option(help="With --sample: below 1 safer, above 1 wilder.", min=0.01, metavar="T")
+        float | None,
+        typer.Option(help="With --sample: below 1 safer, above 1 wilder.", min=0.01, metavar="T", rich_help_panel=ANSWER),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="With --sample: the same seed gives the same answer.", metavar="N")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="With --sample: the same seed gives the same answer.", metavar="N", rich_help_panel=ANSWER),
+    ] = None,
     model: options.Model = None,
     adapter: options.Adapter = None,
     device: options.Device = None,

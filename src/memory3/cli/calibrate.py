@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memory3.cli import options
+from memory3.cli.command import first_screen
 from memory3.cli.loading import full_name, load_model
 from memory3.cli.output import count, duration, err, message, out, print_json, size
 from memory3.cli.progress import progress_bar
+from memory3.codec.registry import shown
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError
 
@@ -42,11 +44,11 @@ def calibrate(
             metavar="FILE",
         ),
     ] = None,
-    codec: options.Codec = None,
+    codec: Annotated[str | None, first_screen(options.Codec)] = None,
     preset: options.Preset = None,
     layers: options.Layers = None,
     budget: options.Budget = None,
-    selector: options.Selector = None,
+    selector: Annotated[str | None, first_screen(options.Selector)] = None,
     reference_length: options.ReferenceLength = None,
     memory_prefix: options.MemoryPrefix = None,
     dtype: options.Dtype = None,
@@ -127,7 +129,7 @@ def ensure_code_book(m3: Memory3, documents: Callable[[], Iterable[Document]]) -
     from memory3.bank.codebooks import cached_book
 
     if m3.config.codec not in ("auto", "raw") and cached_book(m3.config.codec, m3.fingerprint) is None:
-        message(f"fitting the codec {m3.config.codec} to these documents, once for this model and these settings")
+        message(f"fitting the codec {shown(m3.config.codec)} to these documents, once for this model and these settings")
         _fitted(m3, documents())
 
 
@@ -178,7 +180,7 @@ def _report(book: Codebook, model: str, m3: Memory3, seconds: float, as_json: bo
             }
         )
         return
-    out.print(f"{book.codec}: {size(record)} a memory instead of {size(raw)}, in {duration(seconds)}")
+    out.print(f"{shown(book.codec)}: {size(record)} a memory instead of {size(raw)}, in {duration(seconds)}")
     out.print(
         f"fitted on {count(int(book.about['vectors']), 'pair')}; error on others: keys {book.about['keys_error']:.1%}, "
         f"values {book.about['values_error']:.1%} of their squared length"

@@ -38,7 +38,9 @@ __all__ = [
 ]
 
 SETTINGS = "How memories are written (a bank remembers it)"
+READING = "How memories are read"
 MACHINE = "Machine"
+MODEL = "Model"
 
 Bank = Annotated[Path, typer.Option("--bank", "-b", help="Folder of the bank.", envvar="MEMORY3_BANK", metavar="DIR")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
@@ -71,10 +73,17 @@ Adapter = Annotated[
     typer.Option(
         help="Adapter to merge into the model: a folder, smollm2-135m-instruct-1440 or smollm2-135m-instruct-360 (shipped), or none. Default: the bank's own; smollm2-135m-instruct-1440 where no model is named.",
         metavar="DIR|NAME|none",
+        rich_help_panel=MODEL,
     ),
 ]
 Wait = Annotated[
-    float, typer.Option("--wait", help="How long to wait while another process writes this bank.", metavar="SECONDS", min=0)
+    float,
+    typer.Option(
+        "--wait",
+        help="How long to wait while another process writes this bank.",
+        metavar="SECONDS",
+        min=0,
+    ),
 ]
 Device = Annotated[
     str | None,
@@ -96,6 +105,7 @@ MemoryTemperature = Annotated[
         min=0.1,
         max=10,
         metavar="X",
+        rich_help_panel=READING,
     ),
 ]
 BatchSize = Annotated[
@@ -156,7 +166,8 @@ Dtype = Annotated[
 Codec = Annotated[
     str | None,
     typer.Option(
-        help=f"How memories are kept: {registry.help()}. Or two for keys and values, int8+int4. All but raw are fitted first, which takes some minutes once.",
+        help=f"How memories are kept: {registry.help()}. Or two for keys and values, int8+int4. All but raw are fitted first, "
+        "which takes some minutes once.",
         metavar="NAME",
         rich_help_panel=SETTINGS,
     ),
@@ -196,7 +207,7 @@ def settings(base: MemoryConfig, given: Mapping[str, Any]) -> MemoryConfig:
             changes["layers"] = tuple(int(index) for index in layers.split(",") if index.strip())
         preset = given.get("preset")
         found = (MemoryConfig.preset(preset) if preset else base).replace(**changes)
-        registry.check(found.codec)
-        return found
+        selectors.find(found.selector)
+        return found.replace(codec=registry.check(found.codec))
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None

@@ -27,6 +27,7 @@ __all__ = ["INTERRUPTED", "report_write", "write"]
 INTERRUPTED = "interrupted. What was committed is kept and the bank is whole: run the same command again to go on"
 
 POLICY = "What becomes of memories (a bank remembers it)"
+READING = "How files are read"
 
 #: Skipped files and records that are shown to people; ``--json`` lists all.
 _SHOWN = 20
@@ -56,11 +57,13 @@ def write(
         typer.Option(
             help="Sentence embedder: catalogue name, hub id or folder. Default: the bank's own; all-minilm-l6-v2 for a new one.",
             metavar="MODEL",
+            rich_help_panel=options.MODEL,
         ),
     ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Remove documents of the bank that are not among these.")] = False,
     cold: Annotated[
-        bool, typer.Option("--cold", help="Store texts only; each memory is encoded when it is first read.")
+        bool,
+        typer.Option("--cold", help="Store texts only; each memory is encoded when it is first read.", rich_help_panel=POLICY),
     ] = False,
     auto: Annotated[
         bool,
@@ -87,16 +90,26 @@ def write(
         str | None, typer.Option(help="Field of a record (JSON, CSV, Parquet) that holds its text.", metavar="NAME")
     ] = None,
     id_field: Annotated[
-        str | None, typer.Option(help="Field that holds its id; '' numbers the records.", metavar="NAME")
+        str | None,
+        typer.Option(help="Field that holds its id; '' numbers the records.", metavar="NAME", rich_help_panel=READING),
     ] = None,
     encoding: Annotated[
         str | None,
-        typer.Option(help="Encoding of all text files. Default: told from each; guesses are noted.", metavar="NAME"),
+        typer.Option(
+            help="Encoding of all text files. Default: told from each; guesses are noted.",
+            metavar="NAME",
+            rich_help_panel=READING,
+        ),
     ] = None,
     prefix: Annotated[
-        str, typer.Option(help="Put before all ids, such as blog/; --prune then keeps to ids that begin so.")
+        str,
+        typer.Option(
+            help="Put before all ids, such as blog/; --prune then keeps to ids that begin so.", rich_help_panel=READING
+        ),
     ] = "",
-    stdin_id: Annotated[str | None, typer.Option("--id", help="Id of standard input.", metavar="NAME")] = None,
+    stdin_id: Annotated[
+        str | None, typer.Option("--id", help="Id of standard input.", metavar="NAME", rich_help_panel=READING)
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace documents of the same id from other sources.")] = False,
     wait: options.Wait = 0.0,
     preset: options.Preset = None,

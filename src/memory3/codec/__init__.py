@@ -1,7 +1,8 @@
 """Codecs: a memory as bytes and back. Knows no bank and no model.
 
-``raw`` keeps numbers as they are. The others were fitted to memories and need their codebook. `memory3.codec.registry` knows them all by name; each is a file of
-`memory3.codec.kinds`. Names are imported when first used, so that a codec's costs are asked for without torch.
+``raw`` keeps numbers as they are. The others were fitted to memories and need their codebook. `memory3.codec.registry` knows
+them all by name; each is a file of `memory3.codec.kinds`. Names are imported when first used, so that a codec's costs are
+asked for without torch.
 """
 
 from __future__ import annotations

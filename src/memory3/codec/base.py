@@ -1,9 +1,11 @@
 """What a codec is: how settings name it, what it costs, and what it does. Knows no bank and no model.
 
-A codec has two halves. `MemoryCodec` is what settings say, such as ``"product:RQ14x8"``, with its options read: it knows sizes, costs and its line of help, and
-imports no torch, so that a plan is made in a moment. `Codec` is the same for memories of one shape, fitted where it must be: it writes and reads records.
+A codec has two halves. `MemoryCodec` is what settings say, such as ``"product:RQ14x8"``, with its options read: it knows
+sizes, costs and its line of help, and imports no torch, so that a plan is made in a moment. `Codec` is the same for memories
+of one shape, fitted where it must be: it writes and reads records.
 
-Most codecs code vector by vector. Of those only a `VectorCodec` is written, and `VectorPair` makes a `MemoryCodec` of two, for keys and for values.
+Most codecs code vector by vector. Of those only a `VectorCodec` is written, and `VectorPair` makes a `MemoryCodec` of two, for
+keys and for values.
 """
 
 from __future__ import annotations
@@ -144,7 +146,8 @@ class VectorCodec(ABC):
 
     @classmethod
     def parse(cls, options: str) -> Self:
-        """The codec with ``options``, which stand behind the name and a colon, empty where nothing does. By default there are none.
+        """The codec with ``options``, which stand behind the name and a colon, empty where nothing does. By default there are
+        none.
 
         Raises:
             ConfigError: it has no such options.
@@ -159,7 +162,9 @@ class VectorCodec(ABC):
 
     @abstractmethod
     def appetite(self, head_dim: int) -> tuple[int, int]:
-        """Vectors that it must be fitted on at least, and those that make it good. ConfigError: it does not fit the head dimension."""
+        """Vectors that it must be fitted on at least, and those that make it good. ConfigError: it does not fit the head
+        dimension.
+        """
 
     def shapes(self, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the tensors of one side of its codebook, all float32; -1 is any size. By default there are none.

@@ -2,10 +2,11 @@
 
     z = (R(-position) x - mean) / scale        x = R(position) (mean + scale z)
 
-``mean`` and ``scale`` belong to the head and the channel and lie in the codebook, so they cost a record nothing. R is the rotation of RoPE, for keys only: a
-head's keys share a large mean before that rotation, which the rotation spreads over a circle. Taking it back needs the position, which the record holds.
-Measured on SmolLM2-135M, 14 bytes a vector (PQ16x7), squared error over squared length: keys as they come 0.099, less the head's mean 0.062, rotated back
-before that 0.053, over the channel's width 0.048; values 0.165, 0.151 and 0.127. A rotation of each head onto its principal axes gives no more.
+``mean`` and ``scale`` belong to the head and the channel and lie in the codebook, so they cost a record nothing. R is the
+rotation of RoPE, for keys only: a head's keys share a large mean before that rotation, which the rotation spreads over a
+circle. Taking it back needs the position, which the record holds. Measured on SmolLM2-135M, 14 bytes a vector (PQ16x7),
+squared error over squared length: keys as they come 0.099, less the head's mean 0.062, rotated back before that 0.053, over
+the channel's width 0.048; values 0.165, 0.151 and 0.127. A rotation of each head onto its principal axes gives no more.
 
 Symbols: n vectors, L*H heads, d head dimension, r <= d rotated dimensions.
 """
@@ -16,6 +17,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+
+from memory3.attention.rotary import rotate_vectors as turned
 
 __all__ = ["Centring", "turned"]
 
@@ -53,7 +56,9 @@ class Centring:
         return cls(mean, variance.sqrt(), angles)
 
     def centred(self, vectors: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """z, float32 ``[n, d]``, of vectors ``[n, d]`` that belong to ``heads`` and lie at ``positions``, int64 ``[n]`` both."""
+        """z, float32 ``[n, d]``, of vectors ``[n, d]`` that belong to ``heads`` and lie at ``positions``, int64 ``[n]``
+        both.
+        """
         return (turned(vectors.float(), -positions, self.angles) - self.mean[heads]) / self.scale[heads]
 
     def restored(self, z: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -72,16 +77,3 @@ class Centring:
     def of(cls, tensors: Mapping[str, torch.Tensor]) -> Centring:
         """Inverse of `tensors`."""
         return cls(tensors["mean"], tensors["scale"], tensors["angles"])
-
-
-def turned(x: torch.Tensor, positions: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """``x`` ``[n, d]`` rotated by ``positions``, dimension i paired with i + r/2 as in `memory3.attention.rotary`."""
-    half = angles.shape[0]
-    if not half or not len(x):
-        return x
-    # There are fewer places than vectors.
-    first = int(positions.min())
-    turn = torch.arange(first, int(positions.max()) + 1, device=x.device).float()[:, None] * angles
-    cos, sin = (table.index_select(0, positions - first) for table in (turn.cos(), turn.sin()))
-    a, b = x[:, :half], x[:, half : 2 * half]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin, x[:, 2 * half :]], 1)

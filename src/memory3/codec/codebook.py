@@ -1,6 +1,7 @@
 """Codebooks: what a codec learned from memories, as one safetensors file with a fingerprint. Knows no bank and no model.
 
-The header's only entry, ``memory3``, is a line of JSON; the tensors are those of the codec, named ``keys.*`` and ``values.*``. Equal codebooks are equal bytes.
+The header's only entry, ``memory3``, is a line of JSON; the tensors are those of the codec, named ``keys.*`` and ``values.*``.
+Equal codebooks are equal bytes.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import copy
 
+import numpy as np
 import torch
 
 from memory3.codec.base import Codec, Record, VectorPair
@@ -20,6 +21,9 @@ __all__ = ["PREDICTION", "CodedCodec", "vector_pair"]
 
 #: What stands in front of the names of a prediction's tensors in a codebook.
 PREDICTION = "foretelling"
+
+#: Head and position of each pair, int64 ``[n]`` both.
+Places = tuple[torch.Tensor, torch.Tensor]
 
 
 def vector_pair(codec: str) -> VectorPair:
@@ -87,7 +91,9 @@ class CodedCodec(Codec):
         self.record_size = self._layout.size
 
     def _try(self) -> None:
-        """Decode what a record may hold at the extremes, so that a codebook which cannot be decoded with is refused here and not in the middle of an answer."""
+        """Decode what a record may hold at the extremes, so that a codebook which cannot be decoded with is refused here and
+        not in the middle of an answer.
+        """
         heads, positions = self.shape.heads, self.codebook.positions
         places = torch.arange(heads).repeat(2), torch.tensor([0, positions - 1]).repeat_interleave(heads)
         for side, each in zip(("keys", "values"), self._coders, strict=True):
@@ -121,7 +127,7 @@ class CodedCodec(Codec):
         self._need_vectors()
         places = self._layout.places(memory)
         vectors = (memory.keys, memory.values) if self._prediction is None else self._prediction.rest(memory, *places)
-        codes = [each.encode(x, *places) for each, x in zip(self._coders, vectors, strict=True)]
+        codes = [_encoded(each, x, places) for each, x in zip(self._coders, vectors, strict=True)]
         return self._layout.pack(memory, *codes)
 
     def _need_vectors(self) -> None:
@@ -138,20 +144,33 @@ class CodedCodec(Codec):
         codes = (torch.from_numpy(each).to(device) for each in (coded.keys, coded.values))
         if self._prediction is None:
             return coded.memories(
-                *(each.decode(x, *places, sizes, dtype) for each, x in zip(self._coders, codes, strict=True))
+                *(self._decoded(each, x, places, sizes, dtype) for each, x in zip(self._coders, codes, strict=True))
             )
         tokens = torch.from_numpy(coded.tokens.astype("int64")).to(device)
         if int(tokens.max()) >= self._prediction.vocabulary:
             raise CodecError(f"a record has a token beyond the {self._prediction.vocabulary:,} that the model knows")
         rows = torch.repeat_interleave(torch.arange(len(sizes), device=device), torch.tensor(sizes, device=device))
         predicted = (x.split(sizes) for x in self._prediction.predicted(tokens, rows, *places))
-        rests = (each.decode(x, *places, sizes, torch.float32) for each, x in zip(self._coders, codes, strict=True))
+        rests = (self._decoded(each, x, places, sizes, torch.float32) for each, x in zip(self._coders, codes, strict=True))
         return coded.memories(
             *(
                 [a.add_(b).to(dtype) for a, b in zip(rest, known, strict=True)]
                 for rest, known in zip(rests, predicted, strict=True)
             )
         )
+
+    def _decoded(
+        self, coder: VectorCoder, codes: torch.Tensor, places: Places, sizes: Sequence[int], dtype: torch.dtype
+    ) -> list[torch.Tensor]:
+        """As `VectorCoder.decode`, which is never given nothing."""
+        if not len(codes):
+            return [torch.zeros(0, self.shape.head_dim, dtype=dtype, device=codes.device) for _ in sizes]
+        return coder.decode(codes, *places, sizes, dtype)
+
+
+def _encoded(coder: VectorCoder, vectors: torch.Tensor, places: Places) -> np.ndarray:
+    """As `VectorCoder.encode`, which is never given nothing."""
+    return coder.encode(vectors, *places) if len(vectors) else np.zeros((0, coder.width), np.uint8)
 
 
 def _misfit(codebook: Codebook, why: object) -> CodecError:

@@ -2,8 +2,8 @@
 
 Three families, each with an optional rotation in front that FAISS learns (``OPQ16_64,``):
 
-- ``Residual2x14,PQ8x10``, the paper's: the vector's halves are each one of 2^14 centroids, what is left is cut into 8 parts, each one of 2^10.
-  28 + 80 bits; FAISS fills the first up to whole bytes: 4 + 10 = 14 bytes.
+- ``Residual2x14,PQ8x10``, the paper's: the vector's halves are each one of 2^14 centroids, what is left is cut into 8 parts,
+  each one of 2^10. 28 + 80 bits; FAISS fills the first up to whole bytes: 4 + 10 = 14 bytes.
 - ``PQ16x7``: the vector is cut into 16 parts, each one of 2^7.
 - ``RQ14x8``: 14 whole vectors out of 2^8 each, which add up, found by beam search.
 """
@@ -24,14 +24,16 @@ _FACTORY = re.compile(
 
 
 def default_factory(head_dim: int) -> str:
-    """The paper's quantiser for a head dimension: 14 bytes a vector (arXiv 2407.01178, section 3.3; for 80 the string as printed there).
+    """The paper's quantiser for a head dimension: 14 bytes a vector (arXiv 2407.01178, section 3.3; for 80 the string as
+    printed there).
 
     Raises:
         ConfigError: 8 does not divide the head dimension.
     """
     if head_dim % 8:
         raise ConfigError(
-            f"the default quantiser needs a head dimension that 8 divides, not {head_dim}: name one, as in codec 'product:RQ14x8'"
+            f"the default quantiser needs a head dimension that 8 divides, not {head_dim}: name one, as in codec "
+            "'product:RQ14x8'"
         )
     return f"OPQ{head_dim // 4}_{head_dim},Residual2x14,PQ8x10"
 
@@ -45,8 +47,8 @@ def check_factory(factory: str) -> re.Match[str]:
     match = _FACTORY.fullmatch(factory)
     if not match:
         raise ConfigError(
-            f"the quantiser {factory!r} is unknown: write ResidualMxB,PQMxB or PQMxB or RQMxB (M numbers of B bits), optionally "
-            "behind OPQM_D, such as OPQ16_64,Residual2x14,PQ8x10 or RQ14x8"
+            f"the quantiser {factory!r} is unknown: write ResidualMxB,PQMxB or PQMxB or RQMxB (M numbers of B bits), "
+            "optionally behind OPQM_D, such as OPQ16_64,Residual2x14,PQ8x10 or RQ14x8"
         )
     return match
 
@@ -68,8 +70,8 @@ def table_shapes(factory: str, dimension: int) -> dict[str, tuple[int, ...]]:
     fits = width <= dimension and all(count and width % count == 0 for count in divisors) and part.get("sums", 1)
     if not fits or not all(1 <= bits <= 16 for bits in bits_):
         raise ConfigError(
-            f"the quantiser {factory!r} does not fit vectors of {dimension} numbers: every count must divide them, and a number "
-            "have 1 to 16 bits"
+            f"the quantiser {factory!r} does not fit vectors of {dimension} numbers: every count must divide them, and a "
+            "number have 1 to 16 bits"
         )
     shapes: dict[str, tuple[int, ...]] = {}
     if "groups" in part:

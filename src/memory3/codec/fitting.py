@@ -58,14 +58,16 @@ def fit(
         fingerprint: of the model and settings that wrote them.
         positions: tokens a reference may have.
         angles: ``[r/2]``, RoPE's angle per position. None: keys are taken as they come.
-        metrics: what errors in ``keys`` and in ``values`` cost, see `memory3.codec.vectors.Sample`. None: their squared length.
+        metrics: what errors in ``keys`` and in ``values`` cost, see `memory3.codec.vectors.Sample`. None: their squared
+            length.
         token_vectors: ``[V, e]``, the model's embeddings: what a codec that predicts does so from.
         progress: called with what is being done.
         seed: of the choice of vectors, where there are more than are wanted.
 
     Returns:
-        The codebook; its ``about`` has ``keys_error`` and ``values_error``, squared error over squared length of vectors that were not fitted on, and
-        where the codec predicts ``keys_foretold`` and ``values_foretold``, the share of their variance about their head's mean that is predicted.
+        The codebook; its ``about`` has ``keys_error`` and ``values_error``, squared error over squared length of vectors that
+        were not fitted on, and where the codec predicts ``keys_foretold`` and ``values_foretold``, the share of their variance
+        about their head's mean that is predicted.
 
     Raises:
         InputError: too few memories.
@@ -75,9 +77,10 @@ def fit(
     memories = list(memories)
     keys, values, heads, places = _gathered(memories, shape)
     number = len(heads)
-    if number < needed_vectors(codec, shape.head_dim):
+    needed = needed_vectors(codec, shape.head_dim)
+    if number < needed:
         raise InputError(
-            f"{number:,} key-value pairs are too few to fit the codec {codec!r}, which needs {needed_vectors(codec, shape.head_dim):,}: "
+            f"{number:,} key-value pairs are too few to fit the codec {codec!r}, which needs {needed:,}: "
             "give more text, or a smaller codec such as int8 or product:RQ14x8"
         )
     order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))[
@@ -118,8 +121,8 @@ def _predicted(
     metrics: Mapping[str, torch.Tensor] | None,
     token_vectors: torch.Tensor,
 ) -> tuple[dict[str, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
-    """Tensors of the prediction, and what each half of the memories leaves when predicted by what was fitted to the other half: keys and
-    values ``[n, d]``."""
+    """Tensors of the prediction, and what each half of the memories leaves when predicted by what was fitted to the other
+    half: keys and values ``[n, d]``."""
     angles = torch.zeros(0) if angles is None else angles.detach().to("cpu", torch.float32)
     halves = [Moments(shape, token_vectors, angles) for _ in range(2)]
     for number, memory in enumerate(memories):

@@ -8,8 +8,9 @@ Little endian, no padding between the parts; what a short reference leaves unuse
     values     uint8            [P, b]  codes, b bytes a value
     tokens     uint16 or uint32 [S]     only where the codec predicts: the reference's tokens up to the last that is kept
 
-Tokens take two bytes where the vocabulary has at most 65,536. Positions take one byte where references have at most 256 tokens. (A bitmap per head would take H L 128 / 8 bytes, the same for the default
-preset; uint16, as in the raw record, twice that.)
+Tokens take two bytes where the vocabulary has at most 65,536. Positions take one byte where references have at most 256
+tokens. (A bitmap per head would take H L 128 / 8 bytes, the same for the default preset; uint16, as in the raw record, twice
+that.)
 """
 
 from __future__ import annotations
@@ -111,7 +112,9 @@ class Layout:
         return bytes(record)
 
     def places(self, memory: Memory) -> tuple[torch.Tensor, torch.Tensor]:
-        """Head (layer * H + head) and position of each pair, int64 ``[p]`` both. A memory that does not fit raises InputError."""
+        """Head (layer * H + head) and position of each pair, int64 ``[p]`` both. A memory that does not fit raises
+        InputError.
+        """
         checked_pairs(memory, self.shape)
         if len(memory.positions) and int(memory.positions.max()) >= self.positions:
             raise InputError(f"a memory keeps the token at {memory.positions.max()}, references have {self.positions} at most")

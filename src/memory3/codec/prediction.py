@@ -3,11 +3,14 @@
     z = e(t) A + e(t') B                t: the token of a pair, t': the one in front of it (none: zero)
     k = R(p) (z K_h) + rest             v = z V_h + rest
 
-e(t) is the model's own token vector, divided by its root mean square as the model's first norm does; so a codebook has the maps alone, and reading takes the model. The maps are ridge
-regressions, one for each head, brought to one rank in the metric of what reads keys and values. In a record the tokens take 2 bytes each. SmolLM2-135M, pairs not fitted on: with the
-head's mean taken off, half of the variance of keys (turned back by their place) and of values is predicted, in the first layer nearly all (research/log.md).
+e(t) is the model's own token vector, divided by its root mean square as the model's first norm does; so a codebook has the
+maps alone, and reading takes the model. The maps are ridge regressions, one for each head, brought to one rank in the metric
+of what reads keys and values. In a record the tokens take 2 bytes each. SmolLM2-135M, pairs not fitted on: with the head's
+mean taken off, half of the variance of keys (turned back by their place) and of values is predicted, in the first layer nearly
+all (research/log.md).
 
-Symbols: V tokens in the vocabulary, e numbers of a token vector, r rank, L*H heads, d head dimension, n pairs, S tokens of a reference.
+Symbols: V tokens in the vocabulary, e numbers of a token vector, r rank, L*H heads, d head dimension, n pairs, S tokens of a
+reference.
 """
 
 from __future__ import annotations
@@ -24,9 +27,11 @@ __all__ = ["Moments", "Prediction", "prediction_shapes", "spread", "token_featur
 
 #: At 17 bytes a pair, the rank 64 loses two thirds of what this gains, full rank is a little better still.
 RANK = 256
-#: Added to the diagonal of the features' second moments, whose features have a mean square of 1: as many pairs that predict nothing.
+#: Added to the diagonal of the features' second moments, whose features have a mean square of 1: as many pairs that predict
+#: nothing.
 _RIDGE = 150.0
-#: Second moments of all heads take at most so much: models with more heads or wider tokens see fewer directions of the token vectors.
+#: Second moments of all heads take at most so much: models with more heads or wider tokens see fewer directions of the token
+#: vectors.
 _MOST_BYTES = 2**29
 
 
@@ -49,7 +54,9 @@ class Prediction:
     """
 
     def __init__(self, project: torch.Tensor, out: torch.Tensor, angles: torch.Tensor, vectors: torch.Tensor) -> None:
-        """``project`` ``[2, e, r]``: A and B; ``out`` ``[L*H, r, 2d]``: K and V; ``angles`` ``[r/2]``: RoPE's, as keys are turned; ``vectors`` ``[V, e]``, the model's token vectors."""
+        """``project`` ``[2, e, r]``: A and B; ``out`` ``[L*H, r, 2d]``: K and V; ``angles`` ``[r/2]``: RoPE's, as keys are
+        turned; ``vectors`` ``[V, e]``, the model's token vectors.
+        """
         self.vocabulary = len(vectors)
         self._vectors = vectors
         self._tensors = (torch.cat(list(project), 1).float(), out.float(), angles.float())
@@ -62,7 +69,8 @@ class Prediction:
 
         Args:
             tokens: int64 ``[m, S]``, those of m references.
-            rows, heads, positions: int64 ``[n]``: reference, layer * H + head and place of each pair, all on the device of ``tokens``.
+            rows, heads, positions: int64 ``[n]``: reference, layer * H + head and place of each pair, all on the device of
+                ``tokens``.
         """
         device = tokens.device
         if device not in self._on:
@@ -71,7 +79,8 @@ class Prediction:
         features = token_features(self._vectors[tokens.to(self._vectors.device)].to(device))
         latent, behind = (features @ project).chunk(2, dim=2)
         latent[:, 1:] += behind[:, :-1]
-        # Head by head: a head's matrix is too large to be copied for every tile, as `memory3.codec.transform` does with its own.
+        # Head by head: a head's matrix is too large to be copied for every tile, as `memory3.codec.transform` does with its
+        # own.
         order = torch.argsort(heads, stable=True)
         counts = torch.bincount(heads, minlength=len(out)).tolist()
         sorted_rows = latent.flatten(0, 1).index_select(0, (rows * tokens.shape[1] + positions)[order])
@@ -149,7 +158,8 @@ class Moments:
         """``project`` float16 ``[2, e, r]`` and ``out`` float16 ``[L*H, r, 2d]``.
 
         Args:
-            metrics: what errors in ``keys`` and ``values`` cost, ``[L*H, d, d]``, where ranks compete; None: their squared length.
+            metrics: what errors in ``keys`` and ``values`` cost, ``[L*H, d, d]``, where ranks compete; None: their squared
+                length.
             rank: r at most.
         """
         width = self.gram.shape[1]

@@ -1,7 +1,8 @@
-"""The composite quantiser of the paper (arXiv 2407.01178, section 3.3): vectors of 2 d bytes in 14. Encoded by FAISS, decoded by gathers. Knows no memory and no file.
+"""The composite quantiser of the paper (arXiv 2407.01178, section 3.3): vectors of 2 d bytes in 14. Encoded by FAISS, decoded
+by gathers. Knows no memory and no file.
 
-One quantiser serves all heads: what heads differ by, their place and widths, is taken off before (`memory3.codec.centring`). The paper's head dimension is 80:
-160 bytes in 14, 11.4 to 1.
+One quantiser serves all heads: what heads differ by, their place and widths, is taken off before (`memory3.codec.centring`).
+The paper's head dimension is 80: 160 bytes in 14, 11.4 to 1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""FAISS quantisers by factory string: trained, taken apart into plain tensors, and put together again. Knows no memory and no file.
+"""FAISS quantisers by factory string: trained, taken apart into plain tensors, and put together again. Knows no memory and no
+file.
 
-What the strings mean says `memory3.codec.factory`. In all of them a vector is a sum of rows, one row of a table per number in its code. FAISS's own file format is never read: it is C++ objects, and a bank may
-come from anywhere.
+What the strings mean says `memory3.codec.factory`. In all of them a vector is a sum of rows, one row of a table per number in
+its code. FAISS's own file format is never read: it is C++ objects, and a bank may come from anywhere.
 
 Symbols: n vectors, d head dimension, D dimensions after the rotation, S numbers in a code, c bytes of a code.
 """
@@ -18,7 +19,8 @@ from memory3.codec.factory import table_shapes
 
 __all__ = ["Quantiser"]
 
-#: FAISS's own are 25 for the large tables and 50 for the rotation; these keep fitting within minutes. Rotations of 10 and 50 steps were compared: the same error.
+#: FAISS's own are 25 for the large tables and 50 for the rotation; these keep fitting within minutes. Rotations of 10 and 50
+#: steps were compared: the same error.
 _STEPS = 8
 _ROTATION_STEPS = 5
 
@@ -30,8 +32,8 @@ class Quantiser:
         factory: its factory string.
         dimension: d.
         rotation: float32 ``[D, d]``, orthonormal rows; D = d without one, the identity.
-        tables: float32 ``[K, 2^bits, width]`` by name: ``coarse`` (K parts of the vector), ``fine`` (K parts of what is left) and ``sums``
-            (K whole vectors); those that the family has.
+        tables: float32 ``[K, 2^bits, width]`` by name: ``coarse`` (K parts of the vector), ``fine`` (K parts of what is left)
+            and ``sums`` (K whole vectors); those that the family has.
     """
 
     def __init__(

@@ -102,10 +102,13 @@ def _side(text: str, side: str) -> VectorCodec:
     return kind.parse(options)
 
 
-def check(text: str) -> None:
-    """Raise ConfigError unless `find` knows the codec, or it is ``"auto"``."""
-    if text != "auto":
-        find(text)
+def check(text: str) -> str:
+    """The codec of settings in the spelling of files; ``"auto"`` stays.
+
+    Raises:
+        ConfigError: it is unknown, see `find`.
+    """
+    return text if text == "auto" else find(text).text
 
 
 def shown(text: str) -> str:
@@ -117,8 +120,8 @@ def shown(text: str) -> str:
 
 
 def default_codec(head_dim: int) -> str:
-    """What ``"auto"`` stands for where it was fitted: 1 1/2 bits a number of a key, 2 1/2 of a value, in whole
-    bytes (research/front.md).
+    """What ``"auto"`` stands for where it was fitted: 1 1/2 bits a number of a key, 2 1/2 of a value, in whole bytes
+    (research/log.md has the front).
 
     Args:
         head_dim: numbers of a key or value.

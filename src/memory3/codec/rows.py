@@ -1,8 +1,9 @@
-"""Decoding as tensor gathers: a vector is a sum of rows of one table, then moved back to where its head lies. Knows no file and no FAISS.
+"""Decoding as tensor gathers: a vector is a sum of rows of one table, then moved back to where its head lies. Knows no file
+and no FAISS.
 
-Every additive quantiser decodes so: what a code stands for in its own few dimensions is written as a row of all d, the quantiser's rotation applied beforehand.
-With ``embedding_bag`` the sum needs no intermediate tensor; gathering the short rows and multiplying by the rotation once takes four times as long
-(2 cores, 14,400 vectors of 64).
+Every additive quantiser decodes so: what a code stands for in its own few dimensions is written as a row of all d, the
+quantiser's rotation applied beforehand. With ``embedding_bag`` the sum needs no intermediate tensor; gathering the short rows
+and multiplying by the rotation once takes four times as long (2 cores, 14,400 vectors of 64).
 
 Symbols: n vectors, S codes of a vector, c bytes of a coded vector, d head dimension, r <= d rotated dimensions.
 """
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import embedding_bag
 
+from memory3.attention.rotary import rotate_pairs
 from memory3.codec.centring import Centring
 
 __all__ = ["Rows", "fields"]
@@ -60,7 +62,7 @@ class Rows:
         self._starts = starts
         self._offsets = torch.tensor([0, *(len(table) for table in tables)]).cumsum(0).int().to(device)
         self._half = centring.angles.shape[0]
-        # Dimensions that RoPE pairs stand side by side, so that a rotation is one product of complex numbers.
+        # Dimensions that RoPE pairs stand side by side, as `rotate_pairs` wants them.
         order = torch.arange(2 * self._half).view(2, -1).t().reshape(-1)
         order = torch.cat([order, torch.arange(2 * self._half, centring.mean.shape[1])])
         self.table = torch.cat([*tables, centring.mean / centring.scale])[:, order].float().contiguous().to(device)
@@ -82,11 +84,9 @@ class Rows:
         parts = x.split(list(sizes))
         if not half:
             return [part.to(dtype, copy=True) for part in parts]
-        turns = torch.outer(torch.arange(int(positions.max()) + 1, device=x.device, dtype=torch.float32), self._angles)
-        turns = torch.polar(torch.ones_like(turns), turns).index_select(0, positions)
-        paired = torch.view_as_complex(x[:, : 2 * half].contiguous().view(len(x), half, 2)).mul_(turns)
+        rotated = rotate_pairs(x[:, : 2 * half].contiguous(), positions, self._angles)
         vectors = []
-        for turned, straight in zip(torch.view_as_real(paired).transpose(1, 2).split(list(sizes)), parts, strict=True):
+        for turned, straight in zip(rotated.split(list(sizes)), parts, strict=True):
             vectors.append(torch.empty(straight.shape, dtype=dtype, device=x.device))
             vectors[-1].as_strided((len(straight), 2, half), (width, half, 1)).copy_(turned)
             if 2 * half < width:

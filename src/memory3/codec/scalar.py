@@ -2,8 +2,9 @@
 
     code = round(z / step), within its bits        z = step * code
 
-z is the vector less its head's mean, over its channel's width (`memory3.codec.centring`), so the scale of every layer, head and channel lies in the codebook
-and a record holds codes alone. The step is the one of least squared error on the memories the codebook was fitted on: it trades fineness for range.
+z is the vector less its head's mean, over its channel's width (`memory3.codec.centring`), so the scale of every layer, head
+and channel lies in the codebook and a record holds codes alone. The step is the one of least squared error on the memories the
+codebook was fitted on: it trades fineness for range.
 """
 
 from __future__ import annotations

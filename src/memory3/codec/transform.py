@@ -1,16 +1,20 @@
-"""Transform coding: each head's vectors on axes that matter to what reads them, more bits for the axes that matter more. Knows no memory and no file.
+"""Transform coding: each head's vectors on axes that matter to what reads them, more bits for the axes that matter more. Knows
+no memory and no file.
 
     z = (R(-position) x - mean) W / width        bits = trellis(z)        x = R(position) (mean + (width z) W^-1)
 
-An error in a key shows as an error in logits, so its size is d^T M d with M the second moment of the queries that read it, seen from the key's place; an error in a
-value shows in the attention's output, M = W_o^T W_o. With M = A A^T and S the covariance of the vectors, W = A U, U the axes of A^T S A: in these coordinates the
-error is Euclidean and the channels do not correlate (the Karhunen-Loeve transform in the reader's metric). Bits are handed out one by one to the axis where the next
-one saves most; all heads share the allotment, so a record needs no table of it. Axes without bits are dropped.
+An error in a key shows as an error in logits, so its size is d^T M d with M the second moment of the queries that read it,
+seen from the key's place; an error in a value shows in the attention's output, M = W_o^T W_o. With M = A A^T and S the
+covariance of the vectors, W = A U, U the axes of A^T S A: in these coordinates the error is Euclidean and the channels do not
+correlate (the Karhunen-Loeve transform in the reader's metric). Bits are handed out one by one to the axis where the next one
+saves most; all heads share the allotment, so a record needs no table of it. Axes without bits are dropped.
 
-What the bits of an axis mean depends on the bits before them, too (`memory3.codec.trellis`), which leaves a quarter less error than rounding each number by itself.
+What the bits of an axis mean depends on the bits before them, too (`memory3.codec.trellis`), which leaves a quarter less error
+than rounding each number by itself.
 
-Measured on SmolLM2-135M (1440 pairs a reference), mean squared error of the logits, variance 9.4, when numbers were still rounded: equal steps in each channel at 256 bits a key
-0.155, RQ14x8 at 112 bits 0.12, this at 112 bits 0.11, at 128 bits 0.080; with an allotment for each head 0.063, which would make a record's decoding a table look-up for every number.
+Measured on SmolLM2-135M (1440 pairs a reference), mean squared error of the logits, variance 9.4, when numbers were still
+rounded: equal steps in each channel at 256 bits a key 0.155, RQ14x8 at 112 bits 0.12, this at 112 bits 0.11, at 128 bits
+0.080; with an allotment for each head 0.063, which would make a record's decoding a table look-up for every number.
 
 Symbols: n vectors, L*H heads, d head dimension, D <= d axes that have bits.
 """
@@ -106,7 +110,8 @@ class TransformCoder(VectorCoder):
         synthesis, mean, angles = self._on[device]
         if not len(heads):
             return [mean.new_zeros(0, mean.shape[1], dtype=dtype) for _ in sizes]
-        # The codes are put in order of heads, being the smallest there is to move, and the vectors back again as soon as they are small, too.
+        # The codes are put in order of heads, being the smallest there is to move, and the vectors back again as soon as they
+        # are small, too.
         rows, of_tile, places = (part.to(device) for part in _tiles(heads.cpu().numpy(), len(mean)))
         z = self._trellis.decode(codes.index_select(0, rows)).view(len(of_tile), _TILE, -1)
         x = torch.baddbmm(mean.index_select(0, of_tile)[:, None], z, synthesis.index_select(0, of_tile)).flatten(0, 1)
@@ -137,7 +142,9 @@ def axes(x: torch.Tensor, heads: torch.Tensor, metric: torch.Tensor) -> tuple[to
 
 
 def allotted(variance: torch.Tensor, total: int) -> list[int]:
-    """Bits of each axis, ``total`` in all, handed out one by one where the next saves most. ``variance`` ``[d]``, descending."""
+    """Bits of each axis, ``total`` in all, handed out one by one where the next saves most. ``variance`` ``[d]``,
+    descending.
+    """
     saved = [(-float(v) * (ERROR[0] - ERROR[1]), axis) for axis, v in enumerate(variance)]
     heapq.heapify(saved)
     bits = [0] * len(variance)
@@ -152,8 +159,8 @@ def allotted(variance: torch.Tensor, total: int) -> list[int]:
 def _by_head(x: torch.Tensor, heads: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     """Row i times the matrix of head ``heads[i]``: ``[n, a]`` and ``[L*H, a, b]`` to ``[n, b]``.
 
-    Rows of a head are cut into tiles of equal size, the last one filled up, so that all products are one batched call: a product for each head took
-    five times as long on two busy cores (7,200 rows of 90 heads).
+    Rows of a head are cut into tiles of equal size, the last one filled up, so that all products are one batched call: a
+    product for each head took five times as long on two busy cores (7,200 rows of 90 heads).
     """
     if not len(x):
         return x.new_empty(0, matrices.shape[2])

@@ -24,8 +24,8 @@ class Sample:
         positions: int64 ``[n]``: place of each token in its reference.
         number: L*H.
         angles: ``[r/2]``, RoPE's angle per position, for keys; None: vectors are not rotated.
-        metric: float32 ``[L*H, d, d]``: an error e in a vector of head h costs ``e^T metric[h] e``, in the coordinates that the rotation by
-            -position leads to; None: its squared length.
+        metric: float32 ``[L*H, d, d]``: an error e in a vector of head h costs ``e^T metric[h] e``, in the coordinates that
+            the rotation by -position leads to; None: its squared length.
     """
 
     vectors: torch.Tensor
@@ -39,7 +39,7 @@ class Sample:
 class VectorCoder(ABC):
     """Codes vectors: a `memory3.codec.base.VectorCodec` that was fitted.
 
-    Symbols: n vectors, c bytes of a coded vector, d head dimension.
+    Symbols: n vectors, at least one, c bytes of a coded vector, d head dimension.
 
     Attributes:
         width: c.
@@ -64,7 +64,7 @@ class VectorCoder(ABC):
     def decode(
         self, codes: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor, sizes: Sequence[int], dtype: torch.dtype
     ) -> list[torch.Tensor]:
-        """The vectors that codes stand for, cut into tensors of their own.
+        """The vectors that codes stand for, cut into tensors of their own. Any code must stand for finite numbers.
 
         Args:
             codes: uint8 ``[n, c]``.

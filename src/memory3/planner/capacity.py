@@ -1,7 +1,8 @@
 """What a corpus takes on a machine: hours and money to write it, disk, RAM, what a recall reads, and tokens per second lost.
 
-Against the same corpus as text (RAG) and in weights (fine-tuning). Time is work divided by the machine's rates, plus what the software takes by
-itself, in the constants named here: estimates for two cores, of which some were fitted and one is a guess (docs/planner.md). Predictions, to be within a
+Against the same corpus as text (RAG) and in weights (fine-tuning). Time is work divided by the machine's rates, plus what the
+software takes by itself, in the constants named here: estimates for two cores, of which some were fitted and one is a guess
+(docs/planner.md). Predictions, to be within a
 quarter: ``memory3 plan --check`` holds them against this machine.
 """
 
@@ -24,10 +25,12 @@ __all__ = ["CapacityPlan", "Corpus", "RecallTime", "plan"]
 LANCE_SECONDS = 3e-3
 #: Seconds of an embedding beside the model's layers: tokenising and the wrapping of sentence-transformers.
 EMBED_SECONDS = 6e-3
-#: How often a record's bytes pass through memory between the disk and the attention: checksum, copy, conversion, gathering, padding.
+#: How often a record's bytes pass through memory between the disk and the attention: checksum, copy, conversion, gathering,
+#: padding.
 UNPACK_PASSES = 10
-#: Extra operations of a memory layer while decoding, as a part of the layer's own: a longer mask, queries kept for citations. 0.15 was fitted to the default
-#: model on two cores while memories took a second kernel call; one call does now, and a third of it is a guess.
+#: Extra operations of a memory layer while decoding, as a part of the layer's own: a longer mask, queries kept for citations.
+#: 0.15 was fitted to the default model on two cores while memories took a second kernel call; one call does now, and a third
+#: of it is a guess.
 EXTRA_CALLS = 0.05
 #: Operations of a step outside the layers (sampling, masks, positions), in layers.
 STEP_CALLS = 4.0

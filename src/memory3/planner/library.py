@@ -1,12 +1,13 @@
 """The same costs for this library's own format: what its code computes, where the paper's formulas are bounds.
 
-What differs from `memory3.planner.cost`. Writing: the reconstruction selector passes over a reference twice with a cue between; every token also
-attends to the prefix; the attention kernel is given a mask and skips nothing; the last memory layer's output is not computed. Reading: the
-adaptive budget leaves ragged heads, which are padded; a codec is decoded; a query is embedded and searched for, once for all references of a chunk.
+What differs from `memory3.planner.cost`. Writing: the reconstruction selector passes over a reference twice with a cue
+between; every token also attends to the prefix; the attention kernel is given a mask and skips nothing; the last memory
+layer's output is not computed. Reading: the adaptive budget leaves ragged heads, which are padded; a codec is decoded; a query
+is embedded and searched for, once for all references of a chunk.
 
-Counts work, not time: `memory3.planner.capacity` has the time. Symbols as in `memory3.planner.cost`; further b tokens of the prefix, c of
-the cue, T = S or 2 S + c tokens of a writing pass over a reference of S, R layers up to the last memory layer, qkv and o weights of a layer's
-matrices, P pairs kept, G = H / Hkv, k references of a chunk, e numbers of an embedding.
+Counts work, not time: `memory3.planner.capacity` has the time. Symbols as in `memory3.planner.cost`; further b tokens of the
+prefix, c of the cue, T = S or 2 S + c tokens of a writing pass over a reference of S, R layers up to the last memory layer,
+qkv and o weights of a layer's matrices, P pairs kept, G = H / Hkv, k references of a chunk, e numbers of an embedding.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from memory3.codec.registry import shown
 from memory3.config import MemoryConfig
 from memory3.encode import selectors
 from memory3.errors import ConfigError
@@ -170,7 +172,7 @@ def _writing(shape: ModelSizes, config: MemoryConfig, tokens: int) -> tuple[Term
         Term("MLP", "2 (R-1) T 3dW", 2 * (run - 1) * passed * shape.mlp_weights),
         Term("selection of tokens", "2 Lmem S^2 H dh", len(memory_layers) * chosen),
         Term(
-            f"codec {config.codec}",
+            f"codec {shown(config.codec)}",
             "P encode(dh), keys and values",
             kept * codec_cost(shape, config).encode_flops,
         ),
@@ -184,7 +186,7 @@ def _reading(shape: ModelSizes, config: MemoryConfig) -> tuple[Term, ...]:
         Term("attention to memory", "2 2 lchunk P G dh", attention),
         Term("attention to padding", "", (config.budget.padding - 1) * attention),
         Term(
-            f"codec {config.codec}",
+            f"codec {shown(config.codec)}",
             "P decode(dh), keys and values",
             kept * codec_cost(shape, config).decode_flops,
         ),

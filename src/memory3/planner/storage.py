@@ -20,8 +20,8 @@ from memory3.planner.cost import PAPER, Setting
 
 __all__ = ["BYTES_PER_TOKEN", "ReferenceBytes", "codec_cost", "library_bytes", "paper_bytes", "reference_count"]
 
-#: Columns of a row other than texts, embedding and memory, as docs/bank-format.md lists them: ordinals, offsets, hash and checksums in bytes,
-#: a short id, source and metadata. An estimate.
+#: Columns of a row other than texts, embedding and memory, as docs/bank-format.md lists them: ordinals, offsets, hash and
+#: checksums in bytes, a short id, source and metadata. An estimate.
 _ROW_BYTES = 160
 #: Bytes of UTF-8 per token of English with a vocabulary of about 50,000. An estimate; ``--path`` measures it.
 BYTES_PER_TOKEN = 4.5

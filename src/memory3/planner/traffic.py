@@ -1,8 +1,8 @@
 """Traffic of recalls, and what a policy that does not know the future pays for it, against the best in hindsight.
 
-A document recalled as text costs the external format's read, as memory the explicit format's; writing it once the explicit write. Without a
-budget, writing at the break-even-th recall costs at most twice the optimum, whatever comes (the ski-rental argument): when it writes, it has paid less for text than
-writing costs, and the optimum has paid at least that by then.
+A document recalled as text costs the external format's read, as memory the explicit format's; writing it once the explicit
+write. Without a budget, writing at the break-even-th recall costs at most twice the optimum, whatever comes (the ski-rental
+argument): when it writes, it has paid less for text than writing costs, and the optimum has paid at least that by then.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def simulate(
         costs: of a reference.
         policy: when to write, and what fits.
         record_bytes: of a memory, for the policy's budget.
-        cold_as_text: a cold reference is put into the prompt, as mode ``text`` does. False: it is encoded into a memory that is used and not
-            stored, as mode ``memory`` does today; waiting then saves disk, not work.
+        cold_as_text: a cold reference is put into the prompt, as mode ``text`` does. False: it is encoded into a memory that
+            is used and not stored, as mode ``memory`` does today; waiting then saves disk, not work.
     """
     names = [str(name) for name in traffic]
     keeper, tally = Keeper(policy, record_bytes), Tally(half_life=max(1, len(set(names))))

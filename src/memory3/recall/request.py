@@ -196,9 +196,10 @@ class RequestMemory:
             elif wanted.query:  # else an answer's beginning, or nothing but template: what came before is still the subject
                 last = self._nearest(next(found)) if pinned is None else pinned
             chunks.append(ReadChunk(wanted.start, wanted.end, last))
-        self.statistics.recalls += len(chunks)
-        self.statistics.queries += [wanted.query for wanted in self._wanted]
-        self.statistics.references += sum(len(chunk.references) for chunk in chunks)
+        if self.reads:
+            self.statistics.recalls += len(chunks)
+            self.statistics.queries += [wanted.query for wanted in self._wanted]
+            self.statistics.references += sum(len(chunk.references) for chunk in chunks)
         self._wanted = []
         self.reading = last
         self.renewals += 1

@@ -1,4 +1,6 @@
-"""``predicted``: `transform` of what a reference's tokens do not predict of its keys and values (`memory3.codec.prediction`)."""
+"""``predicted``: `transform` of what a reference's tokens do not predict of its keys and values
+(`memory3.codec.prediction`).
+"""
 
 from __future__ import annotations
 
@@ -38,13 +40,15 @@ class Predicted(VectorPair):
             keys, values = (Transform.parse(side) for side in (sides[0], sides[-1]))
         except ConfigError:
             raise ConfigError(
-                f"codec {f'{cls.name}:{options}'!r} is unknown: write {cls.form} or {cls.form}+BITS, bits being a multiple of 8, "
-                "as in predicted:96+160"
+                f"codec {f'{cls.name}:{options}'!r} is unknown: write {cls.form} or {cls.form}+BITS, bits being a multiple "
+                "of 8, as in predicted:96+160"
             ) from None
         return cls(text, keys, values)
 
     def cost(self, sizes: RecordSizes) -> CodecCost | None:
-        """See `MemoryCodec.cost`. A product of `memory3.codec.prediction.RANK` numbers and as many as a head has for every vector more."""
+        """See `MemoryCodec.cost`. A product of `memory3.codec.prediction.RANK` numbers and as many as a head has for every
+        vector more.
+        """
         transform = super().cost(sizes)
         if transform is None:
             return None

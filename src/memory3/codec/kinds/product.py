@@ -1,4 +1,6 @@
-"""``product``: the composite quantiser of the paper (arXiv 2407.01178, section 3.3), or another of FAISS (`memory3.codec.product`)."""
+"""``product``: the composite quantiser of the paper (arXiv 2407.01178, section 3.3), or another of FAISS
+(`memory3.codec.product`).
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Product"]
 
-#: Vectors that a quantiser is trained on. FAISS would like 39 per centroid, 640,000; with 65,000 the squared error of held-out keys is 17% above that
-#: with 262,000 (SmolLM2-135M).
+#: Vectors that a quantiser is trained on. FAISS would like 39 per centroid, 640,000; with 65,000 the squared error of held-out
+#: keys is 17% above that with 262,000 (SmolLM2-135M).
 _MOST_VECTORS = 262_144
 
 
@@ -50,10 +52,12 @@ class Product(VectorCodec):
         return self.named or default_factory(head_dim)
 
     def cost(self, head_dim: int) -> VectorCost | None:
-        """See `VectorCodec.cost`. Of other quantisers than the paper's, OPQ-Residual2x14-PQ8x10 of 108 bits, costs are not known.
+        """See `VectorCodec.cost`. Of other quantisers than the paper's, OPQ-Residual2x14-PQ8x10 of 108 bits, costs are not
+        known.
 
-        Encoding turns the vector by a full rotation and compares each half with 2^14 coarse centroids and each eighth of what is left with 2^10;
-        decoding adds the rows of its ten numbers, which are kept turned back, and its head's, and multiplies by the head's widths.
+        Encoding turns the vector by a full rotation and compares each half with 2^14 coarse centroids and each eighth of what
+        is left with 2^10; decoding adds the rows of its ten numbers, which are kept turned back, and its head's, and
+        multiplies by the head's widths.
         """
         if self.named:
             return None

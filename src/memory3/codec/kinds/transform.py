@@ -1,4 +1,6 @@
-"""``transform``: each head's vectors on axes of their own, more bits for the axes that matter more (`memory3.codec.transform`)."""
+"""``transform``: each head's vectors on axes of their own, more bits for the axes that matter more
+(`memory3.codec.transform`).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ class Transform(VectorCodec):
     name: ClassVar[str] = "transform"
     form: ClassVar[str] = "transform:BITS"
     help: ClassVar[str] = (
-        f"each head's own axes, so many bits a vector, {_DEFAULT_BITS} by default; two numbers for keys and values, transform:96+160"
+        f"each head's own axes, so many bits a vector, {_DEFAULT_BITS} by default; two numbers for keys and values, "
+        "transform:96+160"
     )
     uses_metric: ClassVar[bool] = True
     bits: int = _DEFAULT_BITS

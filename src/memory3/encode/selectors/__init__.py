@@ -1,8 +1,8 @@
 """Token selectors: how important is each token of a reference to each KV head?
 
-A selector gives a score per (reference, KV head, token) in one layer; `memory3.encode.budget` turns scores into kept pairs. A new selector is one file put into this
-folder, with a class that `register` decorates and one overridden function; no list names it. It imports torch where it computes and not at its top, so that plans
-are made without torch.
+A selector gives a score per (reference, KV head, token) in one layer; `memory3.encode.budget` turns scores into kept pairs. A
+new selector is one file put into this folder, with a class that `register` decorates and one overridden function; no list
+names it. It imports torch where it computes and not at its top, so that plans are made without torch.
 """
 
 from __future__ import annotations

@@ -30,9 +30,10 @@ class LayerView:
         inv_freq: RoPE angles, see `memory3.attention.rotary`.
         scale: factor on attention logits.
         seeds: N numbers that depend on nothing but the reference's tokens.
-        later_query: ``[N, A, T, d]`` after RoPE, of what the model reads after the reference, such as the reference once more; None for
-            selectors of one pass.
-        later_lse: ``[N, A, T]``, log-sum-exp of all logits of those queries; infinite where a query is padding, so that it weighs nothing.
+        later_query: ``[N, A, T, d]`` after RoPE, of what the model reads after the reference, such as the reference once more;
+            None for selectors of one pass.
+        later_lse: ``[N, A, T]``, log-sum-exp of all logits of those queries; infinite where a query is padding, so that it
+            weighs nothing.
     """
 
     layer: int
@@ -71,7 +72,9 @@ class Selector:
     is_fitted: ClassVar[bool] = False
 
     def __init__(self, weights: Mapping[int, torch.Tensor] | None = None) -> None:
-        """``weights``: what was fitted, by layer of the model, see `memory3.encode.selector_weights`; of selectors that are fitted."""
+        """``weights``: what was fitted, by layer of the model, see `memory3.encode.selector_weights`; of selectors that are
+        fitted.
+        """
 
     @classmethod
     def flops(cls, tokens: int, width: int) -> int:

@@ -2,8 +2,9 @@
 
     s_j = w_h . [q_j ; 1]        q_j: queries of all heads of the layer at token j, before RoPE
 
-The queries of a layer are a linear image of its hidden state, and the maps are those of least squares (`memory3.calibration.selector`), so this is a linear read-out of
-the hidden state. One pass writes, where reconstruction takes two.
+The queries of a layer are a linear image of its hidden state, and the maps are those of least squares
+(`memory3.calibration.selector`), so this is a linear read-out of the hidden state. One pass writes, where reconstruction takes
+two.
 
 Symbols: A query heads, H KV heads, d head dimension.
 """

@@ -1,7 +1,7 @@
 """Reconstruction attention: the attention a token gets while the model repeats the reference.
 
-What a model must look at to say the text again is what it would need to answer from it; the score is the idea of KVzip (Kim et al. 2025,
-arXiv 2505.23416, eq. 3), here with several references encoded at once:
+What a model must look at to say the text again is what it would need to answer from it; the score is the idea of KVzip (Kim et
+al. 2025, arXiv 2505.23416, eq. 3), here with several references encoded at once:
 
     s_j = max over queries i of the repetition and query heads of the group of  exp(q_i . k_j * scale - lse_i)
 

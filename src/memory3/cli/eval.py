@@ -20,6 +20,9 @@ from memory3.config import MemoryConfig
 __all__ = ["evaluate"]
 
 SPEED = "The suite speed"
+ITEMS = "What is asked"
+GUARD = "Contamination guard"
+RESULTS = "Results and banks"
 
 #: Seconds between two lines in a log.
 _LOG_EVERY = 15.0
@@ -43,11 +46,19 @@ def evaluate(
     ] = None,
     banks: Annotated[
         Path | None,
-        typer.Option(help="Where banks of knowledge bases are made and found again. Default: banks in --out.", metavar="DIR"),
+        typer.Option(
+            help="Where banks of knowledge bases are made and found again. Default: banks in --out.",
+            metavar="DIR",
+            rich_help_panel=RESULTS,
+        ),
     ] = None,
     reuse: Annotated[
         list[Path] | None,
-        typer.Option(help="Another results folder: what it measured in the same way is not measured again.", metavar="DIR"),
+        typer.Option(
+            help="Another results folder: what it measured in the same way is not measured again.",
+            metavar="DIR",
+            rich_help_panel=RESULTS,
+        ),
     ] = None,
     modes: Annotated[
         str | None,
@@ -64,7 +75,8 @@ def evaluate(
         int | None, typer.Option(help="Items of each task at most, drawn by the seed.", min=1, metavar="N")
     ] = None,
     split: Annotated[
-        str, typer.Option(help="dev to tune, test to report; for tasks that have both.", metavar="dev|test")
+        str,
+        typer.Option(help="dev to tune, test to report; for tasks that have both.", metavar="dev|test", rich_help_panel=ITEMS),
     ] = "test",
     k: Annotated[
         int | None, typer.Option(help="References read at once. Default: the model's setting.", min=1, metavar="N")
@@ -72,29 +84,52 @@ def evaluate(
     guard: Annotated[
         str,
         typer.Option(
-            help="Contamination guard: drop references that overlap the question by more: 2/3, 80%, none.", metavar="SHARE"
+            help="Contamination guard: drop references that overlap the question by more: 2/3, 80%, none.",
+            metavar="SHARE",
+            rich_help_panel=GUARD,
         ),
     ] = "2/3",
     guard_of: Annotated[
         str | None,
-        typer.Option(help="Share of what: reference, question, either. Default: as the task says.", metavar="NAME"),
+        typer.Option(
+            help="Share of what: reference, question, either. Default: as the task says.",
+            metavar="NAME",
+            rich_help_panel=GUARD,
+        ),
     ] = None,
     guard_table: Annotated[
         bool,
-        typer.Option("--guard-table", help="Also answer under every threshold: none, 80%, 2/3. Costs only what they change."),
+        typer.Option(
+            "--guard-table",
+            help="Also answer under every threshold: none, 80%, 2/3. Costs only what they change.",
+            rich_help_panel=GUARD,
+        ),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the draw of items and of the controls.", metavar="N")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the draw of items and of the controls.", metavar="N", rich_help_panel=ITEMS)
+    ] = 0,
     shots: Annotated[
         int | None,
         typer.Option(
-            help="Examples in front of each question of a benchmark. Default: as on the leaderboards.", min=0, metavar="N"
+            help="Examples in front of each question of a benchmark. Default: as on the leaderboards.",
+            min=0,
+            metavar="N",
+            rich_help_panel=ITEMS,
         ),
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Length of generated answers at most. Default: as the task has it.", min=1, metavar="N")
+        int | None,
+        typer.Option(
+            help="Length of generated answers at most. Default: as the task has it.", min=1, metavar="N", rich_help_panel=ITEMS
+        ),
     ] = None,
     judge: Annotated[
-        str, typer.Option(help="mt-bench: the model that grades, at OPENAI_BASE_URL with OPENAI_API_KEY.", metavar="MODEL")
+        str,
+        typer.Option(
+            help="mt-bench: the model that grades, at OPENAI_BASE_URL with OPENAI_API_KEY.",
+            metavar="MODEL",
+            rich_help_panel=ITEMS,
+        ),
     ] = "",
     batches: Annotated[str, typer.Option(help="speed: batch sizes.", metavar="N,N", rich_help_panel=SPEED)] = "1,8",
     tokens_in: Annotated[
@@ -105,10 +140,19 @@ def evaluate(
     ] = 128,
     repeats: Annotated[int, typer.Option(help="speed: turns.", min=1, metavar="N", rich_help_panel=SPEED)] = 5,
     hub: Annotated[
-        bool, typer.Option("--hub", help="Also the tasks whose questions must be fetched from the model hub.")
+        bool,
+        typer.Option(
+            "--hub", help="Also the tasks whose questions must be fetched from the model hub.", rich_help_panel=ITEMS
+        ),
     ] = False,
     batch_size: Annotated[
-        int | None, typer.Option(help="Questions at once. Default: 32. Halved when memory runs out.", min=1, metavar="N")
+        int | None,
+        typer.Option(
+            help="Questions at once. Default: 32. Halved when memory runs out.",
+            min=1,
+            metavar="N",
+            rich_help_panel=options.MACHINE,
+        ),
     ] = None,
     memory_temperature: options.MemoryTemperature = None,
     preset: options.Preset = None,

@@ -11,10 +11,11 @@ from typing import Any
 
 from rich.text import Text
 
-from memory3.cli.capacity import chosen_machine
 from memory3.cli.loading import load_model
 from memory3.cli.output import err
-from memory3.cli.planning import Asked, View, columns, digits
+from memory3.cli.plan.capacity import chosen_machine
+from memory3.cli.plan.views import Asked, View, columns, digits
+from memory3.codec.registry import shown
 from memory3.config import MemoryConfig
 from memory3.planner.capacity import Corpus, plan
 
@@ -40,7 +41,7 @@ def check(asked: Asked, written: MemoryConfig) -> View:
     note = (
         ""
         if config.codec == asked.config.codec
-        else f", codec {config.codec}: {asked.config.codec} is not fitted to this model"
+        else f", codec {shown(config.codec)}: {shown(asked.config.codec)} is not fitted to this model"
     )
     documents = python_documents(m3, _REFERENCES)
     references = [r for document in documents for r in m3.split(document)]

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memory3.cli.output import printable, size
+from memory3.codec.registry import shown
 from memory3.config import MemoryConfig
 from memory3.models.sizes import ModelSizes
 from memory3.planner.allocation import allocate
@@ -103,7 +104,7 @@ def costs(asked: Asked, figure: Path | None) -> View:
         f"{asked.name}: {shape.layers} layers, {shape.heads} heads and {shape.kv_heads} KV heads of {shape.head_dim}, "
         f"width {shape.hidden}, MLP {shape.mlp}; {digits(shape.block_weights / 1e9)}e9 weights in its layers"
     )
-    settings = f"{asked.config.layers} layers, {asked.config.budget}, {asked.config.selector}, {asked.config.codec}"
+    settings = f"{asked.config.layers} layers, {asked.config.budget}, {asked.config.selector}, {shown(asked.config.codec)}"
     return (
         "costs",
         value,

@@ -1,4 +1,4 @@
-"""What the commands of ``memory3 train`` share: their options, the settings these make, and the report of a run.
+"""The options of ``memory3 train``.
 
 A command names the options it takes, by the names that `memory3.training.settings.Settings` and `MemoryConfig` have for them; their texts stand here, once.
 """
@@ -6,32 +6,22 @@ A command names the options it takes, by the names that `memory3.training.settin
 from __future__ import annotations
 
 import inspect
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from memory3.cli import options
-from memory3.cli.loading import full_name, silence
-from memory3.cli.output import duration, out, print_json
-from memory3.cli.progress import StepMeter
-from memory3.errors import ConfigError
 
-if TYPE_CHECKING:
-    from memory3.training.run import Result
-    from memory3.training.settings import Settings
-
-__all__ = ["LORA", "MEMORY", "OPTIMISER", "RUN", "Folder", "settings_of", "start", "takes"]
+__all__ = ["LORA", "MEMORY", "OPTIMISER", "RUN", "Folder", "takes"]
 
 Folder = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run: checkpoints, logs, result.", metavar="DIR")]
 
 _RUN, _OPTIMISER = "The run", "Optimiser"
 
 
-def _option(kind: Any, help_: str, metavar: str = "N", panel: str = _OPTIMISER, *names: str) -> Any:
+def _option(kind: Any, help_: str, metavar: str = "N", panel: str | None = _OPTIMISER, *names: str) -> Any:
     return Annotated[kind, typer.Option(*names, help=help_, metavar=metavar, rich_help_panel=panel)]
 
 
@@ -40,13 +30,13 @@ _KINDS: dict[str, Any] = {
         list[str] | None,
         "JSON lines (.gz too): passage, question, answer; prompt, answer; prompt, chosen, rejected; or text. May be repeated.",
         "FILE",
-        _RUN,
+        None,
     ),
     "bank": _option(
         Path | None,
         "Bank to retrieve references from, with its model and settings. Default: passages and texts of the data.",
         "DIR",
-        _RUN,
+        None,
     ),
     "records": _option(int | None, "Records of each file at most, drawn at random.", "N", _RUN),
     "held_out": _option(
@@ -55,12 +45,9 @@ _KINDS: dict[str, Any] = {
         "PATH",
         _RUN,
     ),
-    "config": _option(Path | None, "Settings as JSON; options change single ones.", "FILE", _RUN),
     "resume": Annotated[
         bool,
-        typer.Option(
-            "--resume", help="Go on from the last checkpoint of --out, with the settings of that run.", rich_help_panel=_RUN
-        ),
+        typer.Option("--resume", help="Go on from the last checkpoint of --out, with the settings of that run."),
     ],
     "seed": _option(int | None, "Of the data's order and everything random.", "N", _RUN),
     "save_every": _option(int | None, "Steps between checkpoints.", "N", _RUN),
@@ -85,8 +72,8 @@ _KINDS: dict[str, Any] = {
             help="Of a model from scratch: memory3-2.4b, memory3-0.92b, memory3-27m, memory3-4m, ...", metavar="NAME"
         ),
     ],
-    "steps": _option(int | None, "Optimiser steps."),
-    "epochs": _option(float | None, "Rounds over the data, in place of --steps; 0: as --steps says.", "X"),
+    "steps": _option(int | None, "Optimiser steps.", "N", None),
+    "epochs": _option(float | None, "Rounds over the data, in place of --steps; 0: as --steps says.", "X", None),
     "passes": _option(int | None, "Forward and backward passes per step and process."),
     "groups": _option(int | None, "Groups per pass (a prompt, a sequence, or questions on the same references)."),
     "questions": _option(int | None, "Questions of a group at most."),
@@ -94,7 +81,7 @@ _KINDS: dict[str, Any] = {
     "text_length": _option(int | None, "Tokens of a text at most."),
     "sequence_length": _option(int | None, "Tokens of a sequence of chunks, or of a prompt with its answer."),
     "mixture": _option(str | None, "Shares of passes, such as memory=6,text=2,none=1,continue=1,plain=1.", "SHARES"),
-    "rate": _option(float | None, "Largest learning rate.", "X"),
+    "rate": _option(float | None, "Largest learning rate.", "X", None),
     "schedule": _option(str | None, "How it falls: stable (at the end) or cosine.", "NAME"),
     "warmup": _option(float | None, "Steps over which it rises; below 1 a share of them.", "X"),
     "decay": _option(float | None, "Last share of the steps, over which it falls.", "X"),
@@ -130,7 +117,7 @@ _KINDS: dict[str, Any] = {
     "as_json": options.Json,
 }
 #: What every command takes, in the order of its help.
-RUN = ("data", "records", "held_out", "config", "resume", "seed", "save_every", "keep", "eval_every", "eval_groups")
+RUN = ("data", "records", "held_out", "resume", "seed", "save_every", "keep", "eval_every", "eval_groups")
 OPTIMISER = (
     "steps",
     "passes",
@@ -178,85 +165,3 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         return command
 
     return with_options
-
-
-def settings_of(folder: Path, given: Mapping[str, Any], defaults: Settings) -> Settings:
-    """Of a run that is resumed: its own. Else ``defaults``, or those of --config, with what the options change. ``given``: a context's ``params``."""
-    from memory3.training.settings import Settings
-
-    given = {name: value for name, value in given.items() if value not in (None, [], ())}
-    # `dtype` is how a bank stores numbers; what is computed in has a name of its own here.
-    changes = {f.name: given[f.name] for f in fields(Settings) if f.name != "dtype" and f.name in given}
-    stored = folder / "settings.json"
-    if given.get("resume") and stored.exists():
-        told = [*changes, *(name for name in (*MEMORY, "config", "tokenizer", "train_dtype") if name in given)]
-        if told:
-            raise ConfigError(f"{folder} is resumed with its own settings ({stored}): leave {', '.join(told)} out")
-        return Settings.read(stored)
-    name = given.get("model") or given.get("tokenizer")
-    changes |= {"model": full_name(name)} if name else {}
-    changes |= {key: [str(Path(path).resolve()) for path in given[key]] for key in ("data", "held_out") if given.get(key)}
-    changes |= {"mixture": _shares(changes["mixture"])} if "mixture" in changes else {}
-    changes |= {"dtype": given["train_dtype"]} if given.get("train_dtype") else {}
-    base = Settings.read(given["config"]) if given.get("config") else defaults
-    if given.get("model"):
-        from memory3.models.adapter import trained_config
-
-        base = base.replace(memory=trained_config(changes["model"]) or base.memory)
-    if given.get("bank"):
-        from memory3.bank import Bank
-
-        manifest = Bank.describe(given["bank"])
-        base = base.replace(memory=manifest.config.replace(codec="auto"), model=manifest.model)
-        changes["bank"] = str(Path(given["bank"]).resolve())
-    try:
-        return base.replace(**{**changes, "memory": options.settings(base.memory, given)})
-    except ConfigError as error:
-        raise typer.BadParameter(str(error)) from None
-
-
-def start(folder: Path, given: Mapping[str, Any], defaults: Settings) -> None:
-    """Run a command of ``memory3 train``, and say how it went."""
-    from memory3.training.run import train
-
-    settings = settings_of(folder, given, defaults)
-    silence()
-    started = time.monotonic()
-    with StepMeter() as meter:
-        result = train(settings, folder, resume=given["resume"], device=given["device"], progress=meter)
-    if result.main:
-        _report(result, time.monotonic() - started, given["as_json"])
-
-
-def _shares(text: str | None) -> dict[str, float] | None:
-    if text is None:
-        return None
-    try:
-        return {name.strip(): float(share) for name, _, share in (part.partition("=") for part in text.split(","))}
-    except ValueError:
-        raise typer.BadParameter(
-            f"mixture {text!r} is not understood: write memory=6,text=2,none=1,continue=1,plain=1"
-        ) from None
-
-
-def _report(result: Result, seconds: float, as_json: bool) -> None:
-    if as_json:
-        print_json(
-            {
-                "run": str(result.run),
-                "trained": str(result.trained) if result.trained else None,
-                "step": result.step,
-                "steps": result.steps,
-                "seconds_per_step": round(result.seconds_per_step, 3),
-                "seconds": round(seconds, 3),
-                "losses": {name: round(loss, 4) for name, loss in result.losses.items()},
-            }
-        )
-        return
-    out.print(f"step {result.step:,} of {result.steps:,}, {result.seconds_per_step:.2f} s a step, in {duration(seconds)}")
-    for name, loss in sorted(result.losses.items()):
-        out.print(f"  {name:<24} {loss:.3f}")
-    if result.trained:
-        out.print(f"trained: {result.trained}", soft_wrap=True)
-    else:
-        out.print("stopped before its end: go on with the same command and --resume", soft_wrap=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import RenderableType
 
-from memory3.cli import options, planning
-from memory3.cli.capacity import bank_usage, capacity, chosen_machine, counted
+from memory3.cli import options
 from memory3.cli.output import message, out, print_json
+from memory3.cli.plan.capacity import bank_usage, capacity, chosen_machine, counted
+from memory3.cli.plan.views import Asked, View, allocation, costs, storage, traffic
 from memory3.codec.registry import default_codec
 from memory3.config import MemoryConfig
 from memory3.models.sizes import sizes_of
@@ -21,7 +21,6 @@ from memory3.planner.usage import DocumentUsage, read_usage
 
 __all__ = ["plan"]
 
-CORPUS = "What is to be remembered"
 USE = "How it is used"
 
 #: References of made-up traffic where nobody says, and the most that are simulated.
@@ -41,26 +40,24 @@ def plan(
     ] = None,
     references: Annotated[
         str | None,
-        typer.Option(help="How many references there are, such as 1.12e8.", metavar="N", rich_help_panel=CORPUS),
+        typer.Option(help="How many references there are, such as 1.12e8.", metavar="N"),
     ] = None,
     path: Annotated[
         list[str] | None,
         typer.Option(
             help="Documents to count instead: a file, a folder or a pattern; may be given several times.",
             metavar="PATH",
-            rich_help_panel=CORPUS,
         ),
     ] = None,
     machine: Annotated[
         str | None,
-        typer.Option(help="Profile: h100, a100, rtx4090, cpu-16.", metavar="NAME", rich_help_panel=options.MACHINE),
+        typer.Option(help="Profile: h100, a100, rtx4090, cpu-16.", metavar="NAME"),
     ] = None,
     measure: Annotated[
         bool,
         typer.Option(
             "--measure",
             help="Time this machine for a profile; seconds. The disk timed is that of temporary files.",
-            rich_help_panel=options.MACHINE,
         ),
     ] = False,
     check: Annotated[
@@ -86,7 +83,6 @@ def plan(
         typer.Option(
             help="How often each document was recalled: CSV or JSON lines of document id and count.",
             metavar="FILE",
-            rich_help_panel=USE,
         ),
     ] = None,
     bank: Annotated[
@@ -96,7 +92,6 @@ def plan(
             "-b",
             help="Take model, settings, codec, embedder and recalls from this bank.",
             metavar="DIR",
-            rich_help_panel=USE,
         ),
     ] = None,
     zipf: Annotated[
@@ -115,6 +110,7 @@ def plan(
         typer.Option(
             help="Sentence embedder: all-minilm-l6-v2, BAAI/bge-m3. Default: the bank's, else all-minilm-l6-v2.",
             metavar="NAME",
+            rich_help_panel=options.MODEL,
         ),
     ] = None,
     figure: Annotated[
@@ -161,8 +157,8 @@ def plan(
     if config.codec == "auto":
         config = config.replace(codec=default_codec(shape.head_dim))
     number = None if references is None else reference_count(references)
-    asked = planning.Asked(model, shape, config, embedder or DEFAULT_EMBEDDER, number)
-    views: list[tuple[str, Any, list[RenderableType]]] = []
+    asked = Asked(model, shape, config, embedder or DEFAULT_EMBEDDER, number)
+    views: list[View] = []
     if machine is not None and measure:
         raise typer.BadParameter("is measured or named, not both", param_hint="--machine")
     if references is not None and path:
@@ -170,14 +166,14 @@ def plan(
     corpus = counted(path, model, config) if path else None if number is None else Corpus(number)
     if corpus is not None:
         asked = dataclasses.replace(asked, references=corpus.references)
-        views.append(planning.storage(asked, corpus))
+        views.append(storage(asked, corpus))
     if machine is not None or measure:
         chosen = chosen_machine(asked, machine, measure, price, corpus.tokens if corpus else 0.0)
         views.append(capacity(asked, corpus, chosen, hours))
     elif price is not None:
         raise typer.BadParameter("needs --machine or --measure", param_hint="--price")
     if check:
-        from memory3.cli.plan_check import check as check_predictions
+        from memory3.cli.plan.check import check as check_predictions
 
         views.append(check_predictions(asked, written))
     if used is not None:
@@ -187,7 +183,7 @@ def plan(
     if disk is not None and used is None and zipf is None:
         raise typer.BadParameter("needs --usage, --bank or --zipf: a budget is spent on what is recalled", param_hint="--disk")
     if not views or (figure is not None and used is None):
-        views.insert(0, planning.costs(asked, figure))
+        views.insert(0, costs(asked, figure))
     if as_json:
         print_json({"model": model, "config": config.to_dict(), **{name: value for name, value, _ in views}})
     else:
@@ -198,21 +194,21 @@ def plan(
         message(f"drawn into {figure}")
 
 
-def _used(asked: planning.Asked, usage: list[DocumentUsage], figure: Path | None, disk: str | None) -> list[planning.View]:
+def _used(asked: Asked, usage: list[DocumentUsage], figure: Path | None, disk: str | None) -> list[View]:
     """A usage log's allocation, and the same counts in random order as traffic."""
     from memory3.planner.traffic import shuffled
 
-    views = [planning.allocation(asked, usage, figure)]
+    views = [allocation(asked, usage, figure)]
     if 0 < sum(use.count for use in usage) <= _MOST:
-        views.append(planning.traffic(asked, shuffled(usage), options.byte_count(disk)))
+        views.append(traffic(asked, shuffled(usage), options.byte_count(disk)))
     return views
 
 
-def _made_up(asked: planning.Asked, exponent: float, recalls: str, disk: str | None) -> planning.View:
+def _made_up(asked: Asked, exponent: float, recalls: str, disk: str | None) -> View:
     from memory3.planner.traffic import zipf
 
     documents, number = asked.references or _SIMULATED, reference_count(recalls)
     if max(documents, number) > _MOST:
         raise typer.BadParameter(f"traffic of at most {_MOST:,} references and recalls is simulated", param_hint="--recalls")
     asked = dataclasses.replace(asked, references=documents)
-    return planning.traffic(asked, zipf(documents, number, exponent), options.byte_count(disk))
+    return traffic(asked, zipf(documents, number, exponent), options.byte_count(disk))

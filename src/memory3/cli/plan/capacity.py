@@ -12,7 +12,7 @@ from rich.text import Text
 
 from memory3.cli.loading import silence
 from memory3.cli.output import err, message, size
-from memory3.cli.planning import Asked, View, columns, digits
+from memory3.cli.plan.views import Asked, View, columns, digits
 from memory3.cli.progress import progress_bar
 from memory3.config import MemoryConfig
 from memory3.errors import InputError

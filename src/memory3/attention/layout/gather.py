@@ -1,0 +1,151 @@
+"""Ragged memories of many references, laid out as padded tensors that the chunks of a forward pass read.
+
+Every chunk has its own list of references; heads keep different numbers of pairs. Where a pair goes is index arithmetic (`memory3.attention.layout.placement`); here the
+tensors follow it: one gather for all layers, heads and chunks.
+
+Symbols: N chunks, R references of a chunk, L memory layers, H KV heads, M_l largest number of pairs of a head in layer l, b tokens of the
+prefix, d head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+import numpy as np
+import torch
+
+from memory3.attention.kernels import masked
+from memory3.attention.layout.placement import place
+from memory3.attention.layout.prefix import Prefix, with_prefix
+from memory3.attention.rotary import rotate
+from memory3.types import LayerMemory, Memory, MemoryBatch, MemoryShape
+
+__all__ = ["gather_memories"]
+
+#: A memory and its rank: the same one may lie in other positions for another chunk.
+_Ranked = tuple[str, int]
+
+
+def gather_memories(
+    references: Sequence[Sequence[str]],
+    memories: Mapping[str, Memory],
+    shape: MemoryShape,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    inv_freq: torch.Tensor | Sequence[torch.Tensor] | None = None,
+    moved: Sequence[int] | None = None,
+    spacing: int = 0,
+    temperature: float = 1.0,
+    prefix: Prefix | None = None,
+    prefix_tokens: Sequence[int] | None = None,
+) -> MemoryBatch:
+    """Lay out what N chunks read.
+
+    Args:
+        references: N lists of reference ids, most similar first.
+        memories: by id. Their tensors may lie on any device; those that lie on ``device`` never leave it.
+        shape: of all memories.
+        dtype, device: of the model.
+        inv_freq: RoPE angles ``[r/2]`` of every layer of the model, or those that all layers have; needed where anything is moved.
+        moved: per chunk, by how many positions its keys move from where they were written. None: not at all.
+        spacing: positions between a reference and the next best, which lies before it; 0: all lie in the same positions.
+        temperature: what the logits of memories are divided by, those of the prefix not. Keys are: a query's product with a key is its logit.
+        prefix: keys and values of the prefix, one pair ``[H, b, d]`` for every layer of the model.
+        prefix_tokens: per chunk, how many of the last tokens of the prefix it reads as memory, because its prompt lacks them.
+
+    Returns:
+        On ``device``. Layers that read nothing are absent. Chunk n holds the pairs that it would hold alone, in the same order; only the padding depends
+        on the others.
+    """
+    angles = [inv_freq] * (max(shape.layers) + 1) if isinstance(inv_freq, torch.Tensor) else inv_freq
+    ranked = [[(name, rank if spacing else 0) for rank, name in enumerate(ids)] for ids in references]
+    layers = _pairs(ranked, memories, shape, dtype, device, angles, spacing, temperature)
+    if angles is None and (spacing or (moved is not None and any(moved))):
+        raise AssertionError("moving memories needs the RoPE angles")
+    shift = torch.tensor(moved, device=device) if moved is not None and any(moved) else None
+    if shift is not None and angles is not None:
+        for number, layer in layers.items():
+            layer.keys = rotate(layer.keys, shift[:, None, None], angles[number])
+    if prefix is not None and prefix_tokens is not None and any(prefix_tokens):
+        layers = with_prefix(layers, prefix, prefix_tokens, shift, angles, dtype, device)
+    return MemoryBatch(layers=layers, references=[list(ids) for ids in references])
+
+
+def _pairs(
+    reads: Sequence[Sequence[_Ranked]],
+    memories: Mapping[str, Memory],
+    shape: MemoryShape,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    angles: Sequence[torch.Tensor] | None,
+    spacing: int,
+    temperature: float,
+) -> dict[int, LayerMemory]:
+    """What chunks read of their references, before it moves to where the chunk is."""
+    distinct = sorted({each for ids in reads for each in ids})
+    if not distinct:
+        return {}
+    number = {each: u for u, each in enumerate(distinct)}
+    chosen = [memories[name] for name, _ in distinct]
+    counts = np.stack([memory.counts for memory in chosen]).astype(np.int64)  # [u, L, H]
+    placement = place(counts, [[number[each] for each in ids] for ids in reads])
+
+    # Converted before they are laid out, since there are fewer of them; laid out layer by layer, since an allocator hands small pieces out again
+    # and fetches large ones from the system, page by page.
+    index, owners = (torch.from_numpy(x).to(device) for x in (placement.source, placement.owner))
+    keys = _joined([memory.keys for memory in chosen], device, dtype)
+    if temperature != 1:
+        keys = keys / temperature
+    if spacing and angles is not None:
+        keys = _spaced(keys, counts, [rank for _, rank in distinct], [angles[layer] for layer in shape.layers], spacing)
+    values = _joined([memory.values for memory in chosen], device, dtype)
+    layers: dict[int, LayerMemory] = {}
+    for i, (layer, width) in enumerate(zip(shape.layers, placement.widths, strict=True)):
+        if width == 0:
+            continue
+        part, size = slice(*map(int, placement.starts[i : i + 2])), (len(reads), shape.kv_heads, int(width))
+        mine, lengths = owners[part].view(size), placement.lengths[i]
+        bias = None
+        if bool((lengths < width).any()):
+            bias = torch.zeros(size, dtype=dtype, device=device).masked_fill_(mine < 0, masked(dtype)).unsqueeze(2)
+        layers[layer] = LayerMemory(
+            keys=keys.index_select(0, index[part]).view(*size, -1),
+            values=values.index_select(0, index[part]).view(*size, -1),
+            bias=bias,
+            owner=mine,
+            widths=tuple(lengths.max(axis=0).tolist()),
+        )
+    return layers
+
+
+def _joined(parts: Sequence[torch.Tensor], device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
+    """Keys or values of all memories one after the other, and a row of zeros behind them: ``[p + 1, d]``.
+
+    Memories that lie on one device travel together; of those that lie on several, each by itself, and those that are there already not at all.
+    """
+    zero = parts[0].new_zeros(1, parts[0].shape[1])
+    if len({part.device for part in parts}) > 1:
+        parts, zero = [part.to(device) for part in parts], zero.to(device)
+    return torch.cat([*parts, zero]).to(device, dtype)
+
+
+def _spaced(
+    keys: torch.Tensor, counts: np.ndarray, ranks: Sequence[int], angles: Sequence[torch.Tensor], spacing: int
+) -> torch.Tensor:
+    """Keys ``[p + 1, d]`` as `_joined` gives them, each memory ``spacing`` positions further back for every rank.
+
+    ``counts``: ``[u, L, H]``; ``ranks``: u of them; ``angles``: of the L memory layers.
+    """
+    # Layers that rotate alike and follow one another are turned at once; in most models that is all of them.
+    runs = [list(run) for _, run in groupby(range(len(angles)), lambda i: id(angles[i]))]
+    sizes = [int(mine[run].sum()) for mine in counts.sum(2) for run in runs]
+    turns = [(rank, angles[run[0]]) for rank in ranks for run in runs]
+    *parts, padding = keys.split([*sizes, 1])
+    # Only differences of positions count, so those before 0 are as good as any.
+    turned = [
+        rotate(part, torch.tensor(-spacing * rank, device=keys.device), by) if rank else part
+        for part, (rank, by) in zip(parts, turns, strict=True)
+    ]
+    return torch.cat([*turned, padding])

@@ -1,0 +1,85 @@
+"""From a record to attention on a device: decoded there, laid out there, and nothing comes back to the CPU.
+
+The meta device has shapes and no numbers: whatever looks at a number, or fetches it, fails. Tests marked ``gpu`` compare the numbers.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bank_writer import SHAPE, HashingWriter
+from codebooks import ANGLES, fitted, memories
+
+from memory3.attention.attend import attend
+from memory3.attention.layout import gather_memories
+from memory3.codec import CodedCodec, RawCodec
+from memory3.types import LayerMemory, Memory
+
+#: Codecs that decode without looking at a number. `transform`, and what is predicted, order pairs by head on the CPU.
+STRAIGHT = ("raw", "int8", "int4", "product:Residual1x2,PQ5x3", "product:RQ3x4")
+ORDERED = ("transform:24+16", "int8+transform:16")
+REFERENCES = [["0", "1", "2"], ["3"], ["2", "4"]]
+
+
+def records(name: str) -> tuple[RawCodec | CodedCodec, list[bytes]]:
+    """A codec and five memories of different sizes, encoded by it."""
+    codec = RawCodec(SHAPE) if name == "raw" else CodedCodec(fitted(name)).with_vectors(HashingWriter().token_vectors)
+    return codec, [codec.encode(memory) for memory in memories(5)]
+
+
+def read(decoded: list[Memory], device: str, dtype: torch.dtype) -> tuple[dict[int, LayerMemory], list[torch.Tensor]]:
+    """Lay the memories out for three chunks, moved and spaced, and let one token of each row read them."""
+    batch = gather_memories(
+        REFERENCES,
+        {str(number): memory for number, memory in enumerate(decoded)},
+        SHAPE,
+        dtype=dtype,
+        device=device,
+        inv_freq=ANGLES.to(device),
+        moved=[0, 5, -2],
+        spacing=128,
+        temperature=0.8,
+    )
+    g = torch.Generator().manual_seed(0)
+    group, heads, outs = 3, SHAPE.kv_heads, []
+    for layer in batch.layers.values():
+        query = torch.randn(len(REFERENCES), group * heads, 1, SHAPE.head_dim, generator=g).to(device, dtype)
+        context = torch.randn(len(REFERENCES), heads, 7, SHAPE.head_dim, generator=g).to(device, dtype)
+        outs += attend(query, context, context, None, layer, None, scale=0.5)
+    return batch.layers, outs
+
+
+@pytest.mark.parametrize("name", STRAIGHT)
+def test_a_record_is_read_on_a_device_without_a_look_at_its_numbers(name: str) -> None:
+    codec, some = records(name)
+    there, here = codec.decode(some, device="meta"), codec.decode(some)
+    for a, b in zip(there, here, strict=True):
+        for x, y in ((a.keys, b.keys), (a.values, b.values)):
+            assert (x.device.type, x.shape, x.dtype) == ("meta", y.shape, y.dtype)
+        assert (a.counts == b.counts).all()
+        assert (a.positions == b.positions).all()
+    layers, outs = read(there, "meta", torch.bfloat16)
+    wanted_layers, wanted_outs = read(here, "cpu", torch.bfloat16)
+    assert {n: (x.keys.shape, x.owner.shape, x.widths) for n, x in layers.items()} == {
+        n: (x.keys.shape, x.owner.shape, x.widths) for n, x in wanted_layers.items()
+    }
+    assert [(x.device.type, x.shape, x.dtype) for x in outs] == [("meta", x.shape, x.dtype) for x in wanted_outs]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [*STRAIGHT, *ORDERED])
+def test_a_record_decoded_on_a_gpu_is_that_decoded_on_the_cpu(name: str) -> None:
+    codec, some = records(name)
+    there, here = codec.decode(some, device="cuda"), codec.decode(some)
+    for a, b in zip(there, here, strict=True):
+        assert a.keys.is_cuda
+        torch.testing.assert_close(a.keys.cpu(), b.keys, rtol=1e-3, atol=1e-3)  # float16, as a bank has them
+        torch.testing.assert_close(a.values.cpu(), b.values, rtol=1e-3, atol=1e-3)
+    layers, outs = read(there, "cuda", torch.float32)
+    wanted_layers, wanted_outs = read(here, "cpu", torch.float32)
+    for number, layer in layers.items():
+        assert layer.keys.is_cuda
+        torch.testing.assert_close(layer.keys.cpu(), wanted_layers[number].keys, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(layer.owner.cpu(), wanted_layers[number].owner, rtol=0, atol=0)
+    for a, b in zip(outs, wanted_outs, strict=True):
+        torch.testing.assert_close(a.cpu(), b, rtol=1e-3, atol=1e-3)
