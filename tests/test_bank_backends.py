@@ -11,13 +11,14 @@ import pytest
 from bank_writer import HashingEmbedder, HashingWriter, contents, documents, expected, open_bank, same_memory
 
 from memory3 import bank as bank_package
-from memory3.bank import Bank, store, upkeep, writing
+from memory3.bank import Bank, store, upkeep
 from memory3.bank.backends.base import Backend
 from memory3.bank.backends.folder import FolderBackend
 from memory3.bank.backends.memory import MemoryBackend
+from memory3.bank.write import pace
 from memory3.errors import BankBusy, BankNotFound
 from memory3.files import UnsafeFile
-from memory3.policy import WritePolicy
+from memory3.retention import RetentionPolicy
 from memory3.types import Document
 
 SCHEMA = pa.schema([pa.field("n", pa.int64())])
@@ -111,7 +112,7 @@ def test_places_are_equal_where_they_are_the_same(tmp_path):
 
 def test_a_whole_bank(backend, monkeypatch):
     """Written, changed, deleted from, compacted, searched; large documents, tombstones, staging; opened anew each time."""
-    monkeypatch.setattr(writing, "COMMIT_REFERENCES", 6)
+    monkeypatch.setattr(pace, "COMMIT_REFERENCES", 6)
     with pytest.raises(BankNotFound):
         open_bank(backend, create=False)
     large = Document("large", " ".join(f"w{n}" for n in range(70)))
@@ -136,14 +137,14 @@ def test_a_whole_bank(backend, monkeypatch):
 
 def test_a_bank_whose_memories_are_made_when_recalled(backend):
     m3 = HashingWriter()
-    with open_bank(backend, m3, write=WritePolicy("auto")) as bank:
+    with open_bank(backend, m3, write=RetentionPolicy("auto")) as bank:
         bank.write(documents(5))
         first = bank.memories(["doc1#0", "doc2#0"])
     with open_bank(backend, m3) as bank:
         again = bank.memories(["doc1#0", "doc2#0"], use_cache=False)
         assert m3.encoded == 2
         assert all(same_memory(a, b) for a, b in zip(first, again, strict=True))
-        assert (bank.policy, bank.recalls()["doc1"]) == (WritePolicy("auto"), 2)
+        assert (bank.policy, bank.recalls()["doc1"]) == (RetentionPolicy("auto"), 2)
 
 
 def test_a_bank_rebuilt_and_purged(backend, monkeypatch):
@@ -195,6 +196,17 @@ def test_only_backends_know_the_disk(path):
     text = path.read_text(encoding="utf-8")
     assert "os.replace" not in text
     assert '"_versions"' not in text
+
+
+@pytest.mark.parametrize("path", sorted((FOLDER / "format").glob("*.py")), ids=lambda path: path.stem)
+def test_the_format_is_pure(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert not {name.split(".")[0] for name in modules} & {"os", "pathlib", "shutil", "tempfile", "lancedb", "filelock"}
+    assert not {
+        name for name in modules if name.startswith(("memory3.bank.backends", "memory3.bank.store", "memory3.bank.snapshot"))
+    }
 
 
 def test_backends_fulfil_the_whole_interface():

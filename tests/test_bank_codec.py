@@ -87,11 +87,11 @@ def test_written_reopened_read_compacted_and_verified(tmp_path, codec):
 def test_cold_memories_are_stored_with_the_codec(tmp_path, codec):
     m3, book = writer(codec), fitted(codec)
     with open_bank(tmp_path / "bank", m3, code_book=book) as bank:
-        bank.write(documents(4), cold=True)
+        bank.write(documents(4), lazy=True)
         wanted = as_decoded(documents(4), m3, book)
         assert same_contents(bank, wanted)  # what is read first is what will be read later
         bank.refresh()
-        assert bank.info().cold == 0
+        assert bank.info().lazy == 0
         assert same_contents(bank, wanted)
         assert bank.verify().ok
 

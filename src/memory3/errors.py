@@ -12,6 +12,7 @@
     │   ├── LossNotFinite      the loss or its gradient is not a number; the last checkpoint is from before
     │   └── CheckpointFull     no space left for a checkpoint; those before it are intact
     ├── RecallError            generation was driven in a way recall cannot follow
+    ├── JudgeError             the judge of an evaluation cannot be reached, refuses, or answers in another form
     ├── MissingDependency      an optional package is needed; names the extra to install              (also ImportError)
     └── BankError              a bank on disk cannot be used
         ├── BankNotFound       no bank at this path
@@ -47,6 +48,7 @@ __all__ = [
     "DownloadError",
     "FingerprintMismatch",
     "InputError",
+    "JudgeError",
     "LossNotFinite",
     "Memory3Error",
     "MissingDependency",
@@ -138,6 +140,10 @@ class CheckpointFull(TrainingError):
 
 class RecallError(Memory3Error):
     """Generation was driven in a way recall cannot follow."""
+
+
+class JudgeError(Memory3Error):
+    """The judge of an evaluation cannot be reached, refuses, or answers in another form. What was graded before is kept."""
 
 
 class MissingDependency(Memory3Error, ImportError):

@@ -1,8 +1,8 @@
 """`Scorer`: how likely a model finds given answers to its prompts. The only place where answers are scored.
 
-A prompt is read once for all of its answers. They lie behind it in one row; answers that differ in their last token alone share
-their columns, because that token is not fed. Where a row has several, a mask lets each see the prompt and itself alone, and each
-counts its positions from the prompt's end, so that every figure is what a row of its own would give.
+A prompt is read once for all of its answers. They lie behind it in one row; answers that differ in their last token alone
+share their columns, because that token is not fed. Where a row has several, a mask lets each see the prompt and itself alone,
+and each counts its positions from the prompt's end, so that every figure is what a row of its own would give.
 
     tokens     prompt | a1 a2 | b1 b2 b3 | ...
     positions  0..n-1 | n n+1 | n n+1 n+2
@@ -120,7 +120,9 @@ class Scorer:
         *,
         cache: Any = None,
     ) -> list[list[Score]]:
-        """For every row, the score of each of its answers: one forward pass for the rows that name references, one for the others.
+        """For every row, the score of each of its answers.
+
+        One forward pass for the rows that name references, and one for the others.
 
         Args:
             rows: prompts. Inside a recall, at most one answer of a row may have more than one token, or all must be equal up

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from memory3.bank.backends.base import Backend
 from memory3.bank.faults import reading, writing
 from memory3.bank.format.names import book_name
-from memory3.bank.writer import MemoryWriter
+from memory3.bank.protocol import MemoryWriter
 from memory3.codec import Codebook, Codec, CodedCodec, RawCodec
 from memory3.codec.registry import default_codec, find, shown
 from memory3.errors import BankCorrupt, CodecError, ConfigError, FingerprintMismatch

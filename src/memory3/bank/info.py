@@ -19,7 +19,7 @@ def bank_info(store: Store, snapshot: Snapshot, cache: CacheStatistics) -> BankI
     return BankInfo(
         references=size,
         documents=len(snapshot.scan(["document_id"], FIRST_ROWS)),
-        cold=snapshot.cold,
+        lazy=snapshot.lazy,
         bytes=on_disk,
         record_bytes=snapshot.record_bytes,
         bytes_per_reference=on_disk / max(size, 1),

@@ -18,7 +18,7 @@ __all__ = ["search", "search_exactly", "search_table"]
 
 
 def search(snapshot: Snapshot, vectors: np.ndarray, k: int, where: Where | None = None) -> list[list[Hit]]:
-    """The ``k`` references nearest by cosine to each of ``vectors`` ``[q, dimension]``, best first; fewer if there are fewer."""
+    """The ``k`` references nearest by cosine to each of ``vectors`` ``[q, dimension]``, best first."""
     k = min(k, snapshot.size)
     if k <= 0 or len(vectors) == 0:
         return [[] for _ in vectors]

@@ -31,7 +31,7 @@ def verify(snapshot: Snapshot) -> VerifyReport:
     except BankCorrupt as error:
         return VerifyReport(0, 0, 0, (), (str(error),))
     bad: dict[str, str] = {}
-    cold = 0
+    lazy = 0
     # Rows that are no part of their document are looked at, too: they are what a write left over, or rows whose numbers are damaged.
     names = {
         row_id: id_
@@ -43,8 +43,8 @@ def verify(snapshot: Snapshot) -> VerifyReport:
         if rows is None:
             bad[names[row_id]] = "cannot be read"
             continue
-        for id_, fault, is_cold in _faults(rows, codec, snapshot):
-            cold += is_cold and id_ not in left_over
+        for id_, fault, is_lazy in _faults(rows, codec, snapshot):
+            lazy += is_lazy and id_ not in left_over
             if fault:
                 bad[id_] = fault
     problems = [f"reference {id_!r}: {fault}" for id_, fault in bad.items()]
@@ -53,7 +53,7 @@ def verify(snapshot: Snapshot) -> VerifyReport:
         documents += 1
         if fault:
             problems.append(f"document {document_id!r}: {fault}")
-    return VerifyReport(len(listing), documents, cold, tuple(bad), tuple(problems))
+    return VerifyReport(len(listing), documents, lazy, tuple(bad), tuple(problems))
 
 
 def _each_readable(snapshot: Snapshot, row_ids: list[int]) -> Iterator[tuple[int, pa.Table | None]]:
@@ -73,7 +73,7 @@ def _each_readable(snapshot: Snapshot, row_ids: list[int]) -> Iterator[tuple[int
 
 
 def _faults(rows: pa.Table, codec: Codec, snapshot: Snapshot) -> Iterator[tuple[str, str, bool]]:
-    """For each row its id, what is wrong ("" if nothing), and whether it is cold."""
+    """For each row its id, what is wrong ("" if nothing), and whether it is lazy."""
     names = ("reference_id", "document_id", "ordinal", "checksum", "codes_checksum")
     columns = [rows[name].to_pylist() for name in (*names, "token_ids", "document_references")]
     finite = np.isfinite(embeddings_of(rows)).all(axis=1).tolist()

@@ -194,7 +194,7 @@ class Sparse:
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
         """See `memory3.recall.retrieval.MemorySource`."""
-        return len(self.store._places)
+        return len(self.store.names)
 
 
 def _widened(memory: Memory, mine: MemoryShape, full: MemoryShape) -> Memory:

@@ -12,7 +12,7 @@ from rich.text import Text
 from memory3.cli import options
 from memory3.cli.output import count, facts, out, print_json, printable, size
 from memory3.codec.registry import shown
-from memory3.policy import WritePolicy
+from memory3.retention import RetentionPolicy
 
 __all__ = ["info"]
 
@@ -47,7 +47,7 @@ def info(
             "config": config,
             "shape": {**dataclasses.asdict(manifest.shape), "layers": list(manifest.shape.layers)},
             "policy": dataclasses.asdict(opened.policy),
-            **{name: value for name, value in dataclasses.asdict(sizes).items() if name != "cache"},
+            **{name: value for name, value in sizes.to_dict().items() if name != "cache"},
         }
         if documents:
             about["document_list"] = [
@@ -55,7 +55,7 @@ def info(
             ]
         print_json(about)
         return
-    cold = f", {sizes.cold:,} of them cold (text only)" if sizes.cold else ""
+    cold = f", {sizes.lazy:,} of them cold (text only)" if sizes.lazy else ""
     out.print(
         facts(
             {
@@ -79,7 +79,7 @@ def info(
         out.print(table)
 
 
-def _policy(policy: WritePolicy) -> str:
+def _policy(policy: RetentionPolicy) -> str:
     if policy.write == "now":
         return "now: documents are encoded when they are written"
     within = f", within {size(policy.disk_bytes)}" if policy.disk_bytes else ""

@@ -14,7 +14,8 @@ __all__ = ["report"]
 
 _INTRODUCTION = """# Results
 
-Written by `memory3 report`; do not edit. How each suite is run, and what its modes and controls are: `docs/evaluation.md` of memory3.
+Written by `memory3 report`; do not edit.
+How each suite is run, and what its modes and controls are: `docs/evaluation.md` of memory3.
 The model `smollm2-135m-instruct` is a Q4_1 copy, de-quantised.
 """
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import typer
 
 from memory3.cli import options
@@ -27,10 +25,10 @@ def verify(bank: options.Bank, as_json: options.Json = False) -> None:
     with err.status("reading every row"):
         report = Bank.open(bank, None, create=False).verify()
     if as_json:
-        print_json({"bank": str(bank), "ok": report.ok, **dataclasses.asdict(report)})
+        print_json({"bank": str(bank), "ok": report.ok, **report.to_dict()})
     else:
         checked = f"{count(report.references, 'reference')} of {count(report.documents, 'document')}"
-        cold = f", {report.cold:,} cold" if report.cold else ""
+        cold = f", {report.lazy:,} cold" if report.lazy else ""
         out.print(f"{checked} checked{cold}: {'all sound' if report.ok else count(len(report.problems), 'problem')}")
         for problem in report.problems:
             message(problem, kind="problem", style="bold red")

@@ -16,7 +16,7 @@ from memory3.cli.output import count, duration, err, message, out, print_json, s
 from memory3.cli.progress import WriteMeter
 from memory3.config import MemoryConfig
 from memory3.errors import BankNotFound, ConfigError, SourceConflict
-from memory3.policy import WritePolicy
+from memory3.retention import RetentionPolicy
 
 if TYPE_CHECKING:
     from memory3.bank import WriteReport
@@ -47,7 +47,10 @@ def write(
         typer.Option(
             "--model",
             "-m",
-            help="Catalogue name, hub id or folder. Default: the bank's own; for a new one smollm2-135m-instruct with its adapter (by name alone: without).",
+            help=(
+                "Catalogue name, hub id or folder. Default: the bank's own; for a new one smollm2-135m-instruct with its "
+                "adapter (by name alone: without)."
+            ),
             metavar="MODEL",
         ),
     ] = None,
@@ -55,7 +58,9 @@ def write(
     embedder: Annotated[
         str | None,
         typer.Option(
-            help="Sentence embedder: catalogue name, hub id or folder. Default: the bank's own; all-minilm-l6-v2 for a new one.",
+            help=(
+                "Sentence embedder: catalogue name, hub id or folder. Default: the bank's own; all-minilm-l6-v2 for a new one."
+            ),
             metavar="MODEL",
             rich_help_panel=options.MODEL,
         ),
@@ -144,7 +149,7 @@ def write(
     from memory3.text.readers import read_documents
 
     budget_bytes = options.byte_count(disk)
-    policy = WritePolicy("auto", after or 1, budget_bytes) if auto or after or budget_bytes else None
+    policy = RetentionPolicy("auto", after or 1, budget_bytes) if auto or after or budget_bytes else None
     name, config = _remembered(bank, model, adapter, context.params)
     skipped: list[tuple[str, str]] = []
     fields: dict[str, Any] = {"text_field": text_field, "id_field": id_field, "encoding": encoding, "prefix": prefix}
@@ -165,7 +170,7 @@ def write(
     try:
         m3 = load_model(name, config, device=device, batch_size=batch_size)
         from memory3.bank import Bank
-        from memory3.bank.keeping import read_policy
+        from memory3.bank.retention import read_policy
         from memory3.bank.store import Store
 
         is_new = not Store(bank).exists()
@@ -176,7 +181,8 @@ def write(
             opened = Bank.open(bank, meter.writer, embedder=full_name(embedder) if embedder else None, write=policy)
         if is_new and not as_json and config.codec == "auto" and opened.manifest.codec == "raw":
             message(
-                f"memories are kept raw, {size(opened.manifest.record_bytes)} each: `memory3 calibrate --model {name}` before the first write makes that an eighth",
+                f"memories are kept raw, {size(opened.manifest.record_bytes)} each: `memory3 calibrate --model "
+                f"{name}` before the first write makes that an eighth",
                 kind="note",
             )
         with opened, meter.shown():
@@ -185,8 +191,8 @@ def write(
                 prune=prune,
                 replace=replace,
                 unread=given.unread,
-                within=prefix,
-                cold=cold or None,
+                prune_prefix=prefix,
+                lazy=cold or None,
                 progress=meter,
                 wait_seconds=wait,
             )

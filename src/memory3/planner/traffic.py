@@ -17,7 +17,7 @@ import numpy as np
 from memory3.errors import ConfigError
 from memory3.planner.cost import Costs
 from memory3.planner.usage import DocumentUsage
-from memory3.policy import Keeper, Tally, WritePolicy
+from memory3.retention import RecallCounts, Retention, RetentionPolicy
 
 __all__ = ["Outcome", "break_even", "optimum", "shuffled", "simulate", "zipf"]
 
@@ -68,7 +68,7 @@ def shuffled(usage: Sequence[DocumentUsage], seed: int = 0) -> np.ndarray:
 def simulate(
     traffic: Sequence[Hashable] | np.ndarray,
     costs: Costs,
-    policy: WritePolicy,
+    policy: RetentionPolicy,
     record_bytes: int = 1,
     *,
     cold_as_text: bool = True,
@@ -84,21 +84,22 @@ def simulate(
             is used and not stored, as mode ``memory`` does today; waiting then saves disk, not work.
     """
     names = [str(name) for name in traffic]
-    keeper, tally = Keeper(policy, record_bytes), Tally(half_life=max(1, len(set(names))))
+    retention, counts = Retention(policy, record_bytes), RecallCounts(half_life=max(1, len(set(names))))
     warm, write = costs.explicit.read_flops, costs.explicit.write_flops
     cold = costs.external.read_flops if cold_as_text else write + warm
     stored: set[str] = set()
     flops, written, dropped, hits = 0.0, 0, 0, 0
     for now, name in enumerate(names):
-        tally.add(name, now)
+        counts.add(name, now)
         if name in stored:
             hits += 1
             flops += warm
-        elif keeper.wants(name, tally):
+        elif retention.wants(name, counts):
             flops += write + warm
             written += 1
             stored.add(name)
-            surplus = keeper.surplus(stored, tally) if keeper.capacity is not None and len(stored) > keeper.capacity else []
+            full = retention.capacity is not None and len(stored) > retention.capacity
+            surplus = retention.surplus(stored, counts) if full else []
             dropped += len(surplus)
             stored.difference_update(surplus)
         else:

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from memory3.bank.writer import MemoryWriter
+from memory3.bank.protocol import MemoryWriter
 from memory3.codec import Codebook, Codec
 from memory3.codec.raw import record_size
 from memory3.codec.registry import find

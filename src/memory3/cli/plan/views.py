@@ -22,7 +22,7 @@ from memory3.planner.cost import LABELS, Costs, paper_costs
 from memory3.planner.library import embedder_of, library_costs
 from memory3.planner.storage import ReferenceBytes, library_bytes, paper_bytes
 from memory3.planner.usage import DocumentUsage
-from memory3.policy import WritePolicy
+from memory3.retention import RetentionPolicy
 
 __all__ = ["Asked", "View", "allocation", "binary", "columns", "costs", "digits", "storage", "traffic"]
 
@@ -237,9 +237,9 @@ def traffic(asked: Asked, recalls: Any, disk: int | None) -> View:
     pays = break_even(costs_)
     capacity = None if disk is None else disk // record
     policies = {
-        "auto, at recall 1": (WritePolicy("auto", 1, disk), True),
-        f"auto, at recall {pays} (break-even)": (WritePolicy("auto", pays, disk), True),
-        f"auto, at recall {pays}, never as text": (WritePolicy("auto", pays, disk), False),
+        "auto, at recall 1": (RetentionPolicy("auto", 1, disk), True),
+        f"auto, at recall {pays} (break-even)": (RetentionPolicy("auto", pays, disk), True),
+        f"auto, at recall {pays}, never as text": (RetentionPolicy("auto", pays, disk), False),
     }
     names = len({str(name) for name in recalls})
     best = optimum(recalls, costs_, capacity)

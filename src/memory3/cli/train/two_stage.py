@@ -50,6 +50,7 @@ def two_stage(
         for way in ("from_start", "two_stages"):
             last = {name: value["mean"] for name, value in figures["summary"][way].items()}
             out.print(
-                f"{way.replace('_', ' '):<12} loss with memories {last['eval_chunks']:.3f}, without {last['eval_packed']:.3f}, gain {last['gain']:.3f}"
+                f"{way.replace('_', ' '):<12} loss with memories {last['eval_chunks']:.3f}, without "
+                f"{last['eval_packed']:.3f}, gain {last['gain']:.3f}"
             )
         out.print(f"written to {folder / 'stages.json'}", soft_wrap=True)

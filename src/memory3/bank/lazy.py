@@ -1,4 +1,7 @@
-"""Cold rows: references without a memory. Encoded when read, and stored for the next reader if they are wanted and the lock is free."""
+"""Lazy encoding: a lazy reference is text alone, and its memory is made when it is recalled.
+
+The memory is stored for the next reader, if the retention policy wants it and nobody else is writing.
+"""
 
 from __future__ import annotations
 
@@ -10,33 +13,35 @@ from xxhash import xxh3_64_intdigest
 
 from memory3.bank.faults import writing
 from memory3.bank.format.rows import LIVE, TEXT_COLUMNS, are_damaged, with_checksums
-from memory3.bank.lookup import read_references, read_rows
+from memory3.bank.lookup import read_records, read_references
+from memory3.bank.protocol import MemoryWriter
+from memory3.bank.record import MemoryRecord
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 from memory3.bank.where import is_in
-from memory3.bank.writer import MemoryWriter
 from memory3.errors import BankError
 from memory3.types import Memory, Reference
 
-__all__ = ["cool_down", "warm_up"]
+__all__ = ["drop_memories", "encode_lazy"]
 
 #: Rows that are rewritten at once.
 _AT_ONCE = 500
 
 
-def warm_up(
+def encode_lazy(
     store: Store,
     snapshot: Snapshot,
     m3: MemoryWriter,
     reference_ids: Sequence[str],
     chosen: Callable[[Iterable[str]], list[str]],
-) -> tuple[dict[str, Memory], int]:
-    """Memories of rows that are cold in ``snapshot``: read if someone has stored them since, else encoded; those ``chosen`` are stored.
+) -> tuple[dict[str, MemoryRecord], int]:
+    """Records of references that are lazy in ``snapshot``: read if someone has stored them since, else encoded.
 
-    A memory is that of the tokens that ``snapshot`` has, by the model whose table it is: others may have replaced either since.
+    A memory is that of the tokens that ``snapshot`` has, by the model whose table it is. Others may have replaced either
+    since. Those ``chosen`` are stored.
 
     Returns:
-        The memories as the codec gives them back, stored or not, so that an answer does not depend on who asked first; and how many were stored.
+        The records, stored or not, so that an answer does not depend on who asked first; and how many were stored.
     """
     wanted = read_references(snapshot, reference_ids)
     found = _stored_since(store.snapshot(), snapshot, wanted)
@@ -46,32 +51,27 @@ def warm_up(
     for start in range(0, len(references), m3.batch_size):
         some = references[start : start + m3.batch_size]
         made.update(zip((reference.id for reference in some), m3.encode(some), strict=True))
-    records = {id_: snapshot.codec.encode(memory) for id_, memory in made.items()}
-    stored = _store(store, snapshot, {id_: records[id_] for id_ in chosen(made)})
-    return found | dict(zip(records, snapshot.codec.decode([bytearray(r) for r in records.values()]), strict=True)), stored
+    packed = {id_: snapshot.codec.encode(memory) for id_, memory in made.items()}
+    stored = _store(store, snapshot, {id_: packed[id_] for id_ in chosen(made)})
+    codec = snapshot.manifest.codec
+    return found | {id_: MemoryRecord.of(wanted[id_], data, codec, stored=False) for id_, data in packed.items()}, stored
 
 
-def cool_down(store: Store, snapshot: Snapshot, reference_ids: Sequence[str]) -> None:
-    """Make rows cold again: their memories are gone, texts and embeddings stay. Needs the lock, and the newest snapshot."""
+def drop_memories(store: Store, snapshot: Snapshot, reference_ids: Sequence[str]) -> None:
+    """Make references lazy again: texts and embeddings stay. Needs the lock, and the newest snapshot."""
     for start in range(0, len(reference_ids), _AT_ONCE):
         condition = f"{LIVE} AND {is_in('reference_id', reference_ids[start : start + _AT_ONCE])}"
         rows = snapshot.scan(TEXT_COLUMNS, condition)
-        rows = rows.filter(
-            pa.array([not damaged for damaged in are_damaged(rows)], pa.bool_())
-        )  # a new checksum would hide it
-        _fill(store, snapshot, rows, [None] * len(rows))
+        sound = [not damaged for damaged in are_damaged(rows)]  # a new checksum would hide what is not
+        _fill(store, snapshot, rows.filter(pa.array(sound, pa.bool_())), [None] * sum(sound))
 
 
-def _stored_since(newest: Snapshot, snapshot: Snapshot, wanted: Mapping[str, Reference]) -> dict[str, Memory]:
-    """Memories that ``newest`` has of references that are cold in ``snapshot``; only where table and tokens are the same."""
+def _stored_since(newest: Snapshot, snapshot: Snapshot, wanted: Mapping[str, Reference]) -> dict[str, MemoryRecord]:
+    """Records that ``newest`` has of references that are lazy in ``snapshot``; only where table and tokens are the same."""
     if newest.id.table_id != snapshot.id.table_id or newest.id == snapshot.id:
         return {}
-    rows = read_rows(newest, list(newest.row_ids(list(wanted))))
-    return {
-        id_: memory
-        for id_, (reference, memory) in rows.items()
-        if memory is not None and reference.token_ids == wanted[id_].token_ids
-    }
+    records = read_records(newest, list(newest.row_ids(list(wanted))))
+    return {id_: record for id_, record in records.items() if record.token_ids == wanted[id_].token_ids}
 
 
 def _store(store: Store, snapshot: Snapshot, records: dict[str, bytes]) -> int:
@@ -86,7 +86,7 @@ def _store(store: Store, snapshot: Snapshot, records: dict[str, bytes]) -> int:
             newest = store.snapshot()
             if newest.id.table_id != snapshot.id.table_id:
                 return 0  # rebuilt or replaced since: a bank of other memories
-            before, now = (_cold_texts(version, list(records)) for version in (snapshot, newest))
+            before, now = (_lazy_texts(version, list(records)) for version in (snapshot, newest))
             rows = now.filter(pc.is_in(now["checksum"], before["checksum"]))
             if len(rows):
                 _fill(store, newest, rows, [records[id_] for id_ in rows["reference_id"].to_pylist()])
@@ -107,6 +107,6 @@ def _fill(store: Store, snapshot: Snapshot, rows: pa.Table, records: Sequence[by
         snapshot.table.merge_insert("reference_id").when_matched_update_all().execute(batch)
 
 
-def _cold_texts(snapshot: Snapshot, reference_ids: Sequence[str]) -> pa.Table:
+def _lazy_texts(snapshot: Snapshot, reference_ids: Sequence[str]) -> pa.Table:
     condition = f"{LIVE} AND codes_checksum IS NULL AND {is_in('reference_id', reference_ids)}"
     return snapshot.scan(TEXT_COLUMNS, condition)
