@@ -14,6 +14,7 @@
     ├── RecallError            generation was driven in a way recall cannot follow
     ├── JudgeError             the judge of an evaluation cannot be reached, refuses, or answers in another form
     ├── MissingDependency      an optional package is needed; names the extra to install              (also ImportError)
+    ├── NeedsCheckout          a command of research was given where the repository is not            (also ImportError)
     └── BankError              a bank on disk cannot be used
         ├── BankNotFound       no bank at this path
         ├── BankBusy           another process is writing this bank
@@ -53,6 +54,7 @@ __all__ = [
     "Memory3Error",
     "MissingDependency",
     "ModelError",
+    "NeedsCheckout",
     "ReadError",
     "RecallError",
     "SourceConflict",
@@ -153,6 +155,16 @@ class MissingDependency(Memory3Error, ImportError):
         super().__init__(f"{purpose} needs the package {package!r}. Install it with: pip install 'memory3[{extra}]'")
         self.package = package
         self.extra = extra
+
+
+class NeedsCheckout(Memory3Error, ImportError):
+    """A command of research was given where the repository is not: it lies beside the package, in ``research/``."""
+
+    def __init__(self, command: str, looked_in: Path) -> None:
+        super().__init__(
+            f"`{command}` is research, which is no part of the installed package ({looked_in / 'research'} does not exist): "
+            "run it in a checkout of the repository, with memory3 installed from there (make setup, then .venv/bin/memory3)"
+        )
 
 
 class BankError(Memory3Error):

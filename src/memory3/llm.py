@@ -9,13 +9,15 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from transformers import PreTrainedModel, StoppingCriteriaList
 
-from memory3.answer import Answer, Timings, Usage
+from memory3.answer import Answer, Timings
+from memory3.asking import collect, prepare
 from memory3.codec.registry import check as check_codec
 from memory3.config import MemoryConfig
 from memory3.decoding import TokenClock, decoding
@@ -31,16 +33,14 @@ from memory3.models.fingerprint import fingerprint, whole_model
 from memory3.models.frame import Frame
 from memory3.models.geometry import ModelGeometry
 from memory3.models.load import load_model
-from memory3.nothing import why_nothing
 from memory3.prompt import MODES, Prompt, PromptBuilder, PromptRow, check_mode
 from memory3.proof import proven
 from memory3.recall.current import Nobody, belong_to, install
 from memory3.recall.generate import Recall
-from memory3.recall.request import RecallStatistics
-from memory3.recall.retrieval import EVERYTHING, Retrieval, one_version, retrievals, within
+from memory3.recall.retrieval import EVERYTHING, Retrieval, one_version, retrievals
 from memory3.scoring import Scorer
 from memory3.text.splitting import split
-from memory3.types import Citation, Document, Memory, MemoryShape, Reference
+from memory3.types import Document, Memory, MemoryShape, Reference
 
 if TYPE_CHECKING:
     from memory3.bank import Bank
@@ -238,21 +238,19 @@ class Memory3:
         Raises:
             ModelError: the model has changed since this object was made, and the bank's memories with it.
         """
+        each = retrievals(self._retrieval(k, gap, where), references, chunk_references)
+        return self._recall(bank, each, prompt=prompt, answer_tokens=answer_tokens, use_cache=use_cache)
+
+    def _retrieval(self, k: int | None, gap: float | None, where: Mapping[str, Any] | None) -> Retrieval:
+        """What a request looks up, as its caller and the settings say."""
+        within = gap if gap is not None else self.config.score_gap if k is None else EVERYTHING
+        return Retrieval(self.config.references_per_chunk if k is None else k, within, where)
+
+    def _recall(self, bank: Any, each: Retrieval | Sequence[Retrieval], **options: Any) -> Recall:
         if not getattr(bank, "live", False):
             self.check_unchanged()
-        retrieval = Retrieval(self.config.references_per_chunk if k is None else k, self._gap(k, gap), where)
-        return Recall(
-            self.model,
-            self.geometry,
-            self.tokenizer,
-            self.encoder,
-            bank,
-            retrievals(retrieval, references, chunk_references),
-            chunk_length=self.config.chunk_length,
-            prompt=prompt,
-            answer_tokens=answer_tokens,
-            use_cache=use_cache,
-        )
+        chunk = self.config.chunk_length
+        return Recall(self.model, self.geometry, self.tokenizer, self.encoder, bank, each, chunk_length=chunk, **options)
 
     @overload
     def generate(self, prompt: str, bank: Bank | None = None, **options: Any) -> Answer: ...
@@ -297,17 +295,20 @@ class Memory3:
         prompts: list[Any] = [prompt] if single else list(prompt)
         if not prompts:
             raise InputError("no question was given")
-        pinned = [references] if single and references is not None else references
+        pinned: Any = [references] if single and references is not None else references
         if pinned is not None and len(pinned) != len(prompts):
             raise ConfigError(f"references were given for {len(pinned)} of {len(prompts)} questions")
-        notes = self._notes(bank, mode, k, where, pinned, len(prompts))  # type: ignore[arg-type]
-        rows, cited = self._rows(prompts, bank, mode, k, gap, where, pinned, notes)  # type: ignore[arg-type]
-        self.prompts.check_length(rows, settings.max_new_tokens or 0, mode)
+        retrieval = self._retrieval(k, gap, where)
+        each = (
+            [replace(retrieval, references=tuple(ids)) for ids in pinned] if pinned is not None else [retrieval] * len(prompts)
+        )
+        asked = prepare(prompts, each, self.prompts, bank, mode)
+        self.prompts.check_length([one.tokens for one in asked], settings.max_new_tokens or 0, mode)
 
         watch = TokenClock()
         criteria = StoppingCriteriaList([*(others.pop("stopping_criteria", None) or []), watch])
-        recall = self.recall(bank, k=k, gap=gap, where=where, references=pinned) if mode == "memory" else None  # type: ignore[arg-type]
-        tokens, mask = self.prompts.pad(rows)
+        recall = self._recall(bank, each) if mode == "memory" else None
+        tokens, mask = self.prompts.pad([one.tokens for one in asked])
         if settings.pad_token_id is None:
             settings.pad_token_id = self.prompts.pad_id
         generate: Any = self.model.generate
@@ -326,18 +327,9 @@ class Memory3:
                 with recall:
                     out = generate(tokens, **call)
         out = getattr(out, "sequences", out)
-        answers = self._answers(
-            out[:, tokens.shape[1] :],
-            len(prompts),
-            rows,
-            recall,
-            cited,
-            bank,
-            watch.times,
-            started,
-            notes,
-            settings.eos_token_id,
-        )
+        said = [self.prompts.trim(ids, settings.eos_token_id) for ids in out[:, tokens.shape[1] :].tolist()]
+        timings = Timings.of(started, watch.times, time.perf_counter(), said)
+        answers = collect(asked, said, self.tokenizer, bank, recall, timings)
         return answers[0] if single and len(answers) == 1 else answers
 
     def log_likelihood(
@@ -370,126 +362,26 @@ class Memory3:
         ids = [self.prompts.ids(answer) for answer in answers]
         if not ids or not all(ids):
             raise InputError("an answer is empty: give at least one word")
-        notes = self._notes(bank, mode, k, where, references, len(prompts))
-        rows, _ = self._rows(prompts, bank, mode, k, gap, where, references, notes)
+        retrieval = self._retrieval(k, gap, where)
+        pinned = (
+            [retrieval] * len(prompts) if references is None else [replace(retrieval, references=tuple(r)) for r in references]
+        )
+        rows = [one.tokens for one in prepare(prompts, pinned, self.prompts, bank, mode)]
         self.prompts.check_length([[*row, *answer] for row, answer in zip(rows, ids, strict=True)], 0, mode)
         with ExitStack() as stack:
             stack.enter_context(belong_to(Nobody(), self.geometry.base))
             if mode == "memory":
                 fed = [[*row, *answer[:-1]] for row, answer in zip(rows, ids, strict=True)]
                 counts = [len(answer) - 1 for answer in ids]
-                stack.enter_context(
-                    self.recall(bank, k=k, gap=gap, where=where, references=references, prompt=fed, answer_tokens=counts)
-                )
+                stack.enter_context(self._recall(bank, pinned, prompt=fed, answer_tokens=counts))
             found = self.scorer.score([PromptRow(row) for row in rows], [[answer] for answer in ids])
         return [(score.total, score.tokens) for (score,) in found]
-
-    def _gap(self, k: int | None, gap: float | None) -> float:
-        return gap if gap is not None else self.config.score_gap if k is None else EVERYTHING
 
     # ---- prompts -----------------------------------------------------------------------------------------------------
 
     def question_tokens(self, question: str) -> list[int]:
         """Token ids of what follows the memories in a prompt: a question and the rest of its turn."""
         return self.prompts.around(self.prompts.ids(question), "memory")
-
-    def _notes(
-        self,
-        bank: Bank | None,
-        mode: str,
-        k: int | None,
-        where: Mapping[str, Any] | None,
-        pinned: Sequence[Sequence[str]] | None,
-        count: int,
-    ) -> list[str]:
-        """For each prompt why it reads nothing of the bank that was asked; empty where it does, or nothing was asked."""
-        if mode == "none" or bank is None:
-            return [""] * count
-        return why_nothing(bank, self.config.references_per_chunk if k is None else k, where, pinned, count)
-
-    def _rows(
-        self,
-        prompts: Sequence[Prompt],
-        bank: Bank | None,
-        mode: str,
-        k: int | None,
-        gap: float | None,
-        where: Mapping[str, Any] | None,
-        pinned: Sequence[Sequence[str]] | None,
-        notes: Sequence[str],
-    ) -> tuple[list[list[int]], list[list[Citation]] | None]:
-        """Token ids of every prompt, and in mode text the references put into it."""
-        build = self.prompts.build
-        if mode != "text" or bank is None:
-            return [build(p, "none" if note else mode) for p, note in zip(prompts, notes, strict=True)], None
-        if pinned is None:
-            queries = [self.prompts.query(prompt) for prompt in prompts]
-            hits = bank.search(queries, self.config.references_per_chunk if k is None else k, where=where)
-            found = [[(hit.reference_id, hit.score) for hit in within(row, self._gap(k, gap))] for row in hits]
-        else:
-            found = [[(name, 0.0) for name in names] for names in pinned]
-        rows, cited = [], []
-        for prompt, scored in zip(prompts, found, strict=True):
-            references = bank.references([name for name, _ in scored])
-            rows.append(build(prompt, mode, [reference.token_ids for reference in references]))
-            weight = sum(max(score, 0.0) for _, score in scored) or 1.0
-            cited.append([self._cite(r, max(s, 0.0) / weight, s) for r, (_, s) in zip(references, scored, strict=True)])
-        return rows, cited
-
-    # ---- answers -----------------------------------------------------------------------------------------------------
-
-    def _cite(self, reference: Reference, share: float, score: float) -> Citation:
-        return Citation(
-            reference_id=reference.id,
-            document_id=reference.document_id,
-            source=reference.source,
-            start=reference.start,
-            end=reference.end,
-            text=reference.text,
-            share=share,
-            score=score,
-            metadata=dict(reference.metadata),
-        )
-
-    def _answers(
-        self,
-        new: torch.Tensor,
-        count: int,
-        rows: Sequence[Sequence[int]],
-        recall: Recall | None,
-        cited: list[list[Citation]] | None,
-        bank: Bank | None,
-        times: Sequence[float],
-        started: float,
-        notes: Sequence[str],
-        ends: int | list[int] | None,
-    ) -> list[Answer]:
-        finished = time.perf_counter()
-        token_ids = [self.prompts.trim(ids, ends) for ids in new.tolist()]
-        first = (times[0] if times else finished) - started
-        spent = (times[-1] - times[0]) if len(times) > 1 else 0.0
-        timings = Timings(first, finished - started, sum(max(len(t) - 1, 0) for t in token_ids) / spent if spent else 0.0)
-        answers = []
-        per_prompt = max(1, len(token_ids) // count)  # num_return_sequences
-        beams = recall.rows // count if recall is not None and recall.rows else 1
-        for n, ids in enumerate(token_ids):
-            prompt = n // per_prompt
-            citations: list[Citation] = []
-            usage = Usage(len(rows[prompt]), len(ids))
-            if recall is not None and bank is not None:
-                row = prompt * beams + (n % per_prompt)
-                shares = recall.shares(row)
-                references = bank.references([name for name, _, _ in shares])
-                citations = [self._cite(r, share, score) for r, (_, share, score) in zip(references, shares, strict=True)]
-                did = recall.requests[row].statistics if row < recall.rows else RecallStatistics()
-                usage = Usage(len(rows[prompt]), len(ids), did.recalls, did.references, did.bytes_read)
-            elif cited is not None:
-                citations = cited[prompt]
-                read = sum(len(c.text.encode()) for c in citations)
-                usage = Usage(len(rows[prompt]), len(ids), 1, len(citations), read)
-            text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            answers.append(Answer(text, citations, usage, timings, ids, notes[prompt]))
-        return answers
 
 
 def _check_names(config: MemoryConfig) -> None:

@@ -177,7 +177,9 @@ class _Memories:
         """Never asked: chunks name what they read."""
         raise AssertionError("a proof names the references it reads")
 
-    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
+    def memories(
+        self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
+    ) -> list[Memory]:
         return [self._memories[name] for name in reference_ids]
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:

@@ -94,8 +94,8 @@ def token_log_likelihoods(logits: torch.Tensor, labels: torch.Tensor) -> torch.T
 class Memories(Protocol):
     """What scoring needs of a bank."""
 
-    def memories(self, reference_ids: Sequence[str]) -> Sequence[Memory]:
-        """Their memories, in order."""
+    def memories(self, reference_ids: Sequence[str], *, device: torch.device | str | None = None) -> Sequence[Memory]:
+        """Their memories, in order; made on ``device`` where they have to be decoded."""
 
 
 class Scorer:
@@ -179,7 +179,7 @@ class Scorer:
         names = list(dict.fromkeys(name for row in rows for name in row.references))
         batch = self._encoder.lay_out(
             [row.references for row in rows],
-            dict(zip(names, bank.memories(names), strict=True)),
+            dict(zip(names, bank.memories(names, device=self._model.device), strict=True)),
             [place.moved(len(frame.prefix)) for place in places],
             [place.missing for place in places],
         )

@@ -67,9 +67,11 @@ class GuardedBank:
             self.dropped += len(hits) - len(kept[-1])
         return kept
 
-    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
+    def memories(
+        self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
+    ) -> list[Memory]:
         """As the bank."""
-        return self._bank.memories(reference_ids, use_cache=use_cache)
+        return self._bank.memories(reference_ids, use_cache=use_cache, device=device)
 
     def references(self, reference_ids: Sequence[str]) -> list[Reference]:
         """As the bank."""

@@ -277,7 +277,8 @@ class Recall:
         names = list(dict.fromkeys(name for ids in found for name in ids))
         memories: dict[str, Memory] = {}
         if names:
-            memories = dict(zip(names, self.source.memories(names, use_cache=self._use_cache), strict=True))
+            read = self.source.memories(names, use_cache=self._use_cache, device=self._model.device)
+            memories = dict(zip(names, read, strict=True))
         self._count(found, rows, memories)
         requests = [self.requests[n] for n in rows]
         return self._encoder.lay_out(found, memories, [r.moved for r in requests], [r.place.missing for r in requests])
@@ -288,8 +289,8 @@ class Recall:
         for names, row in zip(found, rows, strict=True):
             read.get(row, set()).update(names)
         for row, mine in read.items():
-            self.requests[row].statistics.bytes_read += sum(memories[name].nbytes for name in mine)
-        self.statistics.bytes_read += sum(memories[name].nbytes for name in set().union(*read.values()))
+            self.requests[row].statistics.bytes_read += sum(memories[name].bytes_read for name in mine)
+        self.statistics.bytes_read += sum(memories[name].bytes_read for name in set().union(*read.values()))
         self._fresh.clear()
 
     # ---- the prompt --------------------------------------------------------------------------------------------------

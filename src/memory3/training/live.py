@@ -41,7 +41,9 @@ class LiveMemories:
         """Never asked: rows of a step name their references."""
         raise AssertionError("a training step names the references it reads")
 
-    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
+    def memories(
+        self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
+    ) -> list[Memory]:
         """With gradients towards the model's weights."""
         if not self._made:
             some = list(self._references.values())

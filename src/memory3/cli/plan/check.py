@@ -64,7 +64,7 @@ def check(asked: Asked, written: MemoryConfig) -> View:
         report = bank.write(documents)
         measured["references/s"] = report.references / report.seconds
         bank.compact()
-        measured["bytes a reference"] = bank._snapshot.bytes / len(bank)
+        measured["bytes a reference"] = bank.pin().snapshot.bytes / len(bank)
         source, chunk = Distinct(bank), asked.config.chunk_length
         text = [m3.tokenizer.decode(list(r.token_ids)[:chunk]) for r in bank_references(bank)]
         k = asked.config.references_per_chunk
