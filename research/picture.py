@@ -3,7 +3,8 @@
     python research/picture.py                 # writes docs/picture.svg
     python research/picture.py other.svg
 
-It reads ``front/gold-test-1.json`` (`memory3 bench front`) and ``first_token.json`` (`memory3 bench first_token`), which lie beside it.
+It reads ``front/gold-test-1.json`` (`memory3 bench front`) and ``first_token.json`` (`memory3 bench first_token`), which lie
+beside it.
 The same numbers and the same matplotlib give the same bytes.
 """
 

@@ -25,7 +25,7 @@ PAGES = [
 TEXT = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}
 README = TEXT["README.md"]
 #: Pages that say what docstrings say.
-GENERATED = {"docs/structure.md"}
+GENERATED = {"docs/commands.md", "docs/structure.md"}
 #: Somebody's documents, as the code calls them where it explains paths.
 EXAMPLES = {"docs/a.md", "docs/guide.md"}
 #: Pages with figures of the default model.
@@ -172,6 +172,14 @@ def test_first_token_figures_are_those_of_the_log():
             low, high = found["seconds"]["ratio_middle_half"]
             assert f"{found['seconds']['ratio']}" in page
             assert f"[{low}, {high}]" in log or f"[{low:.1f}, {high:.1f}]" in log
+
+
+def test_the_python_page_names_the_public_surface():
+    import memory3
+    from memory3 import errors
+
+    said = TEXT["docs/python.md"].partition("## ")[0]
+    assert set(re.findall(r"`(\w+)`", said)) - {"Memory3Error"} == set(memory3.__all__) - set(errors.__all__)
 
 
 @pytest.mark.real

@@ -1,4 +1,7 @@
-"""The floors (docs/structure.md), our words (docs/words.md), and what no file may do. A new folder or file at the root needs a place in `FLOORS`."""
+"""The floors (docs/structure.md), our words (docs/words.md), and what no file may do.
+
+A new folder or file at the root needs a place in `FLOORS`.
+"""
 
 import ast
 import json
@@ -175,7 +178,8 @@ def test_names_say_what_a_file_is_for():
     assert not {path.stem for path in FILES.values()} & {"util", "utils", "helpers", "misc", "common"}
 
 
-#: Words that are ours, or that mean something of their own here. A newcomer finds each on docs/words.md; a new one needs a line there, and a reason.
+#: Words that are ours, or that mean something of their own here. A newcomer finds each on docs/words.md; a new one needs a line
+#: there, and a reason.
 OWN_WORDS = {
     "memory",
     "reference",
