@@ -12,14 +12,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint setup models lock results clean adapter
+.PHONY: help demo test lint docs structure setup models lock results clean adapter
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    set up, fetch the default models, build a small bank and ask it"
 	@echo "make test    run all tests"
 	@echo "make lint    ruff and mypy"
-	@echo "make results DATA=DIR   measure what docs/results.md reports, and write it (some hours; goes on where it stopped)"
+	@echo "make docs    build the documentation site in build/site; a broken link fails"
+	@echo "make structure   write docs/structure.md anew, from the modules"
+	@echo "make results DATA=DIR   measure what research/results.md reports, and write it (some hours; goes on where it stopped)"
 	@echo "make adapter DATA=DIR   train an adapter of the default model (hours; goes on where it stopped; docs/training.md)"
 	@echo "make lock    write requirements.lock anew with the newest versions that pyproject.toml allows"
 	@echo "make clean   remove .venv and what tools left; models stay in their cache folder"
@@ -34,6 +36,15 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site is made of the Markdown as it lies here, so that its links work there and on a code host alike.
+docs: setup
+	rm -rf build/pages build/site && mkdir -p build/pages
+	cp -r README.md CONTRIBUTING.md docs research build/pages
+	$(BIN)/zensical build --strict --clean
+
+structure: setup
+	mkdir -p build && $(BIN)/python tests/structure.py > build/structure.md && mv build/structure.md docs/structure.md
 
 setup: $(READY)
 
@@ -74,7 +85,7 @@ results: models
 	$(EVAL) general --k 3 --shots 0 --limit 25 --max-new-tokens 64 --modes memory,text,none,random,other --out $(RESULTS)/general
 	$(EVAL) retro --k 3 --limit 50 --modes memory,text,none,random,other --out $(RESULTS)/retro
 	$(BIN)/memory3 eval speed $(PLAIN) --repeats 3 --out $(RESULTS)/speed
-	$(BIN)/memory3 report $(foreach suite,qa qa-why abstain professional hallucination general retro speed,$(RESULTS)/$(suite)) --out docs/results.md
+	$(BIN)/memory3 report $(foreach suite,qa qa-why abstain professional hallucination general retro speed,$(RESULTS)/$(suite)) --out research/results.md
 
 # An adapter of the default model, by its settings. Interrupted, the same command goes on (docs/training.md).
 ADAPTER ?= adapter-1440
@@ -87,5 +98,5 @@ adapter: models
 	else $(BIN)/memory3 train continual --out $(ADAPTER) $(TRAINING_DATA) $(HELD_OUT) $(ADAPTER_FLAGS); fi
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build dist .cache src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from bank_writer import HashingEmbedder, HashingWriter, documents, open_bank
 
-from memory3.bank import Bank, writing
+from memory3.bank import Bank
+from memory3.bank.write import pace
 from memory3.errors import BankBusy
 from memory3.types import Document
 
@@ -26,7 +27,7 @@ def second_version() -> list[Document]:
 
 
 def small_commits() -> None:
-    writing.COMMIT_REFERENCES = 6
+    pace.COMMIT_REFERENCES = 6
 
 
 def write_second_version(path: Path, started: Connection) -> None:

@@ -1,4 +1,4 @@
-"""Small code books: drawn by hand where bytes are frozen, fitted in milliseconds where figures are compared."""
+"""Small codebooks: drawn by hand where bytes are frozen, fitted in milliseconds where figures are compared."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from bank_writer import SHAPE, HashingWriter
 
-from memory3.codec import CodeBook, fit
+from memory3.codec import Codebook, fit
 from memory3.types import Memory, MemoryShape, Reference
 
 #: Two rotated dimension pairs of five dimensions.
@@ -22,8 +22,8 @@ def memories(count: int = 300, shape: MemoryShape = SHAPE) -> list[Memory]:
 
 def fitted(
     codec: str, m3: HashingWriter | None = None, *, angles: torch.Tensor | None = ANGLES, positions: int = 128
-) -> CodeBook:
-    """A book for the memories of ``m3``."""
+) -> Codebook:
+    """A codebook for the memories of ``m3``."""
     m3 = m3 or HashingWriter()
     return fit(
         codec,
@@ -36,8 +36,8 @@ def fitted(
     )
 
 
-def by_hand(codec: str, tables: Sequence[tuple[str, torch.Tensor]] = (), positions: int = 128) -> CodeBook:
-    """A book whose numbers are exact in binary: head h has the mean h/4 in every channel, and the width 1/2."""
+def by_hand(codec: str, tables: Sequence[tuple[str, torch.Tensor]] = (), positions: int = 128) -> Codebook:
+    """A codebook whose numbers are exact in binary: head h has the mean h/4 in every channel, and the width 1/2."""
     tensors = {}
     for side in ("keys", "values"):
         heads = torch.arange(SHAPE.heads).float()[:, None]
@@ -45,4 +45,4 @@ def by_hand(codec: str, tables: Sequence[tuple[str, torch.Tensor]] = (), positio
         tensors[f"{side}.scale"] = torch.full((SHAPE.heads, SHAPE.head_dim), 0.5)
         tensors[f"{side}.angles"] = torch.zeros(0)
         tensors |= {f"{side}.{name}": tensor for name, tensor in tables}
-    return CodeBook(codec, "0" * 32, SHAPE, positions, tensors)
+    return Codebook(codec, "0" * 32, SHAPE, positions, tensors)

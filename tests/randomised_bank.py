@@ -25,7 +25,8 @@ from typing import Any
 
 from bank_writer import SHAPE, HashingEmbedder, HashingWriter, open_bank
 
-from memory3.bank import Bank, store, upkeep, writing
+from memory3.bank import Bank, store, upkeep
+from memory3.bank.write import pace
 from memory3.codec.raw import encode_record
 from memory3.errors import FingerprintMismatch, InputError, Memory3Error
 from memory3.types import Document, Memory, Reference
@@ -97,7 +98,7 @@ class Run:
         new = {d.id: d for d in (self.new_document() for _ in range(self.random.randrange(1, 5)))}
         prune = self.random.random() < 0.1
         with self.open(self.model) as bank:
-            bank.write(list(new.values()), cold=self.random.choice([True, False, None]), prune=prune)
+            bank.write(list(new.values()), lazy=self.random.choice([True, False, None]), prune=prune)
         self.documents = {**({} if prune else self.documents), **new}
 
     def step_interrupted_write(self) -> None:
@@ -231,15 +232,15 @@ def grace(seconds: float) -> Iterator[None]:
 
 def steps(seed: int, count: int) -> tuple[list[str], Counter[str]]:
     """Random steps of one thread. Returns the faults found and what was done."""
-    before = writing.COMMIT_REFERENCES
-    writing.COMMIT_REFERENCES = 6
+    before = pace.COMMIT_REFERENCES
+    pace.COMMIT_REFERENCES = 6
     try:
         with tempfile.TemporaryDirectory() as folder:
             run = Run(seed, Path(folder))
             run.go(count)
             return run.faults, run.done
     finally:
-        writing.COMMIT_REFERENCES = before
+        pace.COMMIT_REFERENCES = before
 
 
 def threads(seed: int, seconds: float) -> tuple[list[str], Counter[str]]:
@@ -261,7 +262,7 @@ def threads(seed: int, seconds: float) -> tuple[list[str], Counter[str]]:
             number, rng = 0, random.Random(seed)
             while time.monotonic() < end:
                 number += 1
-                bank.write(version(number), cold=rng.random() < 0.3, wait_seconds=30)
+                bank.write(version(number), lazy=rng.random() < 0.3, wait_seconds=30)
                 if rng.random() < 0.3:
                     bank.delete(rng.choice(NAMES), wait_seconds=30)
                 done["versions"] += 1

@@ -41,7 +41,7 @@ def keys(model: PreTrainedModel) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_plain_models_have_the_fingerprint_they_always_had(name: str) -> None:
-    """Nothing of theirs is outside of what older releases hashed, so that their banks, code books and selectors are found."""
+    """Nothing of theirs is outside of what older releases hashed, so that their banks, codebooks and selectors are found."""
     model = tiny_model(name)
     shape = ModelGeometry(model)
     assert acting(model.config, ACTING, windowed=False) == {}

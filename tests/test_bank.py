@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from bank_writer import HashingEmbedder, HashingWriter, contents, documents, expected, open_bank, same_memory
 
-from memory3.bank import Bank, writing
+from memory3.bank import Bank
+from memory3.bank.write import pace
 from memory3.config import MemoryConfig
 from memory3.errors import (
     BankBusy,
@@ -28,7 +29,7 @@ from memory3.types import Document, MemoryShape
 @pytest.fixture
 def small_commits(monkeypatch):
     """Commits of at most 8 references, so that documents beyond go through the staging table."""
-    monkeypatch.setattr(writing, "COMMIT_REFERENCES", 8)
+    monkeypatch.setattr(pace, "COMMIT_REFERENCES", 8)
 
 
 def changed(document, text):

@@ -1,4 +1,4 @@
-"""Banks with a codec: written, read, kept cold, rebuilt, compacted and verified; their code book lost, damaged or of another model."""
+"""Banks with a codec: written, read, kept cold, rebuilt, compacted and verified; their codebook lost, damaged or of another model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from codebooks import fitted
 from memory3.bank import Bank
 from memory3.bank.codebooks import book_name, cached_book, cached_path, keep_book
 from memory3.codec import CodedCodec
-from memory3.config import MemoryConfig, default_codec, foretells
+from memory3.codec.registry import default_codec, find
+from memory3.config import MemoryConfig
 from memory3.errors import BankCorrupt, ConfigError, FingerprintMismatch
 from memory3.models import calibrated
 from memory3.types import MemoryShape
@@ -75,7 +76,7 @@ def test_written_reopened_read_compacted_and_verified(tmp_path, codec):
     ]
     with Bank.open(tmp_path / "bank", None, embedder=HashingEmbedder()) as bank:
         assert bank.verify().ok
-        if foretells(codec):
+        if find(codec).predicts:
             with pytest.raises(ConfigError, match="open the bank with its model"):
                 bank.memories(list(wanted))
         else:
@@ -86,16 +87,16 @@ def test_written_reopened_read_compacted_and_verified(tmp_path, codec):
 def test_cold_memories_are_stored_with_the_codec(tmp_path, codec):
     m3, book = writer(codec), fitted(codec)
     with open_bank(tmp_path / "bank", m3, code_book=book) as bank:
-        bank.write(documents(4), cold=True)
+        bank.write(documents(4), lazy=True)
         wanted = as_decoded(documents(4), m3, book)
         assert same_contents(bank, wanted)  # what is read first is what will be read later
         bank.refresh()
-        assert bank.info().cold == 0
+        assert bank.info().lazy == 0
         assert same_contents(bank, wanted)
         assert bank.verify().ok
 
 
-def test_the_manifest_names_codec_and_code_book(tmp_path):
+def test_the_manifest_names_codec_and_codebook(tmp_path):
     book = fitted("int4")
     open_bank(tmp_path / "bank", writer("int4"), code_book=book).close()
     manifest = Bank.describe(tmp_path / "bank")
@@ -141,9 +142,9 @@ def test_rebuilt_with_another_codec_and_back(tmp_path):
         assert sorted(os.listdir(path)) == ["CURRENT", "recalls.jsonl", "references-3.lance", "writer.lock"]
 
 
-def test_the_code_book_in_the_cache_is_used(tmp_path):
+def test_the_codebook_in_the_cache_is_used(tmp_path):
     book = fitted("product:RQ3x4")
-    with pytest.raises(ConfigError, match=r"needs a code book.*memory3 calibrate --model hashing --codec product:RQ3x4"):
+    with pytest.raises(ConfigError, match=r"needs a codebook.*memory3 calibrate --model hashing --codec product:RQ3x4"):
         open_bank(tmp_path / "bank", writer("product:RQ3x4"))
     assert not (tmp_path / "bank").exists()
     keep_book(book)
@@ -180,9 +181,9 @@ def test_auto_is_the_default_codec_where_it_was_fitted(tmp_path, monkeypatch):
     assert cached_book(book.codec, book.memories).fingerprint == other.fingerprint
 
 
-def test_code_books_that_do_not_fit(tmp_path):
+def test_codebooks_that_do_not_fit(tmp_path):
     other = fitted("int8", HashingWriter(name="another"))
-    with pytest.raises(FingerprintMismatch, match="the code book was fitted on"):
+    with pytest.raises(FingerprintMismatch, match="the codebook was fitted on"):
         open_bank(tmp_path / "bank", writer("int8"), code_book=other)
     wider = fitted("int8", HashingWriter(MemoryShape((1, 4, 6), 2, 5, 8)))
     with pytest.raises(FingerprintMismatch):
@@ -192,12 +193,12 @@ def test_code_books_that_do_not_fit(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["missing", "another", "cut"])
-def test_a_bank_whose_code_book_is_lost(tmp_path, change):
+def test_a_bank_whose_codebook_is_lost(tmp_path, change):
     path, book = tmp_path / "bank", fitted("int8")
     file = path / book_name(book.fingerprint)
     with open_bank(path, writer("int8"), code_book=book) as bank:
         bank.write(documents(3))
-    says = {"missing": "is missing", "another": "another code book", "cut": "cannot be read"}[change]
+    says = {"missing": "is missing", "another": "another codebook", "cut": "cannot be read"}[change]
     if change == "missing":
         file.unlink()
     else:
@@ -209,7 +210,7 @@ def test_a_bank_whose_code_book_is_lost(tmp_path, change):
 
     codebooks._kept.cache_clear()
     with open_bank(path, writer("int8")) as bank:
-        assert bank.references(["doc0#0"])[0].text  # texts need no code book
+        assert bank.references(["doc0#0"])[0].text  # texts need no codebook
         with pytest.raises(BankCorrupt, match=says):
             bank.memories(["doc0#0"])
     keep_book(book)

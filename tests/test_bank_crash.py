@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from bank_writer import HashingWriter, contents, documents, expected, open_bank
 
-from memory3.bank import Bank, writing
+from memory3.bank import Bank
+from memory3.bank.write import pace
 from memory3.errors import BankBusy, BankFull
 from memory3.types import Document, MemoryShape
 
@@ -70,7 +71,7 @@ def first(tmp_path_factory):
 
 def test_killed_while_writing(tmp_path, processes, first, monkeypatch):
     """Killed at 20 random moments or more: always a whole bank, of old and new documents, that goes on to the same end."""
-    monkeypatch.setattr(writing, "COMMIT_REFERENCES", 6)
+    monkeypatch.setattr(pace, "COMMIT_REFERENCES", 6)
     rng = np.random.default_rng(3)
     old, new = expected(bank_process.first_version()), expected(bank_process.second_version())
     kills = mixed = resumed = rounds = 0
@@ -105,7 +106,7 @@ def rows_of(all_rows, document_id):
 
 def test_a_large_document_goes_on_where_it_was_killed(tmp_path, processes, monkeypatch):
     """What was encoded of a document that fits into no commit is not encoded again."""
-    monkeypatch.setattr(writing, "COMMIT_REFERENCES", 6)
+    monkeypatch.setattr(pace, "COMMIT_REFERENCES", 6)
     document = next(d for d in bank_process.second_version() if d.id == "huge")
     m3 = HashingWriter()
 
@@ -189,7 +190,7 @@ def small_disk(tmp_path):
 
 
 def test_disk_full(small_disk, monkeypatch):
-    monkeypatch.setattr(writing, "COMMIT_REFERENCES", 10)
+    monkeypatch.setattr(pace, "COMMIT_REFERENCES", 10)
     m3 = HashingWriter(MemoryShape(tuple(range(5)), 3, 64, 1000))  # 258 KB a record
     docs = [Document(f"d{n}", "some words of the document") for n in range(40)]
     with open_bank(small_disk / "bank", m3) as bank:
@@ -228,7 +229,7 @@ def test_disk_full_at_each_commit(tmp_path, first, monkeypatch, failing):
     """Lance's own message in place of a full disk, at the n-th commit."""
     from lancedb.table import LanceTable
 
-    monkeypatch.setattr(writing, "COMMIT_REFERENCES", 6)
+    monkeypatch.setattr(pace, "COMMIT_REFERENCES", 6)
     path = tmp_path / "bank"
     shutil.copytree(first, path)
     commits = 0

@@ -15,8 +15,8 @@ import pytest
 from bank_writer import SHAPE, HashingWriter, documents, expected, open_bank
 from xxhash import xxh3_64_intdigest
 
-from memory3.bank.manifest import BankManifest
-from memory3.bank.rows import BankRow, row_batch, row_schema
+from memory3.bank.format.manifest import BankManifest
+from memory3.bank.format.rows import BankRow, row_batch, row_schema
 from memory3.types import Reference
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "bank-format.md").read_text(encoding="utf-8")

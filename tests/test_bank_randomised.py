@@ -23,7 +23,7 @@ def test_memory_and_text_are_of_one_version_beside_a_writer():
 
 def test_it_finds_a_cache_that_forgets_versions(monkeypatch):
     class Forgetful(view.BankView):
-        def memories(self, reference_ids, *, use_cache=True):
+        def memories(self, reference_ids, *, use_cache=True, device=None):
             for id_ in reference_ids:
                 old = self._cache.get(id_)
                 if old is not None:

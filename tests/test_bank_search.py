@@ -122,7 +122,7 @@ def test_the_index_finds_what_exact_search_finds(tmp_path, everything_on_disk):
     docs = [Document(f"d{n}", str(n), metadata={"part": n % 4}) for n in range(4000)]
     with open_bank(tmp_path / "bank", HashingWriter(batch_size=256), embedder=ClusteredEmbedder()) as bank:
         assert bank.info().index == "exact"
-        bank.write(docs, cold=True)
+        bank.write(docs, lazy=True)
         info = bank.info()
         assert (info.index, info.unindexed) == ("ivf", 0)
         now = bank._snapshot
@@ -136,7 +136,7 @@ def test_the_index_finds_what_exact_search_finds(tmp_path, everything_on_disk):
             assert np.mean([len(a & b) / 5 for a, b in zip(true, found, strict=True)]) > 0.95
             assert [hits[0].score for hits in indexed[:9]] == pytest.approx([hits[0].score for hits in exact[:9]], abs=1e-5)
 
-        bank.write([*docs, Document("late", "10000")], cold=True)
+        bank.write([*docs, Document("late", "10000")], lazy=True)
         assert bank.info().unindexed == 1
         assert bank.search(["10000"], 1)[0][0].reference_id == "late#0"
         assert len(bank.search(["10000"], 4001)[0]) == 4001

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pytest
 from bank_writer import SHAPE, HashingEmbedder, HashingWriter, contents, documents, expected, open_bank, same_memory
 
-from memory3.bank import Bank, store, upkeep, writing
+from memory3.bank import Bank, store, upkeep
 from memory3.bank.snapshot import Snapshot
+from memory3.bank.write import pace
 from memory3.codec.raw import encode_record
 from memory3.config import MemoryConfig
 from memory3.errors import BankCorrupt, ConfigError, FingerprintMismatch
@@ -24,8 +25,8 @@ from memory3.types import Document, MemoryShape
 def test_cold_memories_are_encoded_once_and_stored(tmp_path):
     m3 = HashingWriter()
     with open_bank(tmp_path / "bank", m3) as bank:
-        bank.write(documents(), cold=True)
-        assert (m3.encoded, bank.info().cold) == (0, len(bank))
+        bank.write(documents(), lazy=True)
+        assert (m3.encoded, bank.info().lazy) == (0, len(bank))
         ids = ["doc4#1", "doc0#0", "doc4#0"]
         first = bank.memories(ids)
         assert m3.encoded == 3
@@ -33,33 +34,33 @@ def test_cold_memories_are_encoded_once_and_stored(tmp_path):
         bank.memories(ids, use_cache=False)
         assert m3.encoded == 3
     with open_bank(tmp_path / "bank", m3) as bank:
-        assert bank.info().cold == len(bank) - 3
+        assert bank.info().lazy == len(bank) - 3
         assert contents(bank) == expected(documents())
         assert m3.encoded == len(bank)
         bank.refresh()
-        assert bank.info().cold == 0
+        assert bank.info().lazy == 0
         assert bank.verify().ok
 
 
 def test_cold_start_while_someone_writes_works_but_is_not_stored(tmp_path):
     m3 = HashingWriter()
     with open_bank(tmp_path / "bank", m3) as bank:
-        bank.write(documents(4), cold=True)
+        bank.write(documents(4), lazy=True)
         with store.Store(tmp_path / "bank").lock():
             for _ in range(2):
                 assert len(bank.memories(["doc1#0"], use_cache=False)) == 1
         assert m3.encoded == 2
-        assert bank.info().cold == len(bank)
+        assert bank.info().lazy == len(bank)
 
 
 def test_a_memory_of_an_old_text_is_not_stored_with_the_new_one(tmp_path):
     m3 = HashingWriter()
     docs = documents(4)
     with open_bank(tmp_path / "bank", m3) as reader, open_bank(tmp_path / "bank", m3) as bank:
-        bank.write(docs, cold=True)
+        bank.write(docs, lazy=True)
         reader.refresh()
         docs[1] = Document("doc1", "rewritten in between")
-        bank.write(docs, cold=True)
+        bank.write(docs, lazy=True)
         reader.memories(["doc1#0", "doc2#0"])
         assert contents(bank) == expected(docs)
         assert bank.verify().ok
@@ -68,25 +69,25 @@ def test_a_memory_of_an_old_text_is_not_stored_with_the_new_one(tmp_path):
 def test_writing_warm_what_was_cold_encodes_it(tmp_path):
     m3 = HashingWriter()
     with open_bank(tmp_path / "bank", m3) as bank:
-        bank.write(documents(), cold=True)
-        assert bank.write(documents(), cold=True).unchanged == 12
+        bank.write(documents(), lazy=True)
+        assert bank.write(documents(), lazy=True).unchanged == 12
         assert bank.write(documents()).written == 12
-        assert bank.info().cold == 0
-        assert bank.write(documents(), cold=True).unchanged == 12
-        assert bank.info().cold == 0
+        assert bank.info().lazy == 0
+        assert bank.write(documents(), lazy=True).unchanged == 12
+        assert bank.info().lazy == 0
 
 
 def test_cold_large_documents(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "COMMIT_REFERENCES", 8)
+    monkeypatch.setattr(pace, "COMMIT_REFERENCES", 8)
     docs = [Document("large", " ".join(f"w{n}" for n in range(99)))]
     with open_bank(tmp_path / "bank") as bank:
-        bank.write(docs, cold=True)
+        bank.write(docs, lazy=True)
         assert contents(bank) == expected(docs)
 
 
 def test_cold_memories_need_a_model(tmp_path):
     with open_bank(tmp_path / "bank") as bank:
-        bank.write(documents(2), cold=True)
+        bank.write(documents(2), lazy=True)
     with Bank.open(tmp_path / "bank", None) as bank, pytest.raises(ConfigError, match="model"):
         bank.memories(["doc0#0"])
 
@@ -106,7 +107,7 @@ def damaged(tmp_path):
 def test_verify_of_a_sound_bank(damaged):
     with open_bank(damaged[0]) as bank:
         report = bank.verify()
-    assert (report.ok, report.bad, report.problems, report.cold) == (True, (), (), 0)
+    assert (report.ok, report.bad, report.problems, report.lazy) == (True, (), (), 0)
     assert (report.references, report.documents) == (len(expected(documents())), 12)
 
 
@@ -299,7 +300,7 @@ class Interrupted(Exception):
 
 
 def test_an_interrupted_rebuild_goes_on_and_leaves_the_old_bank_in_force(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "COMMIT_REFERENCES", 8)
+    monkeypatch.setattr(pace, "COMMIT_REFERENCES", 8)
     path, other = tmp_path / "bank", HashingWriter(config=MemoryConfig(reference_length=4, selector="first"))
 
     def stop(progress):
@@ -341,7 +342,7 @@ def test_info(tmp_path):
         assert (bank.info().references, bank.info().bytes_per_reference > 0) == (0, True)
         bank.write(documents())
         info = bank.info()
-    assert (info.references, info.documents, info.cold) == (len(expected(documents())), 12, 0)
+    assert (info.references, info.documents, info.lazy) == (len(expected(documents())), 12, 0)
     assert (info.record_bytes, info.index, info.unindexed) == (166, "exact", 0)
     assert info.bytes > info.references * (166 + 44)
     assert isinstance(info.bytes_per_reference, float)

@@ -13,12 +13,13 @@ import pytest
 from bank_writer import SHAPE, HashingEmbedder, HashingWriter, contents, documents, expected, open_bank, same_memory
 from xxhash import xxh3_64_intdigest
 
-from memory3.bank import Bank, store, upkeep, writing
-from memory3.bank.manifest import TABLE_ID_KEY
-from memory3.bank.rows import with_checksums
+from memory3.bank import Bank, store, upkeep
+from memory3.bank.format.manifest import TABLE_ID_KEY
+from memory3.bank.format.rows import with_checksums
+from memory3.bank.write import pace
 from memory3.codec.raw import encode_record
 from memory3.errors import BankChanged, BankCorrupt, FingerprintMismatch, InputError
-from memory3.policy import WritePolicy
+from memory3.retention import RetentionPolicy
 from memory3.types import Document, Memory
 
 WORDS = [Document(f"doc{n}", f"some words{n} of text number {n} and a few{n} more") for n in range(5)]
@@ -50,7 +51,7 @@ def true_records(written, m3):
 @pytest.mark.parametrize("policy", ["now", "auto"])
 def test_a_reader_of_cold_rows_neither_reads_nor_fills_the_bank_of_another_model(tmp_path, policy):
     path = tmp_path / "bank"
-    open_bank(path, A, write=policy).write(WORDS, cold=True)
+    open_bank(path, A, write=policy).write(WORDS, lazy=True)
     reader = open_bank(path, A)
     Bank.rebuild(path, B, embedder=HashingEmbedder())
     ids = [f"doc{n}#0" for n in range(5)]
@@ -58,7 +59,7 @@ def test_a_reader_of_cold_rows_neither_reads_nor_fills_the_bank_of_another_model
         assert [record(m) for m in reader.memories(ids)] == [true_records(WORDS, A)[id_] for id_ in ids]
         reader.cache.clear()
     rebuilt = open_bank(path, B)
-    assert rebuilt.info().cold == (len(rebuilt) if policy == "auto" else 0)
+    assert rebuilt.info().lazy == (len(rebuilt) if policy == "auto" else 0)
     assert contents(rebuilt) == expected(WORDS, B)
     assert rebuilt.verify().ok
     with pytest.raises(FingerprintMismatch):
@@ -68,9 +69,9 @@ def test_a_reader_of_cold_rows_neither_reads_nor_fills_the_bank_of_another_model
 def test_a_cold_row_replaced_and_encoded_since_gives_the_memory_of_the_text_that_the_reader_has(tmp_path):
     path = tmp_path / "bank"
     writer = open_bank(path)
-    writer.write(WORDS, cold=True)
+    writer.write(WORDS, lazy=True)
     reader = open_bank(path)
-    writer.write(OTHER, cold=False)
+    writer.write(OTHER, lazy=False)
     for id_, (reference, memory) in expected(WORDS).items():
         assert reader.references([id_]) == [reference]
         assert record(reader.memories([id_])[0]) == memory
@@ -80,24 +81,24 @@ def test_a_cold_row_replaced_and_encoded_since_gives_the_memory_of_the_text_that
 
 def test_what_others_stored_for_the_same_tokens_is_read_and_not_encoded_again(tmp_path):
     path = tmp_path / "bank"
-    open_bank(path).write(WORDS, cold=True)
+    open_bank(path).write(WORDS, lazy=True)
     m3 = HashingWriter()
     reader = open_bank(path, m3)
-    open_bank(path).write(WORDS, cold=False)
+    open_bank(path).write(WORDS, lazy=False)
     assert record(reader.memories(["doc3#1"])[0]) == true_records(WORDS, m3)["doc3#1"]
     assert m3.encoded == 0
 
 
 def test_a_budget_of_one_bank_drops_nothing_of_the_bank_that_took_its_place(tmp_path):
     path = tmp_path / "bank"
-    open_bank(path, A, write=WritePolicy("auto", 1, 3 * 166)).write(WORDS)
+    open_bank(path, A, write=RetentionPolicy("auto", 1, 3 * 166)).write(WORDS)
     reader = open_bank(path, A)
     reader.memories(["doc0#0", "doc1#0"])
     Bank.rebuild(path, B, embedder=HashingEmbedder())
-    open_bank(path, B).write(WORDS, cold=False)
-    held = len(open_bank(path, B)) - open_bank(path, B).info().cold
+    open_bank(path, B).write(WORDS, lazy=False)
+    held = len(open_bank(path, B)) - open_bank(path, B).info().lazy
     reader.memories(["doc2#0", "doc3#0"])
-    assert len(open_bank(path, B)) - open_bank(path, B).info().cold == held
+    assert len(open_bank(path, B)) - open_bank(path, B).info().lazy == held
 
 
 # ---- the cache -----------------------------------------------------------------------------------------------------------
@@ -142,15 +143,15 @@ def test_a_read_begun_before_a_refresh_leaves_nothing_for_those_after_it(tmp_pat
     begun, refreshed = threading.Event(), threading.Event()
     from memory3.bank import view
 
-    read_memories = view.read_memories
+    read_records = view.read_records
 
     def slow(snapshot, ids):
-        found = read_memories(snapshot, ids)
+        found = read_records(snapshot, ids)
         begun.set()
         assert refreshed.wait(20)
         return found
 
-    monkeypatch.setattr(view, "read_memories", slow)
+    monkeypatch.setattr(view, "read_records", slow)
     thread = threading.Thread(target=reader.memories, args=(["doc2#0"],))
     thread.start()
     assert begun.wait(20)
@@ -324,7 +325,7 @@ def test_a_damaged_row_is_encoded_again(tmp_path):
 
 
 def test_a_large_document_that_is_cut_otherwise_now_is_begun_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "COMMIT_REFERENCES", 5)
+    monkeypatch.setattr(pace, "COMMIT_REFERENCES", 5)
     large = Document("large", " ".join(f"w{n}" for n in range(70)))
 
     def stop(progress):
@@ -368,7 +369,7 @@ def test_a_document_whose_first_row_lies_about_its_size_is_replaced_whole(tmp_pa
 
 def test_dropping_memories_gives_damaged_rows_no_new_checksum(tmp_path):
     path = tmp_path / "bank"
-    bank = open_bank(path, write=WritePolicy("auto", 1, 2 * 166))
+    bank = open_bank(path, write=RetentionPolicy("auto", 1, 2 * 166))
     bank.write(WORDS)
     bank.memories(["doc0#0", "doc1#0"])
     lancedb.connect(path).open_table("references-1").update(where="reference_id = 'doc0#0'", values={"text": "changed"})
@@ -390,7 +391,7 @@ def test_damaged_tags_stop_neither_writing_nor_hints(tmp_path):
 
 
 def test_staged_rows_that_are_damaged_are_encoded_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "COMMIT_REFERENCES", 5)
+    monkeypatch.setattr(pace, "COMMIT_REFERENCES", 5)
     large = Document("large", " ".join(f"w{n}" for n in range(70)))
 
     def stop(progress):

@@ -42,6 +42,7 @@ COMMANDS = (
     "bench",
     "lm-eval",
 )
+GROUPS = ("train",)
 
 
 @pytest.fixture(autouse=True)
@@ -95,13 +96,14 @@ def other_model(tmp_path):
 # ---- help and usage ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *GROUPS])
 def test_every_command_has_help(command):
     assert command in run(command, "--help").stdout
 
 
 def test_the_table_of_commands_is_complete():
     assert [command.name or command.callback.__name__ for command in app.registered_commands] == list(COMMANDS)
+    assert [group.typer_instance.info.name for group in app.registered_groups] == list(GROUPS)
 
 
 def test_version():

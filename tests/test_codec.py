@@ -1,4 +1,6 @@
-"""Codecs: bytes both ways, decode against FAISS's own and against slow twins, what centring is worth, damaged books, the paper's sizes."""
+"""Codecs: bytes both ways, decode against FAISS's own and against slow twins, what centring is worth, damaged codebooks, the
+paper's sizes.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,18 @@ from codebooks import ANGLES, by_hand, fitted, memories
 from test_records import golden_memory
 
 from memory3.attention.rotary import rotate
-from memory3.codec import CodeBook, CodedCodec, RawCodec
+from memory3.codec import Codebook, CodedCodec, RawCodec
 from memory3.codec.centring import Centring
+from memory3.codec.factory import default_factory, table_shapes
+from memory3.codec.kinds.product import Product
 from memory3.codec.layout import Layout
-from memory3.codec.product import ProductCoder
-from memory3.codec.quantiser import Quantiser, default_factory
+from memory3.codec.quantiser import Quantiser
+from memory3.codec.registry import find
 from memory3.codec.rows import Rows, fields
 from memory3.codec.scalar import fit_step, rounded
 from memory3.codec.trellis import ERROR, Trellis
-from memory3.config import MemoryConfig, codec_sides
-from memory3.errors import BankCorrupt, ConfigError, InputError
+from memory3.config import MemoryConfig
+from memory3.errors import CodecError, ConfigError, InputError
 from memory3.types import Memory, MemoryShape
 
 GOLDEN = Path(__file__).parent / "data"
@@ -81,7 +85,7 @@ def test_rows_equal_what_faiss_decodes(quantiser):
 def test_a_quantiser_put_together_from_its_tensors_is_the_same(quantiser):
     quantiser, vectors = quantiser
     again = Quantiser.of(quantiser.factory, quantiser.dimension, quantiser.tensors())
-    assert {name: tuple(tensor.shape) for name, tensor in quantiser.tensors().items()} == Quantiser.shapes(
+    assert {name: tuple(tensor.shape) for name, tensor in quantiser.tensors().items()} == table_shapes(
         quantiser.factory, quantiser.dimension
     )
     codes = quantiser.encode(vectors)
@@ -111,7 +115,7 @@ def test_numbers_of_any_size(seed):
 def test_the_default_quantiser_has_14_bytes(head_dim):
     factory = default_factory(head_dim)
     assert factory == {64: "OPQ16_64", 80: "OPQ20_80", 128: "OPQ32_128"}[head_dim] + ",Residual2x14,PQ8x10"
-    shapes = Quantiser.shapes(factory, head_dim)
+    shapes = table_shapes(factory, head_dim)
     tables = {name: torch.zeros(shape) for name, shape in shapes.items()}
     quantiser = Quantiser.of(factory, head_dim, tables)
     assert (quantiser.code_size, sum(quantiser.bits)) == (14, 108)
@@ -133,21 +137,61 @@ def test_the_default_quantiser_has_14_bytes(head_dim):
 )
 def test_quantisers_that_do_not_exist(factory, dimension, says):
     with pytest.raises(ConfigError, match=says):
-        Quantiser.shapes(factory, dimension)
+        table_shapes(factory, dimension)
 
 
 def test_no_default_for_an_odd_head_dimension():
     with pytest.raises(ConfigError, match=r"not 14: name one"):
-        ProductCoder.shapes("product", 3, 14)
+        Product().shapes(3, 14)
 
 
 def test_settings_name_a_codec():
     assert MemoryConfig(codec="product:RQ14x8").codec == "product:RQ14x8"
     assert MemoryConfig.from_json(MemoryConfig(codec="int4").to_json()).codec == "int4"
     assert "codec" not in MemoryConfig.WRITING
-    for wrong in ("zip", "product:", "product:../x", 8):
+    for wrong in ("product:", "product:../x", "int8+", "+int8", "a b", "x" * 300, 8):
         with pytest.raises(ConfigError, match="codec"):
             MemoryConfig(codec=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("zip", "codec 'zip' is unknown: use one of int4, int8, predicted, predicted:BITS, product"),
+        ("int8+zip", "int8 has no options"),
+        ("zip+int8", "'zip.int8' is unknown: use one of"),
+        ("int8:4", "int8 has no options"),
+        ("raw:4", "raw has no options"),
+        ("raw+int8", "raw is for keys and values together"),
+        ("int8+raw", "raw is for keys and values together"),
+        ("transform:12", "a multiple of 8"),
+        ("transform:0", "a multiple of 8"),
+        ("transform:x", "a multiple of 8"),
+        ("product:PQ", "quantiser 'PQ' is unknown"),
+        ("auto", "codec 'auto' is unknown"),
+        ("product:../x", "is unknown"),
+        ("", "is unknown"),
+    ],
+)
+def test_codecs_that_do_not_exist(name, says):
+    with pytest.raises(ConfigError, match=says):
+        find(name)
+
+
+def test_names_of_two_codecs():
+    for name, sides in {
+        "int8": ("int8", "int8"),
+        "int8+int4": ("int8", "int4"),
+        "transform:128+160": ("transform:128", "transform:160"),
+        "product:PQ32x8+RQ14x8": ("product:PQ32x8", "product:RQ14x8"),
+        "product+transform:8": ("product", "transform:8"),
+    }.items():
+        pair = find(name)
+        assert (pair.text, str(pair)) == (name, name)
+        assert [pair.keys, pair.values] == [find(side).keys for side in sides]
+        assert (pair.is_fitted, pair.predicts) == (True, False)
+        assert pair.uses_metric == ("transform" in name)
+    assert find("raw").is_fitted is False
 
 
 # ---- centring --------------------------------------------------------------------------------------------------------------
@@ -221,14 +265,14 @@ def test_decoding_the_slow_way(codec):
         for name, codes in (("keys", keys), ("values", values)):
             side = book.side(name)
             for place, head in enumerate(heads):
-                kind = codec_sides(codec)[name]
-                if kind == "int8":
+                kind = find(codec).sides[name]
+                if kind.name == "int8":
                     z = (torch.from_numpy(codes[place].copy()).float() - 128) * side["step"]
-                elif kind == "int4":
+                elif kind.name == "int4":
                     nibbles = [half for byte in codes[place].tolist() for half in (byte & 15, byte >> 4)][:5]
                     z = (torch.tensor(nibbles).float() - 8) * side["step"]
                 else:
-                    quantiser = Quantiser.of(kind.removeprefix("product:"), 5, side)
+                    quantiser = Quantiser.of(kind.named, 5, side)
                     z = torch.from_numpy(quantiser.decode(codes[place : place + 1].copy()))[0]
                 x = side["mean"][head] + side["scale"][head] * z
                 if name == "keys":
@@ -297,9 +341,9 @@ def test_positions_of_long_references_take_two_bytes():
 def test_damaged_records(codec):
     made = CodedCodec(fitted(codec))
     record = made.encode(golden_memory())
-    with pytest.raises(BankCorrupt, match=f"{len(record) - 1} bytes.*{len(record)}"):
+    with pytest.raises(CodecError, match=f"{len(record) - 1} bytes.*{len(record)}"):
         made.decode([record, record[:-1]])
-    with pytest.raises(BankCorrupt, match="at most 7"):
+    with pytest.raises(CodecError, match="at most 7"):
         made.decode([record[:10] + b"\xff\xff" + record[12:]])
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -307,48 +351,48 @@ def test_damaged_records(codec):
         noise[:7] %= 128  # places
         (memory,) = made.decode([record[:12] + noise.tobytes()])
         assert len(memory.keys) == 4
-    with pytest.raises(BankCorrupt, match="keeps the token at 131, references have 128"):
+    with pytest.raises(CodecError, match="keeps the token at 131, references have 128"):
         made.decode([record[:12] + b"\x83" + record[13:]])
     with pytest.raises(InputError):
         made.encode(dataclasses.replace(golden_memory(), keys=torch.zeros(4, 6)))
 
 
-# ---- code books ------------------------------------------------------------------------------------------------------------
+# ---- codebooks ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_book_is_its_bytes():
+def test_a_codebook_is_its_bytes():
     book = fitted("int4")
-    again = CodeBook.of(book.data, "book")
+    again = Codebook.of(book.data, "book")
     assert (again.fingerprint, again.codec, again.shape, again.positions) == (book.fingerprint, "int4", SHAPE, 128)
     assert (again.memories, again.about) == (HashingWriter().fingerprint, book.about)
-    assert CodeBook(**{**vars_of(book), "positions": 127}).fingerprint != book.fingerprint
-    assert CodeBook(**vars_of(book)).data == book.data
+    assert Codebook(**{**vars_of(book), "positions": 127}).fingerprint != book.fingerprint
+    assert Codebook(**vars_of(book)).data == book.data
 
 
 def vars_of(book):
     return {field.name: getattr(book, field.name) for field in dataclasses.fields(book)}
 
 
-def test_damaged_books():
+def test_damaged_codebooks():
     book = fitted("product:PQ5x3")
     for data in (b"", b"x" * 100, book.data[:-4], book.data.replace(b"memory3", b"memory4")):
-        with pytest.raises(BankCorrupt, match=r"a\.safetensors cannot be read"):
-            CodeBook.of(data, "a.safetensors")
+        with pytest.raises(CodecError, match=r"a\.safetensors cannot be read"):
+            Codebook.of(data, "a.safetensors")
     older = book.data.replace(b'\\"version\\": 1', b'\\"version\\": 9')
-    with pytest.raises(BankCorrupt, match="version 9, this memory3 reads version 1"):
-        CodeBook.of(older, "a.safetensors")
-    infinite = CodeBook(**{**vars_of(book), "tensors": {**book.tensors, "keys.mean": book.tensors["keys.mean"] / 0}})
-    with pytest.raises(BankCorrupt, match=r"keys\.mean has numbers that are not finite"):
-        CodeBook.of(infinite.data, "a.safetensors")
+    with pytest.raises(CodecError, match="version 9, this memory3 reads version 1"):
+        Codebook.of(older, "a.safetensors")
+    infinite = Codebook(**{**vars_of(book), "tensors": {**book.tensors, "keys.mean": book.tensors["keys.mean"] / 0}})
+    with pytest.raises(CodecError, match=r"keys\.mean has numbers that are not finite"):
+        Codebook.of(infinite.data, "a.safetensors")
 
 
 @pytest.mark.parametrize("name", ["keys.fine", "values.mean", "keys.angles"])
-def test_books_that_lack_a_tensor_or_have_another_shape(name):
+def test_codebooks_that_lack_a_tensor_or_have_another_shape(name):
     book = fitted("product:PQ5x3")
     without = {key: tensor for key, tensor in book.tensors.items() if key != name}
     for tensors in (without, {**without, name: torch.zeros(2, 2, 2, 2)}, {**without, name: book.tensors[name].double()}):
-        with pytest.raises(BankCorrupt, match=name):
-            CodedCodec(CodeBook(**{**vars_of(book), "tensors": tensors}))
+        with pytest.raises(CodecError, match=name):
+            CodedCodec(Codebook(**{**vars_of(book), "tensors": tensors}))
 
 
 def test_too_few_memories():
@@ -358,7 +402,7 @@ def test_too_few_memories():
         fit("product:RQ3x4", memories(1), SHAPE, fingerprint="", positions=128)
 
 
-def test_fitting_twice_gives_the_same_book():
+def test_fitting_twice_gives_the_same_codebook():
     assert fitted("product:PQ5x3").fingerprint == fitted("product:PQ5x3").fingerprint
 
 
@@ -366,13 +410,15 @@ def test_fitting_twice_gives_the_same_book():
 
 
 def test_storage_of_the_paper():
-    """7.17 PiB of all keys and values, 45.9 TiB sparse, 4.02 TiB quantised (section 3.3), from shapes and 1.12e8 references."""
+    """7.17 PiB of all keys and values, 45.9 TiB sparse, 4.02 TiB quantised (arXiv 2407.01178, section 3.3), from shapes and
+    1.12e8 references.
+    """
     references, head_dim = 112_000_000, 80
     sparse = MemoryShape(tuple(range(22)), 8, head_dim, pairs=22 * 8 * 8, dtype="bfloat16")
     dense = MemoryShape(tuple(range(44)), 40, head_dim, pairs=44 * 40 * 128, dtype="bfloat16")
     of_vectors = {name: 2 * shape.pairs * head_dim * 2 * references for name, shape in (("sparse", sparse), ("dense", dense))}
     factory = default_factory(head_dim)
-    tables = {name: torch.zeros(shape) for name, shape in Quantiser.shapes(factory, head_dim).items()}
+    tables = {name: torch.zeros(shape) for name, shape in table_shapes(factory, head_dim).items()}
     code = Quantiser.of(factory, head_dim, tables).code_size
     assert f"{of_vectors['dense'] / 2**50:.2f}" == "7.17"
     assert f"{of_vectors['sparse'] / 2**40:.1f}" == "45.9"
@@ -469,7 +515,7 @@ def test_golden_bytes_of_transform():
         tensors[f"{side}.variance"] = torch.tensor([3.0, 2, 1, 0, 0])
         tensors[f"{side}.table"] = (torch.arange(256) * 37 % 256 - 128).float().repeat(9, 1) / 8
         tensors[f"{side}.analysis"] = torch.eye(5).repeat(SHAPE.heads, 1, 1) / 2
-    made = CodedCodec(CodeBook("transform:8", "0" * 32, SHAPE, 128, tensors))
+    made = CodedCodec(Codebook("transform:8", "0" * 32, SHAPE, 128, tensors))
     golden = bytes.fromhex((GOLDEN / "record-v2-transform.hex").read_text())
     assert made.encode(golden_memory()) == golden
     (decoded,) = made.decode([golden])

@@ -105,9 +105,9 @@ def test_contents_that_are_no_text(m3, content, said):
 def test_parts_of_text_are_joined(m3):
     parts = [{"type": "text", "text": "Who "}, {"type": "text", "text": "is Orm?"}]
     joined, whole = ([{"role": "user", "content": c}] for c in (parts, "Who is Orm?"))
-    assert m3._chat(joined) == m3._chat(whole)
+    assert m3.prompts.chat(joined) == m3.prompts.chat(whole)
     with pytest.raises(InputError, match="the last message is the assistant's"):
-        m3._chat([*whole, {"role": "assistant", "content": "Yes"}])
+        m3.prompts.chat([*whole, {"role": "assistant", "content": "Yes"}])
 
 
 SYSTEM = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Who?"}]
@@ -116,13 +116,13 @@ SYSTEM = [{"role": "system", "content": "Be brief"}, {"role": "user", "content":
 def test_templates_that_refuse_or_leave_out_the_system_turn():
     refuse = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}" + tiny.CHAT_TEMPLATE
     with pytest.raises(InputError, match="refuses the system role: leave the system message out") as caught:
-        chat_model(refuse)._chat(SYSTEM)
+        chat_model(refuse).prompts.chat(SYSTEM)
     assert sentence(caught.value).endswith("refuses the system role: leave --system out")
     silent = tiny.CHAT_TEMPLATE.replace(
         "{% for message in messages %}", "{% for message in messages if message.role != 'system' %}"
     )
     with pytest.raises(InputError, match="leaves out the message of the role system"):
-        chat_model(silent)._chat(SYSTEM)
+        chat_model(silent).prompts.chat(SYSTEM)
 
 
 def test_a_template_that_writes_another_text_each_time():
@@ -193,11 +193,13 @@ def test_an_error_is_one_sentence(error, said, monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["none", "text", "memory"])
-def test_nothing_else_is_asked_inside_a_recall(m3, bank, mode):
-    with m3.recall(bank), pytest.raises(RecallError, match="leave one"):
-        m3.generate("Who?", bank, mode=mode, max_new_tokens=2)
-    with m3.recall(bank), pytest.raises(RecallError, match="leave one"):
-        m3.log_likelihood(["Who?"], ["Orm"], bank, mode=mode)
+def test_what_is_asked_inside_a_recall_is_answered_as_outside(m3, bank, mode):
+    asked = {"bank": bank, "mode": mode, "k": 1}
+    alone = m3.generate("Who?", **asked, max_new_tokens=5), m3.log_likelihood(["Who?"], ["Orm"], **asked)
+    with m3.recall(bank, references=[["copy0#0"]]) as recall:
+        inside = m3.generate("Who?", **asked, max_new_tokens=5), m3.log_likelihood(["Who?"], ["Orm"], **asked)
+    assert (inside[0].token_ids, inside[1]) == (alone[0].token_ids, alone[1])
+    assert recall.statistics.recalls == 0
 
 
 def test_two_prompts_are_not_mixed_in_one_recall(m3, bank):

@@ -20,12 +20,10 @@ from memory3.evaluation.folder import ResultsFolder, settings_key
 from memory3.evaluation.generation import generate_rows
 from memory3.evaluation.guard import Guard
 from memory3.evaluation.intervals import aggregate_interval, interval
-from memory3.evaluation.likelihood import likelihoods
 from memory3.evaluation.lookup import Lookup
 from memory3.evaluation.metrics import auroc, contains, exact_match, f1
 from memory3.evaluation.modes import parse_modes
 from memory3.evaluation.plots import plots
-from memory3.evaluation.prompts import prompt_row
 from memory3.evaluation.qa import AbstainTask, QaTask
 from memory3.evaluation.report import read_results, write_report, write_summary
 from memory3.evaluation.runner import EvaluationPlan, run_task
@@ -96,9 +94,9 @@ CHOICES = [["the engineer", "a", "nobody at all"], ["in the mountains", "the sea
 @pytest.mark.parametrize("read", ["memory", "text", "none"])
 def test_choices_behind_one_prompt_are_those_of_rows_of_their_own(m3, bank, read):
     asked = [q["question"] for q in QUESTIONS[:3]]
-    rows = [prompt_row(m3, bank, read, m3._ids(q), names, "chat") for q, names in zip(asked, NAMES, strict=True)]
-    ids = [[m3._ids(choice) for choice in choices] for choices in CHOICES]
-    found = likelihoods(m3, bank, rows, ids)
+    rows = [m3.prompts.row(m3.prompts.ids(q), read, names, bank) for q, names in zip(asked, NAMES, strict=True)]
+    ids = [[m3.prompts.ids(choice) for choice in choices] for choices in CHOICES]
+    found = m3.scorer.score(rows, ids, bank)
     for question, names, choices, got in zip(asked, NAMES, CHOICES, found, strict=True):
         mode = read if names else "none"
         wanted = m3.log_likelihood([question] * len(choices), choices, bank, mode=mode, references=[names] * len(choices))
@@ -111,13 +109,13 @@ def test_choices_behind_one_prompt_are_those_of_rows_of_their_own(m3, bank, read
 def test_answers_and_the_wanted_answer_from_one_reading(m3, bank, read, style):
     """In a batch, with prompts of different lengths; against `generate` alone and a likelihood alone."""
     asked = [q["question"] for q in QUESTIONS[:3]]
-    rows = [prompt_row(m3, bank, read, m3._ids(q), names, style) for q, names in zip(asked, NAMES, strict=True)]
-    wanted = [m3._ids(choices[0]) for choices in CHOICES]
+    rows = [m3.prompts.row(m3.prompts.ids(q), read, names, bank, style=style) for q, names in zip(asked, NAMES, strict=True)]
+    wanted = [m3.prompts.ids(choices[0]) for choices in CHOICES]
     together = generate_rows(m3, bank, rows, max_new_tokens=7, wanted=wanted)
     for row, ids, got, question, names in zip(rows, wanted, together, asked, NAMES, strict=True):
         alone = generate_rows(m3, bank, [row], max_new_tokens=7)[0]
         assert got.token_ids == alone.token_ids
-        assert got.wanted.total == pytest.approx(likelihoods(m3, bank, [row], [[ids]])[0][0].total, abs=1e-3)
+        assert got.wanted.total == pytest.approx(m3.scorer.score([row], [[ids]], bank)[0][0].total, abs=1e-3)
         assert (got.attention is None) == (not row.references)
         if style == "chat":
             answer = m3.generate(question, bank, mode=read if names else "none", references=names or None, max_new_tokens=7)
@@ -125,16 +123,16 @@ def test_answers_and_the_wanted_answer_from_one_reading(m3, bank, read, style):
 
 
 def test_greedy_is_what_the_model_writes(m3, bank):
-    row = prompt_row(m3, bank, "memory", m3._ids("Who built it?"), ["bridge#0"], "chat")
+    row = m3.prompts.row(m3.prompts.ids("Who built it?"), "memory", ["bridge#0"], bank)
     written = generate_rows(m3, bank, [row], max_new_tokens=5)[0].token_ids
     other = [*written[:-1], (written[-1] + 1) % 300]
-    first, second = likelihoods(m3, bank, [row], [[written, other]])[0]
+    first, second = m3.scorer.score([row], [[written, other]], bank)[0]
     assert first.greedy
     assert not second.greedy
 
 
 def test_stop_texts_end_an_answer(m3, bank):
-    row = prompt_row(m3, bank, "none", m3._ids("Who built it?"), [], "chat")
+    row = m3.prompts.row(m3.prompts.ids("Who built it?"), "none", [], bank)
     whole = generate_rows(m3, bank, [row], max_new_tokens=23)[0]
     full = m3.tokenizer.decode(whole.token_ids)
     stop = full[len(full) // 2 : len(full) // 2 + 2]
@@ -145,7 +143,7 @@ def test_stop_texts_end_an_answer(m3, bank):
 
 def test_attention_is_that_of_the_attention_maps(m3, bank):
     """The share of attention on memories, against the softmax of all logits written out for every layer, head and token."""
-    row = prompt_row(m3, bank, "memory", m3._ids("Who built it?"), ["bridge#0", "sea#0"], "chat")
+    row = m3.prompts.row(m3.prompts.ids("Who built it?"), "memory", ["bridge#0", "sea#0"], bank)
     from memory3.attention import reading
 
     seen, real = [], reading.attend
@@ -489,10 +487,10 @@ def test_abstain(m3, bank, data, tmp_path):
     right = {q["id"]: f"{q['references'][0]}#0" for q in QUESTIONS}
     assert not any(right[name] in row["references"] for name, row in rows["absent:2"].items())
     row = rows["memory:2"]["q1"]
-    prompt = prompt_row(m3, bank, "none", m3._ids(QUESTIONS[0]["question"]), [], "chat")
-    with_memory = prompt_row(m3, bank, "memory", m3._ids(QUESTIONS[0]["question"]), row["references"], "chat")
+    prompt = m3.prompts.row(m3.prompts.ids(QUESTIONS[0]["question"]), "none", [], bank)
+    with_memory = m3.prompts.row(m3.prompts.ids(QUESTIONS[0]["question"]), "memory", row["references"], bank)
     said = generate_rows(m3, bank, [with_memory], max_new_tokens=5)[0].token_ids
-    likely = [likelihoods(m3, bank, [p], [[said]])[0][0].total / len(said) for p in (with_memory, prompt)]
+    likely = [m3.scorer.score([p], [[said]], bank)[0][0].total / len(said) for p in (with_memory, prompt)]
     assert row["metrics"]["gain"] == pytest.approx(likely[0] - likely[1], abs=1e-3)
     areas = summary["auroc"]
     assert set(areas) == {"attention", "gain", "likelihood", "cosine"}

@@ -1,7 +1,8 @@
-"""The floors of DESIGN.md, and what no file may do. A new folder or file at the root needs a place in `FLOORS`."""
+"""The floors (docs/structure.md), our words (docs/words.md), and what no file may do. A new folder or file at the root needs a place in `FLOORS`."""
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from functools import cache
@@ -9,20 +10,21 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+import torch
 
 SOURCE = Path(__file__).parents[1] / "src" / "memory3"
 
 #: Lowest first. Units of one floor do not import one another, unless they are files.
 FLOORS = (
-    {"errors", "config", "types", "policy", "files", "sources", "overlap"},
+    {"errors", "config", "types", "retention", "files", "sources", "overlap", "tokenizing"},
     {"attention"},
     {"codec"},
     {"text", "models"},
     {"encode"},
     {"bank"},
-    {"answer", "decoding", "nothing", "prompt"},
+    {"answer", "decoding", "prompt", "scoring"},
     {"recall"},
-    {"proof", "llm"},
+    {"proof", "asking", "llm"},
     {"calibration"},
     {"training", "evaluation", "planner"},
     {"benchmarks"},
@@ -71,7 +73,7 @@ def unit(module):
 
 def floor(module):
     places = [number for number, units in enumerate(FLOORS) if unit(module) in units]
-    assert places, f"{module}: give {unit(module)!r} a floor in {__name__}.FLOORS and in DESIGN.md"
+    assert places, f"{module}: give {unit(module)!r} a floor in {__name__}.FLOORS"
     return places[0]
 
 
@@ -116,8 +118,91 @@ def test_nothing_unsafe(module):
             assert node.type is not None, f"{where}: say which errors"
 
 
+def private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_names(node):
+    """The private methods and attributes that a class, or all classes of a file, give their objects."""
+    names = set()
+    for part in ast.walk(node):
+        if isinstance(part, ast.ClassDef):
+            fields = [f.target for f in part.body if isinstance(f, ast.AnnAssign)]
+            names |= {f.id for f in fields if isinstance(f, ast.Name)}
+        elif isinstance(part, ast.FunctionDef):
+            names.add(part.name)
+        elif isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store) and dotted(part.value) == "self":
+            names.add(part.attr)
+    return {name for name in names if private(name)}
+
+
+@cache
+def our_private_names():
+    names = set().union(*(private_names(node) for m in FILES for node in ast.walk(tree(m)) if isinstance(node, ast.ClassDef)))
+    # Others have attributes of these names, too: modules of torch, and named tuples, whose methods look private and are not.
+    return names - {*dir(torch.nn.Module()), "_asdict", "_make", "_replace"}
+
+
+def reaches(module):
+    """Where a file uses a private attribute of ours on anything but ``self``, ``cls``, ``super()`` and objects of the same class."""
+    own = {}
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.ClassDef):
+            names = private_names(node)
+            own |= {id(part): names for part in ast.walk(node)}
+    for node in ast.walk(tree(module)):
+        if not (isinstance(node, ast.Attribute) and private(node.attr) and node.attr in our_private_names()):
+            continue
+        is_super = isinstance(node.value, ast.Call) and dotted(node.value.func) == "super"
+        if dotted(node.value) not in ("self", "cls") and not is_super and node.attr not in own.get(id(node), ()):
+            yield node
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_no_file_reaches_into_another_object(module):
+    found = [f"{FILES[module]}:{node.lineno}: {dotted(node)} is private" for node in reaches(module)]
+    assert not found, found
+
+
+def test_a_reach_into_another_object_is_found():
+    """Of `Memory3` above all, which fifteen files once reached into."""
+    assert {(module, node.attr) for module in FILES for node in reaches(module)} == REACHES
+    assert {"_standing", "_rows"} <= our_private_names()
+    called = "\n".join(path.read_text(encoding="utf-8") for path in FILES.values())
+    assert "m3._" not in called
+
+
 def test_names_say_what_a_file_is_for():
     assert not {path.stem for path in FILES.values()} & {"util", "utils", "helpers", "misc", "common"}
+
+
+#: Words that are ours, or that mean something of their own here. A newcomer finds each on docs/words.md; a new one needs a line there, and a reason.
+OWN_WORDS = {
+    "memory",
+    "reference",
+    "bank",
+    "selector",
+    "budget",
+    "prefix",
+    "chunk clock",
+    "recall",
+    "gap",
+    "memory temperature",
+    "lazy reference",
+    "fingerprint",
+    "proof",
+    "codebook",
+}
+
+
+def test_our_words_are_defined_in_the_documentation():
+    """Each with a definition of one or two sentences, and the nearest word of the field."""
+    page = (SOURCE.parents[1] / "docs" / "words.md").read_text(encoding="utf-8").split("## Renamed")[0]
+    rows = re.findall(r"^\| \*\*(.+?)\*\*[^|]*\| (.+?) \| (.+?) \|$", page, re.MULTILINE)
+    assert {word for word, _, _ in rows} == OWN_WORDS
+    for word, definition, nearest in rows:
+        assert 1 <= len(re.findall(r"[.?](?: |$)", definition)) <= 3, f"{word}: say it in one or two sentences"
+        assert nearest, f"{word}: what does the field call it?"
 
 
 IMPORT_EVERYTHING = """

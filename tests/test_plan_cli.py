@@ -10,7 +10,7 @@ import tiny
 from test_cli import _stand_in, bank, docs, error, run, run_json  # noqa: F401 (fixtures)
 
 from memory3.bank import Bank
-from memory3.cli.planning import binary, digits
+from memory3.cli.plan.views import binary, digits
 from memory3.planner.library import EMBEDDERS
 from memory3.planner.machine import MACHINES
 
@@ -204,8 +204,8 @@ def test_the_policy_is_kept_by_later_writes(docs, tiny_model_path):  # noqa: F81
         (["--model", "memory3-2.4"], "the shape of model 'memory3-2.4' is unknown. Did you mean 'memory3-2.4b'?", 1),
         (["--references", "-3"], "-3 references cannot be planned for", 1),
         (["--references", "lots"], "lots references cannot be planned for", 1),
-        (["--codec", "zip"], "codec 'zip' is unknown: use one of raw, int8, int4, product", 2),
-        (["--codec", "product:RQ3x4"], "codec 'product:RQ3x4' is unknown to the planner: use one of raw", 1),
+        (["--codec", "zip"], "codec 'zip' is unknown: use one of int4, int8, predicted", 2),
+        (["--codec", "product:RQ3x4"], "codec 'product:RQ3x4' is unknown to the planner: use one of int4, int8", 1),
         (["--embedder", "ada"], "embedder 'ada' is unknown", 1),
         (["--machine", "abacus"], "machine 'abacus' is unknown: use one of h100", 1),
         (["--machine", "h100", "--price", "-1"], "machine 'h100': price is -1.0", 1),

@@ -1,4 +1,6 @@
-"""The planner's arithmetic: shapes, the paper's costs and sizes, and those of this library, against numbers worked out by hand."""
+"""The planner's arithmetic: shapes, the paper's costs and sizes, and those of this library, against numbers worked out by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -15,20 +17,21 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from memory3.bank import indexes, snapshot
 from memory3.codec import CodedCodec
-from memory3.codec.quantiser import Quantiser, default_factory
+from memory3.codec.factory import default_factory, table_shapes
+from memory3.codec.kinds.product import Product
+from memory3.codec.quantiser import Quantiser
 from memory3.codec.raw import record_size
-from memory3.config import CODECS, PRESETS, Budget, MemoryConfig
+from memory3.config import PRESETS, Budget, MemoryConfig
 from memory3.encode.encoder import Encoder
-from memory3.encode.selectors import SELECTORS
 from memory3.errors import ConfigError, InputError, MissingDependency, ModelError, UnsupportedModel
 from memory3.llm import Memory3
 from memory3.models.catalogue import DEFAULT_ADAPTED
 from memory3.models.frame import Frame
 from memory3.models.sizes import PAPER_MODEL, SHAPES, ModelSizes, sizes_of
-from memory3.planner import figure, library, storage
+from memory3.planner import figure, library
 from memory3.planner.cost import Cost, Costs, Setting, Term, explicit, external, implicit, paper_costs
 from memory3.planner.library import Search, library_costs
-from memory3.planner.storage import codecs_of, library_bytes, paper_bytes, reference_count
+from memory3.planner.storage import codec_cost, library_bytes, paper_bytes, reference_count
 
 PAPER_SHAPE = SHAPES[PAPER_MODEL]
 #: All sizes different: L=3, H=6, Hkv=2, dh=7, d=11, W=13, vocabulary 17, so H dh = 42 is not d.
@@ -164,8 +167,6 @@ def test_the_librarys_text_is_the_papers_bound_and_one_mlp():
 
 def test_what_the_planner_repeats_of_the_library_is_what_the_library_does(tiny_chat_tokenizer):
     assert library.RESIDENT_BYTES == snapshot.RESIDENT_BYTES
-    assert tuple(name for name, chosen in SELECTORS.items() if chosen.repeats) == library.TWO_PASSES
-    assert (*storage.CODECS, "foretold") == CODECS  # which is transform of what is left
     for references in (1, 90_000, 1_000_003, 10**9):
         search = Search(references, 384)
         cells, probed = indexes.partitions(references), indexes.nprobes(references)
@@ -194,14 +195,14 @@ def test_a_coded_record_has_the_size_that_its_codec_gives_it(codec, positions):
 
 @pytest.mark.parametrize("head_dim", [64, 80])
 def test_the_product_codec_is_the_quantiser_that_the_library_uses(head_dim):
-    factory, product = default_factory(head_dim), codecs_of("product", head_dim)[0]
-    shapes = Quantiser.shapes(factory, head_dim)
+    factory, product = default_factory(head_dim), Product().cost(head_dim)
+    shapes = table_shapes(factory, head_dim)
     quantiser = Quantiser.of(factory, head_dim, {name: torch.zeros(shape) for name, shape in shapes.items()})
-    assert product.bytes(head_dim, "float16") == quantiser.code_size
+    assert product.bytes == quantiser.code_size
     # To encode, every number of the rotation and of the tables is multiplied and added once; to decode, a row of each table is
     # added and the head's, and the sum multiplied by the head's width.
-    assert product.encoding(head_dim) == 2 * sum(math.prod(shape) for shape in shapes.values())
-    assert product.decoding(head_dim) == (len(quantiser.rows()) + 1 + 1) * head_dim
+    assert product.encode_flops == 2 * sum(math.prod(shape) for shape in shapes.values())
+    assert product.decode_flops == (len(quantiser.rows()) + 1 + 1) * head_dim
 
 
 def test_bytes_by_hand():
@@ -309,7 +310,7 @@ def test_the_planner_and_the_model_agree_on_the_memory_layers(tiny_model, tiny_t
         (lambda: explicit(ODD, Setting(memory_layers=4)), ConfigError, "4 memory layers cannot be had"),
         (lambda: lines().explicit.total(-1), ConfigError, "cannot be used -1 times"),
         (lambda: lines().explicit.total(math.nan), ConfigError, "cannot be used nan times"),
-        (lambda: codecs_of("zip", 64), ConfigError, "'zip' is unknown"),
+        (lambda: codec_cost(ODD, CONFIG.replace(codec="zip")), ConfigError, "'zip' is unknown"),
         (lambda: library_costs(ODD, CONFIG, tokens=6), ConfigError, "references of 6 tokens"),
         (lambda: library_costs(ODD, CONFIG, embedder="ada"), ConfigError, "'ada' is unknown"),
         (lambda: reference_count("-3"), ConfigError, "-3 references"),
@@ -354,7 +355,8 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
 
 def test_the_arithmetic_imports_no_torch():
     modules = "allocation, capacity, cost, figure, library, machine, storage, traffic, usage"
-    code = f"import sys; from memory3.models import sizes; from memory3.planner import {modules}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
+    imports = f"import sys; from memory3.models import sizes; from memory3.planner import {modules}"
+    code = f"{imports}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

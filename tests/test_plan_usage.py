@@ -16,7 +16,7 @@ from memory3.planner.allocation import allocate
 from memory3.planner.figure import draw_policies
 from memory3.planner.traffic import break_even, optimum, shuffled, simulate, zipf
 from memory3.planner.usage import DocumentUsage, read_usage
-from memory3.policy import Keeper, Tally, WritePolicy
+from memory3.retention import RecallCounts, Retention, RetentionPolicy
 
 # ---- logs ----------------------------------------------------------------------------------------------------------------
 
@@ -128,12 +128,12 @@ def test_break_even_by_hand():
 
 def test_a_simulation_by_hand():
     # a is text, then written at its second recall, then read; b and c are text.
-    outcome = simulate("abaca", lines(), WritePolicy("auto", 2))
+    outcome = simulate("abaca", lines(), RetentionPolicy("auto", 2))
     assert outcome.flops == 6 + 6 + (10 + 1) + 6 + 1
     assert (outcome.written, outcome.dropped, outcome.stored, outcome.from_memory) == (1, 0, 1, 0.2)
     assert optimum("abaca", lines()) == (10 + 3) + 6 + 6
     # Where a cold reference is encoded for every use, waiting saves no work.
-    assert simulate("abaca", lines(), WritePolicy("auto", 2), cold_as_text=False).flops == 11 + 11 + 11 + 11 + 1
+    assert simulate("abaca", lines(), RetentionPolicy("auto", 2), cold_as_text=False).flops == 11 + 11 + 11 + 11 + 1
 
 
 def test_the_optimum_is_the_best_fixed_choice():
@@ -151,7 +151,9 @@ def test_the_optimum_is_the_best_fixed_choice():
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("write", [0.5, 3.0, 10.0, 11.3, 49.0])
 def test_writing_at_break_even_costs_at_most_twice_the_optimum(seed, write):
-    """Whatever the traffic: Zipf, all alike, one name for ever, and the worst case, names that stop right after they were written."""
+    """Whatever the traffic: Zipf, all alike, one name for ever, and the worst case, names that stop right after they were
+    written.
+    """
     costs = lines(explicit=(write, 1.0))
     at = break_even(costs)
     rng = np.random.default_rng(seed)
@@ -162,7 +164,7 @@ def test_writing_at_break_even_costs_at_most_twice_the_optimum(seed, write):
         np.repeat(np.arange(20), at),
         np.repeat(np.arange(20), rng.integers(1, 2 * at + 1, 20)),
     ):
-        online = simulate(traffic, costs, WritePolicy("auto", at)).flops
+        online = simulate(traffic, costs, RetentionPolicy("auto", at)).flops
         assert optimum(traffic, costs) <= online + 1e-9
         assert online <= 2 * optimum(traffic, costs) + 1e-9
 
@@ -170,53 +172,53 @@ def test_writing_at_break_even_costs_at_most_twice_the_optimum(seed, write):
 def test_the_bound_is_not_met_by_other_numbers():
     worst = np.repeat(np.arange(20), 9)
     costs = lines(explicit=(10.0, 1.0))
-    assert simulate(worst, costs, WritePolicy("auto", 9)).flops > 2 * optimum(worst, costs)
+    assert simulate(worst, costs, RetentionPolicy("auto", 9)).flops > 2 * optimum(worst, costs)
     once = np.arange(20)
-    assert simulate(once, lines(explicit=(40.0, 1.0)), WritePolicy("auto", 1)).flops > 2 * optimum(once, costs)
+    assert simulate(once, lines(explicit=(40.0, 1.0)), RetentionPolicy("auto", 1)).flops > 2 * optimum(once, costs)
 
 
 def test_a_budget_is_kept_and_what_is_recalled_most_stays():
     traffic = zipf(200, 5000, 1.2, seed=1)
-    outcome = simulate(traffic, lines(), WritePolicy("auto", 2, disk_bytes=10 * 7), record_bytes=7)
+    outcome = simulate(traffic, lines(), RetentionPolicy("auto", 2, disk_bytes=10 * 7), record_bytes=7)
     assert outcome.stored <= 10
     assert outcome.dropped == outcome.written - outcome.stored > 0
-    without = simulate(traffic, lines(), WritePolicy("auto", 2))
+    without = simulate(traffic, lines(), RetentionPolicy("auto", 2))
     best = optimum(traffic, lines(), capacity=10)
     assert without.flops < outcome.flops < 1.5 * best
-    assert simulate(traffic, lines(), WritePolicy("auto", 1, disk_bytes=6), record_bytes=7).written == 0
+    assert simulate(traffic, lines(), RetentionPolicy("auto", 1, disk_bytes=6), record_bytes=7).written == 0
 
 
 def test_memories_that_stopped_paying_give_way():
     early, late = np.repeat([1, 2], 20), np.repeat([3, 4], 60)
-    policy = WritePolicy("auto", 2, disk_bytes=2)
+    policy = RetentionPolicy("auto", 2, disk_bytes=2)
     traffic = np.concatenate([early, np.random.default_rng(0).permutation(late)])
     outcome = simulate(traffic, lines(), policy)
     assert outcome.dropped >= 2
     assert outcome.from_memory > 0.8
 
 
-def test_heat_is_the_sum_of_halved_recalls():
-    tally, recalls = Tally(half_life=3.0), [(0, 1), (1, 2), (4, 1), (9, 5)]
+def test_the_log_weight_is_the_sum_of_halved_recalls():
+    counts, recalls = RecallCounts(half_life=3.0), [(0, 1), (1, 2), (4, 1), (9, 5)]
     for now, count in recalls:
-        tally.add("a", now, count)
+        counts.add("a", now, count)
     slow = math.log2(sum(count * 2 ** (now / 3.0) for now, count in recalls))
-    assert tally.heat("a") == pytest.approx(slow)
-    assert tally.counts == {"a": 9}
-    assert tally.heat("b") == -math.inf
+    assert counts.log_weight("a") == pytest.approx(slow)
+    assert counts.recalls == {"a": 9}
+    assert counts.log_weight("b") == -math.inf
 
 
 def test_surplus_by_hand():
-    tally = Tally(half_life=1.0)
+    counts = RecallCounts(half_life=1.0)
     for name, now in (("a", 5), ("b", 1), ("c", 3), ("d", 2)):
-        tally.add(name, now)
-    keeper = Keeper(WritePolicy("auto", 1, disk_bytes=29), record_bytes=10)
-    assert keeper.surplus("ab", tally) == []
-    assert keeper.surplus("abcd", tally) == ["b", "d", "c"]  # 90% of two is one
-    tally.add("b", 2.5)
-    assert not keeper.wants("b", tally)
-    tally.add("b", 9)
-    assert keeper.wants("b", tally)
-    assert not keeper.wants("never", tally)
+        counts.add(name, now)
+    retention = Retention(RetentionPolicy("auto", 1, disk_bytes=29), record_bytes=10)
+    assert retention.surplus("ab", counts) == []
+    assert retention.surplus("abcd", counts) == ["b", "d", "c"]  # 90% of two is one
+    counts.add("b", 2.5)
+    assert not retention.wants("b", counts)
+    counts.add("b", 9)
+    assert retention.wants("b", counts)
+    assert not retention.wants("never", counts)
 
 
 def test_zipf_draws_by_weight():
@@ -233,10 +235,10 @@ def test_a_usage_log_as_traffic_has_its_counts():
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (lambda: WritePolicy("later"), "'later' is unknown"),
-        (lambda: WritePolicy("auto", 0), "after 0 recalls"),
-        (lambda: WritePolicy("auto", 1, 0), "budget of 0 bytes"),
-        (lambda: WritePolicy("now", 2), "needs the write policy auto"),
+        (lambda: RetentionPolicy("later"), "'later' is unknown"),
+        (lambda: RetentionPolicy("auto", 0), "after 0 recalls"),
+        (lambda: RetentionPolicy("auto", 1, 0), "budget of 0 bytes"),
+        (lambda: RetentionPolicy("now", 2), "needs the write policy auto"),
         (lambda: zipf(0, 5), "no traffic"),
         (lambda: zipf(5, 0), "no traffic"),
         (lambda: zipf(5, 5, -1.0), "exponent of -1.0"),

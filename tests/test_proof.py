@@ -105,7 +105,7 @@ def test_two_references_are_read_as_a_block_mask_reads_them(name: str) -> None:
         return  # a text of its own windows: test_windows_are_kept_when_writing
     bank = RamBank(m3, TEXTS, {None: [0, 1]})
     best, second = (list(bank.all[i].token_ids) for i in bank.order)
-    first, after, gap = list(m3.frame.prefix), m3.frame.after(m3._ids(QUESTION)), m3.config.reference_length
+    first, after, gap = list(m3.frame.prefix), m3.frame.after(m3.prompts.ids(QUESTION)), m3.config.reference_length
     text = [*first, *second, *first, *best, *after]
     b, s = len(first), len(first) + len(second)
     places = [*range(s), *range(gap, gap + b + len(best)), *range(2 * gap + b, 2 * gap + b + len(after))]
@@ -117,7 +117,7 @@ def test_two_references_are_read_as_a_block_mask_reads_them(name: str) -> None:
         want = m3.model(torch.tensor([text]), attention_mask=mask, position_ids=torch.tensor([places])).logits[
             :, -len(after) :
         ]
-        tokens, real = m3._pad([after])
+        tokens, real = m3.prompts.pad([after])
         with m3.recall(bank):
             got = m3.model(tokens, attention_mask=real).logits
         without = m3.model(tokens, attention_mask=real).logits
@@ -136,7 +136,7 @@ def test_keys_of_a_layer_without_rotation_stay() -> None:
     m3 = attach(family("smollm3", {"no_rope_layers": [1, 0, 1, 1, 0, 1]}))
     bank = RamBank(m3, TEXTS, {None: [0, 1]})
     with m3.recall(bank) as recall, torch.no_grad():
-        m3.model(torch.tensor([m3.frame.after(m3._ids(QUESTION))]))
+        m3.model(torch.tensor([m3.frame.after(m3.prompts.ids(QUESTION))]))
     second = bank.stored[bank.order[1]]
     counts = second.counts.reshape(-1).astype(int)
     for layer in range(6):

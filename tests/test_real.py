@@ -40,7 +40,7 @@ def with_config(loaded: Memory3, **settings: Any) -> Memory3:
 
 
 def logits(m3: Memory3, rows: list[list[int]]) -> torch.Tensor:
-    tokens, mask = m3._pad(rows)
+    tokens, mask = m3.prompts.pad(rows)
     with torch.no_grad():
         return m3.model(tokens, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp_min(0)).logits
 
@@ -48,7 +48,7 @@ def logits(m3: Memory3, rows: list[list[int]]) -> torch.Tensor:
 def test_whole_memory_is_text(loaded: Memory3) -> None:
     m3 = with_config(loaded, budget="all", dtype="float32", memory_temperature=1.0)
     bank = RamBank(m3, TEXTS[:1], {None: [0]})
-    passage, after = bank.all[bank.order[0]].token_ids, m3.frame.after(m3._ids(QUESTION))
+    passage, after = bank.all[bank.order[0]].token_ids, m3.frame.after(m3.prompts.ids(QUESTION))
     assert m3.tokenizer.decode(m3.frame.prefix).endswith("<|im_start|>user\nUse these passages:\n\n")
     text = [*m3.frame.prefix, *passage, *after]
     positions = torch.arange(len(text))
@@ -59,15 +59,15 @@ def test_whole_memory_is_text(loaded: Memory3) -> None:
         ).logits[:, -len(after) :]
     with m3.recall(bank):
         torch.testing.assert_close(logits(m3, [after]), expected, **CLOSE)
-    assert (logits(m3, [m3.frame.closed_book(m3._ids(QUESTION))])[0, -1] - expected[0, -1]).abs().max() > 1
+    assert (logits(m3, [m3.frame.closed_book(m3.prompts.ids(QUESTION))])[0, -1] - expected[0, -1]).abs().max() > 1
 
 
 def test_at_once_in_parts_and_in_company(loaded: Memory3) -> None:
     m3 = with_config(loaded, references_per_chunk=2)
     bank = RamBank(m3, TEXTS)
-    rows = [m3.frame.after(m3._ids(QUESTION + " " + " ".join(TEXTS[1:]))), m3.frame.after(m3._ids(QUESTION))]
+    rows = [m3.frame.after(m3.prompts.ids(QUESTION + " " + " ".join(TEXTS[1:]))), m3.frame.after(m3.prompts.ids(QUESTION))]
     assert len(rows[0]) > 64
-    tokens, mask = m3._pad(rows)
+    tokens, mask = m3.prompts.pad(rows)
     with m3.recall(bank, prompt=rows):
         together = logits(m3, rows)
     for step in (tokens.shape[1] // 3, 1):
@@ -85,7 +85,7 @@ def test_at_once_in_parts_and_in_company(loaded: Memory3) -> None:
 
 
 def test_nothing_to_read_is_the_untouched_model(loaded: Memory3) -> None:
-    rows = [loaded.frame.closed_book(loaded._ids(QUESTION))]
+    rows = [loaded.frame.closed_book(loaded.prompts.ids(QUESTION))]
     expected = logits(loaded, rows)
     with loaded.recall(RamBank(loaded, [])):
         torch.testing.assert_close(logits(loaded, rows), expected, rtol=0, atol=1e-4)
@@ -152,7 +152,7 @@ def test_a_shipped_adapter_answers_from_its_pairs(name: str, loaded: Memory3, de
 def test_what_comes_with_memory3_for_the_default_model(
     loaded: Memory3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default_embedder_path: str
 ) -> None:
-    """A code book, so that memories take an eighth of their bytes, and a learned selector; an empty cache folder does not matter."""
+    """A codebook, so that memories take an eighth of their bytes, and a learned selector; an empty cache folder does not matter."""
     monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path / "cache"))
     m3 = with_config(loaded)
     with Bank.open(tmp_path / "bank", m3, embedder=default_embedder_path) as bank:
@@ -174,7 +174,7 @@ def test_what_comes_with_memory3_for_the_default_model(
 def test_who_names_no_model_gets_the_adapter(
     loaded: Memory3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default_model_path: str, default_embedder_path: str
 ) -> None:
-    """With its code book, in whatever number format its weights are read; ``none``, or the model's own name, is the untouched model."""
+    """With its codebook, in whatever number format its weights are read; ``none``, or the model's own name, is the untouched model."""
     monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "models").symlink_to(Path(default_model_path).parent)
@@ -189,7 +189,7 @@ def test_who_names_no_model_gets_the_adapter(
     narrow = Memory3.from_pretrained(dtype="bfloat16")
     assert narrow.learned is not None
     assert narrow.learned.fingerprint == m3.learned.fingerprint
-    row = [loaded.frame.closed_book(loaded._ids(QUESTION))]
+    row = [loaded.frame.closed_book(loaded.prompts.ids(QUESTION))]
     expected = logits(loaded, row)
     for name, adapter in ((DEFAULT_MODEL, None), (DEFAULT_ADAPTED, "none")):
         plain = Memory3.from_pretrained(name, adapter=adapter)

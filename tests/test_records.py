@@ -12,7 +12,7 @@ import torch
 from bank_writer import SHAPE, HashingWriter, same_memory
 
 from memory3.codec.raw import decode_record, encode_record, record_size
-from memory3.errors import BankCorrupt, InputError
+from memory3.errors import CodecError, InputError
 from memory3.types import Memory, MemoryShape, Reference
 
 GOLDEN = Path(__file__).parent / "data" / "record-v1.hex"
@@ -72,14 +72,14 @@ def test_a_writable_buffer_is_viewed_and_a_read_only_one_is_not():
 
 @pytest.mark.parametrize("length", [0, 1, 165, 167])
 def test_wrong_length(length):
-    with pytest.raises(BankCorrupt, match=f"{length} bytes.*166"):
+    with pytest.raises(CodecError, match=f"{length} bytes.*166"):
         decode_record(bytes(length), SHAPE)
 
 
 def test_counts_beyond_the_record():
     record = bytearray(encode_record(golden_memory(), SHAPE))
     struct.pack_into("<H", record, 10, 65535)
-    with pytest.raises(BankCorrupt, match=r"65539 pairs.*at most 7"):
+    with pytest.raises(CodecError, match=r"65539 pairs.*at most 7"):
         decode_record(record, SHAPE)
 
 
@@ -90,7 +90,7 @@ def test_any_bytes_decode_or_are_refused():
         data[:12] = rng.integers(0, 3, 6).astype("<u2").tobytes()
         try:
             memory = decode_record(data, SHAPE)
-        except BankCorrupt:
+        except CodecError:
             continue
         assert int(memory.counts.sum()) == len(memory.positions) == len(memory.keys) <= SHAPE.pairs
 
@@ -112,5 +112,5 @@ def test_a_memory_that_does_not_fit(change):
 
 
 def test_sizes_of_the_design():
-    """DESIGN.md: 1440 pairs of SmolLM2 in fp16 are about 370 KB."""
+    """1440 pairs of SmolLM2 in fp16 are about 370 KB."""
     assert record_size(MemoryShape(tuple(range(30)), 3, 64, 1440)) == 180 + 2880 + 2 * 1440 * 64 * 2 == 371_700

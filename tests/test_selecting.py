@@ -48,12 +48,14 @@ def memory3(family: str = "llama", **settings) -> Memory3:
 
 
 def questions(m3: Memory3, passage: Passage) -> list[list[int]]:
-    return [[*m3.question_tokens(q), *m3._ids(a)] for q, a in passage.questions]
+    return [[*m3.question_tokens(q), *m3.prompts.ids(a)] for q, a in passage.questions]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_least_squares_the_slow_way(family: str) -> None:
-    """Attention from what transformers reports of a plain forward pass, queries from a hook, and one dense solve for each layer."""
+    """Attention from what transformers reports of a plain forward pass, queries from a hook, and one dense solve for each
+    layer.
+    """
     m3 = memory3(family)
     learned = calibrate_selector(m3, PASSAGES)
     assert learned.about["passages"] == 2  # the third holds none of its answers
@@ -124,7 +126,7 @@ def test_scores_are_products_with_the_tokens_own_queries(family: str) -> None:
                     torch.testing.assert_close(dense.scores[0][n, place, h, j], wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_without_questions_it_foretells_reconstruction() -> None:
+def test_without_questions_it_predicts_reconstruction() -> None:
     m3 = memory3()
     learned = calibrate_selector(m3, [Passage(p.text) for p in PASSAGES])
     reference = next(iter(m3.split(Document("d", PASSAGES[1].text))))

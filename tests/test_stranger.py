@@ -22,19 +22,20 @@ from rich.text import Text
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from memory3.bank import Bank, upkeep, writing
+from memory3.bank import Bank, upkeep
 from memory3.bank import store as store_module
+from memory3.bank.backends.lance_folder import deletion_faults
 from memory3.bank.embedder import Embedder
 from memory3.bank.faults import reading
-from memory3.bank.folder import deletion_faults
+from memory3.bank.write import pace
 from memory3.cli import output
 from memory3.cli.app import app
-from memory3.codec import CodeBook, CodedCodec
+from memory3.codec import Codebook, CodedCodec
 from memory3.errors import BankCorrupt, BankError, InputError, Memory3Error, ModelError
 from memory3.evaluation.report import write_report
 from memory3.files import UnsafeFile, append, parse_json, read_bounded, write_atomically
 from memory3.models.adapter import merge_adapter
-from memory3.policy import WritePolicy
+from memory3.retention import RetentionPolicy
 from memory3.types import Document
 
 DOCUMENTS = [Document("one", "iron copper tin lead zinc"), Document("two", "oak elm ash")]
@@ -69,7 +70,7 @@ def use_it(path):
         lambda bank: bank.close(),
     ):
         with contextlib.suppress(Memory3Error):
-            task(open_bank(path, create=False, write=WritePolicy("auto")))
+            task(open_bank(path, create=False, write=RetentionPolicy("auto")))
 
 
 @pytest.mark.parametrize(
@@ -244,7 +245,7 @@ def test_damaged_rows_are_listed_and_refused(bank, column, value):
 @pytest.mark.parametrize("codec", ["int8", "transform:16", "foretold:16", "product:RQ3x6"])
 def test_code_books_that_cannot_be_decoded_with_are_refused_when_loaded(codec):
     book = codebooks.fitted(codec)
-    CodedCodec(CodeBook.of(book.data, "sound"))
+    CodedCodec(Codebook.of(book.data, "sound"))
     wrong = [{"positions": n} for n in (0, -1, 10**9, "7", None, True)]
     wrong += [{"codec": name} for name in ("raw", "auto", "../x", "int8\n", "product:PQ999999999x8")]
     name = next(name for name in book.tensors if name.startswith("keys."))
@@ -257,7 +258,7 @@ def test_code_books_that_cannot_be_decoded_with_are_refused_when_loaded(codec):
         wrong.append({"tensors": {**book.tensors, "keys.bits": book.tensors["keys.bits"] + 300}})
     for change in wrong:
         with pytest.raises(BankCorrupt):
-            CodedCodec(CodeBook.of(dataclasses.replace(book, **change).data, "hostile"))
+            CodedCodec(Codebook.of(dataclasses.replace(book, **change).data, "hostile"))
 
 
 @pytest.mark.parametrize(
@@ -411,7 +412,7 @@ def test_updates_of_one_document_do_not_fill_the_disk(tmp_path, monkeypatch):
 
 
 def test_a_slow_model_commits_by_time_from_the_first_group_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "COMMIT_SECONDS", 0.1)
+    monkeypatch.setattr(pace, "COMMIT_SECONDS", 0.1)
     m3 = HashingWriter(delay=0.02, batch_size=2)
     seen = []
     opened = open_bank(tmp_path / "bank", m3)
@@ -424,7 +425,7 @@ def test_a_slow_model_commits_by_time_from_the_first_group_on(tmp_path, monkeypa
 
 
 def test_a_slow_source_does_not_keep_the_first_documents_waiting(tmp_path, monkeypatch):
-    monkeypatch.setattr(writing, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(pace, "COMMIT_SECONDS", 0.0)
     opened = open_bank(tmp_path / "bank", HashingWriter(batch_size=50))
     seen = []
 
@@ -439,7 +440,7 @@ def test_a_slow_source_does_not_keep_the_first_documents_waiting(tmp_path, monke
 
 def test_a_policy_is_never_read_half_written(bank):
     for number in range(1, 50):
-        open_bank(bank, write=WritePolicy("auto", after=number))
+        open_bank(bank, write=RetentionPolicy("auto", after=number))
         assert json.loads((bank / "policy.json").read_text())["after"] == number
     assert not [name for name in os.listdir(bank) if "policy" in name and name != "policy.json"]
 

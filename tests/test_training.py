@@ -67,7 +67,7 @@ def a_group(m3: Memory3, bank: RamBank, questions: list[tuple[str, str]], kind: 
     """A group as `GroupMaker` makes them, without its retrieval and without an end of text."""
     rows = []
     for question, answer in questions:
-        prompt, ids = m3.frame.after(m3._ids(question)), m3._ids(answer)
+        prompt, ids = m3.frame.after(m3.prompts.ids(question)), m3.prompts.ids(answer)
         rows.append(TrainingRow((*prompt, *ids), len(ids), len(ids)))
     return Group(kind, tuple((r.id, r.token_ids) for r in bank.all.values()), tuple(rows))
 
@@ -592,7 +592,10 @@ def test_a_chunk_reads_its_own_reference_and_those_of_the_chunks_before(tmp_path
 
 
 def test_what_a_chunk_reads_is_what_it_would_read_alone(tmp_path: Path) -> None:
-    """Loss of a sequence of chunks against the plain twin: a forward pass for each chunk, which reads its references in every layer's attention."""
+    """Loss of a sequence of chunks against the plain twin.
+
+    That is a forward pass for each chunk, which reads its references in every layer's attention.
+    """
     texts = [f"{text} This is the text of number {n}, and it goes on for a while." for n in range(3) for text in TEXTS]
     m3, maker = chunk_maker(tmp_path, texts)
     group: Group = maker.made[0]  # type: ignore[attr-defined]
@@ -695,7 +698,8 @@ def test_warm_up_then_continual(tmp_path: Path, small_shape: str, model_path: st
 
 
 def test_the_warm_up_command(tmp_path: Path, small_shape: str, model_path: str, data: str) -> None:
-    options = f"--shape {small_shape} --tokenizer {model_path} --steps 2 --warmup 1 --groups 2 --sequence-length 70 --eval-every 0 --json"
+    options = f"--shape {small_shape} --tokenizer {model_path} --steps 2 --warmup 1 --groups 2 --sequence-length 70"
+    options += " --eval-every 0 --json"
     result = CliRunner().invoke(app, ["train", "warmup", "--out", str(tmp_path / "run"), "--data", data, *options.split()])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["trained"] == str(tmp_path / "run" / "model")
@@ -727,7 +731,10 @@ def test_what_is_looked_at_is_never_trained_on(tmp_path: Path, model_path: str, 
 def test_a_fitted_selector_goes_with_what_was_trained(
     tmp_path: Path, model_path: str, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The selector of the run lies beside the adapter, and whoever loads that uses it: it is the one that the model learned to be read by."""
+    """The selector of the run lies beside the adapter, and whoever loads that uses it.
+
+    It is the one that the model learned to be read by.
+    """
     monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path / "cache"))
     before = Memory3.from_pretrained(model_path, config=CONFIG)
     learned = calibrate_selector(before, [Passage(record.text) for record in before.split(Document("d", TEXTS[0] * 3))])
@@ -752,7 +759,10 @@ def test_a_fitted_selector_goes_with_what_was_trained(
 
 
 def test_recited_references_are_read(tmp_path: Path, model_path: str, data: str) -> None:
-    """Rows of kind recite are references of their own group, scored behind the tokens that call them; what is asked in held-back groups is not among them."""
+    """Rows of kind recite are references of their own group, scored behind the tokens that call them.
+
+    What is asked in held-back groups is not among them.
+    """
     from memory3.bank import Bank
 
     settings = run_settings(model_path, data, eval_groups=1, mixture={"memory": 1, "recite": 1})

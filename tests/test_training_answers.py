@@ -125,7 +125,7 @@ def test_a_prompt_reads_what_a_bank_finds_for_it_and_not_its_own_answer(tmp_path
     assert any(texts[name].text in TEXTS[0] for name in served if name not in allowed)  # the answer itself is in the bank
     assert [name for name, _ in group.references] == allowed[:2]
     assert list(row.tokens[: -row.scored]) == m3.question_tokens(question)
-    assert list(row.tokens[-row.scored :]) == [*m3._ids(TEXTS[0]), m3.tokenizer.eos_token_id]
+    assert list(row.tokens[-row.scored :]) == [*m3.prompts.ids(TEXTS[0]), m3.tokenizer.eos_token_id]
 
 
 def test_prompts_that_find_nothing_but_themselves(tmp_path: Path) -> None:

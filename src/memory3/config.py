@@ -1,8 +1,8 @@
 """`MemoryConfig`: every setting that decides what a memory is and how it is read. Knows no model and no disk.
 
 Settings come in three kinds. *Writing* settings (layers, budget, selector, reference length, prefix, dtype) change
-a memory, so they enter the bank's fingerprint. *Storing* settings (codec) change the bytes a memory is kept in and not what it is: a bank
-knows its own. *Reading* settings (chunk length, references per chunk) may differ from one question to the next.
+a memory, so they enter the bank's fingerprint. *Storing* settings (codec) change the bytes a memory is kept in and not what it
+is: a bank knows its own. *Reading* settings (chunk length, references per chunk) may differ from one question to the next.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from memory3.errors import ConfigError
 from memory3.files import parse_json
 
-__all__ = ["DTYPES", "PRESETS", "Budget", "MemoryConfig", "codec_sides", "default_codec", "foretells"]
+__all__ = ["CODEC_FORM", "DTYPES", "PRESETS", "Budget", "MemoryConfig"]
 
 LAYER_PRESETS = ("all", "first_half", "middle_half", "last_half")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -26,34 +26,18 @@ ARRANGEMENTS = ("row", "parallel")
 #: Settings that banks and adapters keep by an older name.
 STORED_NAMES = {"prefix": "beginning"}
 BUDGET_KINDS = ("uniform", "adaptive", "all")
-CODECS = ("raw", "int8", "int4", "product", "transform", "foretold")
-_SIDE = r"(int8|int4|product(:[\w,]+)?|transform(:\d+)?)"
-_CODEC = re.compile(rf"auto|raw|foretold(:\d+(\+\d+)?)?|{_SIDE}(\+({_SIDE}|(?!foretold)[\w,]+))?")
-
-
-def codec_sides(codec: str) -> dict[str, str]:
-    """Codecs of ``keys`` and ``values`` in ``NAME`` or ``KEYS+VALUES``, such as ``int8+int4``, ``product:PQ32x8+RQ14x8`` or ``transform:128+160``.
-
-    ``foretold`` is ``transform`` of what the tokens do not foretell (`foretells`).
-    """
-    codec = codec.replace("foretold", "transform", 1) if foretells(codec) else codec
-    keys, _, values = codec.partition("+")
-    if not values:
-        values = keys
-    elif values.partition(":")[0] not in CODECS:
-        values = f"{keys.partition(':')[0]}:{values}"
-    return {"keys": keys, "values": values}
-
-
-def foretells(codec: str) -> bool:
-    """Does the codec code only what a reference's tokens do not foretell (`memory3.codec.prediction`)?"""
-    return codec.partition(":")[0] == "foretold"
-
-
-def default_codec(head_dim: int) -> str:
-    """What ``"auto"`` stands for where it was fitted: 1 1/2 bits a number of a key, 2 1/2 of a value, in whole bytes (docs/log.md has the front)."""
-    keys, values = (8 * round(head_dim * bits / 8) for bits in (1.5, 2.5))
-    return f"foretold:{keys}+{values}"
+#: How budgets are written, and what that means.
+BUDGET_FORMS = {
+    "adaptive:1/8": "fraction of all",
+    "adaptive:1440": "pairs",
+    "uniform:8": "tokens per head",
+    "all": "",
+}
+#: Slots of the padded tensors for each pair in them, adaptive budget, five references: 15,135 / 7,200 (research/log.md).
+RAGGED_PADDING = 2.1
+#: How the name of a codec is written: ``NAME``, ``NAME:OPTIONS``, or two for keys and values, ``KEYS+VALUES``. Which there are
+#: says `memory3.codec.registry`.
+CODEC_FORM = re.compile(r"(?=.{1,200}\Z)[a-z][a-z0-9_]*(:[\w,.-]+)?(\+[\w,.:-]+)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -62,8 +46,8 @@ class Budget:
 
     Attributes:
         kind: ``"uniform"``: ``amount`` tokens in every KV head of every memory layer (the paper). ``"adaptive"``: one budget
-            over all memory layers, heads and tokens, ``amount`` being a fraction of the dense number (memory layers x KV heads x
-            reference length) when at most 1, and a number of pairs above. ``"all"``: every token of every head.
+            over all memory layers, heads and tokens, ``amount`` being a fraction of the dense number (memory layers x KV heads
+            x reference length) when at most 1, and a number of pairs above. ``"all"``: every token of every head.
         amount: tokens, fraction or pairs, as said; ignored for ``"all"``.
     """
 
@@ -95,6 +79,21 @@ class Budget:
             ) from None
         return cls(kind, number)
 
+    @property
+    def selects(self) -> bool:
+        """Is anything left out, so that a selector must say what?"""
+        return self.kind != "all"
+
+    @property
+    def padding(self) -> float:
+        """Slots that attention reads for each pair kept: heads of unequal length are padded to the longest."""
+        return RAGGED_PADDING if self.kind == "adaptive" else 1.0
+
+    @classmethod
+    def help(cls) -> str:
+        """What the option ``--budget`` says: every kind in half a sentence."""
+        return ", ".join(f"{form} ({text})" if text else form for form, text in BUDGET_FORMS.items())
+
     def __str__(self) -> str:
         return "all" if self.kind == "all" else f"{self.kind}:{self.amount:g}"
 
@@ -119,25 +118,28 @@ class MemoryConfig:
     """What a memory is and how it is read. Immutable, validated, JSON both ways.
 
     Attributes:
-        layers: memory layers: a preset (``"all"``, ``"first_half"``, ``"middle_half"``, ``"last_half"``), a slice as text (``"4:20"``,
-            ``"::2"``) or explicit indices.
+        layers: memory layers: a preset (``"all"``, ``"first_half"``, ``"middle_half"``, ``"last_half"``), a slice as text
+            (``"4:20"``, ``"::2"``) or explicit indices.
         budget: see `Budget`; a text such as ``"adaptive:1/8"`` is parsed.
         selector: name of the token selector (`memory3.encode.selectors`).
         reference_length: tokens per reference at most, and the number of positions memories occupy (paper: 128).
         prefix: text every reference is encoded behind. ``"auto"``: cut from the chat template where there is one,
             ``"<bos>Reference:"`` otherwise. ``"<bos>"`` in it stands for the model's own token.
         dtype: number format of stored keys and values.
-        codec: how a new bank keeps memories: ``"auto"``: as `default_codec` says where that was fitted to the model and these settings, else raw; ``"raw"``; ``"int8"`` or ``"int4"`` per channel; ``"product"``, the composite quantiser of the
-            paper at 14 bytes a vector; or ``"product:FACTORY"`` with a FAISS factory string such as ``"product:RQ14x8"``; ``"transform:BITS"``, each head's own axes
-            with so many bits a vector; or two, for keys and for values: ``"transform:128+160"``, ``"int8+int4"``; ``"foretold:96+160"``, transform of what the reference's tokens do not foretell.
+        codec: how a new bank keeps memories, by a name of `memory3.codec.registry`: ``"raw"``, ``"int8"``,
+            ``"transform:BITS"``, ``"product:FACTORY"``, ``"predicted:BITS"`` and others, or two for keys and for values,
+            ``"int8+int4"``. ``"auto"``: the default codec where it was fitted to the model and these settings, else raw. Here
+            only the form is looked at; what makes memories or a bank of the settings looks for the codec.
         chunk_length: tokens between two recalls (paper: 64).
         references_per_chunk: references read at once at most (paper: 5).
-        score_gap: of those, only references whose cosine is within this of the best one's; 2 leaves none out (the paper). A model that was not
-            trained to read several references at once is confused by them, and the best one is the right one most of the time (docs/log.md).
-        arrangement: where references that are read at once lie. ``"row"``: one before the other, the best one next to what reads it. ``"parallel"``: all in the same positions (the
-            paper). A model that was not trained for it reads a row better.
-        memory_temperature: what the logits of memories are divided by where they are read; 1: nothing (the paper). Below 1 a model looks at fewer of the pairs and at
-            them harder (docs/log.md).
+        score_gap: of those, only references whose cosine is within this of the best one's; 2 leaves none out (the paper). A
+            model that was not trained to read several references at once is confused by them, and the best one is the right
+            one most of the time (research/log.md).
+        arrangement: where references that are read at once lie. ``"row"``: one before the other, the best one next to what
+            reads it. ``"parallel"``: all in the same positions (the paper). A model that was not trained for it reads a row
+            better.
+        memory_temperature: what the logits of memories are divided by where they are read; 1: nothing (the paper). Below 1 a
+            model looks at fewer of the pairs and at them harder (research/log.md).
     """
 
     layers: str | tuple[int, ...] = "all"
@@ -177,7 +179,8 @@ class MemoryConfig:
                 raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {value!r}")
         if not isinstance(self.score_gap, int | float) or not 0 <= self.score_gap <= 2:
             raise ConfigError(
-                f"score_gap must be a number from 0 (the best reference alone) to 2 (all that are found), not {self.score_gap!r}"
+                "score_gap must be a number from 0 (the best reference alone) to 2 (all that are found), "
+                f"not {self.score_gap!r}"
             )
         if not isinstance(self.memory_temperature, int | float) or not 0.1 <= self.memory_temperature <= 10:
             raise ConfigError(f"memory_temperature must be a number from 0.1 to 10, not {self.memory_temperature!r}")
@@ -185,10 +188,9 @@ class MemoryConfig:
             raise ConfigError(f"arrangement {self.arrangement!r} is unknown: use one of {', '.join(ARRANGEMENTS)}")
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype {self.dtype!r} is unknown: use one of {', '.join(DTYPES)}")
-        if not isinstance(self.codec, str) or not _CODEC.fullmatch(self.codec):
+        if not isinstance(self.codec, str) or not CODEC_FORM.fullmatch(self.codec):
             raise ConfigError(
-                f"codec {self.codec!r} is unknown: use one of {', '.join(CODECS)}, product:FACTORY, transform:BITS, foretold:BITS, or two for keys and "
-                "values, such as int8+int4"
+                f"codec {self.codec!r:.80} is no name of a codec: write NAME, NAME:OPTIONS or KEYS+VALUES, such as int8+int4"
             )
         if not isinstance(self.prefix, str):
             raise ConfigError(f"prefix must be text, not {self.prefix!r}")
@@ -244,7 +246,9 @@ class MemoryConfig:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> MemoryConfig:
-        """Inverse of `to_dict`. Unknown keys are an error: they come from another version. What was stored before there were arrangements is parallel, and before there was a temperature, 1."""
+        """Inverse of `to_dict`. Unknown keys are an error: they come from another version. What was stored before there were
+        arrangements is parallel, and before there was a temperature, 1.
+        """
         names = {stored: name for name, stored in STORED_NAMES.items()}
         data = {names.get(name, name): value for name, value in data.items()}
         unknown = set(data) - {f.name for f in dataclasses.fields(cls)}

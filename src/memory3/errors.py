@@ -12,12 +12,14 @@
     │   ├── LossNotFinite      the loss or its gradient is not a number; the last checkpoint is from before
     │   └── CheckpointFull     no space left for a checkpoint; those before it are intact
     ├── RecallError            generation was driven in a way recall cannot follow
+    ├── JudgeError             the judge of an evaluation cannot be reached, refuses, or answers in another form
     ├── MissingDependency      an optional package is needed; names the extra to install              (also ImportError)
     └── BankError              a bank on disk cannot be used
         ├── BankNotFound       no bank at this path
         ├── BankBusy           another process is writing this bank
         ├── BankFull           no space left on the device; what was committed before is intact
         ├── BankCorrupt        a checksum or a length is wrong; names the rows
+        │   └── CodecError     a record or a codebook cannot be decoded: what codecs raise, which know no bank
         ├── BankChanged        the version being read was replaced and then removed
         ├── BankVersion        written by another format version
         └── FingerprintMismatch  memories of another model or of other settings; carries both fingerprints
@@ -41,10 +43,12 @@ __all__ = [
     "BankNotFound",
     "BankVersion",
     "CheckpointFull",
+    "CodecError",
     "ConfigError",
     "DownloadError",
     "FingerprintMismatch",
     "InputError",
+    "JudgeError",
     "LossNotFinite",
     "Memory3Error",
     "MissingDependency",
@@ -138,6 +142,10 @@ class RecallError(Memory3Error):
     """Generation was driven in a way recall cannot follow."""
 
 
+class JudgeError(Memory3Error):
+    """The judge of an evaluation cannot be reached, refuses, or answers in another form. What was graded before is kept."""
+
+
 class MissingDependency(Memory3Error, ImportError):
     """An optional package is needed."""
 
@@ -169,6 +177,10 @@ class BankCorrupt(BankError):
     def __init__(self, message: str, reference_ids: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.reference_ids = tuple(reference_ids)
+
+
+class CodecError(BankCorrupt):
+    """A record or a codebook cannot be decoded. Raised by codecs, which know no bank: a bank raises BankCorrupt with the remedy."""
 
 
 class BankChanged(BankError):

@@ -9,20 +9,23 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from transformers import PreTrainedModel, StoppingCriteriaList
 
-from memory3.answer import Answer, Timings, Usage
-from memory3.attention.exclusive import exclusive
+from memory3.answer import Answer, Timings
+from memory3.asking import collect, prepare
+from memory3.codec.registry import check as check_codec
 from memory3.config import MemoryConfig
 from memory3.decoding import TokenClock, decoding
 from memory3.encode.encoder import Encoder
 from memory3.encode.selector_weights import SelectorWeights, find_weights
+from memory3.encode.selectors import find as find_selector
 from memory3.encode.selectors import is_fitted
-from memory3.errors import ConfigError, InputError, ModelError, setting
+from memory3.errors import ConfigError, InputError, ModelError
 from memory3.models.active import check_calm, check_whole, standing
 from memory3.models.adapter import own_folder, trained_config, with_adapter
 from memory3.models.catalogue import DEFAULT_ADAPTED
@@ -30,22 +33,22 @@ from memory3.models.fingerprint import fingerprint, whole_model
 from memory3.models.frame import Frame
 from memory3.models.geometry import ModelGeometry
 from memory3.models.load import load_model
-from memory3.nothing import why_nothing
-from memory3.prompt import Prompt, Prompts
+from memory3.prompt import MODES, Prompt, PromptBuilder, PromptRow, check_mode
 from memory3.proof import proven
-from memory3.recall.generate import Recall, check_no_recall, one_version, within
+from memory3.recall.current import Nobody, belong_to, install
+from memory3.recall.generate import Recall
+from memory3.recall.retrieval import EVERYTHING, Retrieval, one_version, retrievals
+from memory3.scoring import Scorer
 from memory3.text.splitting import split
-from memory3.types import Citation, Document, Memory, MemoryShape, Reference
+from memory3.types import Document, Memory, MemoryShape, Reference
 
 if TYPE_CHECKING:
     from memory3.bank import Bank
 
 __all__ = ["MODES", "Memory3", "TokenClock"]
 
-MODES = ("memory", "text", "none")
 
-
-class Memory3(Prompts):
+class Memory3:
     """A causal language model with explicit memory.
 
     Attributes:
@@ -54,6 +57,8 @@ class Memory3(Prompts):
         config: how memories are written and read.
         name: what it was loaded by, so that a bank knows its model.
         batch_size: references per forward pass when writing.
+        prompts: builds, pads and trims its prompts.
+        scorer: scores given answers to them.
         proof: that it reads from memories what it reads from text, and how far the two differ.
     """
 
@@ -75,6 +80,7 @@ class Memory3(Prompts):
         self.model = model
         self.tokenizer = tokenizer
         self.config = config or MemoryConfig()
+        _check_names(self.config)
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.batch_size = batch_size
         check_whole(model)
@@ -82,9 +88,23 @@ class Memory3(Prompts):
         self.geometry = ModelGeometry(model)
         self.frame = Frame.of(tokenizer, self.config)
         learned = self.learned if is_fitted(self.config.selector) else None
+        if is_fitted(self.config.selector) and learned is None:
+            raise ConfigError(
+                f"selector {self.config.selector!r} was not fitted to this model yet: `memory3 calibrate --selector {self.config.selector}` does it, "
+                "or use reconstruction"
+            )
         self.encoder = Encoder(model, self.geometry, self.frame, self.config, learned.by_layer if learned else None)
-        with exclusive(self.geometry.base):
-            self.proof = proven(model, self.geometry, tokenizer, self.whole_model)
+        self.prompts = PromptBuilder(
+            model,
+            tokenizer,
+            self.frame,
+            name=self.name,
+            positions=self.geometry.max_positions,
+            reference_length=self.config.reference_length,
+        )
+        self.scorer = Scorer(model, self.prompts, self.encoder)
+        install(self.geometry.base)
+        self.proof = proven(model, self.geometry, tokenizer, self.whole_model)
         self._standing = standing(model, tokenizer)
 
     @classmethod
@@ -113,6 +133,8 @@ class Memory3(Prompts):
         name = with_adapter(os.fspath(name), None if adapter is None else os.fspath(adapter))
         if isinstance(config, str):
             config = MemoryConfig.preset(config)
+        if config is not None:
+            _check_names(config)
         model, tokenizer = load_model(name, device=device, dtype=dtype, **kwargs)
         return cls(model, tokenizer, config or trained_config(name), name=name, batch_size=batch_size)
 
@@ -162,7 +184,7 @@ class Memory3(Prompts):
 
     @property
     def token_vectors(self) -> torch.Tensor:
-        """``[V, e]``: the model's embeddings, from which codecs foretell."""
+        """``[V, e]``: the model's embeddings, from which codecs predict."""
         embeddings = self.model.get_input_embeddings()
         assert isinstance(embeddings.weight, torch.Tensor)
         return embeddings.weight.detach()
@@ -202,7 +224,7 @@ class Memory3(Prompts):
         """Context in which plain ``model.generate()`` and ``model()`` read memories of a bank.
 
         Args:
-            bank: a `Bank`, or whatever offers `memory3.recall.generate.MemorySource`.
+            bank: a `Bank`, or whatever offers `memory3.recall.retrieval.MemorySource`.
             k: references read at once at most; default ``config.references_per_chunk``.
             gap: see ``config.score_gap``, which is the default unless ``k`` is given: then all k are read.
             where: only references whose metadata have these values.
@@ -216,24 +238,19 @@ class Memory3(Prompts):
         Raises:
             ModelError: the model has changed since this object was made, and the bank's memories with it.
         """
+        each = retrievals(self._retrieval(k, gap, where), references, chunk_references)
+        return self._recall(bank, each, prompt=prompt, answer_tokens=answer_tokens, use_cache=use_cache)
+
+    def _retrieval(self, k: int | None, gap: float | None, where: Mapping[str, Any] | None) -> Retrieval:
+        """What a request looks up, as its caller and the settings say."""
+        within = gap if gap is not None else self.config.score_gap if k is None else EVERYTHING
+        return Retrieval(self.config.references_per_chunk if k is None else k, within, where)
+
+    def _recall(self, bank: Any, each: Retrieval | Sequence[Retrieval], **options: Any) -> Recall:
         if not getattr(bank, "live", False):
             self.check_unchanged()
-        return Recall(
-            self.model,
-            self.geometry,
-            self.tokenizer,
-            self.encoder,
-            bank,
-            references_per_chunk=self.config.references_per_chunk if k is None else k,
-            chunk_length=self.config.chunk_length,
-            score_gap=self._gap(k, gap),
-            where=where,
-            prompt=prompt,
-            answer_tokens=answer_tokens,
-            references=references,
-            chunk_references=chunk_references,
-            use_cache=use_cache,
-        )
+        chunk = self.config.chunk_length
+        return Recall(self.model, self.geometry, self.tokenizer, self.encoder, bank, each, chunk_length=chunk, **options)
 
     @overload
     def generate(self, prompt: str, bank: Bank | None = None, **options: Any) -> Answer: ...
@@ -271,29 +288,31 @@ class Memory3(Prompts):
             ConfigError: an unknown mode, or a mode that needs a bank without one.
         """
         started = time.perf_counter()
-        self._check_mode(mode, bank, k, gap)
+        check_mode(mode, bank, k, gap)
         bank = one_version(bank)
         settings, others = decoding(self.model, max_new_tokens, options)
         single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
         prompts: list[Any] = [prompt] if single else list(prompt)
         if not prompts:
             raise InputError("no question was given")
-        pinned = [references] if single and references is not None else references
+        pinned: Any = [references] if single and references is not None else references
         if pinned is not None and len(pinned) != len(prompts):
             raise ConfigError(f"references were given for {len(pinned)} of {len(prompts)} questions")
-        notes = self._notes(bank, mode, k, where, pinned, len(prompts))  # type: ignore[arg-type]
-        rows, cited = self._rows(prompts, bank, mode, k, gap, where, pinned, notes)  # type: ignore[arg-type]
-        self._check_length(rows, settings.max_new_tokens or 0, reading=mode == "memory")
+        retrieval = self._retrieval(k, gap, where)
+        each = (
+            [replace(retrieval, references=tuple(ids)) for ids in pinned] if pinned is not None else [retrieval] * len(prompts)
+        )
+        asked = prepare(prompts, each, self.prompts, bank, mode)
+        self.prompts.check_length([one.tokens for one in asked], settings.max_new_tokens or 0, mode)
 
         watch = TokenClock()
         criteria = StoppingCriteriaList([*(others.pop("stopping_criteria", None) or []), watch])
-        recall = self.recall(bank, k=k, gap=gap, where=where, references=pinned) if mode == "memory" else None  # type: ignore[arg-type]
-        tokens, mask = self._pad(rows)
+        recall = self._recall(bank, each) if mode == "memory" else None
+        tokens, mask = self.prompts.pad([one.tokens for one in asked])
         if settings.pad_token_id is None:
-            settings.pad_token_id = self._pad_id
+            settings.pad_token_id = self.prompts.pad_id
         generate: Any = self.model.generate
-        with exclusive(self.geometry.base), torch.inference_mode():
-            check_no_recall(self.geometry.base)
+        with belong_to(Nobody(), self.geometry.base), torch.inference_mode():
             call = {
                 "attention_mask": mask,
                 "streamer": streamer,
@@ -308,18 +327,9 @@ class Memory3(Prompts):
                 with recall:
                     out = generate(tokens, **call)
         out = getattr(out, "sequences", out)
-        answers = self._answers(
-            out[:, tokens.shape[1] :],
-            len(prompts),
-            rows,
-            recall,
-            cited,
-            bank,
-            watch.times,
-            started,
-            notes,
-            settings.eos_token_id,
-        )
+        said = [self.prompts.trim(ids, settings.eos_token_id) for ids in out[:, tokens.shape[1] :].tolist()]
+        timings = Timings.of(started, watch.times, time.perf_counter(), said)
+        answers = collect(asked, said, self.tokenizer, bank, recall, timings)
         return answers[0] if single and len(answers) == 1 else answers
 
     def log_likelihood(
@@ -334,166 +344,47 @@ class Memory3(Prompts):
         where: Mapping[str, Any] | None = None,
         references: Sequence[Sequence[str]] | None = None,
     ) -> list[tuple[float, int]]:
-        """How likely the model finds an answer to each prompt, in nats (natural logarithm), and of how many tokens it is. One forward pass.
+        """How likely the model finds an answer to each prompt, in nats (natural logarithm), and of how many tokens it is.
 
-        The answer's tokens read the memories they would if they were being decoded. Arguments as in `generate`.
+        One forward pass. The answer's tokens read the memories they would if they were being decoded.
+
+        Args:
+            prompts: questions or chats.
+            answers: one to each.
+            bank, mode, k, gap, where, references: as in `generate`.
+
+        Raises:
+            InputError: an empty question or answer, or a prompt that does not fit into the model's context.
+            ConfigError: an unknown mode, or a mode that needs a bank without one.
         """
-        self._check_mode(mode, bank, k, gap)
+        check_mode(mode, bank, k, gap)
         bank = one_version(bank)
-        answer_ids = [self._ids(answer) for answer in answers]
-        if not answer_ids or not all(answer_ids):
+        ids = [self.prompts.ids(answer) for answer in answers]
+        if not ids or not all(ids):
             raise InputError("an answer is empty: give at least one word")
-        notes = self._notes(bank, mode, k, where, references, len(prompts))
-        rows, _ = self._rows(prompts, bank, mode, k, gap, where, references, notes)
-        whole = [[*row, *answer] for row, answer in zip(rows, answer_ids, strict=True)]
-        self._check_length(whole, 0, reading=mode == "memory")
-        tokens, mask = self._pad(whole)
-        counts = [len(ids) for ids in answer_ids]
+        retrieval = self._retrieval(k, gap, where)
+        pinned = (
+            [retrieval] * len(prompts) if references is None else [replace(retrieval, references=tuple(r)) for r in references]
+        )
+        rows = [one.tokens for one in prepare(prompts, pinned, self.prompts, bank, mode)]
+        self.prompts.check_length([[*row, *answer] for row, answer in zip(rows, ids, strict=True)], 0, mode)
         with ExitStack() as stack:
-            stack.enter_context(exclusive(self.geometry.base))
-            check_no_recall(self.geometry.base)
-            stack.enter_context(torch.inference_mode())
+            stack.enter_context(belong_to(Nobody(), self.geometry.base))
             if mode == "memory":
-                stack.enter_context(
-                    self.recall(bank, k=k, gap=gap, where=where, references=references, prompt=whole, answer_tokens=counts)
-                )
-            # Positions from the mask: transformers itself would count padding.
-            positions = (mask.cumsum(-1) - 1).clamp_min(0)
-            model: Any = self.model
-            logits = model(
-                tokens, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=max(counts) + 1
-            ).logits
-        logs = torch.log_softmax(logits[:, :-1].float(), dim=-1)
-        picked = logs.gather(2, tokens[:, -max(counts) :, None])[..., 0]
-        return [(float(row[-count:].sum()), count) for row, count in zip(picked, counts, strict=True)]
-
-    def _gap(self, k: int | None, gap: float | None) -> float:
-        return gap if gap is not None else self.config.score_gap if k is None else 2.0
+                fed = [[*row, *answer[:-1]] for row, answer in zip(rows, ids, strict=True)]
+                counts = [len(answer) - 1 for answer in ids]
+                stack.enter_context(self._recall(bank, pinned, prompt=fed, answer_tokens=counts))
+            found = self.scorer.score([PromptRow(row) for row in rows], [[answer] for answer in ids])
+        return [(score.total, score.tokens) for (score,) in found]
 
     # ---- prompts -----------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    def _check_mode(mode: str, bank: Bank | None, k: int | None, gap: float | None) -> None:
-        if mode not in MODES:
-            raise ConfigError(f"mode {mode!r} is unknown: use one of {', '.join(MODES)}")
-        if mode != "none" and bank is None:
-            raise ConfigError(f"mode {mode!r} needs a bank: pass bank=Bank.open(path, m3), or mode='none' to answer without")
-        if bank is not None and not hasattr(bank, "search"):
-            raise ConfigError(f"{bank!r:.80} is no bank: open it with Bank.open(path, m3)")
-        if k is not None and (not isinstance(k, int) or k < 0):
-            raise ConfigError(f"{setting('k', k)}: give a whole number from 0")
-        if gap is not None and not 0 <= gap <= 2:
-            raise ConfigError(f"{setting('gap', gap)}: give a difference of cosines, 0 to 2")
+    def question_tokens(self, question: str) -> list[int]:
+        """Token ids of what follows the memories in a prompt: a question and the rest of its turn."""
+        return self.prompts.around(self.prompts.ids(question), "memory")
 
-    def _notes(
-        self,
-        bank: Bank | None,
-        mode: str,
-        k: int | None,
-        where: Mapping[str, Any] | None,
-        pinned: Sequence[Sequence[str]] | None,
-        count: int,
-    ) -> list[str]:
-        """For each prompt why it reads nothing of the bank that was asked; empty where it does, or nothing was asked."""
-        if mode == "none" or bank is None:
-            return [""] * count
-        return why_nothing(bank, self.config.references_per_chunk if k is None else k, where, pinned, count)
 
-    def _rows(
-        self,
-        prompts: Sequence[Prompt],
-        bank: Bank | None,
-        mode: str,
-        k: int | None,
-        gap: float | None,
-        where: Mapping[str, Any] | None,
-        pinned: Sequence[Sequence[str]] | None,
-        notes: Sequence[str],
-    ) -> tuple[list[list[int]], list[list[Citation]] | None]:
-        """Token ids of every prompt, and in mode text the references put into it."""
-        if mode != "text" or bank is None:
-            return [self._row(p, memory=mode == "memory" and not note) for p, note in zip(prompts, notes, strict=True)], None
-        if pinned is None:
-            hits = bank.search(
-                [self._question(p) for p in prompts], self.config.references_per_chunk if k is None else k, where=where
-            )
-            found = [[(hit.reference_id, hit.score) for hit in within(row, self._gap(k, gap))] for row in hits]
-        else:
-            found = [[(name, 0.0) for name in names] for names in pinned]
-        rows, cited = [], []
-        for prompt, scored in zip(prompts, found, strict=True):
-            references = bank.references([name for name, _ in scored])
-            passages = [list(r.token_ids) for r in references]
-            if isinstance(prompt, str):
-                ids = self._ids(prompt)
-                rows.append(self.frame.with_text(passages, ids) if passages else self.frame.closed_book(ids))
-            else:
-                rows.append(self.frame.insert_text(self._chat(prompt), passages) if passages else self._chat(prompt))
-            weight = sum(max(score, 0.0) for _, score in scored) or 1.0
-            cited.append([self._cite(r, max(s, 0.0) / weight, s) for r, (_, s) in zip(references, scored, strict=True)])
-        return rows, cited
-
-    def _check_length(self, rows: Sequence[Sequence[int]], new: int, *, reading: bool) -> None:
-        extra = len(self.frame.prefix) + self.config.reference_length if reading else 0
-        longest = max(map(len, rows))
-        if longest + extra + new > self.geometry.max_positions:
-            raise InputError(
-                f"the prompt has {longest} tokens, {extra} positions for memories and {new} new tokens: more than the {self.geometry.max_positions} "
-                f"positions of {self.name}. Shorten the question or lower {setting('max_new_tokens')}."
-            )
-
-    # ---- answers -----------------------------------------------------------------------------------------------------
-
-    def _cite(self, reference: Reference, share: float, score: float) -> Citation:
-        return Citation(
-            reference_id=reference.id,
-            document_id=reference.document_id,
-            source=reference.source,
-            start=reference.start,
-            end=reference.end,
-            text=reference.text,
-            share=share,
-            score=score,
-            metadata=dict(reference.metadata),
-        )
-
-    def _answers(
-        self,
-        new: torch.Tensor,
-        count: int,
-        rows: Sequence[Sequence[int]],
-        recall: Recall | None,
-        cited: list[list[Citation]] | None,
-        bank: Bank | None,
-        times: Sequence[float],
-        started: float,
-        notes: Sequence[str],
-        ends: int | list[int] | None,
-    ) -> list[Answer]:
-        finished = time.perf_counter()
-        ends = self.model.generation_config.eos_token_id if ends is None else ends
-        last = set(ends if isinstance(ends, list) else [ends]) | {self.tokenizer.eos_token_id}
-        token_ids = [next((ids[:i] for i, t in enumerate(ids) if t in last), ids) for ids in new.tolist()]
-        first = (times[0] if times else finished) - started
-        spent = (times[-1] - times[0]) if len(times) > 1 else 0.0
-        timings = Timings(first, finished - started, sum(max(len(t) - 1, 0) for t in token_ids) / spent if spent else 0.0)
-        answers = []
-        per_prompt = max(1, len(token_ids) // count)  # num_return_sequences
-        beams = recall.rows // count if recall is not None and recall.rows else 1
-        for n, ids in enumerate(token_ids):
-            prompt = n // per_prompt
-            citations: list[Citation] = []
-            usage = Usage(len(rows[prompt]), len(ids))
-            if recall is not None and bank is not None:
-                shares = recall.shares(prompt * beams + (n % per_prompt))
-                references = bank.references([name for name, _, _ in shares])
-                citations = [self._cite(r, share, score) for r, (_, share, score) in zip(references, shares, strict=True)]
-                s = recall.statistics
-                usage = Usage(len(rows[prompt]), len(ids), s.recalls, s.references, s.bytes_read)
-            elif cited is not None:
-                citations = cited[prompt]
-                read = sum(len(c.text.encode()) for c in citations)
-                usage = Usage(len(rows[prompt]), len(ids), 1, len(citations), read)
-            text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            answers.append(Answer(text, citations, usage, timings, ids, notes[prompt]))
-        return answers
+def _check_names(config: MemoryConfig) -> None:
+    """Raise ConfigError where the settings name a codec or a selector that does not exist, before a model is loaded for them."""
+    check_codec(config.codec)
+    find_selector(config.selector)

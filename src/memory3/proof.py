@@ -35,6 +35,7 @@ from memory3.models.frame import Frame
 from memory3.models.geometry import ModelGeometry
 from memory3.models.sizes import config_value
 from memory3.recall.generate import Recall
+from memory3.recall.retrieval import Retrieval, retrievals
 from memory3.types import Memory, Reference
 
 __all__ = ["Proof", "prove", "proven"]
@@ -165,7 +166,7 @@ class _Text:
 
 
 class _Memories:
-    """A `memory3.recall.generate.MemorySource` of the two."""
+    """A `memory3.recall.retrieval.MemorySource` of the two."""
 
     live = True  # made of the weights as they are
 
@@ -176,7 +177,9 @@ class _Memories:
         """Never asked: chunks name what they read."""
         raise AssertionError("a proof names the references it reads")
 
-    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
+    def memories(
+        self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
+    ) -> list[Memory]:
         return [self._memories[name] for name in reference_ids]
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
@@ -205,9 +208,8 @@ def _read(model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any, text: _T
         tokenizer,
         encoder,
         _Memories(encoder.encode(written)),
-        references_per_chunk=2,
+        retrievals(Retrieval(2), chunk_references=[[["best", "second"]], [["best"]]]),
         chunk_length=settings.chunk_length,
-        chunk_references=[[["best", "second"]], [["best"]]],
     )
     padding = len(text.question) - len(text.short)
     rows = torch.tensor([text.question, [0] * padding + text.short], device=model.device)

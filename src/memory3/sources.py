@@ -1,7 +1,7 @@
 """Where documents come from: whether two names mean one place, and which places could not be read this time.
 
-A document's ``source`` is what a person reads: the path as given, a URL, ``stdin``. Its ``origin`` is the absolute path of the file
-behind it, empty where there is none.
+A document's ``source`` is what a person reads: the path as given, a URL, ``stdin``. Its ``origin`` is the absolute path of
+the file behind it, empty where there is none.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def origin_of(path: str | Path) -> str:
 def same_source(source: str, origin: str, other_source: str, other_origin: str) -> bool:
     """Whether two documents come from one place. Where a source is not named, nothing speaks against it.
 
-    Files are compared by their absolute paths, as named or with links resolved. A relative path whose folder nobody knows, from a
-    bank written before origins were kept, is the end of the other path.
+    Files are compared by their absolute paths, as named or with links resolved. A relative path whose folder nobody knows,
+    from a bank written before origins were kept, is the end of the other path.
     """
     if not source or not other_source:
         return True
@@ -39,7 +39,7 @@ def same_source(source: str, origin: str, other_source: str, other_origin: str) 
 
 
 class Unread:
-    """Files and folders that could not be read this time, each with a reason. Nothing is known of what they would have held."""
+    """Files and folders that could not be read, each with a reason. Nothing is known of what they would have held."""
 
     def __init__(self) -> None:
         self._paths: dict[str, str] = {}

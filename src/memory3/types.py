@@ -16,7 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["Citation", "Document", "LayerMemory", "Memory", "MemoryBatch", "MemoryShape", "Reference", "plain", "whole"]
+__all__ = [
+    "Citation",
+    "Document",
+    "LayerMemory",
+    "Memory",
+    "MemoryBatch",
+    "MemoryShape",
+    "Provenance",
+    "Reference",
+    "plain",
+    "whole",
+]
 
 #: Sizes that no model's memories exceed, so that a file cannot ask for all the memory there is.
 _MOST = {"layers": 4096, "kv_heads": 4096, "head_dim": 65536, "pairs": 1 << 28, "numbers": 1 << 24}
@@ -31,7 +42,7 @@ def whole(name: str, value: Any, least: int, most: int) -> int:
 
 
 def plain(value: Any) -> Any:
-    """Text and numbers as Python's own: of a subclass, such as numpy's float64 or an enum's member, the text or number it is."""
+    """Text and numbers as Python's own: of a subclass, such as numpy's float64, the text or number it is."""
     if isinstance(value, bool):
         return value
     return next((kind.__new__(kind, base(value)) for kind, base in _PLAIN if isinstance(value, kind)), value)
@@ -81,8 +92,8 @@ class Reference:
         token_ids: the model's tokens of ``read_text``, no special tokens added.
         source: as the document's.
         metadata: as the document's.
-        header: where ``text`` goes on with a table, the table's header row (and the rule below it), which stands earlier in the
-            document. Not kept apart in a bank: there it is in ``token_ids`` alone.
+        header: where ``text`` goes on with a table, the table's header row (and the rule below it), which stands earlier in
+            the document. Not kept apart in a bank: there it is in ``token_ids`` alone.
     """
 
     id: str
@@ -122,7 +133,7 @@ class MemoryShape:
 
     @classmethod
     def from_dict(cls, data: Any) -> MemoryShape:
-        """Of fields from a file, which may say anything. Raises ValueError unless they are of the right kind and of sizes that a model can have."""
+        """Of fields from a file, which may say anything. Raises ValueError unless they are of kinds and sizes that can be."""
         if not isinstance(data, Mapping) or set(data) != {field.name for field in dataclasses.fields(cls)}:
             raise ValueError("a shape has layers, kv_heads, head_dim, pairs and dtype")
         layers = data["layers"]
@@ -149,6 +160,28 @@ class MemoryShape:
         return {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}[self.dtype]
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """Which stretch of which document a memory covers, and how it was made.
+
+    Attributes:
+        document_id: the document.
+        start, end: character offsets of the stretch in the document's text.
+        reference_ids: the references it stands for.
+        budget: which part of their pairs was kept, as `Budget` is written.
+        selector: what chose those pairs.
+        fingerprint: of the model and the settings that made it; "" where it was made without asking for it.
+    """
+
+    document_id: str
+    start: int
+    end: int
+    reference_ids: tuple[str, ...]
+    budget: str
+    selector: str
+    fingerprint: str = ""
+
+
 @dataclass(frozen=True, eq=False)
 class Memory:
     """The explicit memory of one reference: ragged, each layer and KV head keeps its own number of tokens, possibly none.
@@ -158,9 +191,14 @@ class Memory:
     Attributes:
         counts: uint16 ``[L, H]``, tokens kept per head. Their sum is at most P (less when the reference is short).
         positions: uint16 ``[p]``, p = counts.sum(): place of each kept token in its reference, from 0.
-        keys: ``[p, d]`` on the CPU, in the shape's dtype, after RoPE at position ``len(prefix) + position``.
+        keys: ``[p, d]`` on the device it was decoded on, by default the CPU, in the shape's dtype, after RoPE at position
+            ``len(prefix) + position``.
         values: ``[p, d]``, same dtype.
-        tokens: unsigned ``[S]``, the reference's tokens, at least up to the last that is kept; None where they are not known. Codecs may foretell from them.
+        tokens: unsigned ``[S]``, the reference's tokens, at least up to the last that is kept; None where they are not
+            known. Codecs may predict from them.
+        stored_bytes: size of the record it was read from; 0 where it was not read from a bank.
+        provenance: what it covers and how it was made; None where nobody said. Not stored: a bank derives it from row and
+            manifest.
     """
 
     counts: np.ndarray
@@ -168,6 +206,13 @@ class Memory:
     keys: torch.Tensor
     values: torch.Tensor
     tokens: np.ndarray | None = None
+    stored_bytes: int = 0
+    provenance: Provenance | None = None
+
+    @property
+    def bytes_read(self) -> int:
+        """What reading it cost: its record's bytes, or where it has none those it takes in RAM."""
+        return self.stored_bytes or self.nbytes
 
     @property
     def nbytes(self) -> int:

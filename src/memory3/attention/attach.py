@@ -9,6 +9,7 @@ mask function silently loses its padding mask; a stock kernel given more keys th
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -19,13 +20,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from memory3.attention.attend import masked
-from memory3.attention.exclusive import exclusive
 from memory3.errors import UnsupportedModel
 
 __all__ = ["ATTENTION", "Reader", "Seen", "StopForward", "attached"]
 
 #: The name our attention goes by in transformers' registry.
 ATTENTION = "memory3"
+#: The same for models whose own attention is not sdpa.
+_MASKED = "memory3_masked"
 
 
 class Reader(Protocol):
@@ -92,22 +94,62 @@ def _mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torc
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, masked(dtype))
 
 
+def _explicit_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """`_mask` that is always written out."""
+    return _mask(*args, **{**kwargs, "allow_is_causal_skip": False})
+
+
+class _Attachment:
+    """How many are attached to a model now, and what its attention was before the first of them."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.count = 0
+        self.config = model.config
+        self.previous: str = model.config._attn_implementation or "sdpa"
+
+
+_guard = threading.Lock()
+#: By the identity of the model's config, which every wrapper of it shows; only while somebody is attached.
+_attachments: dict[int, _Attachment] = {}
+
+
 @contextmanager
 def attached(model: PreTrainedModel) -> Iterator[None]:
-    """Switch the model to our attention, and back to its own on the way out. Other threads wait. May be nested."""
-    with exclusive(model.base_model):
-        previous = model.config._attn_implementation
-        if previous == ATTENTION:
-            yield
-            return
-        # The registry is one per process; an entry that no model names changes nothing.
-        AttentionInterface.register(ATTENTION, _attention)
-        AttentionMaskInterface.register(ATTENTION, _mask)
-        model.set_attn_implementation(ATTENTION)
-        try:
-            yield
-        finally:
-            model.set_attn_implementation(previous)
+    """Switch the model to our attention, and back to its own when the last that attached to it leaves.
+
+    Any number of threads may be attached at once, and one may attach again: what a forward pass reads comes with the pass. A pass of another thread that
+    is under way while the switch is made computes what it would have: a model whose attention is not sdpa gets its masks written out, since its own
+    function does not know that none means causal. The exception is flash attention, whose masks are of another kind: a raw pass of another thread
+    may fail in that moment.
+    """
+    _attach(model)
+    try:
+        yield
+    finally:
+        _detach(model)
+
+
+def _attach(model: PreTrainedModel) -> None:
+    with _guard:
+        key = id(model.config)
+        if key not in _attachments:
+            # The registry is one per process; an entry that no model names changes nothing.
+            for name, mask in ((ATTENTION, _mask), (_MASKED, _explicit_mask)):
+                AttentionInterface.register(name, _attention)
+                AttentionMaskInterface.register(name, mask)
+            attachment = _Attachment(model)
+            model.set_attn_implementation(ATTENTION if attachment.previous in ("sdpa", ATTENTION) else _MASKED)
+            _attachments[key] = attachment
+        _attachments[key].count += 1
+
+
+def _detach(model: PreTrainedModel) -> None:
+    with _guard:
+        attachment = _attachments[id(model.config)]
+        attachment.count -= 1
+        if not attachment.count:
+            model.set_attn_implementation(attachment.previous)
+            del _attachments[id(model.config)]
 
 
 class Seen:

@@ -3,9 +3,13 @@
 from memory3.bank.bank import Bank
 from memory3.bank.cache import CacheStatistics, MemoryCache
 from memory3.bank.embedder import Embedder, TextEmbedder
-from memory3.bank.manifest import BankManifest
+from memory3.bank.format.manifest import BankManifest
+from memory3.bank.protocol import MemoryWriter
+from memory3.bank.reader import MemoryReader
+from memory3.bank.record import MemoryRecord
 from memory3.bank.reports import BankInfo, DocumentEntry, Hit, VerifyReport, WriteProgress, WriteReport
-from memory3.bank.writer import MemoryWriter
+from memory3.bank.write.plan import Shard, WritePlan
+from memory3.bank.write.shard import EncodedShard, encode_shard
 
 __all__ = [
     "Bank",
@@ -14,11 +18,17 @@ __all__ = [
     "CacheStatistics",
     "DocumentEntry",
     "Embedder",
+    "EncodedShard",
     "Hit",
     "MemoryCache",
+    "MemoryReader",
+    "MemoryRecord",
     "MemoryWriter",
+    "Shard",
     "TextEmbedder",
     "VerifyReport",
+    "WritePlan",
     "WriteProgress",
     "WriteReport",
+    "encode_shard",
 ]

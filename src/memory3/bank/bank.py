@@ -8,34 +8,46 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Lock
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from memory3.bank.backends.base import Backend
 from memory3.bank.cache import MemoryCache
 from memory3.bank.codebooks import new_codec
-from memory3.bank.cold import warm_up
 from memory3.bank.embedder import Embedder, TextEmbedder
+from memory3.bank.format.manifest import BankManifest
+from memory3.bank.format.rows import FIRST_ROWS
+from memory3.bank.format.tags import Scalar
 from memory3.bank.info import bank_info
-from memory3.bank.keeping import Keeping, read_policy, save_policy
-from memory3.bank.manifest import BankManifest
+from memory3.bank.lazy import encode_lazy
+from memory3.bank.protocol import MemoryWriter
 from memory3.bank.rebuild import rebuild
 from memory3.bank.recalls import RecallLog
+from memory3.bank.record import MemoryRecord
 from memory3.bank.reports import BankInfo, DocumentEntry, Hit, VerifyReport, WriteProgress, WriteReport
-from memory3.bank.rows import FIRST_ROWS
+from memory3.bank.retention import BankRetention, read_policy, save_policy
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 from memory3.bank.upkeep import compact, tidy
 from memory3.bank.upkeep import purge as purge_bank
 from memory3.bank.verify import verify
 from memory3.bank.view import BankView
-from memory3.bank.where import Scalar, Where
-from memory3.bank.writer import MemoryWriter
-from memory3.bank.writing import Writing, delete_documents, present
-from memory3.codec import CodeBook
+from memory3.bank.where import Where
+from memory3.bank.write.commit import Committer
+from memory3.bank.write.deliver import Delivery, pending
+from memory3.bank.write.plan import WritePlan
+from memory3.bank.write.prepare import prepare
+from memory3.bank.write.removal import delete_documents, present
+from memory3.bank.write.run import WriteRun
+from memory3.bank.write.shard import EncodedShard
+from memory3.codec import Codebook, CodedCodec
 from memory3.errors import BankChanged, BankCorrupt, ConfigError, SourceConflict
 from memory3.models.catalogue import DEFAULT_EMBEDDER
-from memory3.policy import WritePolicy
+from memory3.retention import RetentionPolicy
 from memory3.sources import Unread
 from memory3.types import Document, Memory, Reference
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Bank"]
 
@@ -47,8 +59,8 @@ class Bank:
     """Memories of documents, written by one model with one set of settings. Made by `Bank.open`.
 
     Reading is safe from several threads and processes, also while one of them writes; readers see what was there when they
-    opened the bank or last called `refresh`. Between two calls another thread may refresh: ids found by one and read by the next
-    belong together only in a view, which `pin` gives.
+    opened the bank or last called `refresh`. Between two calls another thread may refresh: ids found by one and read by the
+    next belong together only in a view, which `pin` gives.
     """
 
     def __init__(
@@ -61,36 +73,38 @@ class Bank:
         self._embedder = embedder
         self._embedder_lock = Lock()
         self.cache = MemoryCache(cache_bytes)
-        self._recalls = RecallLog(store.path, store.lock)
+        self._recalls = RecallLog(store.backend, store.lock)
         weakref.finalize(self, self._recalls.flush)  # a bank that nobody closes has been recalled from, too
-        self._keeping = Keeping(store, read_policy(store), snapshot.record_bytes, self._recalls)
+        self._retention = BankRetention(store, read_policy(store), snapshot.record_bytes, self._recalls)
 
     @classmethod
     def open(
         cls,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Backend,
         m3: MemoryWriter | None,
         *,
         embedder: str | TextEmbedder | None = None,
         cache_bytes: int = 1 << 30,
         create: bool = True,
-        write: WritePolicy | str | None = None,
-        code_book: CodeBook | None = None,
+        write: RetentionPolicy | str | None = None,
+        code_book: Codebook | None = None,
     ) -> Bank:
         """Open the bank at ``path``, or make an empty one.
 
         Args:
-            path: a folder.
+            path: a folder, or another `memory3.bank.backends.base.Backend`.
             m3: the model that writes and reads. Another than the bank's raises FingerprintMismatch. None: the bank can be
-                searched, listed, checked, compacted and deleted from, but not written, and memories that are cold or whose codec foretells cannot be read.
+                searched, listed, checked, compacted and deleted from, but not written, and lazy references, and memories of
+                a codec that predicts, cannot be read.
             embedder: name or object; by default the bank's own, for a new bank the catalogue's default.
             cache_bytes: RAM for memories read recently; 0 switches the cache off.
             create: whether a missing bank is made; otherwise it raises BankNotFound.
-            write: what becomes of new documents, remembered by the bank. ``"now"``: they are encoded when written. ``"auto"``: they are
-                kept as text, and memories are stored when recalled; `memory3.policy.WritePolicy` says at which recall, and within what disk
-                budget. None: as the bank remembers; ``"now"`` for a new one.
-            code_book: for a new bank whose codec needs one; by default what `memory3 calibrate` keeps in the cache folder. A bank that exists
-                has its own, and keeps its codec whatever ``m3.config`` says: `rebuild` changes it.
+            write: what becomes of new documents, remembered by the bank. ``"now"``: they are encoded when written.
+                ``"auto"``: they are kept as text, and memories are stored when recalled;
+                `memory3.retention.RetentionPolicy` says at which recall, and within what disk budget. None: as the bank
+                remembers; ``"now"`` for a new one.
+            code_book: for a new bank whose codec needs one; by default what `memory3 calibrate` keeps in the cache folder.
+                A bank that exists has its own, and keeps its codec whatever ``m3.config`` says: `rebuild` changes it.
         """
         store = Store(path, None if m3 is None else m3.token_vectors)
         given = None if isinstance(embedder, str) else embedder
@@ -104,12 +118,12 @@ class Bank:
             snapshot.manifest.require(m3)
         if name is not None:
             snapshot.manifest.require_embedder(name, given.dimension if given else None)
-        if write is not None and read_policy(store) != (policy := WritePolicy.of(write)):
+        if write is not None and read_policy(store) != (policy := RetentionPolicy.of(write)):
             save_policy(store, policy)
         return cls(store, snapshot, m3, given, cache_bytes)
 
     @staticmethod
-    def describe(path: str | os.PathLike[str]) -> BankManifest:
+    def describe(path: str | os.PathLike[str] | Backend) -> BankManifest:
         """What the bank at ``path`` says about itself. Needs no model."""
         snapshot = Store(path).snapshot()
         documents = len(snapshot.scan(["document_id"], FIRST_ROWS))
@@ -117,15 +131,15 @@ class Bank:
 
     @staticmethod
     def rebuild(
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | Backend,
         m3: MemoryWriter,
         *,
         embedder: str | TextEmbedder | None = None,
         progress: Progress | None = None,
         wait_seconds: float = 0.0,
-        code_book: CodeBook | None = None,
+        code_book: Codebook | None = None,
     ) -> WriteReport:
-        """Encode the bank's documents anew, from the texts it holds, for another model, other settings, another codec or embedder.
+        """Encode the bank's documents anew, from the texts it holds: for another model, settings, codec or embedder.
 
         The bank can be read with the old model until the end, when the new memories take its place at once; banks that are
         open go on with the old ones until they refresh. Interrupted, it goes on where it stopped when called again.
@@ -134,7 +148,7 @@ class Bank:
         embedder = embedder or store.snapshot().manifest.embedder
         chosen = Embedder.load(embedder) if isinstance(embedder, str) else embedder
         with store.lock(wait_seconds):
-            return rebuild(store, m3, chosen, progress, code_book, cold=read_policy(store).write == "auto")
+            return rebuild(store, m3, chosen, progress, code_book, lazy=read_policy(store).write == "auto")
 
     @property
     def manifest(self) -> BankManifest:
@@ -152,9 +166,9 @@ class Bank:
             return self._embedder
 
     @property
-    def policy(self) -> WritePolicy:
-        """What becomes of new documents and of cold ones that are recalled."""
-        return self._keeping.policy
+    def policy(self) -> RetentionPolicy:
+        """What becomes of new documents and of lazy references that are recalled."""
+        return self._retention.policy
 
     # ---- writing ---------------------------------------------------------------------------------------------------------
 
@@ -165,10 +179,12 @@ class Bank:
         prune: bool = False,
         replace: bool = False,
         unread: Unread | None = None,
-        within: str | None = None,
-        cold: bool | None = None,
+        prune_prefix: str | None = None,
+        lazy: bool | None = None,
         progress: Progress | None = None,
         wait_seconds: float = 0.0,
+        within: str | None = None,
+        cold: bool | None = None,
     ) -> WriteReport:
         """Write documents that are new or changed; unchanged ones cost nothing.
 
@@ -176,36 +192,138 @@ class Bank:
 
         Args:
             documents: read one by one, so they need not fit into RAM.
-            prune: remove the documents of the bank that are not among these. Without any document, or with a conflict, nothing is removed.
-            replace: whether a document takes the place of one that the bank has under its id from another source. Without it such
-                documents are not written, all others are, and SourceConflict is raised at the end.
-            unread: what could not be read, which pruning spares. By default that of ``documents``, if they are of `read_documents`.
-            within: pruning removes only documents whose id begins so. By default the prefix of `read_documents`.
-            cold: store text and embedding only; memories are encoded when first read. None: as the bank's policy says.
+            prune: remove the documents of the bank that are not among these. Without any document, or with a conflict,
+                nothing is removed.
+            replace: whether a document takes the place of one that the bank has under its id from another source. Without
+                it such documents are not written, all others are, and SourceConflict is raised at the end.
+            unread: what could not be read, which pruning spares. By default that of ``documents``, if they are of
+                `read_documents`.
+            prune_prefix: pruning removes only documents whose id begins so. By default the prefix of `read_documents`.
+            lazy: store text and embedding only; memories are encoded when first read. None: as the bank's policy says.
             progress: called after each document and each encoded batch.
             wait_seconds: how long to wait for another writer before raising BankBusy.
+            within, cold: ``prune_prefix`` and ``lazy`` by their names in earlier releases.
         """
         m3 = self._model("write")
         embedder = self.embedder
+        lazy = cold if lazy is None else lazy
         with self._store.lock(wait_seconds):
             self.refresh()
             now = self._store.snapshot()
-            cold = self.policy.write == "auto" if cold is None else cold
-            writing = Writing(self._store, now.name, now.table, m3, embedder, cold=cold, progress=progress)
-            unread = getattr(documents, "unread", None) if unread is None else unread
-            within = getattr(documents, "prefix", "") if within is None else within
-            report = writing.run(documents, prune=prune, replace=replace, unread=unread, within=within)
+            lazy = self.policy.write == "auto" if lazy is None else lazy
+            run = WriteRun(self._store, now.name, now.table, m3, embedder, lazy=lazy, progress=progress)
+            unread, prefix = _pruning(documents, unread, within if prune_prefix is None else prune_prefix)
+            report = run.run(documents, prune=prune, replace=replace, unread=unread, prune_prefix=prefix)
             if report.written or report.removed:
                 tidy(self._store)
         self.refresh()
         if report.conflicts:
             some = "; ".join(f"{each.id!r} came from {each.stored}, now from {each.given}" for each in report.conflicts[:3])
             raise SourceConflict(
-                f"{len(report.conflicts)} not written: under the same id the bank has a document from another source: {some}. To keep both, put a "
-                "prefix before these ids (--prefix NAME/); to replace, give --replace. All else was written, nothing was pruned",
+                f"{len(report.conflicts)} not written: under the same id the bank has a document from another source: {some}. "
+                "To keep both, put a prefix before these ids (--prefix NAME/); to replace, give --replace. "
+                "All else was written, nothing was pruned",
                 report,
             )
         return report
+
+    def plan(
+        self,
+        documents: Iterable[Document],
+        *,
+        shard_references: int = 256,
+        prune: bool = False,
+        replace: bool = False,
+        unread: Unread | None = None,
+        prune_prefix: str | None = None,
+        lazy: bool | None = None,
+        wait_seconds: float = 0.0,
+    ) -> WritePlan:
+        """What `write` would do, as plain data, to be encoded on several machines. Changes nothing in the bank.
+
+        Each of ``plan.shards`` goes to `memory3.bank.encode_shard`, in any process with the same model; `commit` takes what
+        comes back::
+
+            plan = bank.plan(read_documents("docs/"))
+            encoded = [encode_shard(m3, shard, embedder=bank.embedder, code_book=plan.code_book) for shard in plan.shards]
+            bank.commit(plan, encoded)
+
+        Args:
+            documents: as for `write`; texts and tokens of those to write are held in RAM.
+            shard_references: references of a shard, about: a document stays whole while one commit can hold it.
+            prune, replace, unread, prune_prefix, lazy, wait_seconds: as for `write`. Conflicts are named in the plan and
+                left out.
+        """
+        m3 = self._model("plan a write of")
+        with self._store.lock(wait_seconds):
+            now = self._store.snapshot()
+            committer = Committer(self._store, now.name, now.table)
+        unread, prefix = _pruning(documents, unread, prune_prefix)
+        return prepare(
+            committer,
+            m3,
+            documents,
+            table_id=now.id.table_id,
+            version=now.version,
+            code_book=now.codec.codebook if isinstance(now.codec, CodedCodec) else None,
+            shard_references=shard_references,
+            lazy=self.policy.write == "auto" if lazy is None else lazy,
+            prune=prune,
+            replace=replace,
+            unread=unread,
+            prune_prefix=prefix,
+        )
+
+    def commit(
+        self, plan: WritePlan, encoded: EncodedShard | Iterable[EncodedShard], *, wait_seconds: float = 0.0
+    ) -> WriteReport:
+        """Put encoded shards of a plan into the bank: some or all, in any order. One that is there already is left.
+
+        A document is put into the bank when all of it has come. What is to be pruned goes when the last document has come.
+        Interrupted, `pending` says what is still wanted.
+
+        Args:
+            plan: of `plan`, for this bank.
+            encoded: read one by one, so they need not fit into RAM.
+            wait_seconds: how long to wait for another writer before raising BankBusy.
+
+        Returns:
+            What this call did.
+
+        Raises:
+            InputError: a shard is of another plan, is damaged, or was made of other texts. Those before it are committed.
+            FingerprintMismatch: a shard was encoded by another model or with other settings.
+            BankChanged: the bank was rebuilt, or a document was changed by others since the plan was made.
+        """
+        with self._store.lock(wait_seconds):
+            now = self._planned(plan)
+            delivery = Delivery(plan, Committer(self._store, now.name, now.table), now.codec)
+            for shard in [encoded] if isinstance(encoded, EncodedShard) else encoded:
+                delivery.take(shard)
+            report = delivery.finish()
+            if report.written or report.removed:
+                tidy(self._store)
+        self.refresh()
+        return report
+
+    def pending(self, plan: WritePlan, *, wait_seconds: float = 0.0) -> list[int]:
+        """Numbers of the plan's shards that are not in the bank yet. Of a large document all count until the last has come.
+
+        Raises:
+            BankChanged: as `commit`.
+        """
+        with self._store.lock(wait_seconds):
+            now = self._planned(plan)
+            return pending(plan, Committer(self._store, now.name, now.table))
+
+    def _planned(self, plan: WritePlan) -> Snapshot:
+        """The newest version, of the table that the plan was made for."""
+        now = self._store.snapshot()
+        if now.id.table_id != plan.table_id:
+            raise BankChanged(
+                f"{self._store.path}: the plan was made for another bank, or this one was rebuilt or purged since: plan again"
+            )
+        return now
 
     def delete(self, document_ids: str | Iterable[str], *, purge: bool = False, wait_seconds: float = 0.0) -> int:
         """Remove documents. Returns how many of them were there.
@@ -214,8 +332,8 @@ class Bank:
 
         Args:
             document_ids: one or several; none are needed to purge.
-            purge: leave no byte of what was deleted or replaced, now or before: the bank is written anew without it, for which it needs as much
-                space once more. Banks that others have open must `refresh` before they read again.
+            purge: leave no byte of what was deleted or replaced, now or before: the bank is written anew without it, for
+                which it needs as much space once more. Banks that others have open must `refresh` before they read again.
             wait_seconds: how long to wait for another writer before raising BankBusy.
         """
         wanted = {document_ids} if isinstance(document_ids, str) else set(document_ids)
@@ -237,7 +355,8 @@ class Bank:
     def compact(self, *, wait_seconds: float = 0.0) -> None:
         """Merge what many commits wrote, give back the space of what was removed, renew the indexes.
 
-        Rewrites the whole bank, so it needs as much free space once more for some minutes, while readers may still use the old.
+        Writes anew only what lies in small pieces or among deleted rows, 64 MB at a time. It needs as much free space as these have until it is done,
+        and for some minutes more where readers may still use the old.
         """
         with self._store.lock(wait_seconds):
             compact(self._store)
@@ -253,7 +372,7 @@ class Bank:
     # ---- reading ---------------------------------------------------------------------------------------------------------
 
     def pin(self) -> BankView:
-        """The bank as it is open now, to search and read from: ids, memories and texts of one version, also while others write.
+        """The bank as it is open now, to search and read from: one version, also while others write.
 
         If the files of that version are gone, since others wrote and tidied up, the bank is refreshed first.
         """
@@ -262,7 +381,7 @@ class Bank:
         return self._view()
 
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
-        """For each query the ``k`` most similar references, best first; fewer if the bank, or what ``where`` leaves, has fewer.
+        """For each query the ``k`` most similar references, best first; fewer where the bank, or the filter, has fewer.
 
         Of references with one and the same text the best is found alone.
 
@@ -273,9 +392,27 @@ class Bank:
         """
         return self._reading(lambda view: view.search(queries, k, where))
 
-    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
-        """The memories of references, in order: from the cache, else from disk, else (cold) encoded now, and stored if the policy says so."""
-        return self._reading(lambda view: view.memories(reference_ids, use_cache=use_cache))
+    def memories(
+        self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
+    ) -> list[Memory]:
+        """The memories of references, in order: from the cache, else from disk, else (lazy) encoded now.
+
+        What is encoded now is stored, if the policy says so.
+
+        Args:
+            reference_ids: which.
+            use_cache: look into the RAM cache first, and keep there what is read.
+            device: where keys and values are to lie; default the CPU.
+        """
+        return self._reading(lambda view: view.memories(reference_ids, use_cache=use_cache, device=device))
+
+    def records(self, reference_ids: Sequence[str]) -> list[MemoryRecord]:
+        """The memories of references as they are stored, packed, in order.
+
+        Lazy ones are encoded now, and stored if the policy says so. `memory3.bank.MemoryReader` decodes them. Counts as a
+        recall, as `memories` does.
+        """
+        return self._reading(lambda view: view.records(reference_ids))
 
     def references(self, reference_ids: Sequence[str]) -> list[Reference]:
         """References with their texts, in order."""
@@ -297,9 +434,9 @@ class Bank:
             yield DocumentEntry(*values)
 
     def recalls(self) -> dict[str, int]:
-        """How often references of each document were recalled, by all that read this bank, as far as they have told; 0 for those never."""
+        """How often references of each document were recalled, by all readers, as far as they have told; 0: never."""
         counts = {entry.id: 0 for entry in self.documents()}
-        for reference_id, count in self._recalls.counts().items():
+        for reference_id, count in self._recalls.totals().items():
             document_id = reference_id.rpartition("#")[0]
             if document_id in counts:
                 counts[document_id] += count
@@ -328,7 +465,7 @@ class Bank:
     def close(self) -> None:
         """Give back the RAM, write down the recalls. The bank must not be used after that."""
         self._recalls.flush()
-        self._keeping.give_back()
+        self._retention.give_back()
         self.cache.clear()
 
     def __len__(self) -> int:
@@ -344,7 +481,7 @@ class Bank:
         return BankView(
             self._snapshot,
             embed=lambda texts: self.embedder.encode(texts),
-            encode_cold=self._encode_cold,
+            encode_lazy=self._encode_lazy,
             cache=self.cache,
             recalls=self._recalls,
         )
@@ -360,13 +497,19 @@ class Bank:
                 raise
             return read(self._view())
 
-    def _encode_cold(self, snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, Memory]:
-        m3 = self._model("encode cold memories of")
-        made, stored = warm_up(self._store, snapshot, m3, reference_ids, self._keeping.chosen)
-        self._keeping.make_room(snapshot.id.table_id, stored)
+    def _encode_lazy(self, snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, MemoryRecord]:
+        m3 = self._model("encode lazy references of")
+        made, stored = encode_lazy(self._store, snapshot, m3, reference_ids, self._retention.chosen)
+        self._retention.make_room(snapshot.id.table_id, stored)
         return made
 
     def _model(self, task: str) -> MemoryWriter:
         if self._m3 is None:
-            raise ConfigError(f"to {task} this bank a model is needed: open it with Bank.open({str(self._store.path)!r}, m3)")
+            raise ConfigError(f"to {task} this bank a model is needed: open it with Bank.open({self._store.path!r}, m3)")
         return self._m3
+
+
+def _pruning(documents: Iterable[Document], unread: Unread | None, prefix: str | None) -> tuple[Unread | None, str]:
+    """What pruning spares and keeps to: as given, else as `read_documents` says of its documents."""
+    unread = getattr(documents, "unread", None) if unread is None else unread
+    return unread, str(getattr(documents, "prefix", "")) if prefix is None else prefix

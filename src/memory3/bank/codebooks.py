@@ -1,4 +1,4 @@
-"""Code books on disk: the one that travels with a bank, in its folder, and those that `memory3 calibrate` keeps in the cache folder.
+"""Codebooks on disk: the one that travels with a bank, in its folder, and those that `memory3 calibrate` keeps in the cache folder.
 
     <bank>/codec-<fingerprint>.safetensors                       the manifest names the fingerprint
     <cache folder>/codecs/<fingerprint of the memories>/<codec>.safetensors
@@ -8,119 +8,156 @@ For the default model with its default settings one comes with memory3 (`memory3
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memory3.bank.backends.base import Backend
 from memory3.bank.faults import reading, writing
-from memory3.bank.writer import MemoryWriter
-from memory3.codec import CodeBook, Codec, CodedCodec, RawCodec
-from memory3.config import default_codec
-from memory3.errors import BankCorrupt, ConfigError, FingerprintMismatch
-from memory3.files import UnsafeFile, read_bounded, write_atomically
+from memory3.bank.format.names import book_name
+from memory3.bank.protocol import MemoryWriter
+from memory3.codec import Codebook, Codec, CodedCodec, RawCodec
+from memory3.codec.registry import default_codec, find, shown
+from memory3.errors import BankCorrupt, CodecError, ConfigError, FingerprintMismatch
+from memory3.files import UnsafeFile, write_atomically
 from memory3.models.calibrated import calibrated, own_calibrated
 
 if TYPE_CHECKING:
     import torch
 
-    from memory3.bank.manifest import BankManifest
+    from memory3.bank.format.manifest import BankManifest
 
-__all__ = ["book_name", "cached_book", "cached_path", "codec_of", "keep_book", "new_codec", "read_codec", "write_book"]
+__all__ = [
+    "book_name",
+    "cached_book",
+    "cached_path",
+    "codec_of",
+    "coding",
+    "keep_book",
+    "new_codec",
+    "read_codec",
+    "write_book",
+]
 
-#: The largest code books (product codecs of large models) have some ten megabytes.
+#: The largest codebooks (product codecs of large models) have some ten megabytes.
 _MOST_BYTES = 1 << 30
+_MAKE_ANEW = "make it anew with `memory3 calibrate` or `memory3 rebuild`"
 
 
-def book_name(fingerprint: str) -> str:
-    """File name of a code book in a bank's folder."""
-    return f"codec-{fingerprint}.safetensors"
+@contextmanager
+def coding(remedy: str) -> Iterator[None]:
+    """What a codec cannot read is damage of the bank: BankCorrupt with the codec's words and the remedy."""
+    try:
+        yield
+    except CodecError as error:
+        raise BankCorrupt(f"{error}: {remedy}", error.reference_ids) from error
 
 
-def write_book(path: Path, book: CodeBook) -> None:
-    """Put a code book where it belongs, whole or not at all."""
-    with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, book.data)
+def write_book(backend: Backend, book: Codebook) -> None:
+    """Put a codebook beside a bank's tables, whole or not at all."""
+    with writing(backend.location):
+        backend.write(book_name(book.fingerprint), book.data)
 
 
-def codec_of(folder: Path, manifest: BankManifest, vectors: torch.Tensor | None) -> Codec:
-    """The codec of a bank. Its code book, if it needs one, is read once per process.
+def codec_of(backend: Backend, manifest: BankManifest, vectors: torch.Tensor | None) -> Codec:
+    """The codec of a bank. Its codebook, if it needs one, is read once per process.
 
     Args:
-        folder, manifest: of the bank.
+        backend: where the bank lies.
+        manifest: the bank's.
         vectors: ``[V, e]``, the model's token vectors, if a model is at hand.
 
     Raises:
-        BankCorrupt: the code book is missing, or is not the one the memories were written with.
+        BankCorrupt: the codebook is missing, or is not the one the memories were written with.
+        ConfigError: the codec predicts from token vectors, and no model is at hand.
     """
-    return RawCodec(manifest.shape) if manifest.codec == "raw" else _kept(folder, manifest).with_vectors(vectors)
+    if manifest.codec == "raw":
+        return RawCodec(manifest.shape)
+    with coding("open the bank with the model that wrote it"):
+        codec = _kept(backend, manifest).with_vectors(vectors)
+    if codec.needs_vectors:
+        raise ConfigError(
+            f"codec {shown(codec.name)!r} predicts from the model's token vectors: open the bank with its model, Bank.open(path, m3)"
+        )
+    return codec
 
 
 @lru_cache(maxsize=8)
-def _kept(folder: Path, manifest: BankManifest) -> CodedCodec:
-    codec = read_codec(folder, manifest)
+def _kept(backend: Backend, manifest: BankManifest) -> CodedCodec:
+    codec = read_codec(backend, manifest)
     assert isinstance(codec, CodedCodec)
     return codec
 
 
-def read_codec(folder: Path, manifest: BankManifest) -> Codec:
+def read_codec(backend: Backend, manifest: BankManifest) -> Codec:
     """As `codec_of`, from the file as it is now, without token vectors."""
     if manifest.codec == "raw":
         return RawCodec(manifest.shape)
-    codec = CodedCodec(_read(folder / book_name(manifest.code_book), manifest.code_book))
+    with coding(f"restore it from a copy, or {_MAKE_ANEW}"):
+        codec = CodedCodec(_read(backend, manifest.code_book))
     if (codec.name, codec.shape, codec.record_size) != (manifest.codec, manifest.shape, manifest.record_bytes):
         raise BankCorrupt(
-            f"{folder}: the code book {manifest.code_book} is of codec {codec.name!r} and {codec.record_size} bytes a memory, the bank of "
+            f"{backend.location}: the codebook {manifest.code_book} is of codec {codec.name!r} and {codec.record_size} bytes a memory, the bank of "
             f"{manifest.codec!r} and {manifest.record_bytes}: restore the bank from a copy"
         )
     return codec
 
 
-def _read(path: Path, fingerprint: str) -> CodeBook:
-    remedy = f"restore it from a copy, or encode the bank's texts anew with `memory3 rebuild --bank {path.parent}`"
-    with reading(path.parent):
+def _read(backend: Backend, fingerprint: str) -> Codebook:
+    remedy = f"restore it from a copy, or encode the bank's texts anew with `memory3 rebuild --bank {backend.location}`"
+    name = book_name(fingerprint)
+    path = backend.address(name)
+    with reading(backend.location):
         try:
-            data = read_bounded(path, _MOST_BYTES)
+            data = backend.read(name, _MOST_BYTES)
         except FileNotFoundError:
-            raise BankCorrupt(f"{path}, the code book of this bank, is missing: {remedy}") from None
+            raise BankCorrupt(f"{path}, the codebook of this bank, is missing: {remedy}") from None
         except UnsafeFile as error:
-            raise BankCorrupt(f"{path}, the code book of this bank, {error.strerror}: {remedy}") from None
-    book = CodeBook.of(data, str(path))
+            raise BankCorrupt(f"{path}, the codebook of this bank, {error.strerror}: {remedy}") from None
+    with coding(remedy):
+        book = Codebook.of(data, str(path))
     if book.fingerprint != fingerprint:
         raise BankCorrupt(
-            f"{path} is another code book than the one this bank was written with: its fingerprint is {book.fingerprint}, not "
+            f"{path} is another codebook than the one this bank was written with: its fingerprint is {book.fingerprint}, not "
             f"{fingerprint}: {remedy}"
         )
     return book
 
 
 def cached_path(codec: str, fingerprint: str) -> Path:
-    """Where `memory3 calibrate` keeps a code book of this codec for memories of this fingerprint."""
+    """Where `memory3 calibrate` keeps a codebook of this codec for memories of this fingerprint."""
     return own_calibrated(*_parts(codec, fingerprint))
 
 
 def _parts(codec: str, fingerprint: str) -> tuple[str, ...]:
-    return "codecs", fingerprint, f"{codec.replace(':', '-')}.safetensors"
+    return "codecs", fingerprint, f"{find(codec).text.replace(':', '-')}.safetensors"
 
 
-def keep_book(book: CodeBook) -> Path:
-    """Put a code book into the cache folder."""
+def keep_book(book: Codebook) -> Path:
+    """Put a codebook into the cache folder."""
     path = cached_path(book.codec, book.memories)
-    write_book(path, book)
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, book.data)
     return path
 
 
-def cached_book(codec: str, fingerprint: str) -> CodeBook | None:
+def cached_book(codec: str, fingerprint: str) -> Codebook | None:
     """What `keep_book` kept, or what comes with memory3, if anything."""
     path = calibrated(*_parts(codec, fingerprint))
-    return None if path is None else CodeBook.of(path.read_bytes(), str(path))
+    if path is None:
+        return None
+    with coding(f"restore it from a copy, or {_MAKE_ANEW}"):
+        return Codebook.of(path.read_bytes(), str(path))
 
 
-def new_codec(m3: MemoryWriter, book: CodeBook | None) -> tuple[Codec, CodeBook | None]:
+def new_codec(m3: MemoryWriter, book: Codebook | None) -> tuple[Codec, Codebook | None]:
     """What a new bank of this model's memories is written with: the codec of its settings, the book given or the one in the cache.
 
     Raises:
-        ConfigError: the codec needs a code book, and there is none.
+        ConfigError: the codec is unknown, or needs a codebook, and there is none.
         FingerprintMismatch: the book was fitted on memories of another model or other settings.
     """
     name = m3.config.codec
@@ -130,16 +167,18 @@ def new_codec(m3: MemoryWriter, book: CodeBook | None) -> tuple[Codec, CodeBook 
         name = "raw" if book is None else book.codec
     if name == "raw":
         return RawCodec(m3.shape), None
+    name = find(name).text
     book = book or cached_book(name, m3.fingerprint)
     if book is None:
         raise ConfigError(
-            f"codec {name!r} needs a code book for {m3.name} with these settings: make one with `memory3 calibrate --model {m3.name} "
-            f"--codec {name}`, or memory3.calibration.codec.calibrate"
+            f"codec {shown(name)!r} needs a codebook for {m3.name} with these settings: make one with `memory3 calibrate --model {m3.name} "
+            f"--codec {shown(name)}`, or memory3.calibration.codec.calibrate"
         )
-    if book.codec != name:
+    if find(book.codec).text != name:
         raise ConfigError(
-            f"the code book given is of codec {book.codec!r}, the settings say {name!r}: give the one, or change the other"
+            f"the codebook given is of codec {shown(book.codec)!r}, the settings say {shown(name)!r}: give the one, or change the other"
         )
     if (book.memories, book.shape) != (m3.fingerprint, m3.shape):
-        raise FingerprintMismatch(book.memories, m3.fingerprint, "the code book was fitted on memories of the first")
-    return CodedCodec(book), book
+        raise FingerprintMismatch(book.memories, m3.fingerprint, "the codebook was fitted on memories of the first")
+    with coding(_MAKE_ANEW):
+        return CodedCodec(book), book

@@ -1,11 +1,13 @@
-"""What Lance and the file system raise, turned into memory3's errors: of the disk, of the format, of the machine, told apart."""
+"""What Lance and the file system raise, turned into memory3's errors: of the disk, of the format, of the machine, told apart.
+
+``path`` is where the bank lies, as the message says it.
+"""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -51,7 +53,7 @@ _DISK: tuple[tuple[tuple[int, ...], tuple[str, ...], str], ...] = (
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: object) -> Iterator[None]:
     """Failures to read: of the disk, or else damage, such as files missing or cut short."""
     try:
         yield
@@ -64,7 +66,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: object) -> Iterator[None]:
     """Failures to write: a full disk above all. Lance commits by renaming, so what was committed before stays whole."""
     try:
         yield
@@ -82,7 +84,7 @@ def writing(path: Path) -> Iterator[None]:
         raise BankError(f"{path}: the bank cannot be written ({fault or _first_line(error)})") from error
 
 
-def disk_fault(path: Path, error: BaseException) -> BankError:
+def disk_fault(path: object, error: BaseException) -> BankError:
     """The error of a read that failed: BankCorrupt only where nothing but the files can be at fault."""
     fault = _of_the_machine(error)
     if fault is not None:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import math
 
-from lancedb.index import BTree, IvfFlat, LabelList
-
 from memory3.bank.faults import writing
 from memory3.bank.snapshot import Snapshot
 
 __all__ = ["ensure_indexes", "nprobes", "partitions"]
 
 
-def ensure_indexes(snapshot: Snapshot) -> None:
-    """Index what is not indexed, and anew what has grown by a quarter since; rows that an index lacks are scanned till then.
+def ensure_indexes(snapshot: Snapshot, *, all_rows: bool = False) -> None:
+    """Index what is not indexed, and anew what has grown by a quarter since, or with ``all_rows`` at all; rows that an index lacks are scanned till then.
 
     The vector index keeps whole embeddings (IVF_FLAT): they are small beside the memories, and cosines stay exact.
     """
     if snapshot.is_resident:
         return
+    from lancedb.index import BTree, IvfFlat, LabelList
+
     wanted: dict[str, IvfFlat | BTree | LabelList] = {
         "embedding": IvfFlat(distance_type="cosine", num_partitions=partitions(snapshot.size)),
         "reference_id": BTree(),
@@ -26,9 +26,10 @@ def ensure_indexes(snapshot: Snapshot) -> None:
         "tags": LabelList(),
     }
     unindexed = snapshot.unindexed()
+    allowed = 0 if all_rows else snapshot.size // 5
     with writing(snapshot.path):
         for column, index in wanted.items():
-            if unindexed.get(column, snapshot.size) > snapshot.size // 5:
+            if unindexed.get(column, snapshot.size) > allowed:
                 snapshot.table.create_index(column, config=index, replace=True)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from memory3.bank.cache import CacheStatistics
+from memory3.bank.format.rows import FIRST_ROWS
 from memory3.bank.reports import BankInfo
-from memory3.bank.rows import FIRST_ROWS
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 
@@ -15,11 +15,11 @@ def bank_info(store: Store, snapshot: Snapshot, cache: CacheStatistics) -> BankI
     """What `memory3 info` shows."""
     size = snapshot.size
     unindexed = snapshot.unindexed()
-    on_disk = store.bytes()
+    on_disk = store.backend.total_bytes()
     return BankInfo(
         references=size,
         documents=len(snapshot.scan(["document_id"], FIRST_ROWS)),
-        cold=snapshot.cold,
+        lazy=snapshot.lazy,
         bytes=on_disk,
         record_bytes=snapshot.record_bytes,
         bytes_per_reference=on_disk / max(size, 1),

@@ -4,37 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memory3.bank.rows import TEXT_COLUMNS, are_damaged, codes_of, references_of
+from memory3.bank.format.rows import TEXT_COLUMNS, are_damaged, codes_of, references_of
+from memory3.bank.record import MemoryRecord
 from memory3.bank.snapshot import Snapshot
 from memory3.errors import BankCorrupt, InputError
-from memory3.types import Memory, Reference
+from memory3.types import Reference
 
-__all__ = ["read_memories", "read_references", "read_rows", "read_texts", "references_at"]
-
-
-def read_memories(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, Memory]:
-    """The memories of references; the cold ones are missing. Each owns its bytes, so it can be kept or dropped alone."""
-    rows = read_rows(snapshot, reference_ids)
-    return {id_: memory for id_, (_, memory) in rows.items() if memory is not None}
+__all__ = ["read_records", "read_references", "read_texts", "references_at", "refuse_damaged"]
 
 
-def read_rows(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, tuple[Reference, Memory | None]]:
-    """References with their memories, None for the cold. The whole row is checked: a memory that lies beside another's text is refused."""
-    found: dict[str, tuple[Reference, Memory | None]] = {}
+def read_records(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, MemoryRecord]:
+    """The packed memories of references; those of lazy ones are missing.
+
+    The whole row is checked: a memory that lies beside another's text is refused.
+    """
+    found: dict[str, MemoryRecord] = {}
     wrong: list[str] = []
+    codec = snapshot.manifest.codec
     for rows in snapshot.take(_row_ids(snapshot, reference_ids), [*TEXT_COLUMNS, "codes"]):
-        records: dict[str, bytearray] = {}
         for reference, is_damaged, record in zip(references_of(rows), are_damaged(rows), codes_of(rows), strict=True):
             if is_damaged or not snapshot.has_tokens(reference.token_ids):
                 wrong.append(reference.id)
             elif record is not None:
-                records[reference.id] = bytearray(record)
-            found[reference.id] = (reference, None)
-        for id_, memory in zip(records, snapshot.codec.decode(list(records.values())), strict=True):
-            found[id_] = (found[id_][0], memory)
-            if not (bool(memory.keys.isfinite().all()) and bool(memory.values.isfinite().all())):
-                wrong.append(id_)  # who makes a bank makes its checksums, too
-    _refuse(snapshot, wrong)
+                found[reference.id] = MemoryRecord.of(reference, bytes(record), codec, stored=True)
+    refuse_damaged(snapshot.path, wrong)
     return found
 
 
@@ -62,7 +55,7 @@ def references_at(snapshot: Snapshot, row_ids: Sequence[int]) -> dict[str, Refer
             found[reference.id] = reference
             if is_damaged:
                 wrong.append(reference.id)
-    _refuse(snapshot, wrong)
+    refuse_damaged(snapshot.path, wrong)
     return found
 
 
@@ -75,10 +68,11 @@ def _row_ids(snapshot: Snapshot, reference_ids: Sequence[str]) -> list[int]:
     return list(found.values())
 
 
-def _refuse(snapshot: Snapshot, damaged: Sequence[str]) -> None:
+def refuse_damaged(path: object, damaged: Sequence[str]) -> None:
+    """Raise BankCorrupt where there are any; ``path``: of the bank."""
     if damaged:
         raise BankCorrupt(
-            f"{snapshot.path}: the row of reference {damaged[0]!r} is damaged (wrong checksum, or numbers that cannot be). `memory3 verify --bank "
-            f"{snapshot.path}` lists all such rows; delete their documents and write them again",
+            f"{path}: the row of reference {damaged[0]!r} is damaged (wrong checksum, or numbers that cannot be). "
+            f"`memory3 verify --bank {path}` lists all such rows; delete their documents and write them again",
             damaged,
         )

@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator
 
 from memory3.bank.codebooks import new_codec
 from memory3.bank.embedder import TextEmbedder
+from memory3.bank.format.manifest import BankManifest
+from memory3.bank.format.rows import origin_in
 from memory3.bank.lookup import references_at
-from memory3.bank.manifest import BankManifest
+from memory3.bank.protocol import MemoryWriter
 from memory3.bank.reports import WriteProgress, WriteReport
-from memory3.bank.rows import origin_in
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 from memory3.bank.upkeep import tidy
-from memory3.bank.writer import MemoryWriter
-from memory3.bank.writing import Writing
-from memory3.codec import CodeBook
+from memory3.bank.write.run import WriteRun
+from memory3.codec import Codebook
 from memory3.errors import BankCorrupt
 from memory3.types import Document, Reference
 
@@ -30,13 +30,13 @@ def rebuild(
     m3: MemoryWriter,
     embedder: TextEmbedder,
     progress: Callable[[WriteProgress], None] | None = None,
-    code_book: CodeBook | None = None,
+    code_book: Codebook | None = None,
     *,
-    cold: bool = False,
+    lazy: bool = False,
 ) -> WriteReport:
     """Write all documents into a new table and put it in force at the end. An interrupted rebuild goes on where it stopped.
 
-    Needs the lock. ``cold``: texts only, as the bank's policy has it. Until the end the old table is in force and can be read.
+    Needs the lock. ``lazy``: texts only, as the bank's policy has it. Until the end the old table is in force and can be read.
     """
     old = store.snapshot()
     codec, book = new_codec(m3, code_book)
@@ -47,7 +47,7 @@ def rebuild(
         store.remove_table(f"{name}-staging")
         store.add_book(book)
         unfinished = store.add_table(name, manifest)
-    report = Writing(store, name, unfinished, m3, embedder, cold=cold, progress=progress).run(
+    report = WriteRun(store, name, unfinished, m3, embedder, lazy=lazy, progress=progress).run(
         stored_documents(old), prune=True, replace=True
     )
     store.switch(name)

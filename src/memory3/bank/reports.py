@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
+from typing import Any
 
 from memory3.bank.cache import CacheStatistics
 
@@ -89,16 +91,25 @@ class VerifyReport:
 
     Attributes:
         references, documents: how many were looked at.
-        cold: references without a memory yet.
+        lazy: references without a memory yet.
         bad: ids of references whose row is damaged or incomplete.
         problems: one line for each thing found, naming the row or document.
     """
 
     references: int
     documents: int
-    cold: int
+    lazy: int
     bad: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+
+    @property
+    def cold(self) -> int:
+        """`lazy`, by its name in earlier releases."""
+        return self.lazy
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by the names that ``verify --json`` has always had."""
+        return _with_cold(dataclasses.asdict(self))
 
     @property
     def ok(self) -> bool:
@@ -111,7 +122,7 @@ class BankInfo:
     """Counts and sizes.
 
     Attributes:
-        references, documents, cold: rows, documents, and rows without a memory yet.
+        references, documents, lazy: rows, documents, and rows without a memory yet.
         bytes: on disk, with old versions that are still kept.
         record_bytes: of one memory.
         bytes_per_reference: ``bytes / references``.
@@ -123,7 +134,7 @@ class BankInfo:
 
     references: int
     documents: int
-    cold: int
+    lazy: int
     bytes: int
     record_bytes: int
     bytes_per_reference: float
@@ -132,3 +143,16 @@ class BankInfo:
     fragments: int
     version: int
     cache: CacheStatistics = field(default_factory=CacheStatistics)
+
+    @property
+    def cold(self) -> int:
+        """`lazy`, by its name in earlier releases."""
+        return self.lazy
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by the names that ``info --json`` has always had."""
+        return _with_cold(dataclasses.asdict(self))
+
+
+def _with_cold(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"cold" if name == "lazy" else name: value for name, value in fields.items()}

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-from lancedb.query import LanceVectorQueryBuilder
 
 from memory3.bank.faults import reading
+from memory3.bank.format.rows import LIVE
 from memory3.bank.indexes import nprobes
 from memory3.bank.reports import Hit
-from memory3.bank.rows import LIVE
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.where import Where, where_sql
 
@@ -19,7 +18,7 @@ __all__ = ["search", "search_exactly", "search_table"]
 
 
 def search(snapshot: Snapshot, vectors: np.ndarray, k: int, where: Where | None = None) -> list[list[Hit]]:
-    """The ``k`` references nearest by cosine to each of ``vectors`` ``[q, dimension]``, best first; fewer if there are fewer."""
+    """The ``k`` references nearest by cosine to each of ``vectors`` ``[q, dimension]``, best first."""
     k = min(k, snapshot.size)
     if k <= 0 or len(vectors) == 0:
         return [[] for _ in vectors]
@@ -54,6 +53,8 @@ def search_exactly(snapshot: Snapshot, vectors: np.ndarray, k: int, where: Where
 
 def search_table(snapshot: Snapshot, vectors: np.ndarray, k: int, where: Where | None = None) -> list[list[Hit]]:
     """By Lance: through the index where there is one, rows that it does not cover yet by scanning."""
+    from lancedb.query import LanceVectorQueryBuilder
+
     condition = f"{LIVE} AND {where_sql(where)}" if where else LIVE
     with reading(snapshot.path):
         query = snapshot.table.search(list(vectors), "embedding")

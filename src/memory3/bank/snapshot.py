@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from lancedb.table import Table
-from xxhash import xxh3_128_hexdigest
 
+from memory3.bank.backends.base import Backend
 from memory3.bank.codebooks import codec_of
 from memory3.bank.faults import reading
-from memory3.bank.manifest import METADATA_KEY, TABLE_ID_KEY, BankManifest
-from memory3.bank.rows import FIRST_ROWS, LIVE, embeddings_of
+from memory3.bank.format.manifest import BankManifest
+from memory3.bank.format.rows import FIRST_ROWS, LIVE, embeddings_of
+from memory3.bank.format.versions import VersionId, table_id
 from memory3.bank.where import Where, alternatives, is_in, where_sql
 from memory3.codec import Codec
 from memory3.errors import BankCorrupt
 
 if TYPE_CHECKING:
     import torch
+    from lancedb.table import Table
 
-__all__ = ["RESIDENT_BYTES", "Snapshot", "VersionId"]
+__all__ = ["RESIDENT_BYTES", "Snapshot"]
 
 #: Embeddings up to this size are kept in RAM and searched exactly: a few milliseconds. Above, Lance's index searches them.
 RESIDENT_BYTES = 128 << 20
@@ -33,43 +33,28 @@ RESIDENT_BYTES = 128 << 20
 _PORTION_BYTES = 64 << 20
 
 
-class VersionId(NamedTuple):
-    """Which version of which table: equal only where every row is equal.
-
-    Attributes:
-        table_id: of the table; another table that takes its place, under whatever name, has another.
-        name: of the table's folder.
-        version: Lance's.
-        mark: of the file that lists what the version holds. An older copy of the bank, put back and written to, comes to the same number with another.
-    """
-
-    table_id: str
-    name: str
-    version: int
-    mark: str
-
-
 class Snapshot:
     """Rows by id and by filter, at one version of the table.
 
     Attributes:
+        backend, name: where the table lies.
+        path: where the bank lies, for messages.
         id: see `VersionId`.
     """
 
     def __init__(
-        self, path: Path, name: str, table: Table, manifest: BankManifest, token_vectors: torch.Tensor | None = None
+        self, backend: Backend, name: str, table: Table, manifest: BankManifest, token_vectors: torch.Tensor | None = None
     ) -> None:
-        self.path = path
+        self.backend = backend
+        self.path = backend.location
         self.name = name
         self.table = table
         self.manifest = manifest
         self.token_vectors = token_vectors
-        with reading(path):
-            metadata = table.schema.metadata or {}
-            # Tables of older releases have no id: their manifest stands for it.
-            table_id = metadata.get(TABLE_ID_KEY, b"").decode("ascii", "replace") or xxh3_128_hexdigest(metadata[METADATA_KEY])
+        with reading(self.path):
+            id_ = table_id(table.schema.metadata or {})
             version = int(table.version)
-        self.id = VersionId(table_id, name, version, _mark(path / f"{name}.lance", version))
+        self.id = VersionId(id_, name, version, backend.version_mark(name, version))
 
     @property
     def version(self) -> int:
@@ -78,7 +63,7 @@ class Snapshot:
 
     def is_removed(self) -> bool:
         """Whether the files of this version were removed, as happens some time after others replaced it, or exchanged."""
-        return _mark(self.path / f"{self.name}.lance", self.version) != self.id.mark
+        return self.backend.version_mark(self.name, self.version) != self.id.mark
 
     @cached_property
     def size(self) -> int:
@@ -87,7 +72,7 @@ class Snapshot:
             return int(self.table.count_rows(LIVE))
 
     @cached_property
-    def cold(self) -> int:
+    def lazy(self) -> int:
         """Number of references without a memory."""
         with reading(self.path):
             return int(self.table.count_rows(f"{LIVE} AND codes_checksum IS NULL"))
@@ -99,8 +84,8 @@ class Snapshot:
 
     @cached_property
     def codec(self) -> Codec:
-        """What reads and writes the memories. A code book that is lost or damaged raises BankCorrupt."""
-        return codec_of(self.path, self.manifest, self.token_vectors)
+        """What reads and writes the memories. A codebook that is lost or damaged raises BankCorrupt."""
+        return codec_of(self.backend, self.manifest, self.token_vectors)
 
     @property
     def is_resident(self) -> bool:
@@ -134,7 +119,7 @@ class Snapshot:
             return int(self.table.count_rows(f"{LIVE} AND {where_sql(where)}"))
 
     def tags(self) -> list[str]:
-        """Every metadata entry that some document has, as text (`memory3.bank.where.tag`)."""
+        """Every metadata entry that some document has, as text (`memory3.bank.format.tags.tag`)."""
         found = self.scan(["tags"], FIRST_ROWS)["tags"].combine_chunks().flatten()
         return [str(tag) for tag in found.unique().to_pylist()]
 
@@ -147,9 +132,9 @@ class Snapshot:
         rows = self.scan(["reference_id"], f"{LIVE} AND {is_in('reference_id', reference_ids)}") if reference_ids else None
         return {} if rows is None else dict(zip(rows["reference_id"].to_pylist(), rows["_rowid"].to_pylist(), strict=True))
 
-    def take(self, row_ids: Sequence[int], columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Some columns of rows, in portions of bounded size, in no promised order."""
-        size = self.portion(columns)
+    def take(self, row_ids: Sequence[int], columns: Sequence[str], portion: int | None = None) -> Iterator[pa.Table]:
+        """Some columns of rows, in portions of bounded size (or of so many rows), in no promised order."""
+        size = self.portion(columns) if portion is None else portion
         for start in range(0, len(row_ids), size):
             some = list(row_ids[start : start + size])
             with reading(self.path):
@@ -183,18 +168,6 @@ class Snapshot:
     def _statistics(self) -> Any:
         with reading(self.path):
             return self.table.stats()  # annotated as a dataclass, in truth a dict
-
-
-def _mark(folder: Path, version: int) -> str:
-    """Which file lists what a version of a table holds; "" where there is none."""
-    # Lance names it by the version, or, in tables of its newer layout, by the largest number of 64 bits less the version.
-    for number in (2**64 - 1 - version, version):
-        try:
-            about = (folder / "_versions" / f"{number}.manifest").lstat()
-        except OSError:
-            continue
-        return f"{about.st_ino} {about.st_mtime_ns} {about.st_size}"
-    return ""
 
 
 class Resident:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from lancedb.table import Table
 
 from memory3.bank.faults import reading, writing
-from memory3.bank.manifest import METADATA_KEY, BankManifest
-from memory3.bank.rows import are_damaged, with_checksums
+from memory3.bank.format.manifest import METADATA_KEY, BankManifest
+from memory3.bank.format.rows import are_damaged, with_checksums
 from memory3.bank.store import Store
 from memory3.bank.where import literal
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
 
 __all__ = ["Staging"]
 
@@ -27,14 +30,14 @@ class Staging:
         self._name = name
         self._table: Table | None = None
 
-    def begin(self, document_id: str, content_hash: str, schema: pa.Schema, *, cold: bool) -> list[tuple[int, int]]:
-        """Get ready for a document. Returns of its references that are there already, from the first on, their ends and numbers of tokens."""
+    def begin(self, document_id: str, content_hash: str, schema: pa.Schema, *, lazy: bool) -> dict[int, tuple[int, int]]:
+        """Get ready for a document. Returns, by ordinal, of its references that are there already their ends and numbers of tokens."""
         self._table = self._store.find_table(self._name)
         if self._table is None or self._table.schema != schema:
             manifest = BankManifest.from_json(schema.metadata[METADATA_KEY])
             self._table = self._store.add_table(self._name, manifest)
         document = f"document_id = {literal(document_id)}"
-        usable = f"content_hash = {literal(content_hash)} AND codes_checksum IS {'NULL' if cold else 'NOT NULL'}"
+        usable = f"content_hash = {literal(content_hash)} AND codes_checksum IS {'NULL' if lazy else 'NOT NULL'}"
         with writing(self._store.path):
             self._table.delete(f"{document} AND NOT ({usable})")
         with reading(self._store.path):
@@ -42,8 +45,9 @@ class Staging:
             rows = query.limit(None).to_arrow().sort_by("ordinal")
         if any(any(are_damaged(part)) for part in self._portions(rows["_rowid"].to_pylist())):
             self.forget(document_id)
-            return []
-        return list(zip(rows["end"].to_pylist(), pc.list_value_length(rows["token_ids"]).to_pylist(), strict=True))
+            return {}
+        ends, lengths = rows["end"].to_pylist(), pc.list_value_length(rows["token_ids"]).to_pylist()
+        return dict(zip(rows["ordinal"].to_pylist(), zip(ends, lengths, strict=True), strict=True))
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Commit some more rows of the document begun."""

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
-import time
 from datetime import timedelta
 
 import pyarrow as pa
 
 from memory3.bank.faults import writing
 from memory3.bank.indexes import ensure_indexes
+from memory3.bank.merging import is_merging_due, merge, rows_per_fragment
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import GRACE, Store
 from memory3.errors import BankError
 
 __all__ = ["compact", "purge", "tidy"]
 
-#: More fragments than this are merged as soon as they hold more rows than the largest: so a row is rewritten about
-#: log2(rows) times in a bank's life.
-_MANY_FRAGMENTS = 256
-#: So many small ones, as cold rows leave that are stored a few at a time, are merged in any case.
-_TOO_MANY_FRAGMENTS = 1024
-_SMALL_BYTES = 8 << 20
 #: Files of old versions, past the time that readers may need them, are removed once they have more bytes than the bank itself and this.
 _WASTE_BYTES = 4 << 20
 
@@ -30,9 +23,10 @@ def tidy(store: Store) -> None:
     """After a write: what is due. Most often nothing."""
     store.remove_superseded()
     snapshot = store.snapshot()
-    due = _is_compaction_due(snapshot) or _is_waste_due(store, snapshot)
-    if due and shutil.disk_usage(store.path).free > 2 * snapshot.bytes:
-        _optimize(store, snapshot)
+    if is_merging_due(snapshot) and store.backend.free_bytes() > 2 * snapshot.bytes:
+        _prune(store, snapshot.name, merge(snapshot))
+    elif _is_waste_due(store, snapshot):
+        _prune(store, snapshot.name)
     ensure_indexes(store.snapshot())
 
 
@@ -40,8 +34,9 @@ def compact(store: Store) -> None:
     """Merge fragments, drop deleted rows, remove what interrupted work left and versions older than readers may need."""
     store.remove_superseded()
     store.remove_unfinished()
-    _optimize(store, store.snapshot())
-    ensure_indexes(store.snapshot())
+    snapshot = store.snapshot()
+    _prune(store, snapshot.name, merge(snapshot))
+    ensure_indexes(store.snapshot(), all_rows=True)
 
 
 def purge(store: Store) -> None:
@@ -54,13 +49,11 @@ def purge(store: Store) -> None:
     name = store.next_name()
     table = store.add_table(name, old.manifest)
     listing = old.scan(["reference_id"])["_rowid"].to_pylist()
-    schema = table.schema
-    portions = (rows.select(schema.names).cast(schema) for rows in old.take(listing, schema.names))
-    batches = (batch for rows in portions for batch in rows.to_batches())
+    schema, size = table.schema, rows_per_fragment(old)
     try:
-        with writing(store.path):
-            if listing:
-                table.add(pa.RecordBatchReader.from_batches(schema, batches))
+        for rows in old.take(listing, schema.names, portion=size):
+            with writing(store.path):
+                table.add(pa.RecordBatchReader.from_batches(schema, rows.select(schema.names).cast(schema).to_batches()))
     except BankError:
         store.remove_table(name)
         raise
@@ -69,21 +62,13 @@ def purge(store: Store) -> None:
     ensure_indexes(store.snapshot())
 
 
-def _optimize(store: Store, snapshot: Snapshot) -> None:
+def _prune(store: Store, name: str, passed: range = range(0)) -> None:
+    # Files of no version were left by killed writers: the lock says that no writer is alive.
     with writing(store.path):
-        # Unverified files are those of no version, left by killed writers. The lock says that no writer is alive.
-        snapshot.table.optimize(cleanup_older_than=GRACE, delete_unverified=True)
-
-
-def _is_compaction_due(snapshot: Snapshot) -> bool:
-    fragments, largest, rows = snapshot.fragments()
-    replaced = rows > 2 * snapshot.size
-    scattered = fragments > _MANY_FRAGMENTS and rows > 2 * largest
-    crumbled = fragments > _TOO_MANY_FRAGMENTS and (rows - largest) * snapshot.record_bytes < fragments * _SMALL_BYTES
-    return replaced or scattered or crumbled
+        store.backend.prune(name, GRACE, passed)
 
 
 def _is_waste_due(store: Store, snapshot: Snapshot) -> bool:
     """Do old versions alone hold more than the newest? A document written again and again leaves no fragment to merge, and all its files."""
-    old = store.data_bytes(snapshot.name, time.time() - GRACE.total_seconds())
+    old = store.backend.table_bytes(snapshot.name, GRACE)
     return old > 2 * snapshot.bytes + _WASTE_BYTES

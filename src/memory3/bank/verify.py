@@ -10,31 +10,28 @@ import pyarrow as pa
 from xxhash import xxh3_64_intdigest
 
 from memory3.bank.codebooks import read_codec
-from memory3.bank.folder import deletion_faults
+from memory3.bank.format.rows import LIVE, TEXT_COLUMNS, checksums, codes_of, embeddings_of
 from memory3.bank.reports import VerifyReport
-from memory3.bank.rows import LIVE, TEXT_COLUMNS, checksums, codes_of, embeddings_of
 from memory3.bank.snapshot import Snapshot
 from memory3.codec import Codec
-from memory3.errors import BankCorrupt
+from memory3.errors import BankCorrupt, CodecError
 
 __all__ = ["verify"]
 
 
 def verify(snapshot: Snapshot) -> VerifyReport:
-    """Read everything once. Damage is reported, not raised; only a bank whose very list of rows, or code book, is unreadable gives no ids."""
-    unreadable = [
-        f"{fault}: restore the bank from a copy" for fault in deletion_faults(snapshot.path / f"{snapshot.name}.lance")
-    ]
+    """Read everything once. Damage is reported, not raised; only a bank whose very list of rows, or codebook, is unreadable gives no ids."""
+    unreadable = [f"{fault}: restore the bank from a copy" for fault in snapshot.backend.table_faults(snapshot.name)]
     if unreadable:
         return VerifyReport(0, 0, 0, (), tuple(unreadable))
     try:
         listing = snapshot.scan(["reference_id", "document_id", "ordinal", "document_references", "content_hash"])
         hidden = snapshot.scan(["reference_id"], f"NOT ({LIVE})")
-        codec = read_codec(snapshot.path, snapshot.manifest)
+        codec = read_codec(snapshot.backend, snapshot.manifest)
     except BankCorrupt as error:
         return VerifyReport(0, 0, 0, (), (str(error),))
     bad: dict[str, str] = {}
-    cold = 0
+    lazy = 0
     # Rows that are no part of their document are looked at, too: they are what a write left over, or rows whose numbers are damaged.
     names = {
         row_id: id_
@@ -46,8 +43,8 @@ def verify(snapshot: Snapshot) -> VerifyReport:
         if rows is None:
             bad[names[row_id]] = "cannot be read"
             continue
-        for id_, fault, is_cold in _faults(rows, codec, snapshot):
-            cold += is_cold and id_ not in left_over
+        for id_, fault, is_lazy in _faults(rows, codec, snapshot):
+            lazy += is_lazy and id_ not in left_over
             if fault:
                 bad[id_] = fault
     problems = [f"reference {id_!r}: {fault}" for id_, fault in bad.items()]
@@ -56,7 +53,7 @@ def verify(snapshot: Snapshot) -> VerifyReport:
         documents += 1
         if fault:
             problems.append(f"document {document_id!r}: {fault}")
-    return VerifyReport(len(listing), documents, cold, tuple(bad), tuple(problems))
+    return VerifyReport(len(listing), documents, lazy, tuple(bad), tuple(problems))
 
 
 def _each_readable(snapshot: Snapshot, row_ids: list[int]) -> Iterator[tuple[int, pa.Table | None]]:
@@ -76,7 +73,7 @@ def _each_readable(snapshot: Snapshot, row_ids: list[int]) -> Iterator[tuple[int
 
 
 def _faults(rows: pa.Table, codec: Codec, snapshot: Snapshot) -> Iterator[tuple[str, str, bool]]:
-    """For each row its id, what is wrong ("" if nothing), and whether it is cold."""
+    """For each row its id, what is wrong ("" if nothing), and whether it is lazy."""
     names = ("reference_id", "document_id", "ordinal", "checksum", "codes_checksum")
     columns = [rows[name].to_pylist() for name in (*names, "token_ids", "document_references")]
     finite = np.isfinite(embeddings_of(rows)).all(axis=1).tolist()
@@ -96,7 +93,7 @@ def _faults(rows: pa.Table, codec: Codec, snapshot: Snapshot) -> Iterator[tuple[
         elif record is not None:
             try:
                 codec.check(record)
-            except BankCorrupt as error:
+            except CodecError as error:
                 fault = str(error)
         yield id_, fault, record is None
 

@@ -1,4 +1,4 @@
-"""`BankView`: a bank as it was at one moment. What it finds, reads and cites is of one version, whatever others write meanwhile.
+"""`BankView`: a bank as it was at one moment: of one version, whatever others write meanwhile.
 
 The cache is shared by all views of a bank and keyed by version, so that no memory is served for a text it was not made of.
 """
@@ -6,20 +6,25 @@ The cache is shared by all views of a bank and keyed by version, so that no memo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from memory3.bank.cache import MemoryCache
 from memory3.bank.copies import search_distinct
-from memory3.bank.lookup import read_memories, read_references
+from memory3.bank.format.tags import Scalar, untagged
+from memory3.bank.lookup import read_records, read_references
+from memory3.bank.reader import MemoryReader
 from memory3.bank.recalls import RecallLog
+from memory3.bank.record import MemoryRecord
 from memory3.bank.reports import Hit
 from memory3.bank.snapshot import Snapshot
-from memory3.bank.where import Scalar, Where, untagged
-from memory3.codec.raw import record_size
+from memory3.bank.where import Where
 from memory3.errors import BankChanged, BankCorrupt
 from memory3.types import Memory, Reference
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["BankView"]
 
@@ -29,7 +34,8 @@ T = TypeVar("T")
 class BankView:
     """One version of a bank to search and to read from. Made by `Bank.pin`; safe to share between threads.
 
-    Every method raises `BankChanged` once the version's files are gone: ten minutes after another took its place at the earliest, or at once by a purge.
+    Every method raises `BankChanged` once the version's files are gone: ten minutes after another took its place at the
+    earliest, or at once by a purge.
 
     Attributes:
         snapshot: the version.
@@ -40,7 +46,7 @@ class BankView:
         snapshot: Snapshot,
         *,
         embed: Callable[[Sequence[str]], np.ndarray],
-        encode_cold: Callable[[Snapshot, Sequence[str]], dict[str, Memory]],
+        encode_lazy: Callable[[Snapshot, Sequence[str]], dict[str, MemoryRecord]],
         cache: MemoryCache,
         recalls: RecallLog,
     ) -> None:
@@ -49,14 +55,16 @@ class BankView:
         Args:
             snapshot: the version.
             embed: vectors ``[q, dimension]`` of texts.
-            encode_cold: memories of rows that are cold in a version.
+            encode_lazy: records of references that have none in a version.
             cache: shared by all views of the bank.
             recalls: where reading is counted.
         """
         self.snapshot = snapshot
         self._embed = embed
-        self._encode_cold = encode_cold
+        self._encode_lazy = encode_lazy
         self._cache = cache
+        name = str(snapshot.path)
+        self._reader = MemoryReader(snapshot.manifest, lambda: snapshot.codec, cache, snapshot.id, name)
         self._recalls = recalls
 
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
@@ -66,24 +74,20 @@ class BankView:
         vectors = self._embed(queries)
         return self._reading(lambda: search_distinct(self.snapshot, vectors, k, where))
 
-    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
+    def memories(
+        self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
+    ) -> list[Memory]:
         """As `Bank.memories`."""
         self._recalls.add(set(reference_ids))
-        version = self.snapshot.id
-        found: dict[str, Memory] = {}
-        for id_ in dict.fromkeys(reference_ids) if use_cache else ():
-            memory = self._cache.get((version, id_))
-            if memory is not None:
-                found[id_] = memory
-        missing = [id_ for id_ in dict.fromkeys(reference_ids) if id_ not in found]
-        if missing:
-            read = self._reading(lambda: self._read(missing))
-            found.update(read)
-            if use_cache:
-                size = record_size(self.snapshot.manifest.shape)  # decoded, whatever the codec
-                for id_ in missing:
-                    self._cache.put((version, id_), read[id_], size)
-        return [found[id_] for id_ in reference_ids]
+        read = self._reader.memories
+        return self._reading(lambda: read(reference_ids, self._records, device=device, use_cache=use_cache))
+
+    def records(self, reference_ids: Sequence[str]) -> list[MemoryRecord]:
+        """As `Bank.records`."""
+        self._recalls.add(set(reference_ids))
+        found = self._reading(lambda: self._records(list(dict.fromkeys(reference_ids))))
+        by_id = {record.reference_id: record for record in found}
+        return [by_id[id_] for id_ in reference_ids]
 
     def references(self, reference_ids: Sequence[str]) -> list[Reference]:
         """As `Bank.references`."""
@@ -101,10 +105,12 @@ class BankView:
     def __len__(self) -> int:
         return self._reading(lambda: self.snapshot.size)
 
-    def _read(self, reference_ids: Sequence[str]) -> dict[str, Memory]:
-        found = read_memories(self.snapshot, reference_ids)
-        cold = [id_ for id_ in reference_ids if id_ not in found]
-        return found | self._encode_cold(self.snapshot, cold) if cold else found
+    def _records(self, reference_ids: list[str]) -> list[MemoryRecord]:
+        found = read_records(self.snapshot, reference_ids)
+        lazy = [id_ for id_ in reference_ids if id_ not in found]
+        if lazy:
+            found |= self._encode_lazy(self.snapshot, lazy)
+        return [found[id_] for id_ in reference_ids]
 
     def _reading(self, read: Callable[[], T]) -> T:
         try:
@@ -113,6 +119,6 @@ class BankView:
             if not self.snapshot.is_removed():
                 raise
             raise BankChanged(
-                f"{self.snapshot.path}: version {self.snapshot.version} of {self.snapshot.name} was replaced and then removed while "
-                "it was read: ask again, and the bank's newest version is read"
+                f"{self.snapshot.path}: version {self.snapshot.version} of {self.snapshot.name} was replaced and then removed "
+                "while it was read: ask again, and the bank's newest version is read"
             ) from error

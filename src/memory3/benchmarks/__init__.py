@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, str] = {
     "train_step": "a training step with memories against one without, on the same sequences",
     "overlap": "milliseconds of the leak guard's overlap, a sequence against a reference",
     "resident": "resident memory over many recalls",
+    "compaction": "time and peak RAM of compaction against the number of rows",
     "front": "answer NLL and answers against bytes on disk, for every selector, budget and codec",
     "answers": "answers on a question set: memory, text, none and random memories, with intervals",
 }

@@ -1,6 +1,6 @@
 """Codecs: bytes of a memory, error of its keys and values, and how long five memories take to decode and one to encode.
 
-The references are drawn from a text that code books may have been fitted on; ``fitted_error`` is of vectors that were held out. Code books are taken from the cache
+The references are drawn from a text that codebooks may have been fitted on; ``fitted_error`` is of vectors that were held out. Codebooks are taken from the cache
 folder, or fitted first, which takes minutes.
 """
 
@@ -24,7 +24,7 @@ __all__ = ["OPTIONS", "run"]
 OPTIONS: dict[str, Any] = {
     "model": DEFAULT_MODEL,
     "preset": "default",
-    "codecs": "raw,int8,int4,foretold:96+160,transform:96+160,product",
+    "codecs": "raw,int8,int4,predicted:96+160,transform:96+160,product",
     "memories": 5,
     "references": 40,
     "repeats": 100,

@@ -51,7 +51,7 @@ def run(model: str, preset: str, batches: str, tokens_in: int, tokens_out: int, 
                     "max_new_tokens": tokens_out,
                     "do_sample": False,
                     "stopping_criteria": [watch],
-                    "pad_token_id": m3._pad_id,
+                    "pad_token_id": m3.prompts.pad_id,
                 }
                 started = time.perf_counter()
                 with torch.inference_mode():

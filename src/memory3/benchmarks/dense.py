@@ -21,7 +21,8 @@ from safetensors import safe_open
 from memory3.bank import Bank
 from memory3.benchmarks.measure import progress
 from memory3.codec import CodedCodec
-from memory3.config import MemoryConfig, foretells
+from memory3.codec.registry import find
+from memory3.config import MemoryConfig
 from memory3.encode.budget import choose
 from memory3.encode.encoder import cut
 from memory3.encode.selectors import Selector
@@ -118,7 +119,7 @@ def random_scores(name: str, shape: Sequence[int], seed: int = 0) -> torch.Tenso
 
 @dataclass
 class Sparse:
-    """A `memory3.recall.generate.MemorySource` that cuts memories from a `DenseStore`: as a bank of these settings would hold them.
+    """A `memory3.recall.retrieval.MemorySource` that cuts memories from a `DenseStore`: as a bank of these settings would hold them.
 
     Attributes:
         store: where the key-values are.
@@ -165,13 +166,15 @@ class Sparse:
             scores = found[0] if len(found) == 1 else found[0] + Blended.share * found[1]
         kept = choose(scores[None, layers], length, self.config.budget, self.config.reference_length)
         (memory,) = cut(keys[None, layers], values[None, layers], kept, torch.float16)
-        if not foretells(self.config.codec):
+        if self.config.codec == "auto" or not find(self.config.codec).predicts:
             return memory
         (read,) = self.references([reference])
         return replace(memory, tokens=np.asarray(read.token_ids, np.uint32))
 
-    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
-        """See `memory3.recall.generate.MemorySource`; of all layers, those that are no memory layers empty."""
+    def memories(
+        self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
+    ) -> list[Memory]:
+        """See `memory3.recall.retrieval.MemorySource`; of all layers, those that are no memory layers empty."""
         if self.codec is None:
             made = [self.cut(name) for name in reference_ids]
         else:
@@ -192,8 +195,8 @@ class Sparse:
         raise AssertionError("a front names its references")
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
-        """See `memory3.recall.generate.MemorySource`."""
-        return len(self.store._places)
+        """See `memory3.recall.retrieval.MemorySource`."""
+        return len(self.store.names)
 
 
 def _widened(memory: Memory, mine: MemoryShape, full: MemoryShape) -> Memory:

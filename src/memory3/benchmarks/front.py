@@ -30,10 +30,11 @@ from memory3.bank.codebooks import cached_book, keep_book
 from memory3.benchmarks.dense import MARK, DenseStore, Sparse
 from memory3.benchmarks.front_figure import draw
 from memory3.benchmarks.measure import progress
-from memory3.calibration.codec import needs_metrics, wanted_references
+from memory3.calibration.codec import wanted_references
 from memory3.calibration.metrics import REFERENCES, error_metrics
 from memory3.codec import CodedCodec, RawCodec, fit
-from memory3.config import MemoryConfig, foretells
+from memory3.codec.registry import find
+from memory3.config import MemoryConfig
 from memory3.encode.selectors import SELECTORS, Selector, selector
 from memory3.encode.selectors.blended import Blended
 from memory3.encode.selectors.learned import Learned
@@ -41,14 +42,12 @@ from memory3.encode.selectors.reconstruction import Reconstruction
 from memory3.errors import ConfigError, InputError
 from memory3.evaluation.generation import generate_rows
 from memory3.evaluation.intervals import aggregate_interval, interval
-from memory3.evaluation.likelihood import likelihoods
 from memory3.evaluation.metrics import contains, exact_match, f1
-from memory3.evaluation.prompts import prompt_row
 from memory3.evaluation.task import read_records
 from memory3.files import write_atomically
 from memory3.llm import Memory3
 from memory3.models.catalogue import DEFAULT_MODEL
-from memory3.recall.generate import within
+from memory3.recall.retrieval import within
 from memory3.text.readers import read_documents
 from memory3.types import MemoryShape
 
@@ -119,7 +118,7 @@ class _Front:
     def arm(self, name: str, mode: str, source: Any, key: str | None, generate: bool) -> dict[str, list[float]]:
         """Figures of every question: NLL, and of generated answers whether they contain an answer, equal one, and F1. An arm that was measured before is read."""
         codec = source.codec if isinstance(source, Sparse) else None
-        book = codec.book.fingerprint if codec else ""
+        book = codec.codebook.fingerprint if codec else ""
         mark = [*self.mark, self.m3.config.memory_temperature] if mode == "memory" else self.mark
         kept = self.folder / f"{xxhash.xxh3_64_hexdigest(json.dumps([name, generate, book, mark]).encode())}.json"
         if kept.exists():
@@ -132,9 +131,9 @@ class _Front:
 
     def _rows(self, name: str, mode: str, source: Any, key: str | None, generate: bool) -> list[dict[str, Any]]:
         m3, new, size = self.m3, self.options["max_new_tokens"], self.options["batch"]
-        wanted = [m3._ids(item["answers"][0]) for item in self.items]
+        wanted = [m3.prompts.ids(item["answers"][0]) for item in self.items]
         prompts = [
-            prompt_row(m3, source, mode, m3._ids(item["question"]), item[key] if key else [], "chat", after=max(new, len(w)))
+            m3.prompts.row(m3.prompts.ids(item["question"]), mode, item[key] if key else [], source, after=max(new, len(w)))
             for item, w in zip(self.items, wanted, strict=True)
         ]
         order = sorted(range(len(prompts)), key=lambda n: len(prompts[n].tokens))  # those of like length together
@@ -144,8 +143,8 @@ class _Front:
             mine, answers = [prompts[n] for n in some], [wanted[n] for n in some]
             reads = source if mode == "memory" else None
             if not generate:
-                for n, (found, *_) in zip(some, likelihoods(m3, reads, mine, [[a] for a in answers]), strict=True):
-                    rows[n] = {"id": self.items[n]["id"], "nll": -found.total / found.tokens}
+                for n, (found,) in zip(some, m3.scorer.score(mine, [[a] for a in answers], reads), strict=True):
+                    rows[n] = {"id": self.items[n]["id"], "nll": found.nll}
                 continue
             for n, made in zip(some, generate_rows(m3, reads, mine, max_new_tokens=new, wanted=answers), strict=True):
                 said, right, likely = made.text, self.items[n]["answers"], made.wanted
@@ -153,7 +152,7 @@ class _Front:
                 rows[n] = {
                     "id": self.items[n]["id"],
                     "text": said,
-                    "nll": -likely.total / likely.tokens,
+                    "nll": likely.nll,
                     "contains": contains(said, right),
                     "exact": exact_match(said, right),
                     "f1": f1(said, right),
@@ -183,7 +182,7 @@ class _Front:
         return scores
 
     def codec(self, config: MemoryConfig, shape: MemoryShape) -> CodedCodec:
-        """With the code book that `memory3 write` would use; fitted to the knowledge base, as it would, where there is none yet, but to references that no question reads, where there are enough."""
+        """With the codebook that `memory3 write` would use; fitted to the knowledge base, as it would, where there is none yet, but to references that no question reads, where there are enough."""
         written = Memory3(self.m3.model, self.m3.tokenizer, config, name=self.m3.name)
         book = cached_book(config.codec, written.fingerprint)
         if book is None:
@@ -194,7 +193,9 @@ class _Front:
             drawn = sorted(drawn, key=asked.__contains__)[: wanted_references(config.codec, shape)]
             self.store.fill(self.bank.references(drawn), self.selectors, "encoding what codecs are fitted to")
             memories = (plain.cut(name) for name in progress(drawn, f"fitting {config.codec}"))
-            metrics = error_metrics(written, self.bank.references(drawn[:REFERENCES])) if needs_metrics(config.codec) else None
+            metrics = (
+                error_metrics(written, self.bank.references(drawn[:REFERENCES])) if find(config.codec).uses_metric else None
+            )
             book = fit(
                 config.codec,
                 memories,
@@ -203,7 +204,7 @@ class _Front:
                 positions=config.reference_length,
                 angles=self.m3.angles,
                 metrics=metrics,
-                token_vectors=written.token_vectors if foretells(config.codec) else None,
+                token_vectors=written.token_vectors if find(config.codec).predicts else None,
             )
             keep_book(book)
         return CodedCodec(book).with_vectors(written.token_vectors)

@@ -1,4 +1,7 @@
-"""A step of continual training against a step of warm-up on the same sequences (PAPER.md section 5: slightly over twice). Forward, backward, AdamW."""
+"""A step of continual training against a step of warm-up on the same sequences: forward, backward, AdamW.
+
+The paper has slightly over twice (arXiv 2407.01178, section 5).
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ def run(
             # The last sequence is shorter than the others, and one of them at most.
             drawn = GroupMaker(m3, bank, records, replace(settings, groups=sequences + 1)).groups(1)
             groups = sorted(drawn, key=lambda group: -len(group.rows[0].tokens))[:sequences]
-    collate = MemoryCollator(m3._pad_id)
+    collate = MemoryCollator(m3.prompts.pad_id)
     reading = collate(groups).to(m3.model.device)
     plain = collate([without_memories(group) for group in groups]).to(m3.model.device)
     optimiser = torch.optim.AdamW(m3.model.parameters(), lr=0.0)  # weights stay, so that steps stay alike

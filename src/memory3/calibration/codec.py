@@ -1,4 +1,4 @@
-"""Code books for the memories that a model writes with its settings."""
+"""Codebooks for the memories that a model writes with its settings."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterable
 from memory3.bank.codebooks import keep_book
 from memory3.calibration.metrics import REFERENCES, error_metrics
 from memory3.calibration.sample import default_documents, memories_of, sample
-from memory3.codec import CodeBook, fit
-from memory3.codec.coded import coder
-from memory3.codec.fit import wanted_vectors
-from memory3.config import codec_sides, default_codec, foretells
+from memory3.codec import Codebook, fit
+from memory3.codec.fitting import wanted_vectors
+from memory3.codec.registry import codecs, default_codec, find
 from memory3.errors import ConfigError
 from memory3.llm import Memory3
 from memory3.types import Document, MemoryShape
 
-__all__ = ["calibrate", "needs_metrics", "wanted_references"]
+__all__ = ["calibrate", "wanted_references"]
 
-#: Presets that keep many pairs of each reference still see so many references, and those that keep few not more than the other.
+#: Presets that keep many pairs of each reference still see so many references, and those that keep few not more than the
+#: other.
 _FEWEST, _MOST = 48, 1024
 
 #: Called with what is being done, how many of it are done, and how many there are (0: it cannot be said).
@@ -25,19 +25,14 @@ Progress = Callable[[str, int, int], None]
 
 
 def wanted_references(codec: str, shape: MemoryShape) -> int:
-    """How many references of this shape make a good code book."""
+    """How many references of this shape make a good codebook."""
     return max(_FEWEST, min(-(-wanted_vectors(codec, shape.head_dim) // shape.pairs), _MOST))
-
-
-def needs_metrics(codec: str) -> bool:
-    """Is any part of the codec fitted to what errors cost?"""
-    return any(coder(kind).uses_metric for kind in codec_sides(codec).values())
 
 
 def calibrate(
     m3: Memory3, documents: Iterable[Document], *, codec: str | None = None, progress: Progress | None = None, seed: int = 0
-) -> CodeBook:
-    """Fit a codec to memories of references drawn uniformly from the documents, and keep its code book in the cache folder.
+) -> Codebook:
+    """Fit a codec to memories of references drawn uniformly from the documents, and keep its codebook in the cache folder.
 
     Banks that are made with the same model and settings from then on find it there.
 
@@ -49,26 +44,26 @@ def calibrate(
         seed: of the draw.
 
     Raises:
-        ConfigError: the codec needs no code book, or does not fit the model's head dimension.
+        ConfigError: the codec is unknown, needs no codebook, or does not fit the model's head dimension.
     """
     codec = codec or m3.config.codec
     codec = default_codec(m3.shape.head_dim) if codec == "auto" else codec
-    if codec == "raw":
-        raise ConfigError(
-            "codec 'raw' keeps numbers as they are, and has nothing to fit: name int8, int4, product, transform or foretold"
-        )
+    found = find(codec)
+    if not found.is_fitted:
+        fitted = [name for name, kind in codecs().items() if kind is not type(found)]
+        raise ConfigError(f"codec {codec!r} keeps numbers as they are, and has nothing to fit: name {' or '.join(fitted)}")
     number = wanted_references(codec, m3.shape)
     references = sample(m3, documents, number, seed=seed)
     if len(references) < number:
         references += sample(m3, default_documents(), number - len(references), seed=seed)
     tell = progress or (lambda what, done, total: None)
     metrics = None
-    if needs_metrics(codec):
+    if found.uses_metric:
         tell("what errors cost", 0, 0)
         metrics = error_metrics(m3, references[:REFERENCES])
     memories = memories_of(m3, references, lambda done, total: tell("encoding references", done, total))
     tell("encoding references", 0, len(references))
-    book = fit(
+    codebook = fit(
         codec,
         memories,
         m3.shape,
@@ -76,9 +71,9 @@ def calibrate(
         positions=m3.config.reference_length,
         angles=m3.angles,
         metrics=metrics,
-        token_vectors=m3.token_vectors if foretells(codec) else None,
+        token_vectors=m3.token_vectors if found.predicts else None,
         progress=lambda what: tell(what, 0, 0),
         seed=seed,
     )
-    keep_book(book)
-    return book
+    keep_book(codebook)
+    return codebook

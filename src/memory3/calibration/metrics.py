@@ -1,8 +1,9 @@
 """What an error in a stored vector costs the model that reads it: the metrics of `memory3.codec.transform`.
 
-A key is read as a logit s q^T k, so an error e costs e^T M e with M the mean of s^2 q q^T over the queries that read it. Queries and keys come after RoPE; a coder sees a
-key turned back by its place p, so there the metric is R(-p) M R(-p)^T, and one metric for all places is their mean. A value is read through the output projection of
-each query head: M = W_o^T W_o, averaged over the heads that share it. The queries are those of a model that repeats a reference, which stand in for questions.
+A key is read as a logit s q^T k, so an error e costs e^T M e with M the mean of s^2 q q^T over the queries that read it.
+Queries and keys come after RoPE; a coder sees a key turned back by its place p, so there the metric is R(-p) M R(-p)^T, and
+one metric for all places is their mean. A value is read through the output projection of each query head: M = W_o^T W_o,
+averaged over the heads that share it. The queries are those of a model that repeats a reference, which stand in for questions.
 
 Symbols: L memory layers, H KV heads, G query heads per KV head, d head dimension.
 """
@@ -52,7 +53,9 @@ class _QueryMoments(Selector):
 
 
 def error_metrics(m3: Memory3, references: Sequence[Reference]) -> dict[str, torch.Tensor]:
-    """``keys`` and ``values``, float32 ``[L*H, d, d]``. A model whose attention has no plain output projection has every error of a value count alike."""
+    """``keys`` and ``values``, float32 ``[L*H, d, d]``. A model whose attention has no plain output projection has every error
+    of a value count alike.
+    """
     moments, ordered = _QueryMoments(), sorted(references, key=lambda reference: len(reference.token_ids))
     for start in range(0, len(ordered), m3.batch_size):
         m3.encoder.dense(ordered[start : start + m3.batch_size], [moments])

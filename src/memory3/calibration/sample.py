@@ -37,7 +37,9 @@ def sample(m3: MemoryWriter, documents: Iterable[Document], number: int, *, seed
 def memories_of(
     m3: MemoryWriter, references: list[Reference], progress: Callable[[int, int], None] | None = None
 ) -> Iterator[Memory]:
-    """Their memories, in no promised order: those of like length are encoded together. ``progress`` is told how many are done, of how many."""
+    """Their memories, in no promised order: those of like length are encoded together. ``progress`` is told how many are done,
+    of how many.
+    """
     references = sorted(references, key=lambda reference: len(reference.token_ids))
     for start in range(0, len(references), m3.batch_size):
         yield from m3.encode(references[start : start + m3.batch_size])

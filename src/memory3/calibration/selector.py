@@ -1,12 +1,13 @@
 """Fitting the selector `learned`: least squares from a token's queries to the attention that questions paid it.
 
-A passage is encoded once for its queries, and read once more in front of each of its questions with its answer; the attention a token got from any of them is what is to be foretold:
+A passage is encoded once for its queries, and read once more in front of each of its questions with its answer; the attention
+a token got from any of them is what is to be predicted:
 
     t_j = max over questions, tokens i of question and answer, and query heads of the group of  softmax_j(q_i . k_j * scale)
     w_h = argmin sum_j (w_h . [q_j ; 1] - t_j)^2 + ridge |w_h|^2
 
-The attention itself is the target: its logarithm, or its root, foretell worse which few pairs matter (docs/log.md). A passage without questions is read as its own repetition,
-so any text will do, and the selector then foretells `reconstruction`.
+The attention itself is the target: its logarithm, or its root, predict worse which few pairs matter (research/log.md). A passage
+without questions is read as its own repetition, so any text will do, and the selector then predicts `reconstruction`.
 
 Symbols: A query heads, H KV heads, d head dimension, L layers.
 """
@@ -69,7 +70,8 @@ def calibrate_selector(
     progress: Callable[[int, int], None] | None = None,
     seed: int = 0,
 ) -> SelectorWeights:
-    """Fit the selector to a model, and keep it in the cache folder: it is used from then on where the settings say ``learned`` or ``blended``.
+    """Fit the selector to a model, and keep it in the cache folder: it is used from then on where the settings say ``learned``
+    or ``blended``.
 
     Args:
         m3: the model, with the prefix and the length of references that memories will be written with.
@@ -132,7 +134,7 @@ def _attention_paid(m3: Memory3, encoder: Encoder, reference: Reference, questio
     scores = selector("reconstruction")
     if not questions:
         return encoder.dense([reference], [scores]).scores[0][0].cpu()
-    asked = [[*m3.question_tokens(question), *m3._ids(answer)] for question, answer in questions]
+    asked = [[*m3.question_tokens(question), *m3.prompts.ids(answer)] for question, answer in questions]
     return encoder.dense([reference] * len(asked), [scores], asked=asked).scores[0].amax(0).cpu()
 
 
@@ -163,7 +165,9 @@ class _Sums:
 
 
 def passages_in(records: Iterable[dict[str, Any]]) -> Iterator[Passage]:
-    """Passages of JSON records with ``passage``, ``question`` and ``answer``: questions of one passage together, in the order they first come."""
+    """Passages of JSON records with ``passage``, ``question`` and ``answer``: questions of one passage together, in the order
+    they first come.
+    """
     together: dict[str, list[tuple[str, str]]] = {}
     for record in records:
         together.setdefault(str(record["passage"]), []).append((str(record["question"]), str(record["answer"])))

@@ -10,18 +10,23 @@ from typing import Annotated
 import typer
 
 from memory3.cli.ask import ask
-from memory3.cli.bench import bench
+from memory3.cli.bench import BenchCommand, bench
 from memory3.cli.calibrate import calibrate
-from memory3.cli.care import compact, delete, info, verify
+from memory3.cli.command import Command
+from memory3.cli.compact import compact
+from memory3.cli.deferred import defer
+from memory3.cli.delete import delete
 from memory3.cli.demo import demo
 from memory3.cli.edge import Commands
-from memory3.cli.evaluate import evaluate
+from memory3.cli.eval import evaluate
+from memory3.cli.info import info
 from memory3.cli.lm_eval import lm_eval
 from memory3.cli.output import out
 from memory3.cli.plan import plan
 from memory3.cli.rebuild import rebuild
 from memory3.cli.report import report
 from memory3.cli.train import train
+from memory3.cli.verify import verify
 from memory3.cli.write import write
 
 __all__ = ["app", "main"]
@@ -36,13 +41,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (write, ask, info, verify, delete, compact, rebuild, calibrate, plan, demo):
-    app.command()(command)
-app.command("eval")(evaluate)
-app.command()(report)
+    app.command(cls=Command)(command)
+app.command("eval", cls=Command)(evaluate)
+app.command(cls=Command)(report)
 app.add_typer(train)
 anything = {"ignore_unknown_options": True, "allow_extra_args": True}
-app.command(context_settings=anything)(bench)
-app.command("lm-eval", context_settings=anything)(lm_eval)
+app.command(cls=BenchCommand, context_settings=anything)(bench)
+app.command("lm-eval", context_settings=anything)(lm_eval)  # its options, --config among them, are those of lm_eval
 
 
 def _version(wanted: bool) -> None:
@@ -53,10 +58,7 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(
-    epilog="Start with [bold]memory3 demo[/bold], or [bold]memory3 write docs/ --bank bank[/bold] and "
-    '[bold]memory3 ask "a question" --bank bank[/bold].'
-)
+@app.callback()
 def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
@@ -68,6 +70,17 @@ def options(
     """Explicit memory for language models.
 
     Documents are encoded once into attention key-values, kept in a bank, and recalled while the model answers.
+
+    Results go to stdout, progress and messages to stderr. With --json, stdout is one JSON document.
+
+    Exit status: 0 done, 1 an error or a check that found something, 2 wrong usage, 130 interrupted.
+
+    [bold]Examples[/bold]
+
+        memory3 demo
+        memory3 write docs/ --bank bank
+        memory3 ask "a question" --bank bank
+        memory3 ask --help-all
     """
 
 
@@ -76,6 +89,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal's encoding may lack a character; that must not end the program
             stream.reconfigure(errors="backslashreplace")
-    # Idle threads of torch spin by default; on a machine that does something else, too, that makes everything several times slower.
+    # Idle threads of torch spin by default; on a machine that does something else, too, that makes everything several times
+    # slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    defer()
     app(prog_name="memory3")

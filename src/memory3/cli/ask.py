@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memory3.cli import options
+from memory3.cli.deferred import collecting_later, without
 from memory3.cli.loading import full_name, load_model, open_bank
 from memory3.cli.output import count, first_line, message, out, print_json, printable, size
 from memory3.errors import InputError
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from memory3.types import Citation
 
 __all__ = ["answer_json", "ask", "place", "usage_line"]
+
+ANSWER = "How it answers"
 
 Mode = Literal["memory", "text", "none", "all"]
 
@@ -51,10 +54,14 @@ def ask(
     gap: Annotated[
         float | None,
         typer.Option(
-            help="Read only references whose cosine is within this of the best one's: 0 the best alone, 2 all. Default: 0.1; with --k, 2.",
+            help=(
+                "Read only references whose cosine is within this of the best one's: 0 the best alone, 2 all. Default: "
+                "0.1; with --k, 2."
+            ),
             min=0,
             max=2,
             metavar="X",
+            rich_help_panel=options.READING,
         ),
     ] = None,
     memory_temperature: options.MemoryTemperature = None,
@@ -69,11 +76,17 @@ def ask(
     stream: Annotated[
         bool | None, typer.Option("--stream/--no-stream", help="Print words as they come. Default: on a terminal.")
     ] = None,
-    sample: Annotated[bool, typer.Option("--sample", help="Draw tokens by chance instead of the likeliest.")] = False,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draw tokens by chance instead of the likeliest.", rich_help_panel=ANSWER)
+    ] = False,
     temperature: Annotated[
-        float | None, typer.Option(help="With --sample: below 1 safer, above 1 wilder.", min=0.01, metavar="T")
+        float | None,
+        typer.Option(help="With --sample: below 1 safer, above 1 wilder.", min=0.01, metavar="T", rich_help_panel=ANSWER),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="With --sample: the same seed gives the same answer.", metavar="N")] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="With --sample: the same seed gives the same answer.", metavar="N", rich_help_panel=ANSWER),
+    ] = None,
     model: options.Model = None,
     adapter: options.Adapter = None,
     device: options.Device = None,
@@ -102,6 +115,10 @@ def ask(
     text = _question(question)
     prompt: Any = [{"role": "system", "content": _clean(system)}, {"role": "user", "content": text}] if system else text
 
+    with collecting_later(), without():  # here, once and for all that follows
+        if bank is not None:
+            import memory3.bank
+        import memory3.llm  # noqa: F401
     if bank is None:
         from memory3.models.catalogue import DEFAULT_ADAPTED
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,11 +11,26 @@ import typer
 
 from memory3 import benchmarks
 from memory3.cli import options
+from memory3.cli.command import Command
+from memory3.cli.config_file import option_names
 from memory3.cli.loading import silence
 from memory3.cli.output import err, facts, message, out, print_json
 from memory3.errors import InputError
 
-__all__ = ["bench"]
+__all__ = ["BenchCommand", "bench"]
+
+#: In a context's ``meta``: the options of the benchmark that stand in the file of --config.
+_PAIRS = "memory3.benchmark_options"
+
+
+class BenchCommand(Command):
+    """A command whose --config also holds options of the benchmark, which refuses those that it does not know."""
+
+    def file_values(self, ctx: Any, values: Mapping[str, Any], path: Path) -> dict[str, Any]:
+        """Options of the benchmark are laid aside for it."""
+        own = option_names(self.params)
+        ctx.meta[_PAIRS] = {name.replace("-", "_"): str(value) for name, value in values.items() if name not in own}
+        return super().file_values(ctx, {name: value for name, value in values.items() if name in own}, path)
 
 
 def bench(
@@ -48,7 +64,7 @@ def bench(
         raise InputError(f"{result}: its folder does not exist")  # before minutes of measuring
     silence()
     with err.status(f"measuring {name}"):
-        figures = benchmarks.run(name, _pairs(context.args))
+        figures = benchmarks.run(name, {**context.meta.get(_PAIRS, {}), **_pairs(context.args)})
     if result is not None:
         try:
             result.write_text(json.dumps(figures, indent=2) + "\n")

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memory3.cli import options
+from memory3.cli.command import first_screen
 from memory3.cli.loading import full_name, load_model
 from memory3.cli.output import count, duration, err, message, out, print_json, size
 from memory3.cli.progress import progress_bar
+from memory3.codec.registry import shown
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError
 
 if TYPE_CHECKING:
-    from memory3.codec import CodeBook
+    from memory3.codec import Codebook
     from memory3.llm import Memory3
     from memory3.types import Document
 
@@ -37,16 +39,19 @@ def calibrate(
     questions: Annotated[
         list[str] | None,
         typer.Option(
-            help="JSON lines of passage, question and answer that the selectors learned and blended are fitted to; may be repeated. Without it, a "
-            "selector that is there already stays, and a new one foretells what the model looks at while it repeats --data.",
+            help=(
+                "JSON lines of passage, question and answer that the selectors learned and blended are fitted to; may be "
+                "repeated. Without it, a selector that is there already stays, and a new one predicts what the model looks "
+                "at while it repeats --data."
+            ),
             metavar="FILE",
         ),
     ] = None,
-    codec: options.Codec = None,
+    codec: Annotated[str | None, first_screen(options.Codec)] = None,
     preset: options.Preset = None,
     layers: options.Layers = None,
     budget: options.Budget = None,
-    selector: options.Selector = None,
+    selector: Annotated[str | None, first_screen(options.Selector)] = None,
     reference_length: options.ReferenceLength = None,
     memory_prefix: options.MemoryPrefix = None,
     dtype: options.Dtype = None,
@@ -56,8 +61,8 @@ def calibrate(
 ) -> None:
     """Fit to a model what chooses and packs its memories: minutes, once.
 
-    The code book of a codec: memories in an eighth of the bytes. And with --selector
-    learned, which key-values of a text will be looked at, foretold from the text
+    The codebook of a codec: memories in an eighth of the bytes. And with --selector
+    learned, which key-values of a text will be looked at, predicted from the text
     alone, so that writing takes one pass and not two. Both are kept in the cache
     folder, and banks made later with the same model and settings use them. For the
     default model both come with memory3.
@@ -77,9 +82,7 @@ def calibrate(
     name = full_name(model or DEFAULT_ADAPTED)
     config = options.settings(trained_config(name) or MemoryConfig(), context.params)
     if config.codec == "raw":
-        raise ConfigError(
-            "codec 'raw' keeps numbers as they are, and has nothing to fit: name int8, int4, product, transform or foretold"
-        )
+        raise ConfigError("codec 'raw' keeps numbers as they are, and has nothing to fit: name another")
     started = time.monotonic()
     from memory3.encode.selectors import is_fitted
 
@@ -129,12 +132,12 @@ def ensure_code_book(m3: Memory3, documents: Callable[[], Iterable[Document]]) -
     from memory3.bank.codebooks import cached_book
 
     if m3.config.codec not in ("auto", "raw") and cached_book(m3.config.codec, m3.fingerprint) is None:
-        message(f"fitting the codec {m3.config.codec} to these documents, once for this model and these settings")
+        message(f"fitting the codec {shown(m3.config.codec)} to these documents, once for this model and these settings")
         _fitted(m3, documents())
 
 
-def _fitted(m3: Memory3, documents: Iterable[Document] | None) -> CodeBook:
-    """The code book, its making shown on stderr: a bar with the time left while references are encoded."""
+def _fitted(m3: Memory3, documents: Iterable[Document] | None) -> Codebook:
+    """The codebook, its making shown on stderr: a bar with the time left while references are encoded."""
     from memory3.calibration.codec import calibrate as fit_codec
     from memory3.calibration.sample import default_documents
 
@@ -158,7 +161,7 @@ def _fitted(m3: Memory3, documents: Iterable[Document] | None) -> CodeBook:
         return fit_codec(m3, texts, progress=tell)
 
 
-def _report(book: CodeBook, model: str, m3: Memory3, seconds: float, as_json: bool) -> None:
+def _report(book: Codebook, model: str, m3: Memory3, seconds: float, as_json: bool) -> None:
     from memory3.bank.codebooks import cached_path
     from memory3.codec import CodedCodec, RawCodec
 
@@ -180,7 +183,7 @@ def _report(book: CodeBook, model: str, m3: Memory3, seconds: float, as_json: bo
             }
         )
         return
-    out.print(f"{book.codec}: {size(record)} a memory instead of {size(raw)}, in {duration(seconds)}")
+    out.print(f"{shown(book.codec)}: {size(record)} a memory instead of {size(raw)}, in {duration(seconds)}")
     out.print(
         f"fitted on {count(int(book.about['vectors']), 'pair')}; error on others: keys {book.about['keys_error']:.1%}, "
         f"values {book.about['values_error']:.1%} of their squared length"

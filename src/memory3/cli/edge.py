@@ -1,7 +1,8 @@
 """What becomes of errors at the command's edge: one sentence that names the value and the remedy, and an exit status.
 
-Errors of memory3 say it themselves, and name settings as options of the command. Those of the operating system are told apart by what a person can do. What
-is left is a bug of ours or of a library, and is said to be one. ``--debug`` shows the traceback of any of them.
+Errors of memory3 say it themselves, and name settings as options of the command. Those of the operating system are told
+apart by what a person can do. What is left is a bug of ours or of a library, and is said to be one. ``--debug`` shows
+the traceback of any of them.
 """
 
 from __future__ import annotations

@@ -10,7 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from memory3.codec import registry
+from memory3.config import Budget as MemoryBudget
 from memory3.config import MemoryConfig
+from memory3.encode import selectors
 from memory3.errors import ConfigError
 
 __all__ = [
@@ -35,7 +38,9 @@ __all__ = [
 ]
 
 SETTINGS = "How memories are written (a bank remembers it)"
+READING = "How memories are read"
 MACHINE = "Machine"
+MODEL = "Model"
 
 Bank = Annotated[Path, typer.Option("--bank", "-b", help="Folder of the bank.", envvar="MEMORY3_BANK", metavar="DIR")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
@@ -66,12 +71,22 @@ AnyModel = Annotated[
 Adapter = Annotated[
     str | None,
     typer.Option(
-        help="Adapter to merge into the model: a folder, smollm2-135m-instruct-1440 or smollm2-135m-instruct-360 (shipped), or none. Default: the bank's own; smollm2-135m-instruct-1440 where no model is named.",
+        help=(
+            "Adapter to merge into the model: a folder, smollm2-135m-instruct-1440 or smollm2-135m-instruct-360 "
+            "(shipped), or none. Default: the bank's own; smollm2-135m-instruct-1440 where no model is named."
+        ),
         metavar="DIR|NAME|none",
+        rich_help_panel=MODEL,
     ),
 ]
 Wait = Annotated[
-    float, typer.Option("--wait", help="How long to wait while another process writes this bank.", metavar="SECONDS", min=0)
+    float,
+    typer.Option(
+        "--wait",
+        help="How long to wait while another process writes this bank.",
+        metavar="SECONDS",
+        min=0,
+    ),
 ]
 Device = Annotated[
     str | None,
@@ -89,10 +104,14 @@ ModelDtype = Annotated[
 MemoryTemperature = Annotated[
     float | None,
     typer.Option(
-        help="Divides the logits of memories where they are read. Default: what the bank says, which is what the adapter was trained with (1, as in the paper), or 0.9 for a model without.",
+        help=(
+            "Divides the logits of memories where they are read. Default: what the bank says, which is what the adapter "
+            "was trained with (1, as in the paper), or 0.9 for a model without."
+        ),
         min=0.1,
         max=10,
         metavar="X",
+        rich_help_panel=READING,
     ),
 ]
 BatchSize = Annotated[
@@ -120,8 +139,7 @@ Layers = Annotated[
 Budget = Annotated[
     str | None,
     typer.Option(
-        help="Key-value pairs kept per reference: adaptive:1/8 (fraction of all), adaptive:1440 (pairs), uniform:8 (tokens "
-        "per head), all.",
+        help=f"Key-value pairs kept per reference: {MemoryBudget.help()}.",
         metavar="BUDGET",
         rich_help_panel=SETTINGS,
     ),
@@ -129,7 +147,7 @@ Budget = Annotated[
 Selector = Annotated[
     str | None,
     typer.Option(
-        help="What decides which pairs are kept: reconstruction; learned (one pass instead of two) and blended (best where few pairs are kept), both fitted by `memory3 calibrate`; attention (the paper); first, random.",
+        help=f"What decides which pairs are kept: {selectors.help()}. `memory3 calibrate` fits.",
         metavar="NAME",
         rich_help_panel=SETTINGS,
     ),
@@ -154,9 +172,8 @@ Dtype = Annotated[
 Codec = Annotated[
     str | None,
     typer.Option(
-        help="How memories are kept: raw; int8, int4; transform:BITS (each head's own axes, so many bits a vector; two numbers for keys and values, "
-        "transform:96+160); foretold:BITS (transform of what the text's tokens do not foretell); product (14 bytes a vector, the paper's quantiser); product:FACTORY (a FAISS factory string such as RQ14x8, or two, "
-        "PQ32x8+RQ14x8). Of one size, foretold loses least. All but raw are fitted first, which takes some minutes once.",
+        help=f"How memories are kept: {registry.help()}. Or two for keys and values, int8+int4. All but raw are fitted first, "
+        "which takes some minutes once.",
         metavar="NAME",
         rich_help_panel=SETTINGS,
     ),
@@ -195,6 +212,8 @@ def settings(base: MemoryConfig, given: Mapping[str, Any]) -> MemoryConfig:
         if isinstance(layers, str) and layers.replace(",", "").replace(" ", "").isdigit():
             changes["layers"] = tuple(int(index) for index in layers.split(",") if index.strip())
         preset = given.get("preset")
-        return (MemoryConfig.preset(preset) if preset else base).replace(**changes)
+        found = (MemoryConfig.preset(preset) if preset else base).replace(**changes)
+        selectors.find(found.selector)
+        return found.replace(codec=registry.check(found.codec))
     except ConfigError as error:
         raise typer.BadParameter(str(error)) from None

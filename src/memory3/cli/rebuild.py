@@ -23,7 +23,11 @@ def rebuild(
     adapter: options.Adapter = None,
     embedder: Annotated[
         str | None,
-        typer.Option(help="Sentence embedder: catalogue name, hub id or folder. Default: the bank's own.", metavar="MODEL"),
+        typer.Option(
+            help="Sentence embedder: catalogue name, hub id or folder. Default: the bank's own.",
+            metavar="MODEL",
+            rich_help_panel=options.MODEL,
+        ),
     ] = None,
     wait: options.Wait = 0.0,
     preset: options.Preset = None,

@@ -14,7 +14,9 @@ __all__ = ["report"]
 
 _INTRODUCTION = """# Results
 
-Written by `memory3 report`; do not edit. How each suite is run, and what its modes and controls are: [evaluation](evaluation.md).
+Written by `memory3 report`; do not edit.
+How each suite is run, and what its modes and controls are: `docs/evaluation.md` of memory3.
+The model `smollm2-135m-instruct` is a Q4_1 copy, de-quantised.
 """
 
 
@@ -27,7 +29,7 @@ def report(
 
     [bold]Examples[/bold]
 
-        memory3 report results/qa results/hallucination --out docs/results.md
+        memory3 report results/qa results/hallucination --out results.md
         memory3 report results/* -o results.md
     """
     from memory3.evaluation.report import read_results, write_summary

@@ -16,7 +16,7 @@ from memory3.cli.output import count, duration, err, message, out, print_json, s
 from memory3.cli.progress import WriteMeter
 from memory3.config import MemoryConfig
 from memory3.errors import BankNotFound, ConfigError, SourceConflict
-from memory3.policy import WritePolicy
+from memory3.retention import RetentionPolicy
 
 if TYPE_CHECKING:
     from memory3.bank import WriteReport
@@ -27,6 +27,7 @@ __all__ = ["INTERRUPTED", "report_write", "write"]
 INTERRUPTED = "interrupted. What was committed is kept and the bank is whole: run the same command again to go on"
 
 POLICY = "What becomes of memories (a bank remembers it)"
+READING = "How files are read"
 
 #: Skipped files and records that are shown to people; ``--json`` lists all.
 _SHOWN = 20
@@ -46,7 +47,10 @@ def write(
         typer.Option(
             "--model",
             "-m",
-            help="Catalogue name, hub id or folder. Default: the bank's own; for a new one smollm2-135m-instruct with its adapter (by name alone: without).",
+            help=(
+                "Catalogue name, hub id or folder. Default: the bank's own; for a new one smollm2-135m-instruct with its "
+                "adapter (by name alone: without)."
+            ),
             metavar="MODEL",
         ),
     ] = None,
@@ -54,13 +58,17 @@ def write(
     embedder: Annotated[
         str | None,
         typer.Option(
-            help="Sentence embedder: catalogue name, hub id or folder. Default: the bank's own; all-minilm-l6-v2 for a new one.",
+            help=(
+                "Sentence embedder: catalogue name, hub id or folder. Default: the bank's own; all-minilm-l6-v2 for a new one."
+            ),
             metavar="MODEL",
+            rich_help_panel=options.MODEL,
         ),
     ] = None,
     prune: Annotated[bool, typer.Option("--prune", help="Remove documents of the bank that are not among these.")] = False,
     cold: Annotated[
-        bool, typer.Option("--cold", help="Store texts only; each memory is encoded when it is first read.")
+        bool,
+        typer.Option("--cold", help="Store texts only; each memory is encoded when it is first read.", rich_help_panel=POLICY),
     ] = False,
     auto: Annotated[
         bool,
@@ -87,16 +95,26 @@ def write(
         str | None, typer.Option(help="Field of a record (JSON, CSV, Parquet) that holds its text.", metavar="NAME")
     ] = None,
     id_field: Annotated[
-        str | None, typer.Option(help="Field that holds its id; '' numbers the records.", metavar="NAME")
+        str | None,
+        typer.Option(help="Field that holds its id; '' numbers the records.", metavar="NAME", rich_help_panel=READING),
     ] = None,
     encoding: Annotated[
         str | None,
-        typer.Option(help="Encoding of all text files. Default: told from each; guesses are noted.", metavar="NAME"),
+        typer.Option(
+            help="Encoding of all text files. Default: told from each; guesses are noted.",
+            metavar="NAME",
+            rich_help_panel=READING,
+        ),
     ] = None,
     prefix: Annotated[
-        str, typer.Option(help="Put before all ids, such as blog/; --prune then keeps to ids that begin so.")
+        str,
+        typer.Option(
+            help="Put before all ids, such as blog/; --prune then keeps to ids that begin so.", rich_help_panel=READING
+        ),
     ] = "",
-    stdin_id: Annotated[str | None, typer.Option("--id", help="Id of standard input.", metavar="NAME")] = None,
+    stdin_id: Annotated[
+        str | None, typer.Option("--id", help="Id of standard input.", metavar="NAME", rich_help_panel=READING)
+    ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace documents of the same id from other sources.")] = False,
     wait: options.Wait = 0.0,
     preset: options.Preset = None,
@@ -131,7 +149,7 @@ def write(
     from memory3.text.readers import read_documents
 
     budget_bytes = options.byte_count(disk)
-    policy = WritePolicy("auto", after or 1, budget_bytes) if auto or after or budget_bytes else None
+    policy = RetentionPolicy("auto", after or 1, budget_bytes) if auto or after or budget_bytes else None
     name, config = _remembered(bank, model, adapter, context.params)
     skipped: list[tuple[str, str]] = []
     fields: dict[str, Any] = {"text_field": text_field, "id_field": id_field, "encoding": encoding, "prefix": prefix}
@@ -152,7 +170,7 @@ def write(
     try:
         m3 = load_model(name, config, device=device, batch_size=batch_size)
         from memory3.bank import Bank
-        from memory3.bank.keeping import read_policy
+        from memory3.bank.retention import read_policy
         from memory3.bank.store import Store
 
         is_new = not Store(bank).exists()
@@ -163,7 +181,8 @@ def write(
             opened = Bank.open(bank, meter.writer, embedder=full_name(embedder) if embedder else None, write=policy)
         if is_new and not as_json and config.codec == "auto" and opened.manifest.codec == "raw":
             message(
-                f"memories are kept raw, {size(opened.manifest.record_bytes)} each: `memory3 calibrate --model {name}` before the first write makes that an eighth",
+                f"memories are kept raw, {size(opened.manifest.record_bytes)} each: `memory3 calibrate --model "
+                f"{name}` before the first write makes that an eighth",
                 kind="note",
             )
         with opened, meter.shown():
@@ -172,8 +191,8 @@ def write(
                 prune=prune,
                 replace=replace,
                 unread=given.unread,
-                within=prefix,
-                cold=cold or None,
+                prune_prefix=prefix,
+                lazy=cold or None,
                 progress=meter,
                 wait_seconds=wait,
             )

@@ -2,24 +2,28 @@
 
     z = (R(-position) x - mean) / scale        x = R(position) (mean + scale z)
 
-``mean`` and ``scale`` belong to the head and the channel and lie in the code book, so they cost a record nothing. R is the rotation of RoPE, for keys only: a
-head's keys share a large mean before that rotation, which the rotation spreads over a circle. Taking it back needs the position, which the record holds.
-Measured on SmolLM2-135M, 14 bytes a vector (PQ16x7), squared error over squared length: keys as they come 0.099, less the head's mean 0.062, rotated back
-before that 0.053, over the channel's width 0.048; values 0.165, 0.151 and 0.127. A rotation of each head onto its principal axes gives no more.
+``mean`` and ``scale`` belong to the head and the channel and lie in the codebook, so they cost a record nothing. R is the
+rotation of RoPE, for keys only: a head's keys share a large mean before that rotation, which the rotation spreads over a
+circle. Taking it back needs the position, which the record holds. Measured on SmolLM2-135M, 14 bytes a vector (PQ16x7),
+squared error over squared length: keys as they come 0.099, less the head's mean 0.062, rotated back before that 0.053, over
+the channel's width 0.048; values 0.165, 0.151 and 0.127. A rotation of each head onto its principal axes gives no more.
 
 Symbols: n vectors, L*H heads, d head dimension, r <= d rotated dimensions.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from memory3.attention.rotary import rotate_vectors as turned
+from memory3.codec.vectors import Sample, VectorCoder
 
-__all__ = ["Centring", "turned"]
+__all__ = ["CentredCoder", "Centring", "turned"]
 
 #: A head that kept few vectors borrows its widths: as many vectors of the average head are counted in.
 _BORROWED = 16
@@ -55,7 +59,9 @@ class Centring:
         return cls(mean, variance.sqrt(), angles)
 
     def centred(self, vectors: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """z, float32 ``[n, d]``, of vectors ``[n, d]`` that belong to ``heads`` and lie at ``positions``, int64 ``[n]`` both."""
+        """z, float32 ``[n, d]``, of vectors ``[n, d]`` that belong to ``heads`` and lie at ``positions``, int64 ``[n]``
+        both.
+        """
         return (turned(vectors.float(), -positions, self.angles) - self.mean[heads]) / self.scale[heads]
 
     def restored(self, z: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -67,10 +73,35 @@ class Centring:
         return Centring(self.mean.to(device), self.scale.to(device), self.angles.to(device))
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """By name, for a code book."""
+        """By name, for a codebook."""
         return {"mean": self.mean, "scale": self.scale, "angles": self.angles}
 
     @classmethod
     def of(cls, tensors: Mapping[str, torch.Tensor]) -> Centring:
         """Inverse of `tensors`."""
         return cls(tensors["mean"], tensors["scale"], tensors["angles"])
+
+
+class CentredCoder(VectorCoder):
+    """Brings vectors to one place and width first (`memory3.codec.centring`), so that heads can share what codes them."""
+
+    centring: Centring
+
+    @staticmethod
+    def centring_shapes(heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
+        """Of `Centring.tensors`; -1 is any size."""
+        return {"mean": (heads, head_dim), "scale": (heads, head_dim), "angles": (-1,)}
+
+    @staticmethod
+    def fit_centring(sample: Sample) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Those tensors, and the sample's vectors centred, float32 ``[n, d]``. The metric is not heeded."""
+        centring = Centring.fit(sample.vectors, sample.heads, sample.positions, sample.number, sample.angles)
+        return centring.tensors(), centring.centred(sample.vectors, sample.heads, sample.positions)
+
+    def encode(self, vectors: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> np.ndarray:
+        """See `VectorCoder.encode`."""
+        return self._encode(self.centring.centred(vectors, heads, positions))
+
+    @abstractmethod
+    def _encode(self, z: torch.Tensor) -> np.ndarray:
+        """Codes of centred vectors."""

@@ -1,6 +1,7 @@
-"""Code books: what a codec learned from memories, as one safetensors file with a fingerprint. Knows no bank and no model.
+"""Codebooks: what a codec learned from memories, as one safetensors file with a fingerprint. Knows no bank and no model.
 
-The header's only entry, ``memory3``, is a line of JSON; the tensors are those of the codec, named ``keys.*`` and ``values.*``. Equal books are equal bytes.
+The header's only entry, ``memory3``, is a line of JSON; the tensors are those of the codec, named ``keys.*`` and ``values.*``.
+Equal codebooks are equal bytes.
 """
 
 from __future__ import annotations
@@ -17,22 +18,22 @@ import torch
 import xxhash
 from safetensors import SafetensorError
 
-from memory3.config import MemoryConfig
-from memory3.errors import BankCorrupt
+from memory3.codec.registry import find
+from memory3.errors import CodecError
 from memory3.files import parse_json
 from memory3.types import MemoryShape, whole
 
-__all__ = ["CodeBook"]
+__all__ = ["Codebook"]
 
 VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
-class CodeBook:
+class Codebook:
     """What decodes the records of one codec.
 
     Attributes:
-        codec: its name, as `MemoryConfig.codec` says it.
+        codec: its name in the spelling of files, `memory3.codec.base.MemoryCodec.text`.
         memories: fingerprint of the model and settings that wrote the memories it was fitted on.
         shape: of those memories.
         positions: tokens a reference may have.
@@ -67,42 +68,44 @@ class CodeBook:
         return xxhash.xxh3_128_hexdigest(self.data)
 
     @classmethod
-    def of(cls, data: bytes, name: str) -> CodeBook:
-        """The code book in a file's bytes; ``name`` is what errors call it.
+    def of(cls, data: bytes, name: str) -> Codebook:
+        """The codebook in a file.
+
+        Args:
+            data: the file's bytes.
+            name: what errors call it.
 
         Raises:
-            BankCorrupt: it cannot be read, or is of another version.
+            CodecError: it cannot be read, or is of another version.
         """
-        remedy = "restore it from a copy, or make it anew with `memory3 calibrate` or `memory3 rebuild`"
         try:
             tensors = safetensors.torch.load(data)
             size = int.from_bytes(data[:8], "little")
             header = parse_json(parse_json(data[8 : 8 + size])["__metadata__"]["memory3"])
             version = header.pop("version")
             if version != VERSION:
-                raise BankCorrupt(f"{name} has version {version}, this memory3 reads version {VERSION}: {remedy}")
+                raise CodecError(f"{name} has version {version}, this memory3 reads version {VERSION}")
             header["shape"] = MemoryShape.from_dict(header["shape"])
             header["positions"] = whole("positions", header["positions"], 1, 1 << 16)
             if not isinstance(header["codec"], str) or not isinstance(header["memories"], str):
                 raise ValueError("codec and memories are text")
-            if header["codec"] in ("auto", "raw"):
-                raise ValueError(f"codec {header['codec']!r} has no code book")
-            MemoryConfig(codec=header["codec"])  # a name it knows
-            book = cls(**header, tensors=tensors)
+            if not find(header["codec"]).is_fitted:
+                raise ValueError(f"codec {header['codec']!r} has no codebook")
+            codebook = cls(**header, tensors=tensors)
         except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BankCorrupt(f"{name} cannot be read ({error!r}): {remedy}") from error
+            raise CodecError(f"{name} cannot be read ({error!r})") from error
         wrong = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
         if wrong:
-            raise BankCorrupt(f"{name}: {wrong[0]} has numbers that are not finite: {remedy}")
-        book.__dict__.update(data=data)  # not written anew: another safetensors may lay the same tensors out otherwise
-        return book
+            raise CodecError(f"{name}: {wrong[0]} has numbers that are not finite")
+        codebook.__dict__.update(data=data)  # not written anew: another safetensors may lay the same tensors out otherwise
+        return codebook
 
     def side(self, name: str) -> dict[str, torch.Tensor]:
         """The tensors of ``"keys"`` or ``"values"``, without that prefix."""
         return {key.removeprefix(f"{name}."): tensor for key, tensor in self.tensors.items() if key.startswith(f"{name}.")}
 
     def require(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype = torch.float32) -> None:
-        """Raise BankCorrupt unless the tensors of these names are of ``dtype`` and these shapes; -1 is any size."""
+        """Raise CodecError unless the tensors of these names are of ``dtype`` and these ``shapes``; -1 is any size."""
         for name, wanted in shapes.items():
             tensor = self.tensors.get(name)
             found = None if tensor is None else tuple(tensor.shape)
@@ -112,7 +115,7 @@ class CodeBook:
                 and all(w in (-1, f) for w, f in zip(wanted, found, strict=True))
             )
             if not fits or tensor is None or tensor.dtype != dtype:
-                raise BankCorrupt(
-                    f"the code book {self.fingerprint} of codec {self.codec!r} has the tensor {name} as {found}, not as {str(dtype).removeprefix('torch.')} "
-                    f"{wanted}: make it anew with `memory3 calibrate` or `memory3 rebuild`"
+                raise CodecError(
+                    f"the codebook {self.fingerprint} of codec {self.codec!r} has the tensor {name} as {found}, not as "
+                    f"{str(dtype).removeprefix('torch.')} {wanted}"
                 )

@@ -6,10 +6,11 @@ Little endian, no padding between the parts; what a short reference leaves unuse
     positions  uint8 or uint16  [P]     place of each kept token in its reference
     keys       uint8            [P, a]  codes, a bytes a key
     values     uint8            [P, b]  codes, b bytes a value
-    tokens     uint16 or uint32 [S]     only where the codec foretells: the reference's tokens up to the last that is kept
+    tokens     uint16 or uint32 [S]     only where the codec predicts: the reference's tokens up to the last that is kept
 
-Tokens take two bytes where the vocabulary has at most 65,536. Positions take one byte where references have at most 256 tokens. (A bitmap per head would take H L 128 / 8 bytes, the same for the default
-preset; uint16, as in the raw record, twice that.)
+Tokens take two bytes where the vocabulary has at most 65,536. Positions take one byte where references have at most 256
+tokens. (A bitmap per head would take H L 128 / 8 bytes, the same for the default preset; uint16, as in the raw record, twice
+that.)
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from memory3.codec.base import Record
+from memory3.codec.base import Record, RecordSizes, coded_record_bytes
 from memory3.codec.raw import checked_pairs
-from memory3.errors import BankCorrupt, InputError
+from memory3.errors import CodecError, InputError
 from memory3.types import Memory, MemoryShape
 
 __all__ = ["Coded", "Layout"]
@@ -79,20 +80,21 @@ class Layout:
         shape: of the memories.
         positions: tokens a reference may have.
         key_bytes, value_bytes: a and b, bytes of a coded vector.
-        token_bytes: of each of the reference's tokens: 0 (none are kept), 2 or 4.
+        vocabulary: of the model whose tokens are kept; 0: none are.
     """
 
     shape: MemoryShape
     positions: int
     key_bytes: int
     value_bytes: int
-    token_bytes: int = 0
+    vocabulary: int = 0
 
     @property
     def size(self) -> int:
         """Bytes of every record."""
-        pairs = self.shape.pairs * (self._place.itemsize + self.key_bytes + self.value_bytes)
-        return 2 * self.shape.heads + pairs + self.token_bytes * self.positions
+        shape = self.shape
+        sizes = RecordSizes(shape.heads, shape.pairs, shape.head_dim, self.positions, shape.dtype, self.vocabulary)
+        return coded_record_bytes(sizes, self.key_bytes, self.value_bytes, predicts=self.vocabulary > 0)
 
     @property
     def _place(self) -> np.dtype:
@@ -103,14 +105,16 @@ class Layout:
         record = bytearray(self.size)
         parts = self._parts(record)
         tokens = np.zeros(0, np.uint32)
-        if self.token_bytes and memory.tokens is not None:
+        if self.vocabulary and memory.tokens is not None:
             tokens = _kept(memory.positions, memory.tokens)
         for part, given in zip(parts, (memory.counts.reshape(-1), memory.positions, keys, values, tokens), strict=True):
             part[: len(given)] = given
         return bytes(record)
 
     def places(self, memory: Memory) -> tuple[torch.Tensor, torch.Tensor]:
-        """Head (layer * H + head) and position of each pair, int64 ``[p]`` both. A memory that does not fit raises InputError."""
+        """Head (layer * H + head) and position of each pair, int64 ``[p]`` both. A memory that does not fit raises
+        InputError.
+        """
         checked_pairs(memory, self.shape)
         if len(memory.positions) and int(memory.positions.max()) >= self.positions:
             raise InputError(f"a memory keeps the token at {memory.positions.max()}, references have {self.positions} at most")
@@ -118,7 +122,7 @@ class Layout:
         return torch.from_numpy(heads), torch.from_numpy(memory.positions.astype(np.int64))
 
     def unpack(self, records: Sequence[Record]) -> Coded:
-        """The pairs of ``records``. Wrong lengths and counts raise BankCorrupt."""
+        """The pairs of ``records``. Wrong lengths and counts raise CodecError."""
         counts: list[np.ndarray] = []
         positions: list[np.ndarray] = []
         keys: list[np.ndarray] = []
@@ -127,15 +131,11 @@ class Layout:
         for record in records:
             view = memoryview(record).cast("B")
             if view.nbytes != self.size:
-                raise BankCorrupt(
-                    f"a record has {view.nbytes} bytes, this bank's have {self.size}: check it with `memory3 verify`"
-                )
+                raise CodecError(f"a record has {view.nbytes} bytes, all others {self.size}")
             of_heads, *parts, of_tokens = self._parts(view)
             pairs = int(of_heads.sum(dtype=np.int64))
             if pairs > self.shape.pairs:
-                raise BankCorrupt(
-                    f"a record counts {pairs} pairs, this bank's have at most {self.shape.pairs}: check it with `memory3 verify`"
-                )
+                raise CodecError(f"a record counts {pairs} pairs, it has at most {self.shape.pairs}")
             counts.append(of_heads.reshape(len(self.shape.layers), self.shape.kv_heads).copy())
             tokens.append(of_tokens.astype(np.uint32))
             for all_, part in zip((positions, keys, values), parts, strict=True):
@@ -144,9 +144,7 @@ class Layout:
         heads = np.repeat(np.tile(np.arange(self.shape.heads), len(counts)), every)
         places = np.concatenate(positions).astype(np.uint16)
         if int(places.max(initial=0)) >= self.positions:
-            raise BankCorrupt(
-                f"a record keeps the token at {places.max()}, references have {self.positions} at most: check it with `memory3 verify`"
-            )
+            raise CodecError(f"a record keeps the token at {places.max()}, references have {self.positions} at most")
         return Coded(counts, places, heads, np.concatenate(keys), np.concatenate(values), np.stack(tokens))
 
     def _parts(self, record: bytearray | memoryview) -> list[np.ndarray]:
@@ -157,7 +155,7 @@ class Layout:
             (self._place, (pairs,)),
             (np.dtype("u1"), (pairs, self.key_bytes)),
             (np.dtype("u1"), (pairs, self.value_bytes)),
-            (np.dtype("<u4" if self.token_bytes == 4 else "<u2"), (self.positions if self.token_bytes else 0,)),
+            (np.dtype("<u2" if self.vocabulary <= 1 << 16 else "<u4"), (self.positions if self.vocabulary else 0,)),
         ):
             part = np.frombuffer(record, dtype, int(np.prod(shape)), start).reshape(shape)
             parts.append(part)

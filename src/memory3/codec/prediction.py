@@ -1,13 +1,16 @@
-"""What a reference's tokens foretell of its keys and values, so that only the rest is coded. Knows no coder and no file.
+"""What a reference's tokens predict of its keys and values, so that only the rest is coded. Knows no coder and no file.
 
     z = e(t) A + e(t') B                t: the token of a pair, t': the one in front of it (none: zero)
     k = R(p) (z K_h) + rest             v = z V_h + rest
 
-e(t) is the model's own token vector, divided by its root mean square as the model's first norm does; so a code book has the maps alone, and reading takes the model. The maps are ridge
-regressions, one for each head, brought to one rank in the metric of what reads keys and values. In a record the tokens take 2 bytes each. SmolLM2-135M, pairs not fitted on: with the
-head's mean taken off, half of the variance of keys (turned back by their place) and of values is foretold, in the first layer nearly all (docs/log.md).
+e(t) is the model's own token vector, divided by its root mean square as the model's first norm does; so a codebook has the
+maps alone, and reading takes the model. The maps are ridge regressions, one for each head, brought to one rank in the metric
+of what reads keys and values. In a record the tokens take 2 bytes each. SmolLM2-135M, pairs not fitted on: with the head's
+mean taken off, half of the variance of keys (turned back by their place) and of values is predicted, in the first layer nearly
+all (research/log.md).
 
-Symbols: V tokens in the vocabulary, e numbers of a token vector, r rank, L*H heads, d head dimension, n pairs, S tokens of a reference.
+Symbols: V tokens in the vocabulary, e numbers of a token vector, r rank, L*H heads, d head dimension, n pairs, S tokens of a
+reference.
 """
 
 from __future__ import annotations
@@ -20,18 +23,20 @@ from memory3.codec.centring import turned
 from memory3.errors import InputError
 from memory3.types import Memory, MemoryShape
 
-__all__ = ["Foretelling", "Moments", "foretelling_shapes", "spread", "token_features"]
+__all__ = ["Moments", "Prediction", "prediction_shapes", "spread", "token_features"]
 
 #: At 17 bytes a pair, the rank 64 loses two thirds of what this gains, full rank is a little better still.
 RANK = 256
-#: Added to the diagonal of the features' second moments, whose features have a mean square of 1: as many pairs that foretell nothing.
+#: Added to the diagonal of the features' second moments, whose features have a mean square of 1: as many pairs that predict
+#: nothing.
 _RIDGE = 150.0
-#: Second moments of all heads take at most so much: models with more heads or wider tokens see fewer directions of the token vectors.
+#: Second moments of all heads take at most so much: models with more heads or wider tokens see fewer directions of the token
+#: vectors.
 _MOST_BYTES = 2**29
 
 
-def foretelling_shapes(heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
-    """Tensors of a fitted foretelling, all float16; -1 is any size."""
+def prediction_shapes(heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
+    """Tensors of a fitted prediction, all float16; -1 is any size."""
     return {"project": (2, -1, -1), "out": (heads, -1, 2 * head_dim)}
 
 
@@ -41,28 +46,31 @@ def token_features(vectors: torch.Tensor) -> torch.Tensor:
     return vectors * vectors.square().mean(-1, keepdim=True).clamp(min=1e-12).rsqrt()
 
 
-class Foretelling:
-    """Foretells keys and values.
+class Prediction:
+    """Predicts keys and values from tokens.
 
     Attributes:
         vocabulary: V.
     """
 
     def __init__(self, project: torch.Tensor, out: torch.Tensor, angles: torch.Tensor, vectors: torch.Tensor) -> None:
-        """``project`` ``[2, e, r]``: A and B; ``out`` ``[L*H, r, 2d]``: K and V; ``angles`` ``[r/2]``: RoPE's, as keys are turned; ``vectors`` ``[V, e]``, the model's token vectors."""
+        """``project`` ``[2, e, r]``: A and B; ``out`` ``[L*H, r, 2d]``: K and V; ``angles`` ``[r/2]``: RoPE's, as keys are
+        turned; ``vectors`` ``[V, e]``, the model's token vectors.
+        """
         self.vocabulary = len(vectors)
         self._vectors = vectors
         self._tensors = (torch.cat(list(project), 1).float(), out.float(), angles.float())
         self._on: dict[torch.device, tuple[torch.Tensor, ...]] = {}
 
-    def foretold(
+    def predicted(
         self, tokens: torch.Tensor, rows: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys, turned to their places, and values, float32 ``[n, d]``.
 
         Args:
             tokens: int64 ``[m, S]``, those of m references.
-            rows, heads, positions: int64 ``[n]``: reference, layer * H + head and place of each pair, all on the device of ``tokens``.
+            rows, heads, positions: int64 ``[n]``: reference, layer * H + head and place of each pair, all on the device of
+                ``tokens``.
         """
         device = tokens.device
         if device not in self._on:
@@ -71,7 +79,8 @@ class Foretelling:
         features = token_features(self._vectors[tokens.to(self._vectors.device)].to(device))
         latent, behind = (features @ project).chunk(2, dim=2)
         latent[:, 1:] += behind[:, :-1]
-        # Head by head: a head's matrix is too large to be copied for every tile, as `memory3.codec.transform` does with its own.
+        # Head by head: a head's matrix is too large to be copied for every tile, as `memory3.codec.transform` does with its
+        # own.
         order = torch.argsort(heads, stable=True)
         counts = torch.bincount(heads, minlength=len(out)).tolist()
         sorted_rows = latent.flatten(0, 1).index_select(0, (rows * tokens.shape[1] + positions)[order])
@@ -88,18 +97,16 @@ class Foretelling:
         """
         needed = int(memory.positions.max()) + 1 if len(memory.positions) else 0
         if memory.tokens is None or len(memory.tokens) < needed:
-            raise InputError(
-                "codec foretold needs the tokens that a memory was made of: encode the reference with Memory3.encode"
-            )
+            raise InputError("codec predicted needs the tokens that a memory was made of, and this one has none, or too few")
         tokens = torch.as_tensor(memory.tokens[:needed].astype("int64"))
         if needed and int(tokens.max()) >= self.vocabulary:
             raise InputError(f"a memory has the token {int(tokens.max())}, the model knows {self.vocabulary:,}")
         return tokens
 
     def rest(self, memory: Memory, heads: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of a memory less what its tokens foretell, float32 ``[p, d]``."""
+        """Keys and values of a memory less what its tokens predict, float32 ``[p, d]``."""
         tokens = self.checked(memory)[None]
-        keys, values = self.foretold(tokens, torch.zeros_like(heads), heads, positions)
+        keys, values = self.predicted(tokens, torch.zeros_like(heads), heads, positions)
         return memory.keys.float() - keys, memory.values.float() - values
 
 
@@ -124,7 +131,7 @@ class Moments:
     def add(self, memory: Memory) -> None:
         """The pairs of one memory."""
         if memory.tokens is None:
-            raise InputError("codec foretold is fitted to memories with their tokens: encode references with Memory3.encode")
+            raise InputError("codec predicted is fitted to memories with their tokens, and one has none")
         counts = memory.counts.reshape(-1).astype("int64")
         positions = torch.from_numpy(memory.positions.astype("int64"))
         of_token = self._features[torch.as_tensor(memory.tokens.astype("int64"))]
@@ -151,7 +158,8 @@ class Moments:
         """``project`` float16 ``[2, e, r]`` and ``out`` float16 ``[L*H, r, 2d]``.
 
         Args:
-            metrics: what errors in ``keys`` and ``values`` cost, ``[L*H, d, d]``, where ranks compete; None: their squared length.
+            metrics: what errors in ``keys`` and ``values`` cost, ``[L*H, d, d]``, where ranks compete; None: their squared
+                length.
             rank: r at most.
         """
         width = self.gram.shape[1]
@@ -162,7 +170,7 @@ class Moments:
             gram = self.gram[head] - torch.outer(x, x / count)
             pooled += gram
             maps[head] = torch.linalg.solve(gram + _RIDGE * eye, self.cross[head] - torch.outer(x, y / count))
-        # The best approximation of one rank: principal axes of what is foretold, over all heads, in the readers' metric.
+        # The best approximation of one rank: principal axes of what is predicted, over all heads, in the readers' metric.
         root = torch.linalg.cholesky(pooled / self.count.sum().clamp(min=1) + 1e-3 * eye)
         spread = torch.zeros(width, width)
         for head, count in enumerate(self.count.tolist()):

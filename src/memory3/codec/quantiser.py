@@ -1,48 +1,28 @@
-"""FAISS quantisers by factory string: trained, taken apart into plain tensors, and put together again. Knows no memory and no file.
+"""FAISS quantisers by factory string: trained, taken apart into plain tensors, and put together again. Knows no memory and no
+file.
 
-Three families, each with an optional rotation in front that FAISS learns (``OPQ16_64,``):
-
-- ``Residual2x14,PQ8x10``, the paper's: the vector's halves are each one of 2^14 centroids, what is left is cut into 8 parts, each one of 2^10.
-  28 + 80 bits; FAISS fills the first up to whole bytes: 4 + 10 = 14 bytes.
-- ``PQ16x7``: the vector is cut into 16 parts, each one of 2^7.
-- ``RQ14x8``: 14 whole vectors out of 2^8 each, which add up, found by beam search.
-
-In all of them a vector is a sum of rows, one row of a table per number in its code. FAISS's own file format is never read: it is C++ objects, and a bank may
-come from anywhere.
+What the strings mean says `memory3.codec.factory`. In all of them a vector is a sum of rows, one row of a table per number in
+its code. FAISS's own file format is never read: it is C++ objects, and a bank may come from anywhere.
 
 Symbols: n vectors, d head dimension, D dimensions after the rotation, S numbers in a code, c bytes of a code.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from memory3.errors import ConfigError
+from memory3.codec.factory import table_shapes
 
-__all__ = ["Quantiser", "default_factory"]
+__all__ = ["Quantiser"]
 
-_FACTORY = re.compile(
-    r"(?:OPQ(?P<groups>\d+)(?:_(?P<width>\d+))?,)?"
-    r"(?:Residual(?P<coarse>\d+)x(?P<coarse_bits>\d+),PQ(?P<fine>\d+)x(?P<fine_bits>\d+)"
-    r"|PQ(?P<parts>\d+)x(?P<part_bits>\d+)|RQ(?P<sums>\d+)x(?P<sum_bits>\d+))"
-)
-#: FAISS's own are 25 for the large tables and 50 for the rotation; these keep fitting within minutes. Rotations of 10 and 50 steps were compared: the same error.
+#: FAISS's own are 25 for the large tables and 50 for the rotation; these keep fitting within minutes. Rotations of 10 and 50
+#: steps were compared: the same error.
 _STEPS = 8
 _ROTATION_STEPS = 5
-
-
-def default_factory(head_dim: int) -> str:
-    """The paper's quantiser for a head dimension: 14 bytes a vector (section 3.3; for 80 the string as printed there)."""
-    if head_dim % 8:
-        raise ConfigError(
-            f"the default quantiser needs a head dimension that 8 divides, not {head_dim}: name one, as in codec 'product:RQ14x8'"
-        )
-    return f"OPQ{head_dim // 4}_{head_dim},Residual2x14,PQ8x10"
 
 
 class Quantiser:
@@ -52,8 +32,8 @@ class Quantiser:
         factory: its factory string.
         dimension: d.
         rotation: float32 ``[D, d]``, orthonormal rows; D = d without one, the identity.
-        tables: float32 ``[K, 2^bits, width]`` by name: ``coarse`` (K parts of the vector), ``fine`` (K parts of what is left) and ``sums``
-            (K whole vectors); those that the family has.
+        tables: float32 ``[K, 2^bits, width]`` by name: ``coarse`` (K parts of the vector), ``fine`` (K parts of what is left)
+            and ``sums`` (K whole vectors); those that the family has.
     """
 
     def __init__(
@@ -65,53 +45,10 @@ class Quantiser:
         self.tables = dict(tables)
 
     @classmethod
-    def shapes(cls, factory: str, dimension: int) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor that this quantiser has.
-
-        Raises:
-            ConfigError: the string is of no family, or does not fit the dimension.
-        """
-        match = _FACTORY.fullmatch(factory)
-        if not match:
-            raise ConfigError(
-                f"the quantiser {factory!r} is unknown: write ResidualMxB,PQMxB or PQMxB or RQMxB (M numbers of B bits), optionally "
-                "behind OPQM_D, such as OPQ16_64,Residual2x14,PQ8x10 or RQ14x8"
-            )
-        part = {name: int(text) for name, text in match.groupdict().items() if text is not None}
-        width = part.get("width", dimension)
-        shapes: dict[str, tuple[int, ...]] = {}
-        if "groups" in part:
-            shapes["rotation"] = (width, dimension)
-        for name, number, bits in (
-            ("coarse", "coarse", "coarse_bits"),
-            ("fine", "fine", "fine_bits"),
-            ("fine", "parts", "part_bits"),
-        ):
-            if number in part:
-                shapes[name] = (part[number], 1 << part[bits], width // max(1, part[number]))
-        if "sums" in part:
-            shapes["sums"] = (part["sums"], 1 << part["sum_bits"], width)
-        divisors = [part[name] for name in ("groups", "coarse", "fine", "parts") if name in part]
-        bits_ = [part[name] for name in ("coarse_bits", "fine_bits", "part_bits", "sum_bits") if name in part]
-        fits = width <= dimension and all(count and width % count == 0 for count in divisors) and part.get("sums", 1)
-        if not fits or not all(1 <= bits <= 16 for bits in bits_):
-            raise ConfigError(
-                f"the quantiser {factory!r} does not fit vectors of {dimension} numbers: every count must divide them, and a number "
-                "have 1 to 16 bits"
-            )
-        return shapes
-
-    @classmethod
-    def needed(cls, factory: str, dimension: int) -> int:
-        """Vectors that training needs at least: as many as its largest table has rows."""
-        shapes = cls.shapes(factory, dimension)
-        return max(256 if "rotation" in shapes else 1, *(shape[1] for name, shape in shapes.items() if name != "rotation"))
-
-    @classmethod
     def train(cls, factory: str, z: np.ndarray) -> Quantiser:
-        """Fit to float32 vectors ``[n, d]``, n at least `needed`."""
+        """Fit to float32 vectors ``[n, d]``, n at least `memory3.codec.factory.needed_vectors`."""
         dimension = z.shape[1]
-        shapes = cls.shapes(factory, dimension)
+        shapes = table_shapes(factory, dimension)
         index, parts = _index(factory, dimension)
         kept = _patient(parts)
         index.train(np.ascontiguousarray(z, np.float32))
@@ -122,11 +59,11 @@ class Quantiser:
     @classmethod
     def of(cls, factory: str, dimension: int, tensors: Mapping[str, torch.Tensor]) -> Quantiser:
         """From the tensors that `tensors` gave."""
-        tables = {name: tensors[name] for name in cls.shapes(factory, dimension) if name != "rotation"}
+        tables = {name: tensors[name] for name in table_shapes(factory, dimension) if name != "rotation"}
         return cls(factory, dimension, tensors.get("rotation"), tables)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """By name, for a code book."""
+        """By name, for a codebook."""
         return self.tables if self.rotation is None else {"rotation": self.rotation, **self.tables}
 
     @property

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from memory3.codec.base import Codec, Record
-from memory3.errors import BankCorrupt, InputError
+from memory3.codec.base import Codec, Record, RecordSizes
+from memory3.codec.kinds.raw import Raw
+from memory3.errors import CodecError, InputError
 from memory3.types import Memory, MemoryShape
 
 __all__ = ["RawCodec", "checked_pairs", "decode_record", "encode_record", "record_size"]
@@ -28,7 +29,7 @@ _COUNT = np.dtype("<u2")
 
 
 class RawCodec(Codec):
-    """Keys and values as they are. Needs no code book."""
+    """Keys and values as they are. Needs no codebook."""
 
     name = "raw"
 
@@ -52,8 +53,7 @@ class RawCodec(Codec):
 
 def record_size(shape: MemoryShape) -> int:
     """Bytes of every record of this shape."""
-    header = _COUNT.itemsize * (shape.heads + shape.pairs)
-    return header + 2 * shape.pairs * shape.head_dim * shape.torch_dtype.itemsize
+    return Raw().cost(RecordSizes(shape.heads, shape.pairs, shape.head_dim, 0, shape.dtype)).record_bytes
 
 
 def encode_record(memory: Memory, shape: MemoryShape) -> bytes:
@@ -72,18 +72,16 @@ def decode_record(data: Record, shape: MemoryShape) -> Memory:
     """The memory in ``data``.
 
     Writable buffers are viewed, not copied, so the memory keeps them alive and must be their only user; read-only ones are
-    copied once, since torch has no read-only tensors. Wrong lengths and counts raise BankCorrupt.
+    copied once, since torch has no read-only tensors. Wrong lengths and counts raise CodecError.
     """
     size = record_size(shape)
     view = memoryview(data).cast("B")
     if view.nbytes != size:
-        raise BankCorrupt(f"a record has {view.nbytes} bytes, this bank's have {size}: check it with `memory3 verify`")
+        raise CodecError(f"a record has {view.nbytes} bytes, all others {size}")
     counts, positions, keys, values = _parts(bytearray(view) if view.readonly else view, shape)
     pairs = int(counts.sum(dtype=np.int64))
     if pairs > shape.pairs:
-        raise BankCorrupt(
-            f"a record counts {pairs} pairs, this bank's have at most {shape.pairs}: check it with `memory3 verify`"
-        )
+        raise CodecError(f"a record counts {pairs} pairs, it has at most {shape.pairs}")
     return Memory(
         counts=counts.reshape(len(shape.layers), shape.kv_heads),
         positions=positions[:pairs],
@@ -109,7 +107,7 @@ def checked_pairs(memory: Memory, shape: MemoryShape) -> int:
     expected = (len(shape.layers), shape.kv_heads)
     if memory.counts.shape != expected or pairs > shape.pairs:
         raise InputError(
-            f"a memory with counts {memory.counts.shape} and {pairs} pairs does not fit a bank of {expected} heads "
+            f"a memory with counts {memory.counts.shape} and {pairs} pairs does not fit records of {expected} heads "
             f"and at most {shape.pairs} pairs"
         )
     if memory.positions.shape != (pairs,) or not (memory.keys.shape == memory.values.shape == (pairs, shape.head_dim)):

@@ -1,8 +1,9 @@
-"""Decoding as tensor gathers: a vector is a sum of rows of one table, then moved back to where its head lies. Knows no file and no FAISS.
+"""Decoding as tensor gathers: a vector is a sum of rows of one table, then moved back to where its head lies. Knows no file
+and no FAISS.
 
-Every additive quantiser decodes so: what a code stands for in its own few dimensions is written as a row of all d, the quantiser's rotation applied beforehand.
-With ``embedding_bag`` the sum needs no intermediate tensor; gathering the short rows and multiplying by the rotation once takes four times as long
-(2 cores, 14,400 vectors of 64).
+Every additive quantiser decodes so: what a code stands for in its own few dimensions is written as a row of all d, the
+quantiser's rotation applied beforehand. With ``embedding_bag`` the sum needs no intermediate tensor; gathering the short rows
+and multiplying by the rotation once takes four times as long (2 cores, 14,400 vectors of 64).
 
 Symbols: n vectors, S codes of a vector, c bytes of a coded vector, d head dimension, r <= d rotated dimensions.
 """

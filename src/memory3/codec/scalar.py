@@ -2,8 +2,9 @@
 
     code = round(z / step), within its bits        z = step * code
 
-z is the vector less its head's mean, over its channel's width (`memory3.codec.centring`), so the scale of every layer, head and channel lies in the code book
-and a record holds codes alone. The step is the one of least squared error on the memories the book was fitted on: it trades fineness for range.
+z is the vector less its head's mean, over its channel's width (`memory3.codec.centring`), so the scale of every layer, head
+and channel lies in the codebook and a record holds codes alone. The step is the one of least squared error on the memories the
+codebook was fitted on: it trades fineness for range.
 """
 
 from __future__ import annotations
@@ -13,38 +14,30 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from memory3.codec.centring import Centring
-from memory3.codec.vectors import CentredCoder
+from memory3.codec.centring import CentredCoder, Centring
+from memory3.codec.vectors import Sample
 
-__all__ = ["BITS", "ScalarCoder", "fit_step", "rounded"]
-
-#: Bits of a number, by name.
-BITS = {"int8": 8, "int4": 4}
-_WANTED_VECTORS = 65_536
+__all__ = ["ScalarCoder", "fit_step", "rounded"]
 
 
 class ScalarCoder(CentredCoder):
     """``int8``: d bytes a vector. ``int4``: two numbers a byte, the first in the lower half."""
 
-    def __init__(self, name: str, head_dim: int, tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, bits: int, head_dim: int, tensors: Mapping[str, torch.Tensor]) -> None:
         self.centring = Centring.of(tensors)
-        self._bits, self._head_dim, self._step = BITS[name], head_dim, float(tensors["step"])
+        self._bits, self._head_dim, self._step = bits, head_dim, float(tensors["step"])
         self.width = -(-head_dim * self._bits // 8)
 
     @classmethod
-    def shared_shapes(cls, name: str, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """See `CentredCoder.shared_shapes`."""
-        return {"step": ()}
+    def shapes(cls, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
+        """See `memory3.codec.base.VectorCodec.shapes`."""
+        return cls.centring_shapes(heads, head_dim) | {"step": ()}
 
     @classmethod
-    def appetite(cls, name: str, head_dim: int) -> tuple[int, int]:
-        """See `VectorCoder.appetite`."""
-        return 1, _WANTED_VECTORS
-
-    @classmethod
-    def fit_shared(cls, name: str, z: torch.Tensor) -> dict[str, torch.Tensor]:
-        """See `CentredCoder.fit_shared`."""
-        return {"step": fit_step(z, BITS[name])}
+    def fit(cls, bits: int, sample: Sample) -> dict[str, torch.Tensor]:
+        """See `memory3.codec.base.VectorCodec.fit`. ``bits``: of a number."""
+        tensors, z = cls.fit_centring(sample)
+        return tensors | {"step": fit_step(z, bits)}
 
     def _encode(self, z: torch.Tensor) -> np.ndarray:
         low, _ = _range(self._bits)

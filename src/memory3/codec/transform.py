@@ -1,16 +1,20 @@
-"""Transform coding: each head's vectors on axes that matter to what reads them, more bits for the axes that matter more. Knows no memory and no file.
+"""Transform coding: each head's vectors on axes that matter to what reads them, more bits for the axes that matter more. Knows
+no memory and no file.
 
     z = (R(-position) x - mean) W / width        bits = trellis(z)        x = R(position) (mean + (width z) W^-1)
 
-An error in a key shows as an error in logits, so its size is d^T M d with M the second moment of the queries that read it, seen from the key's place; an error in a
-value shows in the attention's output, M = W_o^T W_o. With M = A A^T and S the covariance of the vectors, W = A U, U the axes of A^T S A: in these coordinates the
-error is Euclidean and the channels do not correlate (the Karhunen-Loeve transform in the reader's metric). Bits are handed out one by one to the axis where the next
-one saves most; all heads share the allotment, so a record needs no table of it. Axes without bits are dropped.
+An error in a key shows as an error in logits, so its size is d^T M d with M the second moment of the queries that read it,
+seen from the key's place; an error in a value shows in the attention's output, M = W_o^T W_o. With M = A A^T and S the
+covariance of the vectors, W = A U, U the axes of A^T S A: in these coordinates the error is Euclidean and the channels do not
+correlate (the Karhunen-Loeve transform in the reader's metric). Bits are handed out one by one to the axis where the next one
+saves most; all heads share the allotment, so a record needs no table of it. Axes without bits are dropped.
 
-What the bits of an axis mean depends on the bits before them, too (`memory3.codec.trellis`), which leaves a quarter less error than rounding each number by itself.
+What the bits of an axis mean depends on the bits before them, too (`memory3.codec.trellis`), which leaves a quarter less error
+than rounding each number by itself.
 
-Measured on SmolLM2-135M (1440 pairs a reference), mean squared error of the logits, variance 9.4, when numbers were still rounded: equal steps in each channel at 256 bits a key
-0.155, RQ14x8 at 112 bits 0.12, this at 112 bits 0.11, at 128 bits 0.080; with an allotment for each head 0.063, which would make a record's decoding a table look-up for every number.
+Measured on SmolLM2-135M (1440 pairs a reference), mean squared error of the logits, variance 9.4, when numbers were still
+rounded: equal steps in each channel at 256 bits a key 0.155, RQ14x8 at 112 bits 0.12, this at 112 bits 0.11, at 128 bits
+0.080; with an allotment for each head 0.063, which would make a record's decoding a table look-up for every number.
 
 Symbols: n vectors, L*H heads, d head dimension, D <= d axes that have bits.
 """
@@ -19,7 +23,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -27,15 +30,12 @@ import torch
 from memory3.codec.centring import turned
 from memory3.codec.trellis import ERROR, Trellis
 from memory3.codec.vectors import Sample, VectorCoder
-from memory3.errors import ConfigError
 
 __all__ = ["TransformCoder", "allotted", "axes"]
 
 #: A head that kept few vectors borrows its covariance: as many vectors of the average head are counted in.
 _BORROWED = 64
-_DEFAULT_BITS = 128
 _MOST_BITS = len(ERROR) - 1
-_WANTED_VECTORS = 400_000
 #: Vectors that the trellis's table is fitted to.
 _TRELLIS_VECTORS = 4096
 #: Rows that are multiplied by one matrix at a time.
@@ -45,26 +45,23 @@ _TILE = 32
 class TransformCoder(VectorCoder):
     """``transform`` or ``transform:BITS``: so many bits a vector, 128 by default."""
 
-    uses_metric: ClassVar[bool] = True
-
-    def __init__(self, name: str, head_dim: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        self.width = _bits(name, head_dim) // 8
+    def __init__(self, bits: int, head_dim: int, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.width = bits // 8
         self._mean, self._angles = tensors["mean"], tensors["angles"]
-        bits = [int(bits) for bits in tensors["bits"].tolist() if bits > 0]
-        if not bits or max(bits) > 8 or sum(bits) > 8 * self.width:
+        sizes = [int(size) for size in tensors["bits"].tolist() if size > 0]
+        if not sizes or max(sizes) > _MOST_BITS or sum(sizes) > 8 * self.width:
             raise ValueError(
-                f"bits say {sum(bits)} for {self.width} bytes a vector, and at most {max(bits, default=0)} for an axis"
+                f"bits say {sum(sizes)} for {self.width} bytes a vector, and at most {max(sizes, default=0)} for an axis"
             )
         # The stream begins with the axes that matter least, since its first bits have none before them.
-        self._trellis = Trellis(bits[::-1], tensors["variance"][: len(bits)].flip(0), tensors["table"])
-        self._analysis = tensors["analysis"][:, :, : len(bits)].flip(2).contiguous()
-        self._synthesis = torch.linalg.inv(tensors["analysis"])[:, : len(bits)].flip(1).contiguous()
+        self._trellis = Trellis(sizes[::-1], tensors["variance"][: len(sizes)].flip(0), tensors["table"])
+        self._analysis = tensors["analysis"][:, :, : len(sizes)].flip(2).contiguous()
+        self._synthesis = torch.linalg.inv(tensors["analysis"])[:, : len(sizes)].flip(1).contiguous()
         self._on: dict[torch.device, tuple[torch.Tensor, ...]] = {}
 
     @classmethod
-    def shapes(cls, name: str, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """See `VectorCoder.shapes`."""
-        _bits(name, head_dim)
+    def shapes(cls, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
+        """See `memory3.codec.base.VectorCodec.shapes`."""
         return {
             "mean": (heads, head_dim),
             "angles": (-1,),
@@ -75,14 +72,8 @@ class TransformCoder(VectorCoder):
         }
 
     @classmethod
-    def appetite(cls, name: str, head_dim: int) -> tuple[int, int]:
-        """See `VectorCoder.appetite`."""
-        _bits(name, head_dim)
-        return head_dim, _WANTED_VECTORS
-
-    @classmethod
-    def fit(cls, name: str, sample: Sample) -> dict[str, torch.Tensor]:
-        """See `VectorCoder.fit`."""
+    def fit(cls, total: int, sample: Sample) -> dict[str, torch.Tensor]:
+        """See `memory3.codec.base.VectorCodec.fit`. ``total``: bits of a vector."""
         dim = sample.vectors.shape[1]
         angles = torch.zeros(0) if sample.angles is None else sample.angles.detach().to("cpu", torch.float32)
         x = turned(sample.vectors.float(), -sample.positions, angles)
@@ -92,7 +83,7 @@ class TransformCoder(VectorCoder):
         analysis, variance = axes(x - mean[sample.heads], sample.heads, metric)
         weight = count[:, 0] / count.sum()
         variance = (weight[:, None] * variance).sum(0)
-        bits = [size for size in allotted(variance, _bits(name, dim)) if size]
+        bits = [size for size in allotted(variance, total) if size]
         some = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:_TRELLIS_VECTORS]
         z = torch.einsum("nd,nde->ne", (x - mean[sample.heads])[some], analysis[sample.heads[some], :, : len(bits)])
         return {
@@ -119,7 +110,8 @@ class TransformCoder(VectorCoder):
         synthesis, mean, angles = self._on[device]
         if not len(heads):
             return [mean.new_zeros(0, mean.shape[1], dtype=dtype) for _ in sizes]
-        # The codes are put in order of heads, being the smallest there is to move, and the vectors back again as soon as they are small, too.
+        # The codes are put in order of heads, being the smallest there is to move, and the vectors back again as soon as they
+        # are small, too.
         rows, of_tile, places = (part.to(device) for part in _tiles(heads.cpu().numpy(), len(mean)))
         z = self._trellis.decode(codes.index_select(0, rows)).view(len(of_tile), _TILE, -1)
         x = torch.baddbmm(mean.index_select(0, of_tile)[:, None], z, synthesis.index_select(0, of_tile)).flatten(0, 1)
@@ -150,7 +142,9 @@ def axes(x: torch.Tensor, heads: torch.Tensor, metric: torch.Tensor) -> tuple[to
 
 
 def allotted(variance: torch.Tensor, total: int) -> list[int]:
-    """Bits of each axis, ``total`` in all, handed out one by one where the next saves most. ``variance`` ``[d]``, descending."""
+    """Bits of each axis, ``total`` in all, handed out one by one where the next saves most. ``variance`` ``[d]``,
+    descending.
+    """
     saved = [(-float(v) * (ERROR[0] - ERROR[1]), axis) for axis, v in enumerate(variance)]
     heapq.heapify(saved)
     bits = [0] * len(variance)
@@ -165,8 +159,8 @@ def allotted(variance: torch.Tensor, total: int) -> list[int]:
 def _by_head(x: torch.Tensor, heads: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     """Row i times the matrix of head ``heads[i]``: ``[n, a]`` and ``[L*H, a, b]`` to ``[n, b]``.
 
-    Rows of a head are cut into tiles of equal size, the last one filled up, so that all products are one batched call: a product for each head took
-    five times as long on two busy cores (7,200 rows of 90 heads).
+    Rows of a head are cut into tiles of equal size, the last one filled up, so that all products are one batched call: a
+    product for each head took five times as long on two busy cores (7,200 rows of 90 heads).
     """
     if not len(x):
         return x.new_empty(0, matrices.shape[2])
@@ -192,13 +186,3 @@ def _tiles(heads: np.ndarray, number: int) -> tuple[torch.Tensor, torch.Tensor, 
     places = np.empty(len(heads), np.int64)
     places[rows[real]] = np.flatnonzero(real.reshape(-1))
     return torch.from_numpy(rows.reshape(-1)), torch.from_numpy(of_tile), torch.from_numpy(places)
-
-
-def _bits(name: str, head_dim: int) -> int:
-    text = name.partition(":")[2] or str(_DEFAULT_BITS)
-    bits = int(text) if text.isdigit() else 0
-    if bits < 8 or bits % 8 or bits > _MOST_BITS * head_dim:
-        raise ConfigError(
-            f"codec {name!r}: bits of a vector must be a multiple of 8 up to {_MOST_BITS * head_dim}, as in transform:128"
-        )
-    return bits

@@ -1,13 +1,17 @@
-"""Trellis-coded quantisation: numbers to a stream of bits, a few each, read back through a sliding window. Knows no vector, head or file.
+"""Trellis-coded quantisation: numbers to a stream of bits, a few each, read back through a sliding window. Knows no vector,
+head or file.
 
-The stream gets b_t new bits for number t. What stands for the number is read from a table by the last 8 bits of the stream so far, the new ones and those before them:
+The stream gets b_t new bits for number t. What stands for the number is read from a table by the last 8 bits of the stream so
+far, the new ones and those before them:
 
     number t  =  table[b_t, window_t]        window_t = bits end_t - 8 .. end_t of the stream, zeros before its beginning
 
-So a number is chosen from 256 values and not from 2^b, though only b bits are spent; which 2^b of them it can be depends on the numbers before. The best stream is found by Viterbi's
-algorithm over the 256 states, and reading it is one table look-up per number, all at once (after the bitshift trellis of Tseng et al. 2024, QTIP, arXiv 2406.11235). With 8 bits a
-normal number of variance 1 has a squared error of 0.312, 0.088 and 0.026 at 1, 2 and 3 bits, where rounding to the best 2^b values has 0.363, 0.119 and 0.037, and no code has less than
-0.250, 0.063 and 0.016. A window of 10 bits would take four times as long to write for 0.305, 0.086 and 0.024.
+So a number is chosen from 256 values and not from 2^b, though only b bits are spent; which 2^b of them it can be depends on
+the numbers before. The best stream is found by Viterbi's algorithm over the 256 states, and reading it is one table look-up
+per number, all at once (after the bitshift trellis of Tseng et al. 2024, QTIP, arXiv 2406.11235). With 8 bits a normal number
+of variance 1 has a squared error of 0.312, 0.088 and 0.026 at 1, 2 and 3 bits, where rounding to the best 2^b values has
+0.363, 0.119 and 0.037, and no code has less than 0.250, 0.063 and 0.016. A window of 10 bits would take four times as long to
+write for 0.305, 0.086 and 0.024.
 
 Symbols: n streams, T numbers a stream, b_t bits of number t.
 """
@@ -45,7 +49,9 @@ class Trellis:
 
     @classmethod
     def fit(cls, bits: Sequence[int], weights: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        """The table of least error, float32 ``[9, 256]``, for numbers ``[n, T]``: mean of what each window came to stand for, again and again."""
+        """The table of least error, float32 ``[9, 256]``, for numbers ``[n, T]``: mean of what each window came to stand for,
+        again and again.
+        """
         generator = torch.Generator().manual_seed(0)
         normal = torch.erfinv(2 * (torch.arange(_STATES) + 0.5) / _STATES - 1) * 2**0.5
         # Any order in which neighbours in the trellis are no neighbours in value will do to begin with.
@@ -64,7 +70,8 @@ class Trellis:
 
     def _windows(self, numbers: torch.Tensor) -> torch.Tensor:
         rows = len(numbers)
-        # cost[state]: least error of a stream that ends in this window. New bits enter at the top, old ones leave at the bottom.
+        # cost[state]: least error of a stream that ends in this window. New bits enter at the top, old ones leave at the
+        # bottom.
         cost = numbers.new_full((rows, _STATES), torch.inf)
         cost[:, 0] = 0
         left: list[torch.Tensor] = []  # the bits that left on the best way to what stayed

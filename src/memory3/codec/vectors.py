@@ -1,18 +1,21 @@
-"""What codes the keys of a codec, or its values: vectors to some bytes each, and back. Knows no memory and no file."""
+"""What codes the keys of a codec, or its values: vectors to some bytes each, and back. Knows no memory and no file.
+
+Imports no torch: a new codec is one file, which defines a coder and imports torch where that computes.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
-from memory3.codec.centring import Centring
 
-__all__ = ["CentredCoder", "Sample", "VectorCoder"]
+__all__ = ["Sample", "VectorCoder"]
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,8 @@ class Sample:
         positions: int64 ``[n]``: place of each token in its reference.
         number: L*H.
         angles: ``[r/2]``, RoPE's angle per position, for keys; None: vectors are not rotated.
-        metric: float32 ``[L*H, d, d]``: an error e in a vector of head h costs ``e^T metric[h] e``, in the coordinates that the rotation by
-            -position leads to; None: its squared length.
+        metric: float32 ``[L*H, d, d]``: an error e in a vector of head h costs ``e^T metric[h] e``, in the coordinates that
+            the rotation by -position leads to; None: its squared length.
     """
 
     vectors: torch.Tensor
@@ -38,83 +41,41 @@ class Sample:
 
 
 class VectorCoder(ABC):
-    """Codes vectors.
+    """Codes vectors: a `memory3.codec.base.VectorCodec` that was fitted.
 
-    Symbols: n vectors, c bytes of a coded vector, d head dimension.
+    Symbols: n vectors, at least one, c bytes of a coded vector, d head dimension.
 
     Attributes:
         width: c.
-        uses_metric: is it fitted to `Sample.metric`?
     """
 
     width: int
-    uses_metric: ClassVar[bool] = False
-
-    @abstractmethod
-    def __init__(self, name: str, head_dim: int, tensors: Mapping[str, torch.Tensor]) -> None:
-        """From the tensors of one side of a code book; ``name`` is that side's part of the codec's name."""
-
-    @classmethod
-    @abstractmethod
-    def shapes(cls, name: str, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of those tensors, all float32; -1 is any size. ConfigError: the name does not fit the head dimension."""
-
-    @classmethod
-    @abstractmethod
-    def appetite(cls, name: str, head_dim: int) -> tuple[int, int]:
-        """Vectors that it must be fitted on at least, and those that make it good."""
-
-    @classmethod
-    @abstractmethod
-    def fit(cls, name: str, sample: Sample) -> dict[str, torch.Tensor]:
-        """Those tensors."""
 
     @abstractmethod
     def encode(self, vectors: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> np.ndarray:
-        """Codes uint8 ``[n, c]`` of vectors ``[n, d]`` of ``heads`` at ``positions``, int64 ``[n]`` both."""
+        """Codes of vectors.
+
+        Args:
+            vectors: ``[n, d]``, of any dtype.
+            heads: int64 ``[n]``: layer * H + head of each.
+            positions: int64 ``[n]``: place of each token in its reference.
+
+        Returns:
+            uint8 ``[n, c]``.
+        """
 
     @abstractmethod
     def decode(
         self, codes: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor, sizes: Sequence[int], dtype: torch.dtype
     ) -> list[torch.Tensor]:
-        """Vectors of ``dtype`` in tensors of their own ``[size, d]``, all on the device of ``codes``, uint8 ``[n, c]``.
+        """The vectors that codes stand for, cut into tensors of their own. Any code must stand for finite numbers.
 
-        ``heads`` and ``positions`` are int64 ``[n]``; ``sizes`` add up to n.
+        Args:
+            codes: uint8 ``[n, c]``.
+            heads, positions: as `encode` was given them, all on the device of ``codes``.
+            sizes: vectors of each tensor; they add up to n.
+            dtype: of the tensors.
+
+        Returns:
+            Tensors ``[size, d]`` on the device of ``codes``.
         """
-
-
-class CentredCoder(VectorCoder):
-    """Brings vectors to one place and width first (`memory3.codec.centring`), so that heads can share what codes them."""
-
-    centring: Centring
-
-    @classmethod
-    def shapes(cls, name: str, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """See `VectorCoder.shapes`."""
-        centring = {"mean": (heads, head_dim), "scale": (heads, head_dim), "angles": (-1,)}
-        return centring | cls.shared_shapes(name, head_dim)
-
-    @classmethod
-    def fit(cls, name: str, sample: Sample) -> dict[str, torch.Tensor]:
-        """See `VectorCoder.fit`. The metric is not heeded."""
-        centring = Centring.fit(sample.vectors, sample.heads, sample.positions, sample.number, sample.angles)
-        z = centring.centred(sample.vectors, sample.heads, sample.positions)
-        return centring.tensors() | cls.fit_shared(name, z)
-
-    def encode(self, vectors: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> np.ndarray:
-        """See `VectorCoder.encode`."""
-        return self._encode(self.centring.centred(vectors, heads, positions))
-
-    @classmethod
-    @abstractmethod
-    def shared_shapes(cls, name: str, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of what heads share."""
-
-    @classmethod
-    @abstractmethod
-    def fit_shared(cls, name: str, z: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What heads share, fitted to centred vectors float32 ``[n, d]``."""
-
-    @abstractmethod
-    def _encode(self, z: torch.Tensor) -> np.ndarray:
-        """Codes of centred vectors."""

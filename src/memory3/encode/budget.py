@@ -1,7 +1,7 @@
 """From scores to kept pairs: the budget is spent on the best tokens.
 
-``uniform``: the best k tokens of every head. ``adaptive``: the best pairs over all layers, heads and tokens of a reference at once, so heads keep
-different numbers of tokens, possibly none.
+``uniform``: the best k tokens of every head. ``adaptive``: the best pairs over all layers, heads and tokens of a reference at
+once, so heads keep different numbers of tokens, possibly none.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def choose(scores: torch.Tensor, lengths: torch.Tensor, budget: Budget, referenc
         scores: float32 ``[N, L, H, S]``; what stands at padding is ignored.
         lengths: int64 ``[N]``, tokens of each reference, at most S.
         budget: how many.
-        reference_length: tokens of a full reference; the adaptive budget is a fraction of it, not of the actual length, so that
-            records are constant in size and short references keep more of themselves.
+        reference_length: tokens of a full reference; the adaptive budget is a fraction of it, not of the actual length, so
+            that records are constant in size and short references keep more of themselves.
 
     Returns:
         bool ``[N, L, H, S]``. Never True at padding. Ties go to the earlier layer, head and token.

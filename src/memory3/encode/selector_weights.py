@@ -3,8 +3,9 @@
     <cache folder>/selectors/<fingerprint of the whole model>.safetensors
     <folder of the adapter or model>/selector.safetensors      as training leaves it
 
-Tensor ``weights``: float32 ``[L, A d + 1, H]``, L layers of full attention; its metadata has one key, ``memory3``: JSON with ``version``, ``model`` (that fingerprint;
-beside an adapter `adapter_mark`, so that the number format of the weights does not matter), ``layers`` and ``about``.
+Tensor ``weights``: float32 ``[L, A d + 1, H]``, L layers of full attention; its metadata has one key, ``memory3``: JSON with
+``version``, ``model`` (that fingerprint; beside an adapter `adapter_mark`, so that the number format of the weights does not
+matter), ``layers`` and ``about``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ __all__ = ["SelectorWeights", "adapter_mark", "find_weights", "keep_weights"]
 
 VERSION = 1
 _BESIDE = "selector.safetensors"
-_REMEDY = "delete it, or fit it anew with `memory3 calibrate`"
+_REMEDY = "delete it, or fit it anew"
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +120,7 @@ def _read(path: Path, layers: tuple[int, ...], width: int, heads: int) -> Select
     )
     if version != VERSION or not fits:
         raise ModelError(
-            f"{path} is version {version} with weights {tuple(weights.shape)}, wanted are version {VERSION} and finite float32 {shape}: {_REMEDY}"
+            f"{path} is version {version} with weights {tuple(weights.shape)}, wanted are version {VERSION} and finite "
+            f"float32 {shape}: {_REMEDY}"
         )
     return found

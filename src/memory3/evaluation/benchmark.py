@@ -1,4 +1,7 @@
-"""Tasks of lm-evaluation-harness as tasks of ours: the harness makes prompts and scores, ours are the modes, the controls and the folder of results."""
+"""Tasks of lm-evaluation-harness as tasks of ours.
+
+The harness makes prompts and grades; ours are the modes, the controls and the folder of results.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,10 @@ import numpy as np
 
 from memory3.bank import Bank
 from memory3.evaluation.generation import generate_rows
-from memory3.evaluation.likelihood import Likelihood, likelihoods
 from memory3.evaluation.modes import Mode
-from memory3.evaluation.prompts import PromptRow, prompt_row
 from memory3.evaluation.task import Item, Metric, Task
 from memory3.llm import Memory3
+from memory3.prompt import PromptRow
 
 __all__ = ["BenchmarkTask", "encode_pair"]
 
@@ -29,7 +31,10 @@ _LABELS = {
 
 
 def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Tokens of a context and of what follows it, cut where the context's own tokens end; spaces at its end go with what follows (the rule of lm_eval)."""
+    """Tokens of a context and of what follows it, cut where the context's own tokens end.
+
+    Spaces at its end go with what follows: the rule of lm_eval.
+    """
     bare = context.rstrip()
     continuation = context[len(bare) :] + continuation
     first = list(tokenizer(bare)["input_ids"]) if bare else []
@@ -71,7 +76,21 @@ class BenchmarkTask(Task):
         max_new_tokens: int | None = None,
         notes: str = "",
     ) -> BenchmarkTask:
-        """Wrap lm_eval's task. ``data`` identifies its documents, ``query`` is the field references are looked up by (or empty), ``gold`` tells the right documents of one."""
+        """Wrap lm_eval's task.
+
+        Args:
+            task: lm_eval's object.
+            data: identifies its documents.
+            query: field of a document that references are looked up by; empty: the task's own context.
+            knowledge: what the bank is said to hold.
+            style: one of `memory3.prompt.STYLES`.
+            shots: examples in front of each question.
+            seed: of the examples.
+            gold: tells the ids of the right documents of one.
+            guard_of: direction of the contamination guard.
+            max_new_tokens: of a generated answer; None: as the task says.
+            notes: for the report.
+        """
         items = []
         for number, doc in enumerate(task.eval_docs):
             asked = doc[query] if query else task.doc_to_text(doc)
@@ -144,7 +163,7 @@ class BenchmarkTask(Task):
     def _pair(self, m3: Memory3, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if self.style == "plain":
             return encode_pair(m3.tokenizer, context, continuation)
-        return m3._ids(context), m3._ids(continuation.strip())  # the assistant's words open its turn
+        return m3.prompts.ids(context), m3.prompts.ids(continuation.strip())  # the assistant's words open its turn
 
     def _scored(
         self, m3: Memory3, bank: Bank | None, mode: Mode, asked: Sequence[Sequence[Any]], references: Sequence[Sequence[str]]
@@ -160,13 +179,13 @@ class BenchmarkTask(Task):
                 context, continuation = self._pair(m3, *request.args)
                 if tuple(context) not in by_context:
                     by_context[tuple(context)] = len(rows)
-                    rows.append(prompt_row(m3, bank, mode.read, context, names, self.style, after=256))
+                    rows.append(m3.prompts.row(context, mode.read, names, bank, style=self.style, after=256))
                     continuations.append([])
                 row = by_context[tuple(context)]
                 mine.append((row, len(continuations[row])))
                 continuations[row].append(continuation)
             places.append(mine)
-        found: list[list[Likelihood]] = likelihoods(m3, bank, rows, continuations)
+        found = m3.scorer.score(rows, continuations, bank)
         return [[(found[row][n].total, found[row][n].greedy) for row, n in mine] for mine in places]
 
     def _generated(
@@ -176,9 +195,9 @@ class BenchmarkTask(Task):
         length = self.max_new_tokens or int(options.get("max_gen_toks", 256))
         until = options.get("until", [])
         contexts = [requests[0].args[0] for requests in asked]
-        ids = [m3._ids(text) if self.style == "chat" else list(m3.tokenizer(text)["input_ids"]) for text in contexts]
+        ids = [m3.prompts.ids(text) if self.style == "chat" else list(m3.tokenizer(text)["input_ids"]) for text in contexts]
         rows = [
-            prompt_row(m3, bank, mode.read, context, names, self.style, after=length)
+            m3.prompts.row(context, mode.read, names, bank, style=self.style, after=length)
             for context, names in zip(ids, references, strict=True)
         ]
         stop = [until] if isinstance(until, str) else list(until)

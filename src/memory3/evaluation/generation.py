@@ -1,5 +1,6 @@
-"""Answers generated in batches from prompt rows, and on the way the likelihood of the answer that was wanted: where passages stand in the prompt, they are encoded once
-for both.
+"""Answers generated in batches from prompt rows, and on the way the score of the answer that was wanted.
+
+A prompt that reads no memories is encoded once for both: the wanted answer is scored behind it and taken off its cache.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import torch
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from memory3.bank import Bank
-from memory3.evaluation.likelihood import Likelihood, likelihoods
-from memory3.evaluation.prompts import PromptRow
 from memory3.llm import Memory3
+from memory3.prompt import PromptRow
+from memory3.scoring import Score
 
 __all__ = ["Generated", "generate_rows"]
 
@@ -27,13 +28,14 @@ class Generated:
     Attributes:
         text: up to the first stop string, if one came.
         token_ids: of the answer, end-of-text not among them.
-        wanted: likelihood of the wanted answer, where one was given.
-        attention: share of the attention of the memory layers that went to memories while the answer was written, 0 to 1; None without memories.
+        wanted: score of the wanted answer, where one was given.
+        attention: share of the attention of the memory layers that went to memories while the answer was written, 0 to 1;
+            None without memories.
     """
 
     text: str
     token_ids: list[int]
-    wanted: Likelihood | None = None
+    wanted: Score | None = None
     attention: float | None = None
 
 
@@ -44,7 +46,7 @@ class _Stop(StoppingCriteria):
         self.tokenizer, self.texts, self.start = tokenizer, list(texts), start
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """Asked by transformers after every token. Looks at the last tokens alone: a stop text is at most as many tokens as bytes."""
+        """Which rows end here, bool ``[B]``, by their last tokens: a stop text is at most as many tokens as bytes."""
         last = max(self.start, input_ids.shape[1] - max(len(t.encode()) for t in self.texts) - 1)
         ended = [any(t in said for t in self.texts) for said in self.tokenizer.batch_decode(input_ids[:, last:])]
         return torch.tensor(ended, device=input_ids.device)
@@ -64,10 +66,12 @@ def generate_rows(
     """Greedy answers to all rows, one batch for those that read memories and one for those that read none.
 
     Args:
-        m3, bank, rows: who answers what, from where.
+        m3: who answers.
+        bank: of the memories that rows name.
+        rows: prompts.
         max_new_tokens: length at most.
         stop: texts that end an answer and are not part of it.
-        wanted: per row, token ids of the answer whose likelihood is asked for.
+        wanted: per row, token ids of the answer whose score is asked for.
         options: for ``model.generate``, to sample instead.
     """
     found: list[Generated | None] = [None] * len(rows)
@@ -91,10 +95,11 @@ def _generate(
     stop: Sequence[str],
     options: dict[str, Any],
 ) -> list[Generated]:
-    tokens, mask = m3._pad([row.tokens for row in rows])
-    scores: list[Likelihood | None] = [None] * len(rows)
+    tokens, mask = m3.prompts.pad([row.tokens for row in rows])
+    scores: list[list[Score]] = []
+    asked = None if wanted is None else [[answer] for answer in wanted]
     call: dict[str, Any] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None, **options}
-    call |= {"attention_mask": mask, "max_new_tokens": max_new_tokens, "pad_token_id": m3._pad_id}
+    call |= {"attention_mask": mask, "max_new_tokens": max_new_tokens, "pad_token_id": m3.prompts.pad_id}
     if stop:
         call["stopping_criteria"] = StoppingCriteriaList([_Stop(m3.tokenizer, stop, tokens.shape[1])])
     generate: Any = m3.model.generate
@@ -102,50 +107,22 @@ def _generate(
     with ExitStack() as stack:
         recall = None
         if bank is not None:
-            if wanted is not None:
-                scores = [found[0] for found in likelihoods(m3, bank, rows, [[answer] for answer in wanted])]
+            if asked is not None:
+                scores = m3.scorer.score(rows, asked, bank)
             recall = stack.enter_context(m3.recall(bank, references=[row.references for row in rows]))
-        elif wanted is not None:
-            call["past_key_values"], scores = _prefill(m3, tokens, mask, wanted)
+        elif asked is not None:
+            cache = DynamicCache(config=m3.model.config)
+            scores = m3.scorer.score(rows, asked, cache=cache)
+            # `generate` goes on from the prompts, whose last token it reads itself. A negative number is taken off.
+            cache.crop(tokens.shape[1] - 1 - cache.get_seq_length())
+            call["past_key_values"] = cache
         out = generate(tokens, **call)
         if recall is not None:
             attention = [recall.attention(n) for n in range(len(rows))]
-    ends = m3.model.generation_config.eos_token_id
-    ends = set(ends if isinstance(ends, list) else [ends]) | {m3.tokenizer.eos_token_id}
     answers = []
-    for ids, score, share in zip(out[:, tokens.shape[1] :].tolist(), scores, attention, strict=True):
-        kept = next((ids[:i] for i, t in enumerate(ids) if t in ends), ids)
+    for n, ids in enumerate(out[:, tokens.shape[1] :].tolist()):
+        kept = m3.prompts.trim(ids)
         text = m3.tokenizer.decode(kept, skip_special_tokens=True)
         cut = min((at for at in (text.find(s) for s in stop) if at >= 0), default=len(text))
-        answers.append(Generated(text[:cut].strip(), kept, score, share))
+        answers.append(Generated(text[:cut].strip(), kept, scores[n][0] if scores else None, attention[n]))
     return answers
-
-
-def _prefill(
-    m3: Memory3, tokens: torch.Tensor, mask: torch.Tensor, wanted: Sequence[Sequence[int]]
-) -> tuple[DynamicCache, list[Likelihood | None]]:
-    """Read the prompts, score the wanted answers behind them, and forget those again."""
-    model: Any = m3.model
-    cache = DynamicCache(config=m3.model.config)
-    width, device = tokens.shape[1], tokens.device
-    positions = (mask.cumsum(-1) - 1).clamp_min(0)
-    first = model(tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1).logits
-    most = max(len(answer) for answer in wanted) - 1
-    logits = first
-    if most:
-        fed = torch.tensor([[*answer[:-1], *[m3._pad_id] * (most - len(answer) + 1)] for answer in wanted], device=device)
-        real = torch.arange(most, device=device) < torch.tensor([[len(answer) - 1] for answer in wanted], device=device)
-        later = positions[:, -1:] + 1 + torch.arange(most, device=device)
-        whole = torch.cat([mask, real.to(mask.dtype)], dim=1)
-        rest = model(fed, attention_mask=whole, position_ids=later, past_key_values=cache).logits
-        logits = torch.cat([first, rest], dim=1)
-    scores: list[Likelihood | None] = []
-    for n, answer in enumerate(wanted):
-        logs = torch.log_softmax(logits[n, : len(answer)].float(), dim=-1)
-        ids = torch.tensor(list(answer), device=device)
-        greedy = bool((logs.argmax(-1) == ids).all())
-        scores.append(Likelihood(float(logs.gather(1, ids[:, None]).sum()), greedy, len(answer)))
-    cache.crop(
-        width - 1 - cache.get_seq_length()
-    )  # a negative number is taken off; `generate` reads the prompt's last token itself
-    return cache, scores

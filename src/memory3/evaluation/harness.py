@@ -2,9 +2,10 @@
 
     lm_eval --model memory3 --model_args bank=bank,mode=memory --tasks arc_easy
 
-It is the harness's own ``hf`` class with references in front. Mode none is that class untouched. Mode memory looks up memories by the clock (`memory3.recall.generate`): every
-64 tokens of the context by their own text, then what a model would that writes the continuation, so that nothing is looked up by an answer that is to be
-scored. Mode text puts into the prompt what the last 64 tokens of the context find.
+It is the harness's own ``hf`` class with references in front. Mode none is that class untouched. Mode memory looks up memories
+by the clock (`memory3.recall.generate`): every 64 tokens of the context by their own text, then what a model would that writes
+the continuation, so that nothing is looked up by an answer that is to be scored. Mode text puts into the prompt what the last
+64 tokens of the context find.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from memory3.llm import MODES, Memory3
 from memory3.models.adapter import adapter_of, merge_adapter
 from memory3.models.catalogue import DEFAULT_ADAPTED, resolve_model
 from memory3.models.load import check_device, load_tokenizer
-from memory3.recall.generate import within
+from memory3.prompt import PromptRow
+from memory3.recall.retrieval import within
+from memory3.scoring import Score
 from memory3.types import Memory, Reference
 
 __all__ = ["GuardedBank", "Memory3LM"]
@@ -59,14 +62,16 @@ class GuardedBank:
         tokens = {r.id: r.token_ids for r in self._bank.references([hit.reference_id for hits in found for hit in hits])}
         kept = []
         for query, hits in zip(queries, found, strict=True):
-            asked = self._m3._ids(query)
+            asked = self._m3.prompts.ids(query)
             kept.append([hit for hit in hits if not self._guard.drops(asked, tokens[hit.reference_id])])
             self.dropped += len(hits) - len(kept[-1])
         return kept
 
-    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
+    def memories(
+        self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
+    ) -> list[Memory]:
         """As the bank."""
-        return self._bank.memories(reference_ids, use_cache=use_cache)
+        return self._bank.memories(reference_ids, use_cache=use_cache, device=device)
 
     def references(self, reference_ids: Sequence[str]) -> list[Reference]:
         """As the bank."""
@@ -95,7 +100,8 @@ class Memory3LM(HFLM):
         """Load a model, and the bank it answers from.
 
         Args:
-            pretrained: catalogue name, hub id or folder; ``+ADAPTER`` behind it merges an adapter. Default: the model that wrote the bank.
+            pretrained: catalogue name, hub id or folder; ``+ADAPTER`` behind it merges an adapter. Default: the model that
+                wrote the bank.
             bank: folder of a bank written by this model; its own settings are used.
             mode: ``"memory"``, ``"text"`` or ``"none"``, which is the harness's ``hf`` class as it stands.
             k: references read at once; default: the bank's setting.
@@ -141,9 +147,7 @@ class Memory3LM(HFLM):
         most = int(super().max_length)
         if not hasattr(self, "m3") or self.mode == "none":
             return most
-        taken = len(self.m3.frame.prefix) + self.m3.config.reference_length
-        if self.mode == "text":
-            taken = len(self.m3.frame.prefix) + self.k * (self.m3.config.reference_length + len(self.m3.frame.separator))
+        taken = self.m3.prompts.reserved(self.mode, self.k)
         if taken >= most:
             raise ConfigError(f"{self.k} references take all {most} positions of {self.m3.name}: lower k")
         return most - taken
@@ -151,18 +155,14 @@ class Memory3LM(HFLM):
     def _found(self, contexts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Mode text: the contexts with passages in them."""
         assert self.bank is not None
-        frame, size = self.m3.frame, self.m3.config.chunk_length
-        queries = []
-        for context in contexts:
-            text = [t for t, keep in zip(context, frame.content(context), strict=True) if keep][-size:]
-            queries.append(self.m3.tokenizer.decode(text).strip())
+        prompts = self.m3.prompts
+        queries = [prompts.last_words(context, self.m3.config.chunk_length) for context in contexts]
         asked = [query for query in queries if query]
         hits = iter(self.bank.search(asked, self.k) if asked else [])
         rows = []
         for context, query in zip(contexts, queries, strict=True):
             mine = self.bank.references([hit.reference_id for hit in within(next(hits), self.gap)]) if query else []
-            passages = [list(reference.token_ids) for reference in mine]
-            rows.append(frame.insert_text(context, passages) if passages else list(context))
+            rows.append(prompts.around(context, "text", [reference.token_ids for reference in mine], style="plain"))
         return rows
 
     @torch.inference_mode()
@@ -173,47 +173,34 @@ class Memory3LM(HFLM):
             found: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
             return found
         # What differs in its last token alone is one row: choices of one letter.
-        rows: dict[tuple[tuple[int, ...], int], list[int]] = {}
+        rows: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
         for n, (_, context, continuation) in enumerate(requests):
             context = context[-max(1, self.max_length - len(continuation)) :]
-            rows.setdefault(((*context, *continuation[:-1]), len(continuation)), []).append(n)
-        order = sorted(rows, key=lambda key: (-len(key[0]), key))
+            rows.setdefault((tuple(context), tuple(continuation[:-1])), []).append(n)
+        order = sorted(rows, key=lambda key: (-len(key[0]) - len(key[1]), key))
         size = override_bs or (self.batch_size if isinstance(self.batch_size, int) else 8)
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for start in tqdm(range(0, len(order), size), disable=disable_tqdm, desc=f"log-likelihoods, mode {self.mode}"):
             some = order[start : start + size]
-            logits = self._logits([list(fed) for fed, _ in some], [length for _, length in some])
-            for key, logit in zip(some, logits, strict=True):
-                logs = torch.log_softmax(logit.float(), dim=-1)
-                greedy = logs.argmax(-1)
-                for n in rows[key]:
-                    wanted = torch.tensor(requests[n][2], device=logs.device)
-                    answer = (float(logs.gather(1, wanted[:, None]).sum()), bool((greedy == wanted).all()))
-                    results[n] = answer
+            scores = self._scores(some, [[requests[n][2] for n in rows[key]] for key in some])
+            for key, mine in zip(some, scores, strict=True):
+                for n, score in zip(rows[key], mine, strict=True):
+                    results[n] = (score.total, score.greedy)
                     asked = requests[n][0]
                     if asked is not None:
-                        self.cache_hook.add_partial("loglikelihood", asked, answer)
+                        self.cache_hook.add_partial("loglikelihood", asked, results[n])
         return results
 
-    def _logits(self, rows: list[list[int]], lengths: list[int]) -> list[torch.Tensor]:
-        """For each row (context, and continuation without its last token), logits ``[length, vocabulary]`` of its continuation."""
-        fed = [length - 1 for length in lengths]
+    def _scores(
+        self, rows: Sequence[tuple[Sequence[int], Sequence[int]]], continuations: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[Score]]:
+        """For each row (context, and what its continuations have before their last token), the score of each continuation."""
+        contexts = [list(context) for context, _ in rows]
         if self.mode == "text":
-            contexts = self._found([row[: len(row) - n] for row, n in zip(rows, fed, strict=True)])
-            rows = [context + row[len(row) - n :] for context, row, n in zip(contexts, rows, fed, strict=True)]
-        tokens, mask = self.m3._pad(rows)
-        call = {
-            "attention_mask": mask,
-            "position_ids": (mask.cumsum(-1) - 1).clamp_min(0),
-            "use_cache": False,
-            "logits_to_keep": max(lengths),
-        }
-        if self.mode == "memory":
-            with self.m3.recall(self.bank, k=self.k, gap=self.gap, prompt=rows, answer_tokens=fed):
-                logits = self.model(tokens, **call).logits
-        else:
-            logits = self.model(tokens, **call).logits
-        return [row[-length:] for row, length in zip(logits, lengths, strict=True)]
+            return self.m3.scorer.score([PromptRow(row) for row in self._found(contexts)], continuations)
+        fed = [[*context, *before] for context, before in rows]
+        with self.m3.recall(self.bank, k=self.k, gap=self.gap, prompt=fed, answer_tokens=[len(before) for _, before in rows]):
+            return self.m3.scorer.score([PromptRow(row) for row in contexts], continuations)
 
     def _model_generate(
         self, context: torch.Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
@@ -226,7 +213,7 @@ class Memory3LM(HFLM):
                 return super()._model_generate(context, max_length, stop, **generation_kwargs)
         mask = generation_kwargs.pop("attention_mask")
         rows = self._found([row[keep.bool()].tolist() for row, keep in zip(context, mask, strict=True)])
-        tokens, mask = self.m3._pad(rows)
+        tokens, mask = self.m3.prompts.pad(rows)
         new = max_length - context.shape[1]
         with torch.inference_mode():
             out = super()._model_generate(tokens, tokens.shape[1] + new, stop, attention_mask=mask, **generation_kwargs)

@@ -13,7 +13,6 @@ from memory3.errors import InputError
 from memory3.evaluation.generation import generate_rows
 from memory3.evaluation.judge import Judge
 from memory3.evaluation.modes import Mode
-from memory3.evaluation.prompts import PromptRow
 from memory3.evaluation.task import Item, Metric, Task, read_records
 from memory3.llm import Memory3
 
@@ -61,7 +60,9 @@ class MtBenchTask(Task):
             mine = [n for n, item in enumerate(items) if len(item.data["turns"]) > turn]
             for n in mine:
                 conversations[n].append({"role": "user", "content": str(items[n].data["turns"][turn])})
-            rows = [self._row(m3, bank, mode, conversations[n], references[n]) for n in mine]
+            rows = [
+                m3.prompts.row(m3.prompts.chat(conversations[n]), mode.read, references[n], bank, style="plain") for n in mine
+            ]
             for n, said in zip(mine, generate_rows(m3, bank, rows, max_new_tokens=self.max_new_tokens), strict=True):
                 conversations[n].append({"role": "assistant", "content": said.text})
             asked = [(conversations[n], _reference(items[n], turn)) for n in mine]
@@ -69,16 +70,6 @@ class MtBenchTask(Task):
                 for n, found in zip(mine, pool.map(lambda pair: judge.grade(*pair), asked), strict=True):
                     grades[n].append(found)
         return [_outcome(conversation, found) for conversation, found in zip(conversations, grades, strict=True)]
-
-    def _row(
-        self, m3: Memory3, bank: Bank | None, mode: Mode, messages: Sequence[dict[str, str]], references: Sequence[str]
-    ) -> PromptRow:
-        tokens = m3._chat(messages)
-        if mode.read == "memory" and references:
-            return PromptRow(tokens, list(references))
-        if mode.read == "text" and references and bank is not None:
-            return PromptRow(m3.frame.insert_text(tokens, [list(r.token_ids) for r in bank.references(list(references))]))
-        return PromptRow(tokens)
 
 
 def _reference(item: Item, turn: int) -> str:

@@ -1,4 +1,7 @@
-"""The figures of the paper (arXiv 2407.01178), to stand beside ours, marked as those of another model: its 2.4B model trained with memories, and its peers."""
+"""The figures of the paper (arXiv 2407.01178), to stand beside ours.
+
+They are marked as those of another model: its 2.4B model trained with memories, and its peers.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,8 @@ PAPER: dict[str, dict[str, Any]] = {
         "rows": [["SFT", 5.31], ["DPO", 5.80]],
     },
     "speed": {
-        "caption": "Tokens per second (table 21): A800, batch 32, 128 tokens in, 128 out, worst case. Peers read five references as text",
+        "caption": "Tokens per second (table 21): A800, batch 32, 128 tokens in, 128 out, worst case. "
+        "Peers read five references as text",
         "columns": ["model", "with retrieval", "without", "ratio"],
         "rows": [
             ["explicit memory, 2.4B", 733.0, 1131.0, 0.648],

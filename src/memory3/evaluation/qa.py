@@ -1,6 +1,7 @@
 """Open-book question answering: a question, short answers, a knowledge base that holds them.
 
-The data folder has ``kb.jsonl[.gz]`` (id, text) and ``<split>.jsonl[.gz]`` (question, answers[], references[] as ids of the knowledge base).
+The data folder has ``kb.jsonl[.gz]`` (id, text) and ``<split>.jsonl[.gz]`` (question, answers[], references[] as ids of the
+knowledge base).
 """
 
 from __future__ import annotations
@@ -15,10 +16,8 @@ from memory3.errors import InputError
 from memory3.evaluation.causes import causes
 from memory3.evaluation.generation import Generated, generate_rows
 from memory3.evaluation.intervals import aggregate_interval
-from memory3.evaluation.likelihood import likelihoods
 from memory3.evaluation.metrics import auroc, contains, exact_match, f1
 from memory3.evaluation.modes import Mode
-from memory3.evaluation.prompts import prompt_row
 from memory3.evaluation.task import Item, Metric, Task, read_records
 from memory3.llm import Memory3
 
@@ -75,10 +74,10 @@ class QaTask(Task):
     def _generate(
         self, m3: Memory3, bank: Bank | None, mode: Mode, items: Sequence[Item], references: Sequence[Sequence[str]]
     ) -> list[Generated]:
-        wanted = [m3._ids(item.data[0]) for item in items]
+        wanted = [m3.prompts.ids(item.data[0]) for item in items]
         after = max(self.max_new_tokens, *map(len, wanted)) if wanted else 0
         rows = [
-            prompt_row(m3, bank, mode.read, m3._ids(item.query), names, "chat", after=after)
+            m3.prompts.row(m3.prompts.ids(item.query), mode.read, names, bank, after=after)
             for item, names in zip(items, references, strict=True)
         ]
         return generate_rows(m3, bank, rows, max_new_tokens=self.max_new_tokens, wanted=wanted)
@@ -91,7 +90,7 @@ class QaTask(Task):
                 "exact": exact_match(answer.text, item.data),
                 "contains": contains(answer.text, item.data),
                 "f1": f1(answer.text, item.data),
-                "nll": -answer.wanted.total / answer.wanted.tokens,
+                "nll": answer.wanted.nll,
             },
             "answer": answer.text,
         }
@@ -129,8 +128,8 @@ SCORES = {
 class AbstainTask(QaTask):
     """Does the model show that the bank does not hold the answer?
 
-    Every question is asked twice: from the bank (mode memory), and from the bank without the documents that hold its answer (mode absent). Each score is to be higher
-    the first time; its AUROC is the probability that it is.
+    Every question is asked twice: from the bank (mode memory), and from the bank without the documents that hold its answer
+    (mode absent). Each score is to be higher the first time; its AUROC is the probability that it is.
     """
 
     @classmethod
@@ -150,14 +149,14 @@ class AbstainTask(QaTask):
     ) -> list[dict[str, Any]]:
         """As `QaTask.answer`, with the scores of `SCORES`."""
         answers = self._generate(m3, bank, mode, items, references)
-        said = [answer.token_ids or [m3._pad_id] for answer in answers]
+        said = [answer.token_ids or [m3.prompts.pad_id] for answer in answers]
         likely = {}
         for read in ("memory", "none"):
             rows = [
-                prompt_row(m3, bank, read, m3._ids(item.query), names, "chat", after=len(ids))
+                m3.prompts.row(m3.prompts.ids(item.query), read, names, bank, after=len(ids))
                 for item, names, ids in zip(items, references, said, strict=True)
             ]
-            likely[read] = [found[0].total / found[0].tokens for found in likelihoods(m3, bank, rows, [[ids] for ids in said])]
+            likely[read] = [-found.nll for (found,) in m3.scorer.score(rows, [[ids] for ids in said], bank)]
         out = []
         for item, answer, with_memory, without in zip(items, answers, likely["memory"], likely["none"], strict=True):
             row = self._graded(item, answer)

@@ -160,11 +160,15 @@ def merge_adapter(model: torch.nn.Module, folder: str | Path) -> None:
             raise ModelError(
                 f"adapter {str(folder)!r} was made for another model: {name} is {'absent' if weight is None else tuple(weight.shape)} here"
             )
-        if not bool(change.isfinite().all()):
+        # A sum is finite only if all of its terms are, and takes one pass; it may overflow, and then they are looked at.
+        if not bool(change.sum().isfinite()) and not bool(change.isfinite().all()):
             raise ModelError(
                 f"adapter {str(folder)!r} is damaged: what its tensors add to {name} is not finite. Copy it again, or train it anew"
             )
-        weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
+        if weight.dtype == change.dtype == torch.float32:
+            weight.add_(change.to(weight.device))
+        else:
+            weight.copy_((weight.float() + change.to(weight.device)).to(weight.dtype))
 
 
 def adapter_of(name: str) -> tuple[str, str]:

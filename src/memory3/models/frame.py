@@ -3,8 +3,9 @@
     plain model   <bos>Reference: | memories | <bos>question
     chat model    <system turn><user turn opened>Use these passages: | memories | question<end of turn><assistant opened>
 
-The prefix is what references were encoded behind. A prompt may hold all of it, part of it (a chat prompt without the cue) or none (plain text);
-`Frame.place` says where memories go and how many tokens of the prefix the prompt lacks: those are then read as memory too.
+The prefix is what references were encoded behind. A prompt may hold all of it, part of it (a chat prompt without the cue) or
+none (plain text); `Frame.place` says where memories go and how many tokens of the prefix the prompt lacks: those are then read
+as memory too.
 """
 
 from __future__ import annotations
@@ -49,6 +50,23 @@ class Place:
 
     split: int
     missing: int
+
+    def moved(self, prefix: int, origin: int = 0) -> int:
+        """Positions by which memories move from where they were written, which is behind a whole prefix at position 0.
+
+        Args:
+            prefix: tokens of the whole prefix.
+            origin: position of the prompt's first token.
+        """
+        return origin + self.split - (prefix - self.missing)
+
+    def room(self, reference_length: int) -> int:
+        """Positions by which what stands behind the memories moves: the prompt's missing ones, and those of the memories.
+
+        Args:
+            reference_length: positions that memories take.
+        """
+        return self.missing + reference_length
 
 
 @dataclass(frozen=True)

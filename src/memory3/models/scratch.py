@@ -1,4 +1,7 @@
-"""Models from scratch: random weights in a Llama shape (PAPER.md section 5: no new trainable parameters anywhere)."""
+"""Models from scratch: random weights in a Llama shape.
+
+There are no new trainable parameters anywhere (arXiv 2407.01178, section 3.4).
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """`ModelSizes`: the sizes of a language model that its costs follow from. Read from a config alone; no weights are loaded or fetched.
 
-Symbols as in PAPER.md section 7, in brackets: layers (L), heads (H), KV heads (Hkv), head dimension (dh), hidden width (d), MLP width (W), vocabulary.
+Symbols as in arXiv 2407.01178, appendix A, in brackets: layers (L), heads (H), KV heads (Hkv), head dimension (dh), hidden width (d), MLP
+width (W), vocabulary.
 """
 
 from __future__ import annotations

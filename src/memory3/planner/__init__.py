@@ -1,4 +1,6 @@
-"""What a piece of knowledge costs in weights, in memory and as text, and where it is cheapest (PAPER.md sections 1, 3 and 7).
+"""What a piece of knowledge costs in weights, in memory and as text, and where it is cheapest (arXiv 2407.01178, sections 1
+and 3 and appendix A).
 
-Arithmetic on a model's shape alone: no weights are loaded. `memory3.planner.cost` holds the paper's formulas, ``memory3 plan`` shows them.
+Arithmetic on a model's shape alone: no weights are loaded. `memory3.planner.cost` holds the paper's formulas, ``memory3 plan``
+shows them.
 """

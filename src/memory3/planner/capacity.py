@@ -1,7 +1,8 @@
 """What a corpus takes on a machine: hours and money to write it, disk, RAM, what a recall reads, and tokens per second lost.
 
-Against the same corpus as text (RAG) and in weights (fine-tuning). Time is work divided by the machine's rates, plus what the software takes by
-itself, in the constants named here: estimates for two cores, of which some were fitted and one is a guess (docs/planner.md). Predictions, to be within a
+Against the same corpus as text (RAG) and in weights (fine-tuning). Time is work divided by the machine's rates, plus what the
+software takes by itself, in the constants named here: estimates for two cores, of which some were fitted and one is a guess
+(docs/planner.md). Predictions, to be within a
 quarter: ``memory3 plan --check`` holds them against this machine.
 """
 
@@ -14,9 +15,9 @@ from memory3.config import MemoryConfig
 from memory3.errors import ConfigError
 from memory3.models.sizes import ModelSizes
 from memory3.planner.cost import Cost
-from memory3.planner.library import EMBEDDERS, Search, embedder_of, library_costs, padding
+from memory3.planner.library import EMBEDDERS, Search, embedder_of, library_costs
 from memory3.planner.machine import Machine
-from memory3.planner.storage import codecs_of, library_bytes
+from memory3.planner.storage import codec_cost, library_bytes
 
 __all__ = ["CapacityPlan", "Corpus", "RecallTime", "plan"]
 
@@ -24,10 +25,12 @@ __all__ = ["CapacityPlan", "Corpus", "RecallTime", "plan"]
 LANCE_SECONDS = 3e-3
 #: Seconds of an embedding beside the model's layers: tokenising and the wrapping of sentence-transformers.
 EMBED_SECONDS = 6e-3
-#: How often a record's bytes pass through memory between the disk and the attention: checksum, copy, conversion, gathering, padding.
+#: How often a record's bytes pass through memory between the disk and the attention: checksum, copy, conversion, gathering,
+#: padding.
 UNPACK_PASSES = 10
-#: Extra operations of a memory layer while decoding, as a part of the layer's own: a longer mask, queries kept for citations. 0.15 was fitted to the default
-#: model on two cores while memories took a second kernel call; one call does now, and a third of it is a guess.
+#: Extra operations of a memory layer while decoding, as a part of the layer's own: a longer mask, queries kept for citations.
+#: 0.15 was fitted to the default model on two cores while memories took a second kernel call; one call does now, and a third
+#: of it is a guess.
 EXTRA_CALLS = 0.05
 #: Operations of a step outside the layers (sampling, masks, positions), in layers.
 STEP_CALLS = 4.0
@@ -182,14 +185,14 @@ def _recall(
     k = config.references_per_chunk
     sizes = EMBEDDERS[embedder]
     pairs = config.budget.pairs(len(shape.memory_layers(config)) * shape.kv_heads, config.reference_length)
-    decoded = k * 2 * pairs * shape.head_dim * machine.number_bytes * padding(config)
+    decoded = k * 2 * pairs * shape.head_dim * machine.number_bytes * config.budget.padding
     in_ram = search.references * search.dimension * 4 <= machine.ram
     return RecallTime(
         embed=sizes.flops(config.chunk_length) / machine.flops + sizes.layers * machine.layer_seconds + EMBED_SECONDS,
         search=search.bytes / (machine.memory_bandwidth if in_ram else machine.disk_bandwidth),
         read=LANCE_SECONDS + k * (machine.disk_latency + record / machine.disk_bandwidth),
         unpack=UNPACK_PASSES * (k * record + decoded) / 2 / machine.memory_bandwidth
-        + k * pairs * sum(codec.decoding(shape.head_dim) for codec in codecs_of(config.codec, shape.head_dim)) / machine.flops,
+        + k * pairs * codec_cost(shape, config).decode_flops / machine.flops,
     )
 
 
@@ -200,7 +203,7 @@ def _steps(shape: ModelSizes, config: MemoryConfig, machine: Machine) -> tuple[f
     weights = shape.block_weights + shape.vocabulary * shape.hidden
     plain = weights * machine.number_bytes / machine.memory_bandwidth + calls
     memory_layers = len(shape.memory_layers(config))
-    pairs = config.budget.pairs(memory_layers * shape.kv_heads, config.reference_length) * padding(config)
+    pairs = config.budget.pairs(memory_layers * shape.kv_heads, config.reference_length) * config.budget.padding
     read = config.references_per_chunk * pairs * 2 * shape.head_dim * machine.number_bytes
     extra = read / machine.memory_bandwidth + EXTRA_CALLS * memory_layers * machine.layer_seconds
     return plain, plain + (extra if config.references_per_chunk else 0.0)

@@ -1,10 +1,12 @@
 """What it costs to write a piece of knowledge and to read it, in weights, memory and text: the paper's formulas, term by term.
 
-The cost of a piece of knowledge that is used n times is  min over formats m of  write(m) + n read(m)  (eq. 1). One piece is one
-reference; one use is one chunk of tokens reading it. All costs are floating-point operations (FLOPs; a multiply-add is two).
+The cost of a piece of knowledge that is used n times is  min over formats m of  write(m) + n read(m)  (eq. 1). One piece is
+one reference; one use is one chunk of tokens reading it. All costs are floating-point operations (FLOPs; a multiply-add is
+two).
 
-Symbols as in PAPER.md section 7: L layers, H query heads, Hkv KV heads, dh head dimension, d hidden width, W MLP width. Attention works on H dh
-numbers per token, which the paper writes d, as they are equal in its model; here they may differ.
+Symbols as in arXiv 2407.01178, appendix A: L layers, H query heads, Hkv KV heads, dh head dimension, d hidden width, W MLP
+width. Attention works on H dh numbers per token, which the paper writes d, as they are equal in its model; here they may
+differ.
 
 Knows shapes; nothing of this library's own format (`memory3.planner.library`), of machines or of money.
 """
@@ -81,7 +83,7 @@ class Term:
 
     Attributes:
         name: what the work is.
-        formula: in the symbols of PAPER.md section 7.
+        formula: in the symbols of arXiv 2407.01178, appendix A.
         flops: its value.
     """
 
@@ -155,10 +157,11 @@ def _crossing(dear: Cost, cheap: Cost) -> float:
 
 
 def implicit(shape: ModelSizes, setting: Setting = PAPER) -> Cost:
-    """Knowledge in weights: one training pass over the reference; reading is free, as a lower bound (appendix A, implicit memory).
+    """Knowledge in weights: one training pass over the reference; reading is free, as a lower bound (appendix A, implicit
+    memory).
 
-    ``write = 6 [ L (lref (2d^2 + 2d dh Hkv + 3dW) + 2 lref (ltrain/2) d) + lref vocab d ]``: forward is 2 FLOPs per weight and token,
-    backward twice that.
+    ``write = 6 [ L (lref (2d^2 + 2d dh Hkv + 3dW) + 2 lref (ltrain/2) d) + lref vocab d ]``: forward is 2 FLOPs per weight and
+    token, backward twice that.
     """
     tokens, layers = setting.reference, shape.layers
     return Cost(
@@ -179,8 +182,8 @@ def implicit(shape: ModelSizes, setting: Setting = PAPER) -> Cost:
 def explicit(shape: ModelSizes, setting: Setting = PAPER) -> Cost:
     """Knowledge in explicit memory: encoded once up to the last memory layer, then attended to (appendix A, explicit memory).
 
-    ``write = 2 [ Lmem (lref (2d^2 + 2d dh Hkv) + 2 (lref^2/2) d) + (Lmem-1) lref 3dW + Lmem lref^2 d ]``, the last term being the selection
-    of tokens; ``read = 2 Lmem 2 lchunk lmem d``.
+    ``write = 2 [ Lmem (lref (2d^2 + 2d dh Hkv) + 2 (lref^2/2) d) + (Lmem-1) lref 3dW + Lmem lref^2 d ]``, the last term being
+    the selection of tokens; ``read = 2 Lmem 2 lchunk lmem d``.
     """
     tokens, layers, width = setting.reference, setting.layers(shape), shape.attention_width
     return Cost(
@@ -195,7 +198,8 @@ def explicit(shape: ModelSizes, setting: Setting = PAPER) -> Cost:
 
 
 def external(shape: ModelSizes, setting: Setting = PAPER) -> Cost:
-    """Knowledge as text in the prompt (RAG): free to write, encoded at every use; a lower bound (appendix A, external information).
+    """Knowledge as text in the prompt (RAG): free to write, encoded at every use; a lower bound (appendix A, external
+    information).
 
     ``read = 2 [ L (lref (2d^2 + 2d dh Hkv) + 2 lref (lref/2 + lchunk) d) + (L-1) lref 3dW ]``.
     """

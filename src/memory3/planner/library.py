@@ -1,12 +1,13 @@
 """The same costs for this library's own format: what its code computes, where the paper's formulas are bounds.
 
-What differs from `memory3.planner.cost`. Writing: the reconstruction selector passes over a reference twice with a cue between; every token also
-attends to the prefix; the attention kernel is given a mask and skips nothing; the last memory layer's output is not computed. Reading: the
-adaptive budget leaves ragged heads, which are padded; a codec is decoded; a query is embedded and searched for, once for all references of a chunk.
+What differs from `memory3.planner.cost`. Writing: the reconstruction selector passes over a reference twice with a cue
+between; every token also attends to the prefix; the attention kernel is given a mask and skips nothing; the last memory
+layer's output is not computed. Reading: the adaptive budget leaves ragged heads, which are padded; a codec is decoded; a query
+is embedded and searched for, once for all references of a chunk.
 
-Counts work, not time: `memory3.planner.capacity` has the time. Symbols as in `memory3.planner.cost`; further b tokens of the prefix, c of
-the cue, T = S or 2 S + c tokens of a writing pass over a reference of S, R layers up to the last memory layer, qkv and o weights of a layer's
-matrices, P pairs kept, G = H / Hkv, k references of a chunk, e numbers of an embedding.
+Counts work, not time: `memory3.planner.capacity` has the time. Symbols as in `memory3.planner.cost`; further b tokens of the
+prefix, c of the cue, T = S or 2 S + c tokens of a writing pass over a reference of S, R layers up to the last memory layer,
+qkv and o weights of a layer's matrices, P pairs kept, G = H / Hkv, k references of a chunk, e numbers of an embedding.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from memory3.codec.registry import shown
 from memory3.config import MemoryConfig
+from memory3.encode import selectors
 from memory3.errors import ConfigError
 from memory3.models.sizes import ModelSizes
 from memory3.planner.cost import Cost, Costs, Setting, Term, implicit
-from memory3.planner.storage import codecs_of
+from memory3.planner.storage import codec_cost
 
 __all__ = [
     "EMBEDDERS",
@@ -27,17 +30,12 @@ __all__ = [
     "Search",
     "embedder_of",
     "library_costs",
-    "padding",
     "writing_tokens",
 ]
 
 #: Tokens of the prefix and of "Repeat the passages word for word." for a chat model; the default model has 29 and 15.
 PREFIX_TOKENS = 29
 CUE_TOKENS = 15
-#: Selectors that pass over a reference twice, as `memory3.encode.selectors` marks them with ``repeats``.
-TWO_PASSES = ("reconstruction", "blended")
-#: Slots of the padded tensors per pair in them, adaptive budget, five references: 15,135 / 7,200 (docs/log.md).
-RAGGED_PADDING = 2.1
 
 #: As the bank does it (`memory3.bank.snapshot`, `memory3.bank.indexes`): embeddings up to this size are searched exactly.
 RESIDENT_BYTES = 128 << 20
@@ -123,14 +121,10 @@ class Search:
         return 4 * self.dimension * (self.references if self.is_exact else math.isqrt(self.references))
 
 
-def padding(config: MemoryConfig) -> float:
-    """Slots that attention reads per pair kept: heads of unequal length are padded to the longest."""
-    return RAGGED_PADDING if config.budget.kind == "adaptive" else 1.0
-
-
 def writing_tokens(config: MemoryConfig, tokens: int) -> int:
-    """Tokens the model passes over to write a reference of ``tokens``, T."""
-    return 2 * tokens + CUE_TOKENS if config.selector in TWO_PASSES and config.budget.kind != "all" else tokens
+    """Tokens the model passes over to write a reference of ``tokens``, T. ConfigError: there is no such selector."""
+    repeats = selectors.find(config.selector).repeats
+    return 2 * tokens + CUE_TOKENS if repeats and config.budget.selects else tokens
 
 
 def library_costs(
@@ -145,7 +139,7 @@ def library_costs(
 
     Args:
         shape: of the model.
-        config: layers, budget, selector, codec (of those in `memory3.planner.storage.CODECS`), reference length, chunk length, references per chunk.
+        config: layers, budget, selector, codec, reference length, chunk length, references per chunk.
         embedder: name of `EMBEDDERS`.
         references: in the bank, for the search.
         tokens: of a reference on average; 0: a full one.
@@ -171,16 +165,16 @@ def _writing(shape: ModelSizes, config: MemoryConfig, tokens: int) -> tuple[Term
     projected = run * (shape.attention_weights - width * d) + (run - 1) * width * d  # the last layer's output is not needed
     attended = run if repeats else run - 1
     kept = config.budget.pairs(len(memory_layers) * shape.kv_heads, config.reference_length)
-    chosen = 0 if config.budget.kind == "all" else 2 * len(memory_layers) * tokens**2 * width
+    chosen = selectors.find(config.selector).flops(tokens, width) if config.budget.selects else 0
     return (
         Term("attention matrices", "2 T (R qkv + (R-1) o)", 2 * passed * projected),
         Term("attention", "2 R 2 T (b+T) H dh", 4 * attended * passed * (PREFIX_TOKENS + passed) * width),
         Term("MLP", "2 (R-1) T 3dW", 2 * (run - 1) * passed * shape.mlp_weights),
-        Term("selection of tokens", "2 Lmem S^2 H dh", chosen),
+        Term("selection of tokens", "2 Lmem S^2 H dh", len(memory_layers) * chosen),
         Term(
-            f"codec {config.codec}",
+            f"codec {shown(config.codec)}",
             "P encode(dh), keys and values",
-            kept * sum(codec.encoding(shape.head_dim) for codec in codecs_of(config.codec, shape.head_dim)),
+            kept * codec_cost(shape, config).encode_flops,
         ),
     )
 
@@ -190,11 +184,11 @@ def _reading(shape: ModelSizes, config: MemoryConfig) -> tuple[Term, ...]:
     attention = 4 * config.chunk_length * kept * (shape.heads // shape.kv_heads) * shape.head_dim
     return (
         Term("attention to memory", "2 2 lchunk P G dh", attention),
-        Term("attention to padding", "", (padding(config) - 1) * attention),
+        Term("attention to padding", "", (config.budget.padding - 1) * attention),
         Term(
-            f"codec {config.codec}",
+            f"codec {shown(config.codec)}",
             "P decode(dh), keys and values",
-            kept * sum(codec.decoding(shape.head_dim) for codec in codecs_of(config.codec, shape.head_dim)),
+            kept * codec_cost(shape, config).decode_flops,
         ),
     )
 

@@ -1,4 +1,5 @@
-"""`Machine`: what a machine does per second and costs per hour. A few by name; `memory3.planner.measure` makes one of this machine.
+"""`Machine`: what a machine does per second and costs per hour. A few by name; `memory3.planner.measure` makes one of this
+machine.
 
 Rates are those a model really gets, not the data sheet's: built-in profiles say which share of it they assume.
 """
@@ -54,7 +55,8 @@ class Machine:
                 raise ConfigError(f"machine {self.name!r}: {field.name} is {value!r}: give a number of {least}")
 
 
-#: Part of the peak matrix rate, and of the peak memory bandwidth, that inference of a language model is assumed to get on a GPU.
+#: Part of the peak matrix rate, and of the peak memory bandwidth, that inference of a language model is assumed to get on a
+#: GPU.
 _OF_PEAK_FLOPS, _OF_PEAK_BANDWIDTH = 0.4, 0.7
 #: A transformers layer run eagerly launches about 40 kernels of 5 us each.
 _EAGER_LAYER = 200e-6
@@ -70,18 +72,20 @@ MACHINES: Mapping[str, Machine] = {
         "h100", 989e12 * _OF_PEAK_FLOPS, 3.35e12 * _OF_PEAK_BANDWIDTH, **_NVME, layer_seconds=_EAGER_LAYER, number_bytes=2,
         ram=200e9, disk=10e12, price=3.0, disk_price=_DISK_PRICE,
     ),
-    # NVIDIA A100 80GB SXM data sheet: 312 TFLOP/s dense bf16, 2.04 TB/s; the paper's A800 computes the same. About 1.8 dollars.
+    # NVIDIA A100 80GB SXM data sheet: 312 TFLOP/s dense bf16, 2.04 TB/s; the paper's A800 computes the same. About 1.8
+    # dollars.
     "a100": Machine(
         "a100", 312e12 * _OF_PEAK_FLOPS, 2.039e12 * _OF_PEAK_BANDWIDTH, **_NVME, layer_seconds=_EAGER_LAYER, number_bytes=2,
         ram=200e9, disk=10e12, price=1.8, disk_price=_DISK_PRICE,
     ),
-    # NVIDIA Ada whitepaper, RTX 4090: 165 TFLOP/s dense fp16 with fp32 sums, 1.008 TB/s. A consumer drive; power at about 0.15 dollars.
+    # NVIDIA Ada whitepaper, RTX 4090: 165 TFLOP/s dense fp16 with fp32 sums, 1.008 TB/s. A consumer drive; power at about 0.15
+    # dollars.
     "rtx4090": Machine(
         "rtx4090", 165e12 * _OF_PEAK_FLOPS, 1.008e12 * _OF_PEAK_BANDWIDTH, disk_bandwidth=5e9, disk_latency=1e-4,
         layer_seconds=_EAGER_LAYER, number_bytes=2, ram=64e9, disk=4e12, price=0.15, disk_price=0.0,
     ),
-    # 16 cores of AMD EPYC 9004 (Zen 4: 32 fp32 FLOP per core and cycle at 3.7 GHz = 1.9 TFLOP/s, half of it assumed; about 60 GB/s of the
-    # socket's 460), as AWS rents c7a.8xlarge (32 vCPU) for about 1.64 dollars.
+    # 16 cores of AMD EPYC 9004 (Zen 4: 32 fp32 FLOP per core and cycle at 3.7 GHz = 1.9 TFLOP/s, half of it assumed; about 60
+    # GB/s of the socket's 460), as AWS rents c7a.8xlarge (32 vCPU) for about 1.64 dollars.
     "cpu-16": Machine(
         "cpu-16", 0.95e12, 60e9, **_NVME, layer_seconds=150e-6, number_bytes=4, ram=64e9, disk=2e12, price=1.64,
         disk_price=_DISK_PRICE,

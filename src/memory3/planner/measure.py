@@ -1,4 +1,5 @@
-"""A profile of this machine: a few layers of the model with random weights, run as writing and as decoding run them; a file, read from the disk.
+"""A profile of this machine: a few layers of the model with random weights, run as writing and as decoding run them; a file,
+read from the disk.
 
 Takes seconds to a minute, needs no weights, and leaves nothing behind.
 """
@@ -48,8 +49,8 @@ def measure(
         tokens: of a row, as many as a reference's writing passes over.
         batch: rows.
         repeats: timings of which the median counts.
-        folder: where the disk is measured, such as where a bank would be; default: the folder for temporary files, which on some
-            machines lies in RAM; the environment variable ``TMPDIR`` names another.
+        folder: where the disk is measured, such as where a bank would be; default: the folder for temporary files, which on
+            some machines lies in RAM; the environment variable ``TMPDIR`` names another.
         tell: called with what is being measured.
 
     Raises:
@@ -152,7 +153,9 @@ def _decode(model: LlamaModel, device: torch.device) -> float:
 
 
 def _disk(folder: Path) -> tuple[float, float, int]:
-    """Bytes/s of reading in order, seconds of a small read anywhere, and free bytes; the system's cache is told to forget the file."""
+    """Bytes/s of reading in order, seconds of a small read anywhere, and free bytes; the system's cache is told to forget the
+    file.
+    """
     try:
         free = shutil.disk_usage(folder).free
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".memory3-measure-") as file:

@@ -1,8 +1,8 @@
 """Traffic of recalls, and what a policy that does not know the future pays for it, against the best in hindsight.
 
-A document recalled as text costs the external format's read, as memory the explicit format's; writing it once the explicit write. Without a
-budget, writing at the break-even-th recall costs at most twice the optimum, whatever comes (the ski-rental argument): when it writes, it has paid less for text than
-writing costs, and the optimum has paid at least that by then.
+A document recalled as text costs the external format's read, as memory the explicit format's; writing it once the explicit
+write. Without a budget, writing at the break-even-th recall costs at most twice the optimum, whatever comes (the ski-rental
+argument): when it writes, it has paid less for text than writing costs, and the optimum has paid at least that by then.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from memory3.errors import ConfigError
 from memory3.planner.cost import Costs
 from memory3.planner.usage import DocumentUsage
-from memory3.policy import Keeper, Tally, WritePolicy
+from memory3.retention import RecallCounts, Retention, RetentionPolicy
 
 __all__ = ["Outcome", "break_even", "optimum", "shuffled", "simulate", "zipf"]
 
@@ -68,7 +68,7 @@ def shuffled(usage: Sequence[DocumentUsage], seed: int = 0) -> np.ndarray:
 def simulate(
     traffic: Sequence[Hashable] | np.ndarray,
     costs: Costs,
-    policy: WritePolicy,
+    policy: RetentionPolicy,
     record_bytes: int = 1,
     *,
     cold_as_text: bool = True,
@@ -80,25 +80,26 @@ def simulate(
         costs: of a reference.
         policy: when to write, and what fits.
         record_bytes: of a memory, for the policy's budget.
-        cold_as_text: a cold reference is put into the prompt, as mode ``text`` does. False: it is encoded into a memory that is used and not
-            stored, as mode ``memory`` does today; waiting then saves disk, not work.
+        cold_as_text: a cold reference is put into the prompt, as mode ``text`` does. False: it is encoded into a memory that
+            is used and not stored, as mode ``memory`` does today; waiting then saves disk, not work.
     """
     names = [str(name) for name in traffic]
-    keeper, tally = Keeper(policy, record_bytes), Tally(half_life=max(1, len(set(names))))
+    retention, counts = Retention(policy, record_bytes), RecallCounts(half_life=max(1, len(set(names))))
     warm, write = costs.explicit.read_flops, costs.explicit.write_flops
     cold = costs.external.read_flops if cold_as_text else write + warm
     stored: set[str] = set()
     flops, written, dropped, hits = 0.0, 0, 0, 0
     for now, name in enumerate(names):
-        tally.add(name, now)
+        counts.add(name, now)
         if name in stored:
             hits += 1
             flops += warm
-        elif keeper.wants(name, tally):
+        elif retention.wants(name, counts):
             flops += write + warm
             written += 1
             stored.add(name)
-            surplus = keeper.surplus(stored, tally) if keeper.capacity is not None and len(stored) > keeper.capacity else []
+            full = retention.capacity is not None and len(stored) > retention.capacity
+            surplus = retention.surplus(stored, counts) if full else []
             dropped += len(surplus)
             stored.difference_update(surplus)
         else:

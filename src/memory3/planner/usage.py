@@ -37,8 +37,9 @@ class DocumentUsage:
 def read_usage(path: str | Path) -> list[DocumentUsage]:
     """A usage log, most used document first; lines of the same document are added up.
 
-    CSV (``.csv``, ``.tsv``) has a header line naming the columns, or two columns without one; JSON lines (``.jsonl``) an object per line. The
-    document is called ``document_id``, ``document``, ``doc_id`` or ``id``, its count ``count``, ``uses`` or ``recalls``; ``references`` is optional.
+    CSV (``.csv``, ``.tsv``) has a header line naming the columns, or two columns without one; JSON lines (``.jsonl``) an
+    object per line. The document is called ``document_id``, ``document``, ``doc_id`` or ``id``, its count ``count``, ``uses``
+    or ``recalls``; ``references`` is optional.
 
     Raises:
         InputError: another kind of file, or one without any line.

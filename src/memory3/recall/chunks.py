@@ -1,44 +1,40 @@
-"""The chunk clock: which tokens of a prompt read the same memories, and by which text those are looked up (PAPER.md section 4).
+"""The chunk clock: which tokens of a prompt read the same memories, and by which text those are looked up (arXiv 2407.01178, section 3.2).
 
-A prompt behind its memories is cut every 64 tokens; a chunk is looked up by its own text. The last chunk, when shorter, is looked up by the last 64 tokens of the
-prompt, so that a question of 70 tokens is not answered from its last six. Tokens that are scored as an answer read what they would while being decoded: the
-first 64 what the prompt's last chunk reads, the next what the 64 before them find.
+A prompt behind its memories is cut every 64 tokens; a chunk is looked up by its own text. The last chunk, when shorter, is looked up by the last 64 tokens
+of the prompt, so that a question of 70 tokens is not answered from its last six. Tokens that are scored as an answer read what they would while being
+decoded: the first 64 what the prompt's last chunk reads, the next what the 64 before them find.
 
-Knows token counts; nothing of models, banks or tensors' meaning.
+Knows token counts; nothing of models, banks or memories.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from memory3.types import MemoryBatch
-
-__all__ = ["Chunk", "ChunkPlan", "cut"]
+__all__ = ["Chunk", "chunk_table", "cut"]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens of a row that read the same memories.
+    """Tokens of a request that read the same memories.
 
     Attributes:
-        row: whose.
-        start, end: which, as counted within the row without padding.
+        start, end: which, as counted within the request without padding.
         query: the tokens it is looked up by; None: it reads what the chunk before it reads.
     """
 
-    row: int
     start: int
     end: int
     query: slice | None
 
 
-def cut(row: int, split: int, start: int, length: int, size: int, answer: int = 0) -> list[Chunk]:
-    """Chunks of one row's tokens ``start..length``.
+def cut(split: int, start: int, length: int, size: int, answer: int = 0) -> list[Chunk]:
+    """Chunks of a request's tokens ``start..length``.
 
     Args:
-        row: its number.
         split: first token behind the memories; queries do not reach in front of it.
         start, length: the stretch to cut.
         size: tokens of a chunk.
@@ -48,49 +44,37 @@ def cut(row: int, split: int, start: int, length: int, size: int, answer: int = 
     chunks = []
     for at in range(start, prompt_end, size):
         end = min(at + size, prompt_end)
-        chunks.append(Chunk(row, at, end, slice(max(split, end - size), end)))
+        chunks.append(Chunk(at, end, slice(max(split, end - size), end)))
     for at in range(prompt_end, length, size):
-        chunks.append(Chunk(row, at, min(at + size, length), slice(at - size, at) if at > prompt_end else None))
+        chunks.append(Chunk(at, min(at + size, length), slice(at - size, at) if at > prompt_end else None))
     return chunks
 
 
-@dataclass
-class ChunkPlan:
-    """Chunks of a stretch of prompt, one row after the other.
+def chunk_table(
+    stretches: Sequence[tuple[int, int, int]], size: int, index: torch.Tensor, behind: torch.Tensor
+) -> torch.Tensor:
+    """Which tokens of a forward pass belong to which chunk.
 
-    Attributes:
-        texts: the tokens of every row up to the end of the stretch.
-        chunks: in order of rows and tokens.
-        size: tokens of a chunk.
-        batch: what they read; None until looked up.
+    Args:
+        stretches: N chunks as (row, start, end), in order of rows and tokens.
+        size: tokens of a chunk at most.
+        index: int64 ``[B, T]``, each token's number within its row.
+        behind: bool ``[B, T]``, whether it is real and stands behind the memories.
+
+    Returns:
+        int64 ``[N, C]``: flat indices ``row * T + t``; -1 pads.
     """
-
-    texts: list[list[int]]
-    chunks: list[Chunk]
-    size: int
-    batch: MemoryBatch | None = None
-
-    def table(self, index: torch.Tensor, behind: torch.Tensor) -> torch.Tensor:
-        """Which tokens of a forward pass belong to which chunk.
-
-        Args:
-            index: int64 ``[B, T]``, each token's number within its row.
-            behind: bool ``[B, T]``, whether it is real and stands behind the memories.
-
-        Returns:
-            int64 ``[N, C]``: flat indices ``row * T + t``; -1 pads.
-        """
-        device, chunks = index.device, self.chunks
-        table = torch.full((max(len(chunks), 1), self.size), -1, device=device)
-        row, column = behind.nonzero(as_tuple=True)
-        if not chunks or not row.numel():
-            return table[: len(chunks), :1]
-        # All rows one after the other on one line, so that one search finds every token's chunk.
-        far = max(chunk.end for chunk in chunks) + 1
-        starts = torch.tensor([c.row * far + c.start for c in chunks], device=device)
-        ends = torch.tensor([c.row * far + c.end for c in chunks], device=device)
-        at = row * far + index[row, column]
-        chunk = torch.searchsorted(ends, at, right=True)
-        table[chunk, at - starts[chunk]] = row * index.shape[1] + column
-        used = (table >= 0).any(0)
-        return table[:, used]
+    device = index.device
+    table = torch.full((max(len(stretches), 1), size), -1, device=device)
+    row, column = behind.nonzero(as_tuple=True)
+    if not stretches or not row.numel():
+        return table[: len(stretches), :1]
+    # All rows one after the other on one line, so that one search finds every token's chunk.
+    far = max(end for _, _, end in stretches) + 1
+    starts = torch.tensor([n * far + start for n, start, _ in stretches], device=device)
+    ends = torch.tensor([n * far + end for n, _, end in stretches], device=device)
+    at = row * far + index[row, column]
+    chunk = torch.searchsorted(ends, at, right=True)
+    table[chunk, at - starts[chunk]] = row * index.shape[1] + column
+    used = (table >= 0).any(0)
+    return table[:, used]

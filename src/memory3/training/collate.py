@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from memory3.errors import InputError
+from memory3.prompt import left_padded
+from memory3.scoring import IGNORED
 from memory3.training.groups import Group
 from memory3.types import Reference
 
@@ -75,16 +77,11 @@ class MemoryCollator:
         chunked = {bool(row.chunks) for row, _ in rows}
         if len(chunked) > 1:
             raise InputError("rows whose chunks read by themselves and rows whose chunks read alike cannot share a pass")
-        width, most = max(len(row.tokens) for row, _ in rows), max(row.scored for row, _ in rows)
-        pad = self._pad_id
         return GroupBatch(
             kinds=tuple(group.kind for group in groups),
-            tokens=torch.tensor([[pad] * (width - len(row.tokens)) + list(row.tokens) for row, _ in rows]),
-            mask=torch.tensor([[0] * (width - len(row.tokens)) + [1] * len(row.tokens) for row, _ in rows]),
-            labels=torch.tensor(
-                [[-100] * (most - row.scored) + list(row.tokens[len(row.tokens) - row.scored :]) for row, _ in rows],
-                dtype=torch.int64,
-            ).reshape(len(rows), most),
+            tokens=left_padded([row.tokens for row, _ in rows], self._pad_id),
+            mask=left_padded([[1] * len(row.tokens) for row, _ in rows], 0),
+            labels=left_padded([row.tokens[len(row.tokens) - row.scored :] for row, _ in rows], IGNORED),
             prompts=tuple(row.tokens for row, _ in rows),
             answers=tuple(row.answer for row, _ in rows),
             references=tuple(

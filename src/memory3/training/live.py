@@ -1,7 +1,8 @@
 """Memories that are made inside a training step, and the loss of what reads them.
 
-`Recall` asks its bank for memories in the middle of a forward pass; here the bank encodes them then and there, with gradients. So a training step reads by
-the code that serves, and a wrapper around the model (several processes) sees one forward pass; two where the model teaches itself.
+`Recall` asks its bank for memories in the middle of a forward pass; here the bank encodes them then and there, with gradients.
+So a training step reads by the code that serves, and a wrapper around the model (several processes) sees one forward pass; two
+where the model teaches itself.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from memory3 import scoring
 from memory3.encode.encoder import Encoder
 from memory3.errors import InputError
 from memory3.llm import Memory3
@@ -22,7 +24,7 @@ __all__ = ["LiveMemories", "distilled_loss", "group_loss", "token_log_likelihood
 
 
 class LiveMemories:
-    """A `memory3.recall.generate.MemorySource` of one step: every reference is encoded once, when the first is asked for."""
+    """A `memory3.recall.retrieval.MemorySource` of one step: every reference is encoded once, when the first is asked for."""
 
     #: Made of the weights as they are, which training changes.
     live = True
@@ -39,7 +41,9 @@ class LiveMemories:
         """Never asked: rows of a step name their references."""
         raise AssertionError("a training step names the references it reads")
 
-    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
+    def memories(
+        self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
+    ) -> list[Memory]:
         """With gradients towards the model's weights."""
         if not self._made:
             some = list(self._references.values())
@@ -63,14 +67,20 @@ class LiveMemories:
 
 
 def group_loss(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Mean negative log-likelihood, in nats, of the scored tokens of a batch: a scalar. See `token_log_likelihoods`."""
+    """Mean negative log-likelihood, in nats, of the scored tokens of a batch: a scalar.
+
+    Arguments and errors as `token_log_likelihoods`.
+    """
     return -token_log_likelihoods(m3, model, batch, dtype).sum() / batch.scored
 
 
 def token_log_likelihoods(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Log-likelihood, in nats, of each scored token, ``[B, S]``; 0 for tokens that do not count. float32 unless the model is float64.
+    """Log-likelihood, in nats, of each scored token, ``[B, S]``; 0 for tokens that do not count.
 
-    Where activations are recomputed, the backward pass calls the model's attention again: then both belong inside `memory3.attention.attach.attached`.
+    float32 unless the model is float64.
+
+    Where activations are recomputed, the backward pass calls the model's attention again: then both belong inside
+    `memory3.attention.attach.attached`.
 
     Args:
         m3: whose weights ``model`` holds.
@@ -82,7 +92,8 @@ def token_log_likelihoods(m3: Memory3, model: Any, batch: GroupBatch, dtype: tor
         InputError: no token counts.
     """
     source = LiveMemories(m3.encoder, batch.references)
-    return _of_labels(_logits(m3, model, batch, source, dtype, batch.labels.shape[1] + 1), batch)
+    logits = _logits(m3, model, batch, source, dtype, batch.labels.shape[1] + 1)
+    return scoring.token_log_likelihoods(logits[:, :-1], batch.labels)
 
 
 def distilled_loss(
@@ -92,22 +103,24 @@ def distilled_loss(
 
         sum over the tokens of all rows of KL(p(. | all pairs) || p(. | pairs that are kept)) / number of scored tokens
 
-    The references are encoded once for both. No gradient flows through the one that reads all. A question's own tokens tell, too, what was lost, and there are many more of
-    them than of its answer. Two scalars, in nats per scored token. Arguments and errors as `token_log_likelihoods`; the batch must read memories.
+    The references are encoded once for both. No gradient flows through the one that reads all. A question's own tokens tell,
+    too, what was lost, and there are many more of them than of its answer. Two scalars, in nats per scored token. Arguments
+    and errors as `token_log_likelihoods`; the batch must read memories.
     """
     source, width = LiveMemories(m3.encoder, batch.references, beside=True), batch.tokens.shape[1]
     logits = _logits(m3, model, batch, source, dtype, width)
     with torch.no_grad():
-        taught = torch.log_softmax(_logits(m3, model, batch, source.whole(), dtype, width), dim=-1)
-    said = torch.log_softmax(logits, dim=-1)
+        taught = scoring.log_probabilities(_logits(m3, model, batch, source.whole(), dtype, width))
+    said = scoring.log_probabilities(logits)
     away = torch.nn.functional.kl_div(said, taught, reduction="none", log_target=True).sum(-1) * batch.mask
-    return -_of_labels(logits[:, -batch.labels.shape[1] - 1 :], batch).sum() / batch.scored, away.sum() / batch.scored
+    answers = scoring.token_log_likelihoods(logits[:, -batch.labels.shape[1] - 1 : -1], batch.labels)
+    return -answers.sum() / batch.scored, away.sum() / batch.scored
 
 
 def _logits(
     m3: Memory3, model: Any, batch: GroupBatch, source: LiveMemories, dtype: torch.dtype | None, keep: int
 ) -> torch.Tensor:
-    """Of the last ``keep`` tokens, ``[B, keep, V]``; float32 unless the model is float64."""
+    """Of the last ``keep`` tokens, ``[B, keep, V]``."""
     reading: Any = nullcontext()
     if batch.references:
         reading = m3.recall(
@@ -120,22 +133,4 @@ def _logits(
     if batch.scored < 1:
         raise InputError("no token of this batch counts for the loss: its sequences are too short")
     with reading, torch.autocast(batch.tokens.device.type, dtype, enabled=dtype is not None):
-        # Positions from the mask: transformers itself would count padding.
-        positions = (batch.mask.cumsum(-1) - 1).clamp_min(0)
-        logits = model(
-            input_ids=batch.tokens,
-            attention_mask=batch.mask,
-            position_ids=positions,
-            use_cache=False,
-            logits_to_keep=keep,
-        ).logits
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def _of_labels(logits: torch.Tensor, batch: GroupBatch) -> torch.Tensor:
-    """Log-likelihood of each label under the logits of the tokens before and at them, ``[B, S + 1, V]``."""
-    before = logits[:, :-1]
-    losses = torch.nn.functional.cross_entropy(
-        before.reshape(-1, before.shape[-1]), batch.labels.reshape(-1), ignore_index=-100, reduction="none"
-    )
-    return -losses.view(batch.labels.shape)
+        return scoring.last_logits(model, batch.tokens, batch.mask, keep)

@@ -1,4 +1,4 @@
-"""The paper's selector: attention mass without mask and without position (section 3.3).
+"""The paper's selector: attention mass without mask and without position (arXiv 2407.01178, section 3.3).
 
     w_j = sum_i softmax_j(q_i . k_j / sqrt(d))       i, j over the reference's own tokens
 
@@ -7,21 +7,29 @@ with q and k before RoPE and no causal mask; BOS and padding take no part. With 
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
-from memory3.attention.rotary import rotate
-from memory3.encode.selectors.base import LayerView, Selector
+from memory3.encode.selectors.base import LayerView, Selector, register
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["AttentionMass"]
 
 
+@register
 class AttentionMass(Selector):
     """Attention that a token gets from the reference's own tokens."""
 
-    name = "attention"
+    name: ClassVar[str] = "attention"
+    help: ClassVar[str] = "the paper's"
 
     def score(self, view: LayerView) -> torch.Tensor:
         """See the module."""
+        import torch
+
+        from memory3.attention.rotary import rotate
+
         # Turning back by the position undoes RoPE exactly, whatever model computed it.
         back = -(torch.arange(view.key.shape[2], device=view.key.device) + view.offset)
         query, key = rotate(view.query, back, view.inv_freq), rotate(view.key, back, view.inv_freq)

@@ -1,9 +1,10 @@
-"""A learned selector: the attention that real questions paid, foretold from the token's own query by one linear map.
+"""A learned selector: the attention that real questions paid, predicted from the token's own query by one linear map.
 
     s_j = w_h . [q_j ; 1]        q_j: queries of all heads of the layer at token j, before RoPE
 
-The queries of a layer are a linear image of its hidden state, and the maps are those of least squares (`memory3.calibration.selector`), so this is a linear read-out of
-the hidden state. One pass writes, where reconstruction takes two.
+The queries of a layer are a linear image of its hidden state, and the maps are those of least squares
+(`memory3.calibration.selector`), so this is a linear read-out of the hidden state. One pass writes, where reconstruction takes
+two.
 
 Symbols: A query heads, H KV heads, d head dimension.
 """
@@ -11,26 +12,31 @@ Symbols: A query heads, H KV heads, d head dimension.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
+from memory3.encode.selectors.base import LayerView, Selector, register
 
-from memory3.attention.rotary import rotate
-from memory3.encode.selectors.base import LayerView, Selector
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Learned", "plain_queries"]
 
 
+@register
 class Learned(Selector):
-    """Attention foretold from what the token asks for itself; one pass.
+    """Attention predicted from what the token asks for itself; one pass.
 
     Attributes:
         weights: float32 ``[A d + 1, H]`` for every memory layer.
     """
 
-    name = "learned"
+    name: ClassVar[str] = "learned"
+    help: ClassVar[str] = "what questions look at, from the text alone in one pass; fitted first"
+    is_fitted: ClassVar[bool] = True
 
-    def __init__(self, weights: Mapping[int, torch.Tensor]) -> None:
-        self.weights = dict(weights)
+    def __init__(self, weights: Mapping[int, torch.Tensor] | None = None) -> None:
+        super().__init__(weights)
+        self.weights = dict(weights or {})
 
     def score(self, view: LayerView) -> torch.Tensor:
         """See the module."""
@@ -41,5 +47,9 @@ class Learned(Selector):
 
 def plain_queries(view: LayerView) -> torch.Tensor:
     """Queries of all heads side by side, turned back by their positions: float32 ``[N, S, A d]``."""
+    import torch
+
+    from memory3.attention.rotary import rotate
+
     back = -(torch.arange(view.query.shape[2], device=view.query.device) + view.offset)
     return rotate(view.query, back, view.inv_freq).transpose(1, 2).flatten(2).float()

@@ -1,7 +1,7 @@
 """Reconstruction attention: the attention a token gets while the model repeats the reference.
 
-What a model must look at to say the text again is what it would need to answer from it; the score is the idea of KVzip (Kim et al. 2025,
-arXiv 2505.23416, eq. 3), here with several references encoded at once:
+What a model must look at to say the text again is what it would need to answer from it; the score is the idea of KVzip (Kim et
+al. 2025, arXiv 2505.23416, eq. 3), here with several references encoded at once:
 
     s_j = max over queries i of the repetition and query heads of the group of  exp(q_i . k_j * scale - lse_i)
 
@@ -10,21 +10,28 @@ lse_i being over everything query i sees (prefix, reference, cue and repetition 
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
-from memory3.encode.selectors.base import LayerView, Selector
+from memory3.encode.selectors.base import LayerView, Selector, register
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Reconstruction"]
 
 
+@register
 class Reconstruction(Selector):
     """Attention that a token gets while the model repeats the reference; two passes."""
 
-    name = "reconstruction"
-    repeats = True
+    name: ClassVar[str] = "reconstruction"
+    help: ClassVar[str] = "what the model looks at to repeat the text; two passes"
+    repeats: ClassVar[bool] = True
 
     def score(self, view: LayerView) -> torch.Tensor:
         """See the module."""
+        import torch
+
         assert view.later_query is not None, "the encoder runs the repetition for selectors that say `repeats`"
         assert view.later_lse is not None
         refs, heads, tokens, dim = view.later_query.shape

@@ -1,0 +1,116 @@
+"""`MemoryReader`: packed records become memories on the device that reads them. Knows no disk.
+
+Where records come from, a folder or another machine, is the caller's affair.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Hashable, Sequence
+
+import torch
+
+from memory3.bank.cache import MemoryCache
+from memory3.bank.codebooks import coding
+from memory3.bank.format.manifest import BankManifest
+from memory3.bank.lookup import refuse_damaged
+from memory3.bank.record import MemoryRecord
+from memory3.codec import Codec
+from memory3.codec.raw import record_size
+from memory3.errors import ConfigError
+from memory3.types import Memory, Provenance
+
+__all__ = ["MemoryReader"]
+
+
+class MemoryReader:
+    """Decodes the records of one version of a bank, and keeps what it decoded lately. Safe to share between threads."""
+
+    def __init__(
+        self, manifest: BankManifest, codec: Callable[[], Codec], cache: MemoryCache, version: Hashable, name: str
+    ) -> None:
+        """
+        Args:
+            manifest: of the bank: what its records are, and how they were made.
+            codec: gives the bank's codec; asked when the first record is decoded.
+            cache: shared by all readers of a bank. A memory is kept by version, reference and device.
+            version: equal only where every record is equal.
+            name: of the bank, for messages.
+        """
+        self._manifest = manifest
+        self._codec = codec
+        self._cache = cache
+        self._version = version
+        self._name = name
+
+    def memories(
+        self,
+        reference_ids: Sequence[str],
+        fetch: Callable[[list[str]], Sequence[MemoryRecord]],
+        *,
+        device: torch.device | str | None = None,
+        use_cache: bool = True,
+    ) -> list[Memory]:
+        """Memories of references, in order.
+
+        Args:
+            reference_ids: which.
+            fetch: gives the records of those that are not in the cache, in the order asked.
+            device: where keys and values are to lie; default the CPU.
+            use_cache: look into the cache first, and keep there what is decoded.
+        """
+        place = str(torch.device(device or "cpu"))
+        wanted = list(dict.fromkeys(reference_ids))
+        found: dict[str, Memory] = {}
+        for id_ in wanted if use_cache else ():
+            memory = self._cache.get((self._version, id_, place))
+            if memory is not None:
+                found[id_] = memory
+        missing = [id_ for id_ in wanted if id_ not in found]
+        if missing:
+            decoded = self.decode(fetch(missing), device=place)
+            found.update(zip(missing, decoded, strict=True))
+            if use_cache:
+                size = record_size(self._manifest.shape)  # decoded, whatever the codec
+                for id_, memory in zip(missing, decoded, strict=True):
+                    self._cache.put((self._version, id_, place), memory, size)
+        return [found[id_] for id_ in reference_ids]
+
+    def decode(self, records: Sequence[MemoryRecord], *, device: torch.device | str | None = None) -> list[Memory]:
+        """The memories in ``records``, in order, each owning its bytes, so that it can be kept or dropped alone.
+
+        Raises:
+            BankCorrupt: a record cannot be decoded, or to numbers that are not finite: who makes a bank makes its
+                checksums, too.
+            ConfigError: a record is of another codec than this bank's.
+        """
+        manifest = self._manifest
+        if other := next((record.codec for record in records if record.codec != manifest.codec), None):
+            raise ConfigError(
+                f"{self._name} keeps memories in codec {manifest.codec!r}, a record is in {other!r}: read it with its own bank"
+            )
+        packed = [bytearray(record.data) for record in records]
+        with coding(f"`memory3 verify --bank {self._name}` lists all such rows; delete their documents and write them again"):
+            memories = self._codec().decode(packed, device=device or "cpu")
+        wrong = [
+            record.reference_id
+            for record, memory in zip(records, memories, strict=True)
+            if not (bool(memory.keys.isfinite().all()) and bool(memory.values.isfinite().all()))
+        ]
+        refuse_damaged(self._name, wrong)
+        return [
+            dataclasses.replace(memory, stored_bytes=record.stored_bytes, provenance=self._provenance(record))
+            for record, memory in zip(records, memories, strict=True)
+        ]
+
+    def _provenance(self, record: MemoryRecord) -> Provenance:
+        config = self._manifest.config
+        return Provenance(
+            document_id=record.document_id,
+            start=record.start,
+            end=record.end,
+            reference_ids=(record.reference_id,),
+            budget=str(config.budget),
+            selector=config.selector,
+            fingerprint=self._manifest.fingerprint,
+        )

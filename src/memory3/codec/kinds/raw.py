@@ -1,0 +1,36 @@
+"""``raw``: keys and values as they are (`memory3.codec.raw`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from memory3.codec.base import NUMBER_BYTES, CodecCost, MemoryCodec, RecordSizes
+from memory3.codec.registry import register
+from memory3.errors import ConfigError
+
+__all__ = ["Raw"]
+
+
+@register
+@dataclass(frozen=True)
+class Raw(MemoryCodec):
+    """Keys and values as they are; nothing is fitted."""
+
+    name: ClassVar[str] = "raw"
+    form: ClassVar[str] = "raw"
+    help: ClassVar[str] = "numbers as they are"
+    is_fitted: ClassVar[bool] = False
+    text: str = "raw"
+
+    @classmethod
+    def parse(cls, options: str) -> Raw:
+        """See `MemoryCodec.parse`: there are none."""
+        if options:
+            raise ConfigError(f"codec {f'raw:{options}'!r} is unknown: raw has no options")
+        return cls()
+
+    def cost(self, sizes: RecordSizes) -> CodecCost:
+        """See `MemoryCodec.cost`: counts and places of two bytes, and the numbers."""
+        numbers = 2 * sizes.pairs * sizes.head_dim
+        return CodecCost(2 * (sizes.heads + sizes.pairs) + numbers * NUMBER_BYTES[sizes.dtype], 0, 0)

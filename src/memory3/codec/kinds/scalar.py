@@ -1,0 +1,78 @@
+"""``int8`` and ``int4``: each channel by itself, in equal steps (`memory3.codec.scalar`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from memory3.codec.base import VectorCodec, VectorCost
+from memory3.codec.registry import register
+
+if TYPE_CHECKING:
+    import torch
+
+    from memory3.codec.vectors import Sample, VectorCoder
+
+__all__ = ["Int4", "Int8", "Scalar"]
+
+_WANTED_VECTORS = 65_536
+
+
+@dataclass(frozen=True)
+class Scalar(VectorCodec):
+    """Numbers of few bits.
+
+    Attributes:
+        bits: of a number.
+    """
+
+    bits: ClassVar[int]
+
+    def cost(self, head_dim: int) -> VectorCost:
+        """See `VectorCodec.cost`: a mean and a width for each number."""
+        return VectorCost(-(-head_dim * self.bits // 8), 2 * head_dim, 2 * head_dim)
+
+    def appetite(self, head_dim: int) -> tuple[int, int]:
+        """See `VectorCodec.appetite`."""
+        return 1, _WANTED_VECTORS
+
+    def shapes(self, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
+        """See `VectorCodec.shapes`."""
+        from memory3.codec.scalar import ScalarCoder
+
+        return ScalarCoder.shapes(heads, head_dim)
+
+    def fit(self, sample: Sample) -> dict[str, torch.Tensor]:
+        """See `VectorCodec.fit`."""
+        from memory3.codec.scalar import ScalarCoder
+
+        return ScalarCoder.fit(self.bits, sample)
+
+    def coder(self, head_dim: int, tensors: Mapping[str, torch.Tensor]) -> VectorCoder:
+        """See `VectorCodec.coder`."""
+        from memory3.codec.scalar import ScalarCoder
+
+        return ScalarCoder(self.bits, head_dim, tensors)
+
+
+@register
+@dataclass(frozen=True)
+class Int8(Scalar):
+    """A byte a number."""
+
+    name: ClassVar[str] = "int8"
+    form: ClassVar[str] = "int8"
+    help: ClassVar[str] = "a byte a number, each channel in equal steps"
+    bits: ClassVar[int] = 8
+
+
+@register
+@dataclass(frozen=True)
+class Int4(Scalar):
+    """Half a byte a number."""
+
+    name: ClassVar[str] = "int4"
+    form: ClassVar[str] = "int4"
+    help: ClassVar[str] = "half a byte a number"
+    bits: ClassVar[int] = 4
