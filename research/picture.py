@@ -92,7 +92,7 @@ def draw(path: Path) -> None:
         path: file to write.
     """
     front, measured = json.loads(FRONT.read_text()), json.loads(FIRST_TOKEN.read_text())
-    settings = {
+    settings: Any = {
         "svg.hashsalt": "memory3",
         "svg.fonttype": "none",
         "font.family": "sans-serif",

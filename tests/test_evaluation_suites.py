@@ -464,8 +464,11 @@ def test_speed(model, tmp_path):
         assert 0 < found["first_token"] < found["turns"][0]["first_token"] + found["turns"][1]["first_token"]
         assert found["end_to_end"] > 0
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "| 733 | 1131 | 0.648 |" in report
     assert report.count("| memory, worst case |") == 2
+    run("report", tmp_path / "out", "--out", tmp_path / "all.md")  # with the paper's figures beside
+    summary = (tmp_path / "all.md").read_text()
+    assert "| 733 | 1131 | 0.648 |" in summary
+    assert summary.count("| memory, worst case |") == 2
 
 
 # ---- the rest ------------------------------------------------------------------------------------------------------------

@@ -47,14 +47,13 @@ from memory3.models.scratch import from_scratch
 from memory3.models.sizes import SHAPES, ModelSizes
 from memory3.overlap import overlap
 from memory3.training.collate import MemoryCollator
-from memory3.training.groups import Group, TrainingRow, read_groups
+from memory3.training.groups import Group, TrainingRow
 from memory3.training.live import LiveMemories, _logits, distilled_loss, group_loss
 from memory3.training.logs import read_log
 from memory3.training.records import Records, read_records
 from memory3.training.run import train
 from memory3.training.sampling import LEAK, GroupMaker, documents_of
 from memory3.training.settings import KINDS, Mixture, Settings
-from memory3.training.stages import two_stages
 from memory3.training.trainer import GroupTrainer
 from memory3.types import Document, Reference
 
@@ -783,31 +782,3 @@ def test_recited_references_are_read(tmp_path: Path, model_path: str, data: str)
         for row in group.rows:
             assert row.tokens in [tokens for _, tokens in group.references]
             assert (row.scored, row.answer) == (len(row.tokens) - 8, 0)
-
-
-def test_the_two_ways_see_the_same_sequences(tmp_path: Path, small_shape: str, model_path: str, data: str) -> None:
-    options = (
-        f"--shape {small_shape} --tokenizer {model_path} --steps 4 --warmup 0 --groups 2 --sequence-length 70 --eval-every 1"
-    )
-    more = f"--eval-groups 1 --seeds 2 --rate 0.01 --train-dtype float32 --data {data} --out {tmp_path / 'out'} --json"
-    result = CliRunner().invoke(app, ["train", "two-stage", *options.split(), *more.split()])
-    assert result.exit_code == 0, result.output
-    figures = json.loads(result.stdout)
-    assert figures == json.loads((tmp_path / "out" / "stages.json").read_text())
-    assert (tmp_path / "out" / "stages.png").read_bytes()[:4] == b"\x89PNG"
-    for seed in (0, 1):
-        start, warm, later = (
-            read_groups(tmp_path / f"out/seed-{seed}/{n}/groups.jsonl") for n in ("from-start", "warm", "continual")
-        )
-        assert [g.rows[0].tokens for g in start] == [g.rows[0].tokens for g in (*warm, *later)]
-        assert all(g.references and g.rows[0].chunks for g in (*start, *later))
-        assert not any(g.references or g.rows[0].chunks for g in warm)
-        curves = figures["seeds"][seed]
-        assert [step for step, _ in curves["two_stages"]["eval_chunks"]] == [1, 2, 3, 4]
-    ends = [f["two_stages"]["eval_packed"][-1][1] - f["two_stages"]["eval_chunks"][-1][1] for f in figures["seeds"]]
-    assert figures["summary"]["two_stages"]["gain"]["mean"] == pytest.approx(sum(ends) / 2)
-    assert figures["summary"]["continual_step_over_warmup_step"] > 0
-    with pytest.raises(ConfigError, match=r"even number of steps \(not 3\)"):
-        two_stages(
-            run_settings(model_path, data, shape=small_shape, rank=0, steps=3, sequence_length=70), tmp_path / "odd", [0]
-        )

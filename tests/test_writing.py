@@ -16,7 +16,7 @@ from memory3.config import Budget, MemoryConfig
 from memory3.encode.selectors import SELECTORS
 from memory3.errors import ConfigError, InputError, ModelError
 from memory3.llm import Memory3
-from memory3.types import Document, Memory, Reference
+from memory3.types import Document, Memory, Provenance, Reference
 
 TEXTS = [
     "The river rises in the mountains. It reaches the sea near the old town.",
@@ -165,6 +165,17 @@ def test_fingerprint() -> None:
     ):
         assert memory3("llama", layers="0:3", **setting).fingerprint != base
     assert memory3("llama", chat=True, layers="0:3").fingerprint != base
+
+
+def test_a_memory_knows_what_it_covers_and_how_it_was_made() -> None:
+    m3 = memory3(budget="uniform:2", selector="first")
+    written = references(m3)
+    for reference, memory in zip(written, m3.encode(written), strict=True):
+        wanted = Provenance(
+            reference.document_id, reference.start, reference.end, (reference.id,), "uniform:2", "first", fingerprint=""
+        )
+        assert (memory.provenance, memory.stored_bytes) == (wanted, 0)
+        assert memory.bytes_read == memory.nbytes
 
 
 def test_bad_references_and_settings() -> None:

@@ -89,9 +89,8 @@ class MemoryReader:
             raise ConfigError(
                 f"{self._name} keeps memories in codec {manifest.codec!r}, a record is in {other!r}: read it with its own bank"
             )
-        packed = [bytearray(record.data) for record in records]
         with coding(f"`memory3 verify --bank {self._name}` lists all such rows; delete their documents and write them again"):
-            memories = self._codec().decode(packed, device=device or "cpu")
+            memories = self._codec().decode([record.data for record in records], device=device or "cpu")
         wrong = [
             record.reference_id
             for record, memory in zip(records, memories, strict=True)

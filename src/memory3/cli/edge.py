@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from memory3.cli.output import message
-from memory3.errors import Memory3Error
+from memory3.errors import Memory3Error, NeedsCheckout
 
 __all__ = ["Commands", "sentence"]
 
@@ -65,7 +65,7 @@ class Commands(TyperGroup):
             if ctx.obj["debug"]:
                 traceback.print_exc()
             message(sentence(error, _options(self, ctx)), kind="error", style="bold red")
-            raise typer.Exit(1) from None
+            raise typer.Exit(2 if isinstance(error, NeedsCheckout) else 1) from None
 
 
 def sentence(error: Exception, options: dict[str, str] | None = None) -> str:

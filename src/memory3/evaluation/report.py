@@ -14,7 +14,7 @@ from memory3.evaluation.plots import plots
 from memory3.evaluation.tables import ResultTable, Section, sections
 from memory3.files import read_bounded, write_atomically
 
-__all__ = ["read_results", "write_report", "write_summary"]
+__all__ = ["markdown", "read_results", "write_report"]
 
 _MOST_BYTES = 1 << 30
 #: What makes a link of brackets, and a mark to link to.
@@ -51,21 +51,26 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def write_report(folder: Path, results: Mapping[str, Any]) -> None:
     """``report.md`` and ``report.html`` of a results folder."""
-    markdown, page = _told(_markdown, results) + "\n", _told(_page, results)
-    write_atomically(folder / "report.md", markdown)
+    text, page = markdown(results) + "\n", _told(_page, results)
+    write_atomically(folder / "report.md", text)
     write_atomically(folder / "report.html", page)
 
 
-def write_summary(path: Path, found: Sequence[Mapping[str, Any]], introduction: str) -> None:
-    """One Markdown file of several results."""
-    lines = [introduction.rstrip(), ""]
-    for results in found:
-        lines += [_told(_markdown, results, 2), ""]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "\n".join(lines).rstrip() + "\n")
+def markdown(results: Mapping[str, Any], level: int = 1, beside: Sequence[Section] = ()) -> str:
+    """Results as Markdown.
+
+    Args:
+        results: of one suite, as `read_results` gives them.
+        level: of its heading.
+        beside: sections to stand after its own.
+
+    Raises:
+        InputError: they lack what results of `memory3 eval` have.
+    """
+    return _told(_markdown, results, level, beside)
 
 
-def _told(tell: Callable[..., str], results: Mapping[str, Any], *more: int) -> str:
+def _told(tell: Callable[..., str], results: Mapping[str, Any], *more: Any) -> str:
     """What ``tell`` makes of results; InputError where they lack what results of `memory3 eval` have."""
     try:
         return tell(results, *more)
@@ -90,9 +95,9 @@ def _about(results: Mapping[str, Any]) -> str:
     return f"{said}. Brackets are 95% bootstrap intervals."
 
 
-def _markdown(results: Mapping[str, Any], level: int = 1) -> str:
+def _markdown(results: Mapping[str, Any], level: int, beside: Sequence[Section]) -> str:
     lines = ["#" * level + " " + _plain(_title(results)), "", _plain(_about(results)), ""]
-    for section in sections(results):
+    for section in (*sections(results), *beside):
         lines += _markdown_section(section, level + 1)
     return "\n".join(lines)
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memory3.evaluation.causes import CAUSES
-from memory3.evaluation.paper import PAPER
 
 __all__ = ["ResultTable", "Section", "figure", "sections"]
 
@@ -51,19 +50,6 @@ def sections(results: Mapping[str, Any]) -> list[Section]:
     parts = [_task(name, task) for name, task in results.get("tasks", {}).items()]
     if "speed" in results:
         parts.append(_speed(results["speed"]))
-    paper = PAPER.get(results["suite"])
-    if paper:
-        rows = [[str(row[0]), *(f"{x:g}" for x in row[1:])] for row in paper["rows"]]
-        parts.append(
-            Section(
-                "The paper's own figures (another model)",
-                [
-                    "Of the paper's 2.4B model, which was trained with memories. Not comparable with the figures above; "
-                    "here for scale."
-                ],
-                [ResultTable(paper["columns"], rows, paper["caption"])],
-            )
-        )
     return parts
 
 

@@ -1,7 +1,9 @@
-"""What a model computes with that its weights do not show: the values of its config that act, and what has been changed since it was built from that config.
+"""What a model computes with that its weights do not show: the values of its config that act, and what has been changed
+since it was built from that config.
 
-The second is found by comparison with a model of the same class freshly built from the same config, without memory for weights: modules of another class (adapters, quantised weights),
-attributes with another value, hooks. A model as its config says has nothing of it.
+The second is found by comparison with a model of the same class freshly built from the same config, without memory for
+weights: modules of another class (adapters, quantised weights), attributes with another value, hooks. A model as its
+config says has nothing of it.
 """
 
 from __future__ import annotations
@@ -61,7 +63,8 @@ HARMLESS = frozenset(
 )
 #: Without an effect where all layers see everything.
 _WINDOWS = frozenset({"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"})
-#: Architectures whose code in transformers reads no other value than its config class declares: others are leftovers of a hub's files.
+#: Architectures whose code in transformers reads no other value than its config class declares: others are leftovers of a
+#: hub's files.
 _PLAIN = ("llama", "mistral", "qwen2", "qwen3")
 
 #: Attributes of a module that are not what it computes: torch's own, those that follow a harmless config value, and notes.
@@ -83,7 +86,8 @@ _ONLOOKERS = ("memory3.", "transformers.", "accelerate.")
 
 
 def acting(config: Any, already: tuple[str, ...], *, windowed: bool) -> dict[str, Any]:
-    """The values of a text model's config that can change a memory, less those ``already`` hashed; empty for a plain Llama, Mistral or Qwen.
+    """The values of a text model's config that can change a memory, less those ``already`` hashed; empty for a plain
+    Llama, Mistral or Qwen.
 
     Args:
         windowed: whether a layer attends within a window.
@@ -98,7 +102,8 @@ def acting(config: Any, already: tuple[str, ...], *, windowed: bool) -> dict[str
 
 
 def unsaid(model: PreTrainedModel, shape: ModelGeometry, last: int) -> dict[str, Any]:
-    """What differs, below layer ``last`` and in it, from a model built from the same config: by module, what it is now. JSON can hold it.
+    """What differs, below layer ``last`` and in it, from a model built from the same config: by module, what it is now.
+    JSON can hold it.
 
     Raises:
         UnsupportedModel: weights are kept in a way whose bytes cannot be read.
@@ -130,7 +135,9 @@ def unsaid(model: PreTrainedModel, shape: ModelGeometry, last: int) -> dict[str,
 
 @functools.lru_cache(maxsize=4)
 def _as_built(kind: Any, config_kind: Any, config: str) -> dict[str, tuple[str, dict[str, str]]]:
-    """Class and attributes of the modules of a model that is nothing but its config; empty where it cannot be built, so that all counts."""
+    """Class and attributes of the modules of a model that is nothing but its config; empty where it cannot be built, so
+    that all counts.
+    """
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             model = kind(config_kind.from_dict(json.loads(config)))
@@ -140,7 +147,9 @@ def _as_built(kind: Any, config_kind: Any, config: str) -> dict[str, tuple[str, 
 
 
 def layers_up_to(named: Iterable[tuple[str, _T]], last: int) -> Iterator[tuple[str, _T]]:
-    """Those of named modules or tensors that act on the keys and values of layer ``last``: all but later layers and the last norm."""
+    """Those of named modules or tensors that act on the keys and values of layer ``last``: all but later layers and the
+    last norm.
+    """
     for name, what in named:
         layer = _LAYER.search(name)
         if not (int(layer[1]) > last if layer else name == "norm" or name.startswith("norm.")):
@@ -243,7 +252,8 @@ def feed(digest: Any, value: Any) -> None:
                 digest.update(flat.view(torch.uint8).numpy().data)
         except (RuntimeError, NotImplementedError, TypeError) as error:
             raise UnsupportedModel(
-                f"a weight is kept as {type(value).__name__} on {value.device}, whose bytes cannot be read, so a bank could not tell this model "
+                f"a weight is kept as {type(value).__name__} on {value.device}, whose bytes cannot be read, so a "
+                "bank could not tell this model "
                 "from another: load the model whole and without this quantisation"
             ) from error
 
@@ -255,7 +265,8 @@ def check_whole(model: PreTrainedModel) -> None:
         compiled = isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
         if compiled or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
             raise UnsupportedModel(
-                f"{name} is compiled ({where or 'all of it'}), and a compiled forward pass takes no memories: give the model as it was before "
+                f"{name} is compiled ({where or 'all of it'}), and a compiled forward pass takes no memories: give "
+                "the model as it was before "
                 "torch.compile"
             )
     if not isinstance(model, PreTrainedModel):
@@ -265,7 +276,8 @@ def check_whole(model: PreTrainedModel) -> None:
     away = [where for where, tensor in model.named_parameters() if tensor.is_meta]
     if away:
         raise UnsupportedModel(
-            f"{name}: {len(away)} weights are not in memory ({away[0]}): they are offloaded to disk or CPU, or were never loaded. Load the "
+            f"{name}: {len(away)} weights are not in memory ({away[0]}): they are offloaded to disk or CPU, or were "
+            "never loaded. Load the "
             "model without device_map and offload_folder"
         )
 
@@ -278,14 +290,17 @@ def check_calm(model: PreTrainedModel) -> None:
             rates = [v for key, v in vars(module).items() if "dropout" in key or "jitter" in key]
             if rate or any(isinstance(v, float) and v for v in rates):
                 raise ModelError(
-                    f"{type(model).__name__} is in training mode with dropout ({name}), so that no memory is the same twice: call model.eval() first"
+                    f"{type(model).__name__} is in training mode with dropout ({name}), so that no memory is the "
+                    "same twice: call model.eval() first"
                 )
 
 
 def standing(model: torch.nn.Module, tokenizer: Any) -> int:
-    """A number that changes when weights are written or exchanged, adapters switched, modules compiled, hooked, set otherwise or to training, or the tokenizer changed.
+    """A number that changes when weights are written or exchanged, adapters switched, modules compiled, hooked, set
+    otherwise or to training, or the tokenizer changed.
 
-    Weights that were written past torch (numpy, ``.data``) are noticed by a few numbers of each. Takes some milliseconds; means nothing in another process.
+    Weights that were written past torch (numpy, ``.data``) are noticed by a few numbers of each. Takes some milliseconds;
+    means nothing in another process.
     """
     backend = tokenizer.backend_tokenizer
     found: list[Any] = [getattr(tokenizer, "chat_template", None), id(backend), backend.get_vocab_size(with_added_tokens=True)]

@@ -34,10 +34,11 @@ def two_stage(
         memory3 train two-stage --out stages --data texts.jsonl.gz
         memory3 train two-stage --out stages --data texts.jsonl.gz --steps 4000 --shape memory3-27m
     """
+    from memory3.checkout import research
     from memory3.config import MemoryConfig
     from memory3.training.settings import WARMUP
-    from memory3.training.stages import two_stages
 
+    two_stages = research("two_stage", "memory3 train two-stage").two_stages
     settings = settings_of(folder, context, WARMUP.replace(memory=MemoryConfig.preset("paper")))
     silence()
     with StepMeter() as meter:
