@@ -1,6 +1,7 @@
 """From a record to attention on a device: decoded there, laid out there, and nothing comes back to the CPU.
 
-The meta device has shapes and no numbers: whatever looks at a number, or fetches it, fails. Tests marked ``gpu`` compare the numbers.
+The meta device has shapes and no numbers: whatever looks at a number, or fetches it, fails. Tests marked ``gpu`` compare
+the numbers.
 """
 
 from __future__ import annotations

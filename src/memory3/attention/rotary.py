@@ -83,7 +83,8 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 
 def _places(positions: torch.Tensor, inv_freq: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Angles ``[m, r/2]`` of m places, and which of them each of the positions ``[n]`` is, int64; on the device of ``inv_freq``.
+    """Angles ``[m, r/2]`` of m places, and which of them each of the positions ``[n]`` is, int64; on the device of
+    ``inv_freq``.
 
     The places are all from the first position to the last: cosines are dear. Where positions lie on another device than the
     CPU, it would have to be waited for before one knew how many those are; there each position is a place of its own.

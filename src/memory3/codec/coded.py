@@ -135,7 +135,9 @@ class CodedCodec(Codec):
             raise ConfigError(f"codec {self.name!r} predicts from the model's token vectors, and was not given any")
 
     def decode(self, records: Sequence[Record], *, device: torch.device | str = "cpu") -> list[Memory]:
-        """See `Codec.decode`. Codes go to the device, and nothing comes back: what heads and positions decide, they decide here."""
+        """See `Codec.decode`. Codes go to the device, and nothing comes back: what heads and positions decide, they
+        decide here.
+        """
         self._need_vectors()
         if not records:
             return []
