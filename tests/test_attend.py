@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from twins import HEAD_DIM as D
-from twins import attend_concatenated, random_layer
+from twins import attend_concatenated, moved, random_layer
 
 from memory3.attention import kernels
 from memory3.attention.attend import attend, attention_with_lse, masked, memory_mass
@@ -125,3 +125,15 @@ def test_memory_mass_counts_every_weight_once() -> None:
                         logit = query[n, head, t] @ memory.keys[n, head // 3, m] * 0.3
                         expected[n, memory.owner[n, head // 3, m]] += torch.exp(logit - lse[n, head, t])
     torch.testing.assert_close(mass, expected)
+
+
+def test_nothing_waits_for_the_device() -> None:
+    """The meta device has no numbers: who counts or looks at them fails."""
+    query = torch.randn(3, 6, 11, D, device="meta")
+    key = torch.randn(3, 2, 11, D, device="meta")
+    table = torch.tensor([[1, 2, 3], [4, 5, -1], [15, 16, 17], [18, -1, -1], [30, 31, 32]], device="meta")
+    out, lse = attend(query, key, key, None, moved(random_layer(5, 2, 7), "meta"), table, causal=True, scale=0.3)
+    assert (out.shape, lse.shape) == (query.shape, query.shape[:3])
+    memory = moved(random_layer(3, 2, 7), "meta")
+    out, lse = attend(query, key, key, None, memory, None, causal=True, scale=0.3)
+    assert memory_mass(query, lse, memory, references=3, scale=0.3).shape == (3, 3)

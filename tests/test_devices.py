@@ -1,30 +1,40 @@
 """From a record to attention on a device: decoded there, laid out there, and nothing comes back to the CPU.
 
-The meta device has shapes and no numbers: whatever looks at a number, or fetches it, fails. Tests marked ``gpu`` compare the numbers.
+The meta device has shapes and no numbers: whatever looks at a number, or fetches it, fails. Tests marked ``gpu`` compare
+the numbers.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from bank_writer import SHAPE, HashingWriter
-from codebooks import ANGLES, fitted, memories
+from codebooks import ANGLES, memories
 
 from memory3.attention.attend import attend
 from memory3.attention.layout import gather_memories
-from memory3.codec import CodedCodec, RawCodec
+from memory3.codec import Codec, CodedCodec, RawCodec, fit
 from memory3.types import LayerMemory, Memory
 
-#: Codecs that decode without looking at a number. `transform`, and what is predicted, order pairs by head on the CPU.
-STRAIGHT = ("raw", "int8", "int4", "product:Residual1x2,PQ5x3", "product:RQ3x4")
-ORDERED = ("transform:24+16", "int8+transform:16")
+CODECS = ("raw", "int8", "int4", "product:Residual1x2,PQ5x3", "product:RQ3x4", "transform:24+16", "predicted:16+24")
 REFERENCES = [["0", "1", "2"], ["3"], ["2", "4"]]
 
 
-def records(name: str) -> tuple[RawCodec | CodedCodec, list[bytes]]:
-    """A codec and five memories of different sizes, encoded by it."""
-    codec = RawCodec(SHAPE) if name == "raw" else CodedCodec(fitted(name)).with_vectors(HashingWriter().token_vectors)
-    return codec, [codec.encode(memory) for memory in memories(5)]
+def records(name: str, device: str) -> tuple[Codec, list[bytes]]:
+    """A codec whose token vectors lie on ``device``, as a model's do, and five memories of different sizes, encoded by it."""
+    rng = np.random.default_rng(0)
+    some = [replace(memory, tokens=rng.integers(0, 300, 128, dtype=np.uint32)) for memory in memories(100)]
+    vectors = HashingWriter().token_vectors
+    if name == "raw":
+        codec: Codec = RawCodec(SHAPE)
+    else:
+        known = vectors if name.startswith("predicted") else None
+        codec = CodedCodec(fit(name, some, SHAPE, fingerprint="f", positions=128, angles=ANGLES, token_vectors=known))
+    encoded = [codec.with_vectors(vectors).encode(memory) for memory in some[:5]]
+    return codec.with_vectors(vectors.to(device)), encoded
 
 
 def read(decoded: list[Memory], device: str, dtype: torch.dtype) -> tuple[dict[int, LayerMemory], list[torch.Tensor]]:
@@ -49,10 +59,10 @@ def read(decoded: list[Memory], device: str, dtype: torch.dtype) -> tuple[dict[i
     return batch.layers, outs
 
 
-@pytest.mark.parametrize("name", STRAIGHT)
+@pytest.mark.parametrize("name", CODECS)
 def test_a_record_is_read_on_a_device_without_a_look_at_its_numbers(name: str) -> None:
-    codec, some = records(name)
-    there, here = codec.decode(some, device="meta"), codec.decode(some)
+    (codec, some), (twin, _) = records(name, "meta"), records(name, "cpu")
+    there, here = codec.decode(some, device="meta"), twin.decode(some)
     for a, b in zip(there, here, strict=True):
         for x, y in ((a.keys, b.keys), (a.values, b.values)):
             assert (x.device.type, x.shape, x.dtype) == ("meta", y.shape, y.dtype)
@@ -67,10 +77,10 @@ def test_a_record_is_read_on_a_device_without_a_look_at_its_numbers(name: str) -
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", [*STRAIGHT, *ORDERED])
+@pytest.mark.parametrize("name", CODECS)
 def test_a_record_decoded_on_a_gpu_is_that_decoded_on_the_cpu(name: str) -> None:
-    codec, some = records(name)
-    there, here = codec.decode(some, device="cuda"), codec.decode(some)
+    (codec, some), (twin, _) = records(name, "cuda"), records(name, "cpu")
+    there, here = codec.decode(some, device="cuda"), twin.decode(some)
     for a, b in zip(there, here, strict=True):
         assert a.keys.is_cuda
         torch.testing.assert_close(a.keys.cpu(), b.keys, rtol=1e-3, atol=1e-3)  # float16, as a bank has them

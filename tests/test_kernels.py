@@ -149,7 +149,9 @@ def pairs(arms: list[tuple[Kernel, torch.dtype]]) -> list[object]:
 def test_cudas_kernels_are_called_as_aten_wants_it(
     kernel: Kernel, dtype: torch.dtype, case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stand-ins refuse what ATen refuses and compute what it documents: heads, bias, lse and gradients come out where they belong."""
+    """Stand-ins refuse what ATen refuses and compute what it documents: heads, bias, lse and gradients come out where
+    they belong.
+    """
     aten_cuda.CALLS.clear()
     ours, theirs = outcome(kernel, case, dtype, monkeypatch), exact(case, dtype, monkeypatch)
     name = "flash" if kernel is FLASH else "efficient"
@@ -158,7 +160,9 @@ def test_cudas_kernels_are_called_as_aten_wants_it(
 
 
 def close(ours: list[torch.Tensor], theirs: list[torch.Tensor], dtype: torch.dtype) -> None:
-    """float32: to 1e-5. Half precision cannot hold more than its own numbers: 1e-3 on average of the output, one rounding at most; gradients round thrice."""
+    """float32: to 1e-5. Half precision cannot hold more than its own numbers: 1e-3 on average of the output, one rounding
+    at most; gradients round thrice.
+    """
     for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         if dtype == torch.float32:
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 if number < 2 else 3e-5)

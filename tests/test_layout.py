@@ -84,7 +84,9 @@ def test_prefix_is_read_where_the_prompt_lacks_it() -> None:
 
 
 def random_batch(seed: int) -> tuple[list[list[str]], dict[str, Memory], dict[str, Any]]:
-    """Chunks of 0 to 4 references, some in several of them, and every way to arrange them; memories and chunks that are empty, too."""
+    """Chunks of 0 to 4 references, some in several of them, and every way to arrange them; memories and chunks that are
+    empty, too.
+    """
     rng = np.random.default_rng(seed)
     memories = {name: random_memory(100 * seed + number, largest=1 + number) for number, name in enumerate("abcdefg")}
     chunks = 5

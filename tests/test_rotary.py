@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 
+from memory3.attention import rotary
 from memory3.attention.rotary import rotate, rotate_pairs, rotate_vectors
 
 
@@ -35,3 +39,16 @@ def test_nothing_to_rotate() -> None:
     assert rotate_vectors(x, torch.arange(3), none) is x
     assert len(rotate_vectors(x[:0], torch.arange(0), torch.rand(3))) == 0
     torch.testing.assert_close(rotate(x, torch.arange(3), none), x, rtol=0, atol=0)
+
+
+def test_nobody_else_rotates() -> None:
+    """Cosines, sines and complex numbers are needed for nothing else."""
+    source = Path(rotary.__file__).parents[1]
+    needed = {"cos", "sin", "polar", "view_as_complex", "complex"}
+    found = {
+        path.relative_to(source).as_posix()
+        for path in source.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and node.attr in needed
+    }
+    assert found == {"attention/rotary.py"}

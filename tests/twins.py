@@ -26,7 +26,9 @@ def random_layer(
     dim: int = HEAD_DIM,
     dtype: torch.dtype = torch.float32,
 ) -> LayerMemory:
-    """What ``chunks`` read in one layer: keys and values ``[chunks, heads, pairs, dim]``, heads of different lengths where ``padded``."""
+    """What ``chunks`` read in one layer: keys and values ``[chunks, heads, pairs, dim]``, heads of different lengths
+    where ``padded``.
+    """
     g = torch.Generator().manual_seed(seed)
     owner = torch.randint(0, 3, (chunks, heads, pairs), generator=g)
     bias, widths = None, (pairs,) * heads

@@ -42,7 +42,7 @@ def rotate_vectors(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Ten
 
     Args:
         x: float32 ``[n, d]``.
-        positions: int64 ``[n]``.
+        positions: int64 ``[n]``, best on the CPU, wherever ``x`` lies.
         inv_freq: float32 ``[r/2]``.
 
     Returns:
@@ -60,7 +60,7 @@ def rotate_pairs(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tenso
 
     Args:
         x: float32 ``[n, r]``, contiguous, not empty: written to.
-        positions: int64 ``[n]``.
+        positions: int64 ``[n]``, best on the CPU, wherever ``x`` lies.
         inv_freq: float32 ``[r/2]``, not empty.
 
     Returns:
@@ -83,16 +83,18 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 
 def _places(positions: torch.Tensor, inv_freq: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Angles ``[m, r/2]`` of m places, and which of them each of the positions ``[n]`` is, int64.
+    """Angles ``[m, r/2]`` of m places, and which of them each of the positions ``[n]`` is, int64; on the device of
+    ``inv_freq``.
 
-    On the CPU the places are all from the first position to the last: cosines are dear. Other devices would have to be
-    waited for before one knew how many that are; there each position is a place of its own.
+    The places are all from the first position to the last: cosines are dear. Where positions lie on another device than the
+    CPU, it would have to be waited for before one knew how many those are; there each position is a place of its own.
     """
+    device = inv_freq.device
     if positions.device.type != "cpu":
-        return torch.outer(positions.float(), inv_freq), torch.arange(len(positions), device=positions.device)
+        return torch.outer(positions.float(), inv_freq), torch.arange(len(positions), device=device)
     first = int(positions.min())
-    places = torch.arange(first, int(positions.max()) + 1, dtype=torch.float32)
-    return torch.outer(places, inv_freq), positions - first
+    places = torch.arange(first, int(positions.max()) + 1, dtype=torch.float32, device=device)
+    return torch.outer(places, inv_freq), (positions - first).to(device)
 
 
 def find_rotation(

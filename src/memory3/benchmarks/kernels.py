@@ -1,7 +1,9 @@
-"""Attention kernels beside torch's own ``scaled_dot_product_attention``, which tells no log-sum-exp: milliseconds of one layer.
+"""Attention kernels beside torch's own ``scaled_dot_product_attention``, which tells no log-sum-exp: milliseconds of one
+layer.
 
-Three ways a model reads: a prompt (causal), one decoded token a row against a context and memories laid in front of it, and the chunks of a prompt against their
-memories, whose heads have different lengths. Arms take turns. On a GPU its work is waited for. The figures of CUDA's kernels are still to be taken.
+Three ways a model reads: a prompt (causal), one decoded token a row against a context and memories laid in front of it,
+and the chunks of a prompt against their memories, whose heads have different lengths. Arms take turns. On a GPU its work
+is waited for. The figures of CUDA's kernels are still to be taken.
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ OPTIONS: dict[str, Any] = {
 def run(
     device: str, dtype: str, batch: int, heads: int, kv_heads: int, head_dim: int, tokens: int, pairs: int, repeats: int
 ) -> dict[str, Any]:
-    """For each way of reading: which kernel is chosen, and the milliseconds of every kernel that serves, with its ratio to torch's own.
+    """For each way of reading: which kernel is chosen, and the milliseconds of every kernel that serves, with its ratio
+    to torch's own.
 
     Args:
         device, dtype: where, and in what numbers.

@@ -65,7 +65,10 @@ class Centring:
         return (turned(vectors.float(), -positions, self.angles) - self.mean[heads]) / self.scale[heads]
 
     def restored(self, z: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """The vectors, float32 ``[n, d]``: inverse of `centred`."""
+        """The vectors, float32 ``[n, d]``: inverse of `centred`. ``heads`` and ``positions`` lie on the CPU, wherever
+        ``z`` lies.
+        """
+        heads = heads.to(z.device)
         return turned(self.mean[heads] + self.scale[heads] * z, positions, self.angles)
 
     def to(self, device: torch.device | str) -> Centring:

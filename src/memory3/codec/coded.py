@@ -135,21 +135,23 @@ class CodedCodec(Codec):
             raise ConfigError(f"codec {shown(self.name)!r} predicts from the model's token vectors, and was not given any")
 
     def decode(self, records: Sequence[Record], *, device: torch.device | str = "cpu") -> list[Memory]:
-        """See `Codec.decode`. Only codes go to the device."""
+        """See `Codec.decode`. Codes go to the device, and nothing comes back: what heads and positions decide, they
+        decide here.
+        """
         self._need_vectors()
         if not records:
             return []
         coded = self._layout.unpack(records)
-        places, sizes, dtype = coded.places(device), coded.sizes, self.shape.torch_dtype
+        places, sizes, dtype = coded.places("cpu"), coded.sizes, self.shape.torch_dtype
         codes = (torch.from_numpy(each).to(device) for each in (coded.keys, coded.values))
         if self._prediction is None:
             return coded.memories(
                 *(self._decoded(each, x, places, sizes, dtype) for each, x in zip(self._coders, codes, strict=True))
             )
-        tokens = torch.from_numpy(coded.tokens.astype("int64")).to(device)
-        if int(tokens.max()) >= self._prediction.vocabulary:
+        if int(coded.tokens.max()) >= self._prediction.vocabulary:
             raise CodecError(f"a record has a token beyond the {self._prediction.vocabulary:,} that the model knows")
-        rows = torch.repeat_interleave(torch.arange(len(sizes), device=device), torch.tensor(sizes, device=device))
+        tokens = torch.from_numpy(coded.tokens.astype("int64")).to(device)
+        rows = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
         predicted = (x.split(sizes) for x in self._prediction.predicted(tokens, rows, *places))
         rests = (self._decoded(each, x, places, sizes, torch.float32) for each, x in zip(self._coders, codes, strict=True))
         return coded.memories(

@@ -69,8 +69,10 @@ class Prediction:
 
         Args:
             tokens: int64 ``[m, S]``, those of m references.
-            rows, heads, positions: int64 ``[n]``: reference, layer * H + head and place of each pair, all on the device of
-                ``tokens``.
+            rows, heads, positions: int64 ``[n]``: reference, layer * H + head and place of each pair, on the CPU.
+
+        Returns:
+            On the device of ``tokens``.
         """
         device = tokens.device
         if device not in self._on:
@@ -83,9 +85,9 @@ class Prediction:
         # own.
         order = torch.argsort(heads, stable=True)
         counts = torch.bincount(heads, minlength=len(out)).tolist()
-        sorted_rows = latent.flatten(0, 1).index_select(0, (rows * tokens.shape[1] + positions)[order])
+        sorted_rows = latent.flatten(0, 1).index_select(0, (rows * tokens.shape[1] + positions)[order].to(device))
         sorted_both = torch.cat([x @ matrix for x, matrix in zip(sorted_rows.split(counts), out, strict=True)])
-        both = torch.empty_like(sorted_both).index_copy_(0, order, sorted_both)
+        both = torch.empty_like(sorted_both).index_copy_(0, order.to(device), sorted_both)
         keys, values = both.chunk(2, dim=1)
         return turned(keys, positions, angles), values
 

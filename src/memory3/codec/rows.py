@@ -74,10 +74,11 @@ class Rows:
     ) -> list[torch.Tensor]:
         """Vectors of ``dtype``, in tensors of their own ``[size, d]``, from codes uint8 ``[n, c]``.
 
-        ``heads`` and ``positions`` are int64 ``[n]``; ``sizes`` add up to n.
+        ``heads`` and ``positions`` are int64 ``[n]``, on the CPU wherever ``codes`` lie; ``sizes`` add up to n.
         """
         if not len(heads):
             return [self.table.new_zeros(0, self.table.shape[1], dtype=dtype) for _ in sizes]
+        heads = heads.to(codes.device)
         numbers = torch.cat([fields(codes, self._bits, self._starts), heads.int()[:, None]], 1).add_(self._offsets)
         x = embedding_bag(numbers, self.table, mode="sum").mul_(self._scale.index_select(0, heads))
         half, width = self._half, x.shape[1]

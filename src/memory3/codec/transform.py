@@ -112,10 +112,12 @@ class TransformCoder(VectorCoder):
             return [mean.new_zeros(0, mean.shape[1], dtype=dtype) for _ in sizes]
         # The codes are put in order of heads, being the smallest there is to move, and the vectors back again as soon as they
         # are small, too.
-        rows, of_tile, places = (part.to(device) for part in _tiles(heads.cpu().numpy(), len(mean)))
+        tiles = _tiles(heads.numpy(), len(mean))
+        positions = positions.index_select(0, tiles[0])
+        rows, of_tile, places = (part.to(device) for part in tiles)
         z = self._trellis.decode(codes.index_select(0, rows)).view(len(of_tile), _TILE, -1)
         x = torch.baddbmm(mean.index_select(0, of_tile)[:, None], z, synthesis.index_select(0, of_tile)).flatten(0, 1)
-        x = turned(x, positions.index_select(0, rows), angles).to(dtype)
+        x = turned(x, positions, angles).to(dtype)
         return [x.index_select(0, mine) for mine in places.split(list(sizes))]
 
 

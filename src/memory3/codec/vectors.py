@@ -72,7 +72,7 @@ class VectorCoder(ABC):
 
         Args:
             codes: uint8 ``[n, c]``.
-            heads, positions: as `encode` was given them, all on the device of ``codes``.
+            heads, positions: as `encode` was given them: on the CPU, wherever ``codes`` lie.
             sizes: vectors of each tensor; they add up to n.
             dtype: of the tensors.
 

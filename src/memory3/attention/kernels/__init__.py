@@ -1,4 +1,6 @@
-"""Attention kernels: each gives the output and the log-sum-exp of its logits. One file a device; what a device decides is decided here.
+"""Attention kernels: each gives the output and the log-sum-exp of its logits.
+
+One file a device; what a device decides is decided here.
 
 `choose` takes the first of `KERNELS` that serves: the order is that of preference, and `REFERENCE` serves always.
 """

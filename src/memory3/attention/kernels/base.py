@@ -24,12 +24,12 @@ class Kernel:
         serves: ``(query, key, value, bias, causal) -> bool``, whether `attention` can be called with these.
         attention: ``(query, key, value, bias, causal, scale) -> (out, lse)``.
 
-            query ``[B, A, T, d]``; key and value ``[B, H, S, d]``, A a multiple of H, all of one dtype; bias: additive, in the query's
-            dtype, finite, broadcastable to ``[B, A, T, S]`` with its last dimension S, or None; causal: query t sees keys 0..t
-            (then T == S and bias is None); scale: factor on the logits.
+            query ``[B, A, T, d]``; key and value ``[B, H, S, d]``, A a multiple of H, all of one dtype; bias: additive,
+            in the query's dtype, finite, broadcastable to ``[B, A, T, S]`` with its last dimension S, or None; causal:
+            query t sees keys 0..t (then T == S and bias is None); scale: factor on the logits.
 
-            out ``[B, A, T, d]`` in the query's dtype; lse ``[B, A, T]``, float32 or wider (the CPU's kernel: the query's dtype where that is
-            wider). Both have gradients with respect to query, key and value. The bias has none.
+            out ``[B, A, T, d]`` in the query's dtype; lse ``[B, A, T]``, float32 or wider (the CPU's kernel: the query's
+            dtype where that is wider). Both have gradients with respect to query, key and value. The bias has none.
     """
 
     name: str
@@ -52,11 +52,13 @@ def needs_gradient(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) 
 def folded(out: torch.Tensor, gradient: torch.Tensor, of_lse: torch.Tensor) -> torch.Tensor:
     """What to give a fused backward pass in place of ``out``, so that it adds the gradient of the lse.
 
-    Fused backward passes know gradients of the output alone. With g those of the output o, h those of the lse and P the attention weights,
+    Fused backward passes know gradients of the output alone. With g those of the output o, h those of the lse and P the
+    attention weights,
 
         d loss / d logits = P * (g V^T - rowsum(g o) + h)
 
-    so to pass o - g h / |g|^2 for o adds h. In `memory3.attention.attend.attend` h is a multiple of |g|, so the change stays finite where g vanishes.
+    so to pass o - g h / |g|^2 for o adds h. In `memory3.attention.attend.attend` h is a multiple of |g|, so the change
+    stays finite where g vanishes.
 
     Args:
         out: o, ``[B, A, T, d]``.

@@ -1,6 +1,7 @@
 """The CPU's fused kernel: the one behind ``scaled_dot_product_attention``, whose public function drops the lse.
 
-It reads the key of each query head's KV head itself. To give it query heads as further queries of fewer heads would leave threads idle.
+It reads the key of each query head's KV head itself. To give it query heads as further queries of fewer heads would leave
+threads idle.
 """
 
 from __future__ import annotations

@@ -1,18 +1,22 @@
-"""CUDA's fused kernels, those behind ``scaled_dot_product_attention``. UNMEASURED: checked for shapes and dispatch alone, no GPU was at hand.
+"""CUDA's fused kernels, those behind ``scaled_dot_product_attention``.
 
-Both tell the lse, which the public function drops. ``FLASH`` takes no bias and half precision alone, reads the key of each query head's KV head itself, and is the faster
-one. ``EFFICIENT`` (CUTLASS) takes a bias and float32 too.
+UNMEASURED: checked for shapes and dispatch alone, no GPU was at hand.
 
-What they ask of their caller (torch 2.6 to 2.13, ``aten/src/ATen/native/transformers/cuda``):
+Both tell the lse, which the public function drops. ``FLASH`` takes no bias and half precision alone, reads the key of
+each query head's KV head itself, and is the faster one. ``EFFICIENT`` (CUTLASS) takes a bias and float32 too.
+
+What they ask of their caller, read in ``aten/src/ATen/native/transformers/cuda``, with the schemas of torch 2.13:
 
 - flash: a head dimension that 8 divides, at most 256.
-- efficient: as many KV heads as query heads. So each KV head becomes a row of its own, and its one key is read by the G query heads with a stride of 0: nothing is
-  copied. The head dimension divides by 8 (float32: 4).
-- efficient: the rows of a bias start at multiples of 16 bytes. Its lse is padded to a multiple of 32 queries; the backward pass wants it so.
+- efficient: as many KV heads as query heads. So each KV head becomes a row of its own, and its one key is read by the G
+  query heads with a stride of 0: nothing is copied. The head dimension divides by 8 (float32: 4).
+- efficient: the rows of a bias start at multiples of 16 bytes. Its lse is padded to a multiple of 32 queries; the
+  backward pass wants it so.
 
-cuDNN's kernel is left out: the shape of its lse changed between versions of torch.
+cuDNN's kernel is left out: torch's shape function and its backward pass do not agree on the shape of its lse.
 
-Whether torch was built with a kernel, whether this GPU has it and whether the user allows it (``torch.nn.attention.sdpa_kernel``), torch itself says.
+Whether torch was built with a kernel, whether this GPU has it and whether the user allows it
+(``torch.nn.attention.sdpa_kernel``), torch itself says.
 """
 
 from __future__ import annotations

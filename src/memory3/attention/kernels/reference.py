@@ -1,7 +1,7 @@
 """Plain matrix products: any device, any dtype, any head dimension. Every other kernel must equal it.
 
-Probabilities are computed again for the gradient: kept, they would be most of a step's memory. Queries of a KV head's group stand in a row, so no
-key is repeated. Logits are whole in memory, ``[B, A, T, S]`` in float32.
+Probabilities are computed again for the gradient: kept, they would be most of a step's memory. Queries of a KV head's
+group stand in a row, so no key is repeated. Logits are whole in memory, ``[B, A, T, S]`` in float32.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["REFERENCE"]
 
 
 class _Recomputed(torch.autograd.Function):
-    """With P the weights, g the gradient of the output o, h that of the lse: d loss / d logits = P * (g V^T - rowsum(g o) + h)."""
+    """The gradient of output and lse; see `memory3.attention.kernels.base.folded`, which writes it down."""
 
     @staticmethod
     def forward(

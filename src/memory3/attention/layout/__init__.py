@@ -3,7 +3,8 @@
     `gather_memories`   what N chunks read, of their references' memories and of the prefix
     `select_chunks`     some of the chunks again, in another order
 
-Chunks do not see one another: what chunk n of N reads is what it would read alone, up to padding. So requests may be laid out one by one or together.
+Chunks do not see one another: what chunk n of N reads is what it would read alone, up to padding. So requests may be laid
+out one by one or together.
 """
 
 from memory3.attention.layout.chunks import select_chunks

@@ -1,10 +1,10 @@
 """Ragged memories of many references, laid out as padded tensors that the chunks of a forward pass read.
 
-Every chunk has its own list of references; heads keep different numbers of pairs. Where a pair goes is index arithmetic (`memory3.attention.layout.placement`); here the
-tensors follow it: one gather for all layers, heads and chunks.
+Every chunk has its own list of references; heads keep different numbers of pairs. Where a pair goes is index arithmetic
+(`memory3.attention.layout.placement`); here the tensors follow it: one gather for all layers, heads and chunks.
 
-Symbols: N chunks, R references of a chunk, L memory layers, H KV heads, M_l largest number of pairs of a head in layer l, b tokens of the
-prefix, d head dimension.
+Symbols: N chunks, R references of a chunk, L memory layers, H KV heads, M_l largest number of pairs of a head in layer l,
+b tokens of the prefix, d head dimension.
 """
 
 from __future__ import annotations
@@ -48,16 +48,18 @@ def gather_memories(
         memories: by id. Their tensors may lie on any device; those that lie on ``device`` never leave it.
         shape: of all memories.
         dtype, device: of the model.
-        inv_freq: RoPE angles ``[r/2]`` of every layer of the model, or those that all layers have; needed where anything is moved.
+        inv_freq: RoPE angles ``[r/2]`` of every layer of the model, or those that all layers have; needed where anything
+            is moved.
         moved: per chunk, by how many positions its keys move from where they were written. None: not at all.
         spacing: positions between a reference and the next best, which lies before it; 0: all lie in the same positions.
-        temperature: what the logits of memories are divided by, those of the prefix not. Keys are: a query's product with a key is its logit.
+        temperature: what the logits of memories are divided by, those of the prefix not. Keys are: a query's product with
+            a key is its logit.
         prefix: keys and values of the prefix, one pair ``[H, b, d]`` for every layer of the model.
         prefix_tokens: per chunk, how many of the last tokens of the prefix it reads as memory, because its prompt lacks them.
 
     Returns:
-        On ``device``. Layers that read nothing are absent. Chunk n holds the pairs that it would hold alone, in the same order; only the padding depends
-        on the others.
+        On ``device``. Layers that read nothing are absent. Chunk n holds the pairs that it would hold alone, in the same
+        order; only the padding depends on the others.
     """
     angles = [inv_freq] * (max(shape.layers) + 1) if isinstance(inv_freq, torch.Tensor) else inv_freq
     ranked = [[(name, rank if spacing else 0) for rank, name in enumerate(ids)] for ids in references]
@@ -92,8 +94,8 @@ def _pairs(
     counts = np.stack([memory.counts for memory in chosen]).astype(np.int64)  # [u, L, H]
     placement = place(counts, [[number[each] for each in ids] for ids in reads])
 
-    # Converted before they are laid out, since there are fewer of them; laid out layer by layer, since an allocator hands small pieces out again
-    # and fetches large ones from the system, page by page.
+    # Converted before they are laid out, since there are fewer of them; laid out layer by layer, since an allocator hands
+    # small pieces out again and fetches large ones from the system, page by page.
     index, owners = (torch.from_numpy(x).to(device) for x in (placement.source, placement.owner))
     keys = _joined([memory.keys for memory in chosen], device, dtype)
     if temperature != 1:
@@ -123,7 +125,8 @@ def _pairs(
 def _joined(parts: Sequence[torch.Tensor], device: torch.device | str, dtype: torch.dtype) -> torch.Tensor:
     """Keys or values of all memories one after the other, and a row of zeros behind them: ``[p + 1, d]``.
 
-    Memories that lie on one device travel together; of those that lie on several, each by itself, and those that are there already not at all.
+    Memories that lie on one device travel together; of those that lie on several, each by itself, and those that are
+    there already not at all.
     """
     zero = parts[0].new_zeros(1, parts[0].shape[1])
     if len({part.device for part in parts}) > 1:

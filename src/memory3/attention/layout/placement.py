@@ -1,9 +1,11 @@
 """Where every pair goes: index arithmetic, no tensor. One pass for all layers, heads and chunks.
 
-The memories that chunks read lie one after the other, each as layers, heads, pairs. The tensors they are laid out in lie one after the other, too, each as
-chunks, heads, pairs padded to the longest head. A placement says for every place of the second which row of the first it holds.
+The memories that chunks read lie one after the other, each as layers, heads, pairs. The tensors they are laid out in lie
+one after the other, too, each as chunks, heads, pairs padded to the longest head. A placement says for every place of the
+second which row of the first it holds.
 
-Symbols: u memories, N chunks, R references of a chunk at most, L memory layers, H KV heads, M_l pairs of the longest head in layer l.
+Symbols: u memories, N chunks, R references of a chunk at most, L memory layers, H KV heads, M_l pairs of the longest head
+in layer l.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ class Placement:
     Attributes:
         lengths: int64 ``[L, N, H]``: pairs of each head.
         starts: int64 ``[L + 1]``: layer l is ``source[starts[l]:starts[l + 1]]``, ``[N, H, M_l]`` when it is shaped.
-        source: int64 ``[starts[L]]``: a row of the memories that lie one after the other; the row behind the last one is padding.
+        source: int64 ``[starts[L]]``: a row of the memories that lie one after the other; the row behind the last one is
+            padding.
         owner: int64 ``[starts[L]]``: which of its chunk's references that row belongs to, -1 where there is padding.
     """
 

@@ -1,6 +1,7 @@
 """The prefix as memory: chunks whose prompt lacks tokens of it read them in front of their own memories.
 
-Symbols: N chunks, H KV heads, b tokens of the prefix, m the most that a chunk lacks, M pairs per head that are laid out already, d head dimension.
+Symbols: N chunks, H KV heads, b tokens of the prefix, m the most that a chunk lacks, M pairs per head that are laid out
+already, d head dimension.
 """
 
 from __future__ import annotations
