@@ -3,7 +3,8 @@
     python research/picture.py                 # writes docs/picture.svg
     python research/picture.py other.svg
 
-It reads ``front/gold-test-1.json`` (`memory3 bench front`) and ``first_token.json`` (`memory3 bench first_token`), which lie beside it.
+It reads ``front/gold-test-1.json`` (`memory3 bench front`) and ``first_token.json`` (`memory3 bench first_token`), which lie
+beside it.
 The same numbers and the same matplotlib give the same bytes.
 """
 
@@ -92,7 +93,7 @@ def draw(path: Path) -> None:
         path: file to write.
     """
     front, measured = json.loads(FRONT.read_text()), json.loads(FIRST_TOKEN.read_text())
-    settings = {
+    settings: Any = {
         "svg.hashsalt": "memory3",
         "svg.fonttype": "none",
         "font.family": "sans-serif",

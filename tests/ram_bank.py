@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from memory3.llm import Memory3
 from memory3.types import Document, Memory, Reference
 
@@ -39,7 +41,9 @@ class RamBank:
             found.append([Found(self.order[i]) for i in list(numbers)[:k]])
         return found
 
-    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
+    def memories(
+        self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
+    ) -> list[Memory]:
         return [self.stored[i] for i in reference_ids]
 
     def references(self, reference_ids: Sequence[str]) -> list[Reference]:

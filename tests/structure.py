@@ -16,54 +16,76 @@ from test_house import FILES, FLOORS, unit
 ABOUT = {
     "types": (
         "Values and settings",
-        "Everything above passes these values on. A `Document` becomes `Reference`s, a `Reference` a `Memory`, and an answer has `Citation`s. "
+        "Everything above passes these values on. A `Document` becomes `Reference`s, a `Reference` a `Memory`, "
+        "and an answer has `Citation`s. "
         "Settings are frozen and checked once. Nothing here knows a model or a disk.",
     ),
     "attention": (
-        "Attention and codecs",
-        "Two ways out of a `Memory`. `attention/` lays memories out as tensors and reads them beside the context under one softmax. "
-        "`codec/` turns a `Memory` into a record of a fixed number of bytes, and back. Neither knows the other, a model's name or a bank.",
+        "Attention",
+        "A `Memory` is laid out as tensors and read beside the context under one softmax. What a device decides"
+        " is behind a kernel, which "
+        "gives the output and the log-sum-exp. Nothing here knows a codec, a model's name or a bank.",
+    ),
+    "codec": (
+        "Codecs",
+        "A `Memory` becomes a record of a fixed number of bytes, and a record a `Memory` on a given device. A "
+        "codec is one file in `kinds/`, "
+        "which says its name, options, cost and help.",
     ),
     "text": (
         "Texts and models",
-        "`text/` turns files into documents and documents into references. `models/` turns a name into a model and a tokenizer in memory, and "
+        "`text/` turns files into documents and documents into references. `models/` turns a name into a model "
+        "and a tokenizer in memory, and "
         "says what of them can change a memory (the fingerprint).",
     ),
     "encode": (
         "Encoding",
-        "References go in, memories come out. One forward pass gives keys and values, a selector scores every token, a budget keeps the best.",
+        "References go in, memories come out. One forward pass gives keys and values, a selector scores every "
+        "token, a budget keeps the best.",
     ),
     "bank": (
         "The bank",
-        "Documents go in and are encoded by whoever the bank was opened with. Rows with text, embedding and record lie in a Lance table. "
-        "A query goes in and the ids of the nearest references come out; ids go in and memories come out.",
+        "Documents go in and are encoded by whoever the bank was opened with. A query goes in and the nearest "
+        "references come out; ids go in "
+        "and memories come out. `format/` says what rows, a manifest and records are, and touches no disk. "
+        "`backends/` keep them somewhere.",
     ),
     "prompt": (
-        "Prompts and answers",
-        "A question or chat becomes token ids in the form each mode needs. Token ids that the model gave become an `Answer`.",
+        "Prompts, scores and answers",
+        "A question or chat becomes token ids in the form each mode needs: one builder makes all prompts. One "
+        "scorer says how likely given "
+        "answers are. Token ids that the model gave become an `Answer`.",
     ),
     "recall": (
         "Recall",
-        "While a model generates, every 64 tokens become a query to the bank. What is found is laid out, rotated and read by attention.",
+        "The memory of one request has its clock, its references, where they lie and how much they were looked "
+        "at. It knows no engine. "
+        "Every 64 tokens become a query to the bank; what is found is laid out, rotated and read by attention. "
+        "An adapter drives many "
+        "requests inside plain `model.generate()`.",
     ),
     "llm": (
         "The facade",
-        "`Memory3` puts the floors below together: it loads, proves and attaches a model, writes references and answers questions.",
+        "`Memory3` puts the floors below together: it loads, proves and attaches a model, writes references and"
+        " answers questions.",
     ),
     "calibration": (
         "Calibration",
-        "From texts and a model come codebooks and the weights of the learned selector. They are kept in the cache folder, where `Memory3` finds them.",
+        "From texts and a model come codebooks and the weights of the learned selector. They are kept in the "
+        "cache folder, where `Memory3` finds them.",
     ),
     "evaluation": (
         "Evaluation, training, planning",
-        "Three users of the facade that do not import one another. Questions become results with intervals; records become adapters; "
+        "Three users of the facade that do not import one another. Questions become results with intervals; "
+        "records become adapters; "
         "a model's sizes become costs.",
     ),
     "benchmarks": ("Benchmarks", "Measurements of speed and size with real models. They print JSON."),
     "demo": ("The demo", "A real bank and three questions, without a terminal."),
     "cli": (
         "Commands",
-        "Options become calls of the floors below, results become tables or JSON, errors become one sentence and an exit status.",
+        "Options become calls of the floors below, results become tables or JSON, errors become one sentence "
+        "and an exit status.",
     ),
     "__init__": ("The package", "The public names, imported on first use, and `python -m memory3`."),
 }

@@ -198,6 +198,17 @@ def test_only_backends_know_the_disk(path):
     assert '"_versions"' not in text
 
 
+@pytest.mark.parametrize("path", sorted((FOLDER / "format").glob("*.py")), ids=lambda path: path.stem)
+def test_the_format_is_pure(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    modules |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert not {name.split(".")[0] for name in modules} & {"os", "pathlib", "shutil", "tempfile", "lancedb", "filelock"}
+    assert not {
+        name for name in modules if name.startswith(("memory3.bank.backends", "memory3.bank.store", "memory3.bank.snapshot"))
+    }
+
+
 def test_backends_fulfil_the_whole_interface():
     for kind in (FolderBackend, MemoryBackend):
         assert issubclass(kind, Backend)

@@ -1,4 +1,4 @@
-"""Calibration: a uniform draw, the code book in the cache, and the commands that make and use it."""
+"""Calibration: a uniform draw, the codebook in the cache, and the commands that make and use it."""
 
 from __future__ import annotations
 

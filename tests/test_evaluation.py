@@ -25,11 +25,12 @@ from memory3.evaluation.metrics import auroc, contains, exact_match, f1
 from memory3.evaluation.modes import parse_modes
 from memory3.evaluation.plots import plots
 from memory3.evaluation.qa import AbstainTask, QaTask
-from memory3.evaluation.report import read_results, write_report, write_summary
+from memory3.evaluation.report import read_results, write_report
 from memory3.evaluation.runner import EvaluationPlan, run_task
 from memory3.evaluation.task import Item
 from memory3.llm import Memory3
 from memory3.types import Document
+from research.report import write_summary
 
 TEXTS = {
     "bridge": "The bridge was built in 1874 by the engineer of the county, of stone from the old town.",
@@ -401,8 +402,8 @@ def test_run_resume_and_report(m3, bank, task, tmp_path):
     page = (out / "report.html").read_text()
     assert page.count("<svg") == 1 == len(plots(results)[task.name])
     assert re.search(r"<td>gold_text</td>", page)
-    write_summary(tmp_path / "docs" / "results.md", [read_results(out)], "# Results")
-    assert (tmp_path / "docs" / "results.md").read_text().startswith("# Results\n\n## qa: tiny")
+    write_summary(tmp_path / "docs" / "results.md", [read_results(out)])
+    assert re.match(r"# Results\n\n.*\n\n## qa: tiny", (tmp_path / "docs" / "results.md").read_text(), re.DOTALL)
     with pytest.raises(InputError, match=r"no readable results\.json"):
         read_results(tmp_path)
 

@@ -24,7 +24,7 @@ from memory3.bank.embedder import Embedder
 from memory3.cli.app import app
 from memory3.cli.loading import open_bank
 from memory3.config import MemoryConfig
-from memory3.errors import ConfigError, InputError, MissingDependency
+from memory3.errors import ConfigError, InputError, JudgeError, MissingDependency
 from memory3.evaluation.judge import Judge
 from memory3.evaluation.knowledge import KNOWLEDGE
 from memory3.evaluation.stock import own_task
@@ -439,12 +439,12 @@ def test_judges_that_fail(server):
     for says in ("I will not say.", "Rating: [[11]]"):
         server.says = says
         assert Judge("g", url, "secret").grade([{"role": "assistant", "content": "x"}]) == (None, says)
-    with pytest.raises(InputError, match="refuses: 401"):
+    with pytest.raises(JudgeError, match="refuses: 401"):
         Judge("g", url, "wrong").grade([{"role": "assistant", "content": "x"}])
     server.busy = 99
-    with pytest.raises(InputError, match="after 2 tries: 503"):
+    with pytest.raises(JudgeError, match="after 2 tries: 503"):
         Judge("g", url, "secret", tries=2, pause=0).grade([{"role": "assistant", "content": "x"}])
-    with pytest.raises(InputError, match="does not answer"):
+    with pytest.raises(JudgeError, match="does not answer"):
         Judge("g", "http://127.0.0.1:9/v1", tries=1).grade([{"role": "assistant", "content": "x"}])
     with pytest.raises(ConfigError, match="set OPENAI_BASE_URL"):
         Judge("g", "file:///etc")
@@ -464,8 +464,11 @@ def test_speed(model, tmp_path):
         assert 0 < found["first_token"] < found["turns"][0]["first_token"] + found["turns"][1]["first_token"]
         assert found["end_to_end"] > 0
     report = (tmp_path / "out" / "report.md").read_text()
-    assert "| 733 | 1131 | 0.648 |" in report
     assert report.count("| memory, worst case |") == 2
+    run("report", tmp_path / "out", "--out", tmp_path / "all.md")  # with the paper's figures beside
+    summary = (tmp_path / "all.md").read_text()
+    assert "| 733 | 1131 | 0.648 |" in summary
+    assert summary.count("| memory, worst case |") == 2
 
 
 # ---- the rest ------------------------------------------------------------------------------------------------------------

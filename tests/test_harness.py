@@ -1,4 +1,7 @@
-"""The model class of lm-evaluation-harness: mode none is its own ``hf`` class, and the other modes are what `Memory3` itself answers."""
+"""The model class of lm-evaluation-harness.
+
+Mode none is its own ``hf`` class, and the other modes are what `Memory3` itself answers.
+"""
 
 import json
 import os
@@ -214,7 +217,8 @@ def test_stock_tasks_and_shots(path, bank_path, tmp_path, monkeypatch):
 
 
 def test_our_command_makes_the_class_known():
-    code = "import sys; from memory3.cli import main; sys.argv = ['memory3', 'lm-eval', 'run', '--model', 'memory3', '--tasks', 'nothing-of-this-name']; main()"
+    arguments = ["memory3", "lm-eval", "run", "--model", "memory3", "--tasks", "nothing-of-this-name"]
+    code = f"import sys; from memory3.cli import main; sys.argv = {arguments}; main()"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, "HF_HUB_OFFLINE": "1"}
     )

@@ -1,4 +1,7 @@
-"""The floors (docs/structure.md), our words (docs/words.md), and what no file may do. A new folder or file at the root needs a place in `FLOORS`."""
+"""The floors (docs/structure.md), our words (docs/words.md), and what no file may do.
+
+A new folder or file at the root needs a place in `FLOORS`.
+"""
 
 import ast
 import json
@@ -16,15 +19,15 @@ SOURCE = Path(__file__).parents[1] / "src" / "memory3"
 
 #: Lowest first. Units of one floor do not import one another, unless they are files.
 FLOORS = (
-    {"errors", "config", "types", "retention", "files", "sources", "overlap"},
+    {"errors", "checkout", "config", "types", "retention", "files", "sources", "overlap", "tokenizing"},
     {"attention"},
     {"codec"},
     {"text", "models"},
     {"encode"},
     {"bank"},
-    {"answer", "decoding", "nothing", "prompt", "scoring"},
+    {"answer", "decoding", "prompt", "scoring"},
     {"recall"},
-    {"proof", "llm"},
+    {"proof", "asking", "llm"},
     {"calibration"},
     {"training", "evaluation", "planner"},
     {"benchmarks"},
@@ -118,10 +121,6 @@ def test_nothing_unsafe(module):
             assert node.type is not None, f"{where}: say which errors"
 
 
-#: Reaches into another object that are still there: (file, attribute). Nothing is added to it.
-REACHES = {("memory3.benchmarks.dense", "_places"), ("memory3.cli.plan_check", "_snapshot")}
-
-
 def private(name):
     return name.startswith("_") and not name.startswith("__")
 
@@ -143,7 +142,8 @@ def private_names(node):
 @cache
 def our_private_names():
     names = set().union(*(private_names(node) for m in FILES for node in ast.walk(tree(m)) if isinstance(node, ast.ClassDef)))
-    return names - {*dir(torch.nn.Module()), "_instances"}  # others have attributes of these names, too
+    # Others have attributes of these names, too: modules of torch, and named tuples, whose methods look private and are not.
+    return names - {*dir(torch.nn.Module()), "_asdict", "_make", "_replace"}
 
 
 def reaches(module):
@@ -163,14 +163,13 @@ def reaches(module):
 
 @pytest.mark.parametrize("module", FILES)
 def test_no_file_reaches_into_another_object(module):
-    for node in reaches(module):
-        assert (module, node.attr) in REACHES, f"{FILES[module]}:{node.lineno}: {dotted(node)} is private"
+    found = [f"{FILES[module]}:{node.lineno}: {dotted(node)} is private" for node in reaches(module)]
+    assert not found, found
 
 
 def test_a_reach_into_another_object_is_found():
     """Of `Memory3` above all, which fifteen files once reached into."""
-    assert {(module, node.attr) for module in FILES for node in reaches(module)} == REACHES
-    assert {"_standing", "_rows"} <= our_private_names()
+    assert {"_state_mark", "_recall"} <= our_private_names()
     called = "\n".join(path.read_text(encoding="utf-8") for path in FILES.values())
     assert "m3._" not in called
 
@@ -179,7 +178,8 @@ def test_names_say_what_a_file_is_for():
     assert not {path.stem for path in FILES.values()} & {"util", "utils", "helpers", "misc", "common"}
 
 
-#: Words that are ours, or that mean something of their own here. A newcomer finds each on docs/words.md; a new one needs a line there, and a reason.
+#: Words that are ours, or that mean something of their own here. A newcomer finds each on docs/words.md; a new one needs a line
+#: there, and a reason.
 OWN_WORDS = {
     "memory",
     "reference",

@@ -5,6 +5,7 @@ command line.
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -160,9 +161,10 @@ def test_the_command_line_tells_of_all():
 
 
 def test_asking_for_costs_imports_no_torch():
-    """Not even when the planner is asked, for every codec and selector."""
+    """Not even when the planner is asked, for every codec and selector, new ones too."""
     code = """
 import sys
+import toy_codec, toy_selector
 from memory3.codec import registry
 from memory3.config import MemoryConfig
 from memory3.encode import selectors
@@ -175,4 +177,6 @@ for codec in ("auto", *registry.codecs()):
         library_costs(SHAPES["smollm2-135m-instruct"], config), library_bytes(SHAPES["smollm2-135m-instruct"], config)
 print(registry.help() != "", selectors.help() != "", sorted({"torch", "transformers", "faiss"} & set(sys.modules)))
 """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "True True []\n"
+    path = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=path)
+    assert done.stdout == "True True []\n"

@@ -1,4 +1,4 @@
-"""Reading memories: the numbers computed two ways (DESIGN.md), on tiny random models of every family."""
+"""Reading memories: the numbers computed two ways, on tiny random models of every family."""
 
 from __future__ import annotations
 

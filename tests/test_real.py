@@ -85,7 +85,7 @@ def test_at_once_in_parts_and_in_company(loaded: Memory3) -> None:
 
 
 def test_nothing_to_read_is_the_untouched_model(loaded: Memory3) -> None:
-    rows = [loaded.frame.closed_book(loaded._ids(QUESTION))]
+    rows = [loaded.frame.closed_book(loaded.prompts.ids(QUESTION))]
     expected = logits(loaded, rows)
     with loaded.recall(RamBank(loaded, [])):
         torch.testing.assert_close(logits(loaded, rows), expected, rtol=0, atol=1e-4)
@@ -152,7 +152,7 @@ def test_a_shipped_adapter_answers_from_its_pairs(name: str, loaded: Memory3, de
 def test_what_comes_with_memory3_for_the_default_model(
     loaded: Memory3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default_embedder_path: str
 ) -> None:
-    """A code book, so that memories take an eighth of their bytes, and a learned selector; an empty cache folder does not matter."""
+    """A codebook, so that memories take an eighth of their bytes, and a learned selector; an empty cache folder does not matter."""
     monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path / "cache"))
     m3 = with_config(loaded)
     with Bank.open(tmp_path / "bank", m3, embedder=default_embedder_path) as bank:
@@ -174,7 +174,7 @@ def test_what_comes_with_memory3_for_the_default_model(
 def test_who_names_no_model_gets_the_adapter(
     loaded: Memory3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default_model_path: str, default_embedder_path: str
 ) -> None:
-    """With its code book, in whatever number format its weights are read; ``none``, or the model's own name, is the untouched model."""
+    """With its codebook, in whatever number format its weights are read; ``none``, or the model's own name, is the untouched model."""
     monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "models").symlink_to(Path(default_model_path).parent)
@@ -189,7 +189,7 @@ def test_who_names_no_model_gets_the_adapter(
     narrow = Memory3.from_pretrained(dtype="bfloat16")
     assert narrow.learned is not None
     assert narrow.learned.fingerprint == m3.learned.fingerprint
-    row = [loaded.frame.closed_book(loaded._ids(QUESTION))]
+    row = [loaded.frame.closed_book(loaded.prompts.ids(QUESTION))]
     expected = logits(loaded, row)
     for name, adapter in ((DEFAULT_MODEL, None), (DEFAULT_ADAPTED, "none")):
         plain = Memory3.from_pretrained(name, adapter=adapter)

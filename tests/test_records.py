@@ -112,5 +112,5 @@ def test_a_memory_that_does_not_fit(change):
 
 
 def test_sizes_of_the_design():
-    """DESIGN.md: 1440 pairs of SmolLM2 in fp16 are about 370 KB."""
+    """1440 pairs of SmolLM2 in fp16 are about 370 KB."""
     assert record_size(MemoryShape(tuple(range(30)), 3, 64, 1440)) == 180 + 2880 + 2 * 1440 * 64 * 2 == 371_700

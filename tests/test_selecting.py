@@ -126,7 +126,7 @@ def test_scores_are_products_with_the_tokens_own_queries(family: str) -> None:
                     torch.testing.assert_close(dense.scores[0][n, place, h, j], wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_without_questions_it_foretells_reconstruction() -> None:
+def test_without_questions_it_predicts_reconstruction() -> None:
     m3 = memory3()
     learned = calibrate_selector(m3, [Passage(p.text) for p in PASSAGES])
     reference = next(iter(m3.split(Document("d", PASSAGES[1].text))))

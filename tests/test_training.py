@@ -47,14 +47,13 @@ from memory3.models.scratch import from_scratch
 from memory3.models.sizes import SHAPES, ModelSizes
 from memory3.overlap import overlap
 from memory3.training.collate import MemoryCollator
-from memory3.training.groups import Group, TrainingRow, read_groups
+from memory3.training.groups import Group, TrainingRow
 from memory3.training.live import LiveMemories, _logits, distilled_loss, group_loss
 from memory3.training.logs import read_log
 from memory3.training.records import Records, read_records
 from memory3.training.run import train
 from memory3.training.sampling import LEAK, GroupMaker, documents_of
 from memory3.training.settings import KINDS, Mixture, Settings
-from memory3.training.stages import two_stages
 from memory3.training.trainer import GroupTrainer
 from memory3.types import Document, Reference
 
@@ -592,7 +591,10 @@ def test_a_chunk_reads_its_own_reference_and_those_of_the_chunks_before(tmp_path
 
 
 def test_what_a_chunk_reads_is_what_it_would_read_alone(tmp_path: Path) -> None:
-    """Loss of a sequence of chunks against the plain twin: a forward pass for each chunk, which reads its references in every layer's attention."""
+    """Loss of a sequence of chunks against the plain twin.
+
+    That is a forward pass for each chunk, which reads its references in every layer's attention.
+    """
     texts = [f"{text} This is the text of number {n}, and it goes on for a while." for n in range(3) for text in TEXTS]
     m3, maker = chunk_maker(tmp_path, texts)
     group: Group = maker.made[0]  # type: ignore[attr-defined]
@@ -695,7 +697,8 @@ def test_warm_up_then_continual(tmp_path: Path, small_shape: str, model_path: st
 
 
 def test_the_warm_up_command(tmp_path: Path, small_shape: str, model_path: str, data: str) -> None:
-    options = f"--shape {small_shape} --tokenizer {model_path} --steps 2 --warmup 1 --groups 2 --sequence-length 70 --eval-every 0 --json"
+    options = f"--shape {small_shape} --tokenizer {model_path} --steps 2 --warmup 1 --groups 2 --sequence-length 70"
+    options += " --eval-every 0 --json"
     result = CliRunner().invoke(app, ["train", "warmup", "--out", str(tmp_path / "run"), "--data", data, *options.split()])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["trained"] == str(tmp_path / "run" / "model")
@@ -727,7 +730,10 @@ def test_what_is_looked_at_is_never_trained_on(tmp_path: Path, model_path: str, 
 def test_a_fitted_selector_goes_with_what_was_trained(
     tmp_path: Path, model_path: str, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The selector of the run lies beside the adapter, and whoever loads that uses it: it is the one that the model learned to be read by."""
+    """The selector of the run lies beside the adapter, and whoever loads that uses it.
+
+    It is the one that the model learned to be read by.
+    """
     monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path / "cache"))
     before = Memory3.from_pretrained(model_path, config=CONFIG)
     learned = calibrate_selector(before, [Passage(record.text) for record in before.split(Document("d", TEXTS[0] * 3))])
@@ -752,7 +758,10 @@ def test_a_fitted_selector_goes_with_what_was_trained(
 
 
 def test_recited_references_are_read(tmp_path: Path, model_path: str, data: str) -> None:
-    """Rows of kind recite are references of their own group, scored behind the tokens that call them; what is asked in held-back groups is not among them."""
+    """Rows of kind recite are references of their own group, scored behind the tokens that call them.
+
+    What is asked in held-back groups is not among them.
+    """
     from memory3.bank import Bank
 
     settings = run_settings(model_path, data, eval_groups=1, mixture={"memory": 1, "recite": 1})
@@ -773,31 +782,3 @@ def test_recited_references_are_read(tmp_path: Path, model_path: str, data: str)
         for row in group.rows:
             assert row.tokens in [tokens for _, tokens in group.references]
             assert (row.scored, row.answer) == (len(row.tokens) - 8, 0)
-
-
-def test_the_two_ways_see_the_same_sequences(tmp_path: Path, small_shape: str, model_path: str, data: str) -> None:
-    options = (
-        f"--shape {small_shape} --tokenizer {model_path} --steps 4 --warmup 0 --groups 2 --sequence-length 70 --eval-every 1"
-    )
-    more = f"--eval-groups 1 --seeds 2 --rate 0.01 --train-dtype float32 --data {data} --out {tmp_path / 'out'} --json"
-    result = CliRunner().invoke(app, ["train", "two-stage", *options.split(), *more.split()])
-    assert result.exit_code == 0, result.output
-    figures = json.loads(result.stdout)
-    assert figures == json.loads((tmp_path / "out" / "stages.json").read_text())
-    assert (tmp_path / "out" / "stages.png").read_bytes()[:4] == b"\x89PNG"
-    for seed in (0, 1):
-        start, warm, later = (
-            read_groups(tmp_path / f"out/seed-{seed}/{n}/groups.jsonl") for n in ("from-start", "warm", "continual")
-        )
-        assert [g.rows[0].tokens for g in start] == [g.rows[0].tokens for g in (*warm, *later)]
-        assert all(g.references and g.rows[0].chunks for g in (*start, *later))
-        assert not any(g.references or g.rows[0].chunks for g in warm)
-        curves = figures["seeds"][seed]
-        assert [step for step, _ in curves["two_stages"]["eval_chunks"]] == [1, 2, 3, 4]
-    ends = [f["two_stages"]["eval_packed"][-1][1] - f["two_stages"]["eval_chunks"][-1][1] for f in figures["seeds"]]
-    assert figures["summary"]["two_stages"]["gain"]["mean"] == pytest.approx(sum(ends) / 2)
-    assert figures["summary"]["continual_step_over_warmup_step"] > 0
-    with pytest.raises(ConfigError, match=r"even number of steps \(not 3\)"):
-        two_stages(
-            run_settings(model_path, data, shape=small_shape, rank=0, steps=3, sequence_length=70), tmp_path / "odd", [0]
-        )

@@ -1,4 +1,7 @@
-"""One of the processes that `test_training_processes` trains with: arguments are the folder of settings.json, then its place."""
+"""One of the processes that `test_training_processes` trains with.
+
+Arguments are the folder of settings.json, then its place.
+"""
 
 from __future__ import annotations
 

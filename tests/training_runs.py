@@ -16,7 +16,12 @@ TEXTS = [
     "The bridge was built in 1874 by the engineer of the county, who had studied in the capital.",
     "Memories are keys and values; the reader reads them while the answer is being written.",
 ]
-CONFIG = MemoryConfig(budget="adaptive:29", reference_length=23, dtype="float32", references_per_chunk=3)  # type: ignore[arg-type]
+CONFIG = MemoryConfig(
+    budget="adaptive:29",  # type: ignore[arg-type]
+    reference_length=23,
+    dtype="float32",
+    references_per_chunk=3,
+)
 
 
 def write_records(path: Path, records: list[Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from memory3.types import Citation
@@ -18,7 +19,8 @@ class Usage:
         answer_tokens: tokens generated, end-of-text not counted.
         recalls: chunks that looked for memories (mode memory).
         references: references read, over all recalls.
-        bytes_read: size of the memories read, in the format of the bank (mode memory) or of the passages as UTF-8 (mode text).
+        bytes_read: size of the memories read, as the bank stores them (mode memory), or of the passages as UTF-8 (mode text).
+            Each is counted once per recall.
     """
 
     prompt_tokens: int
@@ -41,6 +43,19 @@ class Timings:
     first_token: float
     total: float
     tokens_per_second: float
+
+    @classmethod
+    def of(cls, started: float, tokens: Sequence[float], finished: float, said: Sequence[Sequence[int]]) -> Timings:
+        """From the moments of a generation.
+
+        Args:
+            started, finished: of the call.
+            tokens: when each token of the longest row was chosen.
+            said: the tokens of every answer.
+        """
+        first = (tokens[0] if tokens else finished) - started
+        spent = (tokens[-1] - tokens[0]) if len(tokens) > 1 else 0.0
+        return cls(first, finished - started, sum(max(len(ids) - 1, 0) for ids in said) / spent if spent else 0.0)
 
 
 @dataclass(frozen=True)

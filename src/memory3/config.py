@@ -33,7 +33,7 @@ BUDGET_FORMS = {
     "uniform:8": "tokens per head",
     "all": "",
 }
-#: Slots of the padded tensors for each pair in them, adaptive budget, five references: 15,135 / 7,200 (docs/log.md).
+#: Slots of the padded tensors for each pair in them, adaptive budget, five references: 15,135 / 7,200 (research/log.md).
 RAGGED_PADDING = 2.1
 #: How the name of a codec is written: ``NAME``, ``NAME:OPTIONS``, or two for keys and values, ``KEYS+VALUES``. Which there are
 #: says `memory3.codec.registry`.
@@ -134,12 +134,12 @@ class MemoryConfig:
         references_per_chunk: references read at once at most (paper: 5).
         score_gap: of those, only references whose cosine is within this of the best one's; 2 leaves none out (the paper). A
             model that was not trained to read several references at once is confused by them, and the best one is the right
-            one most of the time (docs/log.md).
+            one most of the time (research/log.md).
         arrangement: where references that are read at once lie. ``"row"``: one before the other, the best one next to what
             reads it. ``"parallel"``: all in the same positions (the paper). A model that was not trained for it reads a row
             better.
         memory_temperature: what the logits of memories are divided by where they are read; 1: nothing (the paper). Below 1 a
-            model looks at fewer of the pairs and at them harder (docs/log.md).
+            model looks at fewer of the pairs and at them harder (research/log.md).
     """
 
     layers: str | tuple[int, ...] = "all"

@@ -1,4 +1,8 @@
-"""How an answer is decoded: what the caller says, over the caller's `GenerationConfig`, over greedy, over what the model's makers recommend."""
+"""How an answer is decoded.
+
+What the caller says stands over the caller's `GenerationConfig`, that over greedy, and that over what the model's makers
+recommend.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +45,12 @@ def decoding(
 ) -> tuple[GenerationConfig, dict[str, Any]]:
     """The settings of a generation, and those options that are none: logits processors and the like.
 
-    The model's own settings fill in what is left open, but do not switch on sampling or a static cache, which recall cannot follow.
+    The model's own settings fill in what is left open, but do not switch on sampling or a static cache, which recall cannot
+    follow.
 
     Raises:
-        ConfigError: an option that transformers does not know, a value it refuses, or one that would run code of a model's folder.
+        ConfigError: an option that transformers does not know, a value it refuses, or one that would run code of a model's
+            folder.
     """
     options = dict(options)
     given = options.pop("generation_config", None)

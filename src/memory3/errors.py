@@ -12,7 +12,9 @@
     │   ├── LossNotFinite      the loss or its gradient is not a number; the last checkpoint is from before
     │   └── CheckpointFull     no space left for a checkpoint; those before it are intact
     ├── RecallError            generation was driven in a way recall cannot follow
+    ├── JudgeError             the judge of an evaluation cannot be reached, refuses, or answers in another form
     ├── MissingDependency      an optional package is needed; names the extra to install              (also ImportError)
+    ├── NeedsCheckout          a command of research was given where the repository is not            (also ImportError)
     └── BankError              a bank on disk cannot be used
         ├── BankNotFound       no bank at this path
         ├── BankBusy           another process is writing this bank
@@ -23,8 +25,9 @@
         ├── BankVersion        written by another format version
         └── FingerprintMismatch  memories of another model or of other settings; carries both fingerprints
 
-Messages name the offending value and the remedy. A setting that a message mentions is written by `setting`: Python reads ``max_new_tokens=7``, and the
-command line prints ``--max-new-tokens 7``. It prints the message alone and exits with status 1 (2 for usage).
+Messages name the offending value and the remedy. A setting that a message mentions is written by `setting`: Python reads
+``max_new_tokens=7``, and the command line prints ``--max-new-tokens 7``. It prints the message alone and exits with
+status 1 (2 for usage).
 """
 
 from __future__ import annotations
@@ -47,10 +50,12 @@ __all__ = [
     "DownloadError",
     "FingerprintMismatch",
     "InputError",
+    "JudgeError",
     "LossNotFinite",
     "Memory3Error",
     "MissingDependency",
     "ModelError",
+    "NeedsCheckout",
     "ReadError",
     "RecallError",
     "SourceConflict",
@@ -58,13 +63,15 @@ __all__ = [
     "UnsupportedModel",
 ]
 
-#: Around a setting in a message: its name, its value or nothing, and how Python says it. No text of a user has these (Unicode's noncharacters).
+#: Around a setting in a message: its name, its value or nothing, and how Python says it. No text of a user has these
+#: (Unicode's noncharacters).
 _OPEN, _NEXT, _CLOSE = "\ufdd0", "\ufdd1", "\ufdd2"
 _SETTING = re.compile(f"{_OPEN}([^{_NEXT}]*){_NEXT}([^{_NEXT}]*){_NEXT}([^{_CLOSE}]*){_CLOSE}")
 
 
 def setting(name: str, value: object = "", *, python: str = "") -> str:
-    """A setting as the message of an error mentions it: ``k`` or, with a value, ``k=3``; on the command line ``--k`` or ``--k 3``.
+    """A setting as the message of an error mentions it: ``k`` or, with a value, ``k=3``; on the command line ``--k`` or
+    ``--k 3``.
 
     Args:
         name: of the parameter.
@@ -83,7 +90,9 @@ class Memory3Error(Exception):
         return _SETTING.sub(lambda found: found[3], super().__str__())
 
     def worded(self, option: Callable[[str], str]) -> str:
-        """The message with every setting as ``option`` says its name, such as ``--max-new-tokens``, and its value behind it."""
+        """The message with every setting as ``option`` says its name, such as ``--max-new-tokens``, and its value behind
+        it.
+        """
         return _SETTING.sub(lambda found: " ".join(filter(None, (option(found[1]), found[2]))), super().__str__())
 
 
@@ -140,6 +149,10 @@ class RecallError(Memory3Error):
     """Generation was driven in a way recall cannot follow."""
 
 
+class JudgeError(Memory3Error):
+    """The judge of an evaluation cannot be reached, refuses, or answers in another form. What was graded before is kept."""
+
+
 class MissingDependency(Memory3Error, ImportError):
     """An optional package is needed."""
 
@@ -147,6 +160,16 @@ class MissingDependency(Memory3Error, ImportError):
         super().__init__(f"{purpose} needs the package {package!r}. Install it with: pip install 'memory3[{extra}]'")
         self.package = package
         self.extra = extra
+
+
+class NeedsCheckout(Memory3Error, ImportError):
+    """A command of research was given where the repository is not: it lies beside the package, in ``research/``."""
+
+    def __init__(self, command: str, looked_in: Path) -> None:
+        super().__init__(
+            f"`{command}` is research, which is no part of the installed package ({looked_in / 'research'} does not exist): "
+            "run it in a checkout of the repository, with memory3 installed from there (make setup, then .venv/bin/memory3)"
+        )
 
 
 class BankError(Memory3Error):
@@ -174,7 +197,9 @@ class BankCorrupt(BankError):
 
 
 class CodecError(BankCorrupt):
-    """A record or a codebook cannot be decoded. Raised by codecs, which know no bank: a bank raises BankCorrupt with the remedy."""
+    """A record or a codebook cannot be decoded. Raised by codecs, which know no bank: a bank raises BankCorrupt with the
+    remedy.
+    """
 
 
 class BankChanged(BankError):

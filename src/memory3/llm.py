@@ -1,6 +1,7 @@
 """`Memory3`: a language model that writes and reads explicit memories.
 
-Three modes answer from the same bank: ``memory`` reads key-values, ``text`` puts the same references into the prompt (RAG), ``none`` is closed-book.
+Three modes answer from the same bank: ``memory`` reads key-values, ``text`` puts the same references into the prompt
+(RAG), ``none`` is closed-book.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from transformers import PreTrainedModel, StoppingCriteriaList
 
-from memory3.answer import Answer, Timings, Usage
+from memory3.answer import Answer, Timings
+from memory3.asking import collect, prepare
 from memory3.codec.registry import check as check_codec
 from memory3.config import MemoryConfig
 from memory3.decoding import TokenClock, decoding
@@ -24,23 +27,21 @@ from memory3.encode.selector_weights import SelectorWeights, find_weights
 from memory3.encode.selectors import find as find_selector
 from memory3.encode.selectors import is_fitted
 from memory3.errors import ConfigError, InputError, ModelError
-from memory3.models.active import check_calm, check_whole, standing
+from memory3.models.active import check_complete, check_deterministic, state_mark
 from memory3.models.adapter import own_folder, trained_config, with_adapter
 from memory3.models.catalogue import DEFAULT_ADAPTED
 from memory3.models.fingerprint import fingerprint, whole_model
 from memory3.models.frame import Frame
 from memory3.models.geometry import ModelGeometry
 from memory3.models.load import load_model
-from memory3.nothing import why_nothing
 from memory3.prompt import MODES, Prompt, PromptBuilder, PromptRow, check_mode
 from memory3.proof import proven
 from memory3.recall.current import Nobody, belong_to, install
 from memory3.recall.generate import Recall
-from memory3.recall.request import RecallStatistics
-from memory3.recall.retrieval import EVERYTHING, Retrieval, one_version, retrievals, within
+from memory3.recall.retrieval import EVERYTHING, Retrieval, one_version, retrievals
 from memory3.scoring import Scorer
 from memory3.text.splitting import split
-from memory3.types import Citation, Document, Memory, MemoryShape, Reference
+from memory3.types import Document, Memory, MemoryShape, Reference
 
 if TYPE_CHECKING:
     from memory3.bank import Bank
@@ -74,7 +75,8 @@ class Memory3:
         """Attach to a model that is loaded already.
 
         Raises:
-            UnsupportedModel: the architecture keeps no keys that memories could join, or reads them otherwise than text (`memory3.proof`).
+            UnsupportedModel: the architecture keeps no keys that memories could join, or reads them otherwise than text
+                (`memory3.proof`).
             ModelError: the model is in training mode with dropout.
         """
         self.model = model
@@ -83,14 +85,15 @@ class Memory3:
         _check_names(self.config)
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.batch_size = batch_size
-        check_whole(model)
-        check_calm(model)
+        check_complete(model)
+        check_deterministic(model)
         self.geometry = ModelGeometry(model)
         self.frame = Frame.of(tokenizer, self.config)
         learned = self.learned if is_fitted(self.config.selector) else None
         if is_fitted(self.config.selector) and learned is None:
             raise ConfigError(
-                f"selector {self.config.selector!r} was not fitted to this model yet: `memory3 calibrate --selector {self.config.selector}` does it, "
+                f"selector {self.config.selector!r} was not fitted to this model yet: `memory3 calibrate --selector "
+                f"{self.config.selector}` does it, "
                 "or use reconstruction"
             )
         self.encoder = Encoder(model, self.geometry, self.frame, self.config, learned.by_layer if learned else None)
@@ -105,7 +108,7 @@ class Memory3:
         self.scorer = Scorer(model, self.prompts, self.encoder)
         install(self.geometry.base)
         self.proof = proven(model, self.geometry, tokenizer, self.whole_model)
-        self._standing = standing(model, tokenizer)
+        self._state_mark = state_mark(model, tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -122,11 +125,13 @@ class Memory3:
         """Load a model by catalogue name, hub id or path.
 
         Args:
-            name: any Llama-, Qwen- or Mistral-like id or folder, or a name of the catalogue such as ``"smollm2-135m-instruct"``, which is that
-                model untouched. Default: that model with the adapter that taught it to read memories.
-            adapter: folder of an adapter or the name of a shipped one (`memory3.models.adapter`), or ``"none"``. Default: what the name says behind a ``+``.
-            config: a `MemoryConfig` or the name of a preset (``"default"``, ``"paper"``, ``"full"``). Default: what the model or
-                its adapter was trained for, or the preset ``"default"``.
+            name: any Llama-, Qwen- or Mistral-like id or folder, or a name of the catalogue such as
+                ``"smollm2-135m-instruct"``, which is that model untouched. Default: that model with the adapter that
+                taught it to read memories.
+            adapter: folder of an adapter or the name of a shipped one (`memory3.models.adapter`), or ``"none"``. Default:
+                what the name says behind a ``+``.
+            config: a `MemoryConfig` or the name of a preset (``"default"``, ``"paper"``, ``"full"``). Default: what the
+                model or its adapter was trained for, or the preset ``"default"``.
             device, dtype, kwargs: see `memory3.models.load.load_model`.
             batch_size: references per forward pass when writing.
         """
@@ -165,21 +170,26 @@ class Memory3:
         return find_weights(self.whole_model, shape.full_layers, width, shape.kv_heads, own_folder(self.name))
 
     def check_unchanged(self) -> None:
-        """Raise ModelError where the model is no longer what this object was made of: other weights, another adapter, modules that were exchanged."""
-        now = standing(self.model, self.tokenizer)
-        if now == self._standing:
+        """Raise ModelError where the model is no longer what this object was made of: other weights, another adapter,
+        modules that were exchanged.
+        """
+        now = state_mark(self.model, self.tokenizer)
+        if now == self._state_mark:
             return
-        check_whole(self.model)
-        check_calm(self.model)
+        check_complete(self.model)
+        check_deterministic(self.model)
         if whole_model(self.model, self.geometry, self.tokenizer, self.frame, self.config) != self.whole_model:
             raise ModelError(
-                f"{self.name} has changed since Memory3 was made of it (its weights, or the adapter that is active): make a new Memory3 of it"
+                f"{self.name} has changed since Memory3 was made of it (its weights, or the adapter that is active): "
+                "make a new Memory3 of it"
             )
-        self._standing = now
+        self._state_mark = now
 
     @property
     def angles(self) -> torch.Tensor:
-        """float32 ``[r/2]``: RoPE's angle per position, by which codecs turn the keys of a memory back; layers without RoPE are packed by it too."""
+        """float32 ``[r/2]``: RoPE's angle per position, by which codecs turn the keys of a memory back; layers without
+        RoPE are packed by it too.
+        """
         return self.geometry.inv_freq
 
     @property
@@ -202,7 +212,8 @@ class Memory3:
         self.check_unchanged()
         if torch.is_autocast_enabled(self.model.device.type):
             raise ModelError(
-                "memories are not written under autocast, which rounds them otherwise than the fingerprint says: leave it, or load the model in that dtype"
+                "memories are not written under autocast, which rounds them otherwise than the fingerprint says: "
+                "leave it, or load the model in that dtype"
             )
         return self.encoder.encode(references)
 
@@ -228,31 +239,31 @@ class Memory3:
             k: references read at once at most; default ``config.references_per_chunk``.
             gap: see ``config.score_gap``, which is the default unless ``k`` is given: then all k are read.
             where: only references whose metadata have these values.
-            prompt: token ids of each row without padding, when they will be fed in several passes: a chunk is looked up by all of its text.
-            answer_tokens: how many of the last tokens of each announced prompt are an answer to be scored: they read what they would if they were
-                being decoded.
+            prompt: token ids of each row without padding, when they will be fed in several passes: a chunk is looked up
+                by all of its text.
+            answer_tokens: how many of the last tokens of each announced prompt are an answer to be scored: they read what
+                they would if they were being decoded.
             references: per prompt, the reference ids to read, instead of looking them up.
-            chunk_references: the same for each chunk of each prompt (`memory3.recall.chunks`); for prompts that are read and not continued.
+            chunk_references: the same for each chunk of each prompt (`memory3.recall.chunks`); for prompts that are read
+                and not continued.
             use_cache: keep memories in the bank's RAM cache.
 
         Raises:
             ModelError: the model has changed since this object was made, and the bank's memories with it.
         """
+        each = retrievals(self._retrieval(k, gap, where), references, chunk_references)
+        return self._recall(bank, each, prompt=prompt, answer_tokens=answer_tokens, use_cache=use_cache)
+
+    def _retrieval(self, k: int | None, gap: float | None, where: Mapping[str, Any] | None) -> Retrieval:
+        """What a request looks up, as its caller and the settings say."""
+        within = gap if gap is not None else self.config.score_gap if k is None else EVERYTHING
+        return Retrieval(self.config.references_per_chunk if k is None else k, within, where)
+
+    def _recall(self, bank: Any, each: Retrieval | Sequence[Retrieval], **options: Any) -> Recall:
         if not getattr(bank, "live", False):
             self.check_unchanged()
-        retrieval = Retrieval(self.config.references_per_chunk if k is None else k, self._gap(k, gap), where)
-        return Recall(
-            self.model,
-            self.geometry,
-            self.tokenizer,
-            self.encoder,
-            bank,
-            retrievals(retrieval, references, chunk_references),
-            chunk_length=self.config.chunk_length,
-            prompt=prompt,
-            answer_tokens=answer_tokens,
-            use_cache=use_cache,
-        )
+        chunk = self.config.chunk_length
+        return Recall(self.model, self.geometry, self.tokenizer, self.encoder, bank, each, chunk_length=chunk, **options)
 
     @overload
     def generate(self, prompt: str, bank: Bank | None = None, **options: Any) -> Answer: ...
@@ -283,7 +294,8 @@ class Memory3:
             references: ids of the references to read, instead of looking them up; for a list of questions one list each.
             max_new_tokens: length of an answer at most; default: what ``generation_config`` says, else 128.
             streamer: as transformers takes it; a single question only.
-            options: passed to ``model.generate`` (``do_sample=True, temperature=0.7``, ``num_beams=4``, ...). Over a ``generation_config`` among them they win; greedy where neither says otherwise.
+            options: passed to ``model.generate`` (``do_sample=True, temperature=0.7``, ``num_beams=4``, ...). Over a
+                ``generation_config`` among them they win; greedy where neither says otherwise.
 
         Raises:
             InputError: an empty question, or one that does not fit into the model's context.
@@ -297,17 +309,20 @@ class Memory3:
         prompts: list[Any] = [prompt] if single else list(prompt)
         if not prompts:
             raise InputError("no question was given")
-        pinned = [references] if single and references is not None else references
+        pinned: Any = [references] if single and references is not None else references
         if pinned is not None and len(pinned) != len(prompts):
             raise ConfigError(f"references were given for {len(pinned)} of {len(prompts)} questions")
-        notes = self._notes(bank, mode, k, where, pinned, len(prompts))  # type: ignore[arg-type]
-        rows, cited = self._rows(prompts, bank, mode, k, gap, where, pinned, notes)  # type: ignore[arg-type]
-        self.prompts.check_length(rows, settings.max_new_tokens or 0, mode)
+        retrieval = self._retrieval(k, gap, where)
+        each = (
+            [replace(retrieval, references=tuple(ids)) for ids in pinned] if pinned is not None else [retrieval] * len(prompts)
+        )
+        asked = prepare(prompts, each, self.prompts, bank, mode)
+        self.prompts.check_length([one.tokens for one in asked], settings.max_new_tokens or 0, mode)
 
         watch = TokenClock()
         criteria = StoppingCriteriaList([*(others.pop("stopping_criteria", None) or []), watch])
-        recall = self.recall(bank, k=k, gap=gap, where=where, references=pinned) if mode == "memory" else None  # type: ignore[arg-type]
-        tokens, mask = self.prompts.pad(rows)
+        recall = self._recall(bank, each) if mode == "memory" else None
+        tokens, mask = self.prompts.pad([one.tokens for one in asked])
         if settings.pad_token_id is None:
             settings.pad_token_id = self.prompts.pad_id
         generate: Any = self.model.generate
@@ -326,18 +341,9 @@ class Memory3:
                 with recall:
                     out = generate(tokens, **call)
         out = getattr(out, "sequences", out)
-        answers = self._answers(
-            out[:, tokens.shape[1] :],
-            len(prompts),
-            rows,
-            recall,
-            cited,
-            bank,
-            watch.times,
-            started,
-            notes,
-            settings.eos_token_id,
-        )
+        said = [self.prompts.trim(ids, settings.eos_token_id) for ids in out[:, tokens.shape[1] :].tolist()]
+        timings = Timings.of(started, watch.times, time.perf_counter(), said)
+        answers = collect(asked, said, self.tokenizer, bank, recall, timings)
         return answers[0] if single and len(answers) == 1 else answers
 
     def log_likelihood(
@@ -370,22 +376,20 @@ class Memory3:
         ids = [self.prompts.ids(answer) for answer in answers]
         if not ids or not all(ids):
             raise InputError("an answer is empty: give at least one word")
-        notes = self._notes(bank, mode, k, where, references, len(prompts))
-        rows, _ = self._rows(prompts, bank, mode, k, gap, where, references, notes)
+        retrieval = self._retrieval(k, gap, where)
+        pinned = (
+            [retrieval] * len(prompts) if references is None else [replace(retrieval, references=tuple(r)) for r in references]
+        )
+        rows = [one.tokens for one in prepare(prompts, pinned, self.prompts, bank, mode)]
         self.prompts.check_length([[*row, *answer] for row, answer in zip(rows, ids, strict=True)], 0, mode)
         with ExitStack() as stack:
             stack.enter_context(belong_to(Nobody(), self.geometry.base))
             if mode == "memory":
                 fed = [[*row, *answer[:-1]] for row, answer in zip(rows, ids, strict=True)]
                 counts = [len(answer) - 1 for answer in ids]
-                stack.enter_context(
-                    self.recall(bank, k=k, gap=gap, where=where, references=references, prompt=fed, answer_tokens=counts)
-                )
+                stack.enter_context(self._recall(bank, pinned, prompt=fed, answer_tokens=counts))
             found = self.scorer.score([PromptRow(row) for row in rows], [[answer] for answer in ids])
         return [(score.total, score.tokens) for (score,) in found]
-
-    def _gap(self, k: int | None, gap: float | None) -> float:
-        return gap if gap is not None else self.config.score_gap if k is None else EVERYTHING
 
     # ---- prompts -----------------------------------------------------------------------------------------------------
 
@@ -393,106 +397,10 @@ class Memory3:
         """Token ids of what follows the memories in a prompt: a question and the rest of its turn."""
         return self.prompts.around(self.prompts.ids(question), "memory")
 
-    def _notes(
-        self,
-        bank: Bank | None,
-        mode: str,
-        k: int | None,
-        where: Mapping[str, Any] | None,
-        pinned: Sequence[Sequence[str]] | None,
-        count: int,
-    ) -> list[str]:
-        """For each prompt why it reads nothing of the bank that was asked; empty where it does, or nothing was asked."""
-        if mode == "none" or bank is None:
-            return [""] * count
-        return why_nothing(bank, self.config.references_per_chunk if k is None else k, where, pinned, count)
-
-    def _rows(
-        self,
-        prompts: Sequence[Prompt],
-        bank: Bank | None,
-        mode: str,
-        k: int | None,
-        gap: float | None,
-        where: Mapping[str, Any] | None,
-        pinned: Sequence[Sequence[str]] | None,
-        notes: Sequence[str],
-    ) -> tuple[list[list[int]], list[list[Citation]] | None]:
-        """Token ids of every prompt, and in mode text the references put into it."""
-        build = self.prompts.build
-        if mode != "text" or bank is None:
-            return [build(p, "none" if note else mode) for p, note in zip(prompts, notes, strict=True)], None
-        if pinned is None:
-            queries = [self.prompts.query(prompt) for prompt in prompts]
-            hits = bank.search(queries, self.config.references_per_chunk if k is None else k, where=where)
-            found = [[(hit.reference_id, hit.score) for hit in within(row, self._gap(k, gap))] for row in hits]
-        else:
-            found = [[(name, 0.0) for name in names] for names in pinned]
-        rows, cited = [], []
-        for prompt, scored in zip(prompts, found, strict=True):
-            references = bank.references([name for name, _ in scored])
-            rows.append(build(prompt, mode, [reference.token_ids for reference in references]))
-            weight = sum(max(score, 0.0) for _, score in scored) or 1.0
-            cited.append([self._cite(r, max(s, 0.0) / weight, s) for r, (_, s) in zip(references, scored, strict=True)])
-        return rows, cited
-
-    # ---- answers -----------------------------------------------------------------------------------------------------
-
-    def _cite(self, reference: Reference, share: float, score: float) -> Citation:
-        return Citation(
-            reference_id=reference.id,
-            document_id=reference.document_id,
-            source=reference.source,
-            start=reference.start,
-            end=reference.end,
-            text=reference.text,
-            share=share,
-            score=score,
-            metadata=dict(reference.metadata),
-        )
-
-    def _answers(
-        self,
-        new: torch.Tensor,
-        count: int,
-        rows: Sequence[Sequence[int]],
-        recall: Recall | None,
-        cited: list[list[Citation]] | None,
-        bank: Bank | None,
-        times: Sequence[float],
-        started: float,
-        notes: Sequence[str],
-        ends: int | list[int] | None,
-    ) -> list[Answer]:
-        finished = time.perf_counter()
-        token_ids = [self.prompts.trim(ids, ends) for ids in new.tolist()]
-        first = (times[0] if times else finished) - started
-        spent = (times[-1] - times[0]) if len(times) > 1 else 0.0
-        timings = Timings(first, finished - started, sum(max(len(t) - 1, 0) for t in token_ids) / spent if spent else 0.0)
-        answers = []
-        per_prompt = max(1, len(token_ids) // count)  # num_return_sequences
-        beams = recall.rows // count if recall is not None and recall.rows else 1
-        for n, ids in enumerate(token_ids):
-            prompt = n // per_prompt
-            citations: list[Citation] = []
-            usage = Usage(len(rows[prompt]), len(ids))
-            if recall is not None and bank is not None:
-                row = prompt * beams + (n % per_prompt)
-                shares = recall.shares(row)
-                references = bank.references([name for name, _, _ in shares])
-                citations = [self._cite(r, share, score) for r, (_, share, score) in zip(references, shares, strict=True)]
-                did = recall.requests[row].statistics if row < recall.rows else RecallStatistics()
-                usage = Usage(len(rows[prompt]), len(ids), did.recalls, did.references, did.bytes_read)
-            elif cited is not None:
-                citations = cited[prompt]
-                read = sum(len(c.text.encode()) for c in citations)
-                usage = Usage(len(rows[prompt]), len(ids), 1, len(citations), read)
-            text = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-            answers.append(Answer(text, citations, usage, timings, ids, notes[prompt]))
-        return answers
-
 
 def _check_names(config: MemoryConfig) -> None:
-    """Raise ConfigError where the settings name a codec or a selector that does not exist, before a model is loaded for them."""
+    """Raise ConfigError where the settings name a codec or a selector that does not exist, before a model is loaded for
+    them.
+    """
     check_codec(config.codec)
     find_selector(config.selector)

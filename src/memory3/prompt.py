@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from memory3.errors import ConfigError, InputError, setting
 from memory3.models.frame import Frame, render
+from memory3.tokenizing import tokenize
 
 __all__ = ["MODES", "STYLES", "Prompt", "PromptBuilder", "PromptRow", "check_mode", "left_padded"]
 
@@ -92,7 +93,7 @@ class PromptBuilder:
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a user's text. What looks like a control token in it is text, so it cannot open a turn."""
-        return list(self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+        return list(tokenize(self._tokenizer, text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def answer_ids(self, answer: str) -> list[int]:
         """Token ids of an answer to be learned, with the end of text behind it where the tokenizer has one."""
@@ -125,7 +126,7 @@ class PromptBuilder:
                     f"the chat template of {self.name} leaves out the message of the role {message['role']}"
                     f"{': leave ' + _SYSTEM + ' out' if message['role'] == 'system' else ''}"
                 )
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        return list(tokenize(self._tokenizer, text, add_special_tokens=False)["input_ids"])
 
     # ---- what to look for --------------------------------------------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """`Scorer`: how likely a model finds given answers to its prompts. The only place where answers are scored.
 
-A prompt is read once for all of its answers. They lie behind it in one row; answers that differ in their last token alone share
-their columns, because that token is not fed. Where a row has several, a mask lets each see the prompt and itself alone, and each
-counts its positions from the prompt's end, so that every figure is what a row of its own would give.
+A prompt is read once for all of its answers. They lie behind it in one row; answers that differ in their last token alone
+share their columns, because that token is not fed. Where a row has several, a mask lets each see the prompt and itself alone,
+and each counts its positions from the prompt's end, so that every figure is what a row of its own would give.
 
     tokens     prompt | a1 a2 | b1 b2 b3 | ...
     positions  0..n-1 | n n+1 | n n+1 n+2
@@ -94,8 +94,8 @@ def token_log_likelihoods(logits: torch.Tensor, labels: torch.Tensor) -> torch.T
 class Memories(Protocol):
     """What scoring needs of a bank."""
 
-    def memories(self, reference_ids: Sequence[str]) -> Sequence[Memory]:
-        """Their memories, in order."""
+    def memories(self, reference_ids: Sequence[str], *, device: torch.device | str | None = None) -> Sequence[Memory]:
+        """Their memories, in order; made on ``device`` where they have to be decoded."""
 
 
 class Scorer:
@@ -120,7 +120,9 @@ class Scorer:
         *,
         cache: Any = None,
     ) -> list[list[Score]]:
-        """For every row, the score of each of its answers: one forward pass for the rows that name references, one for the others.
+        """For every row, the score of each of its answers.
+
+        One forward pass for the rows that name references, and one for the others.
 
         Args:
             rows: prompts. Inside a recall, at most one answer of a row may have more than one token, or all must be equal up
@@ -177,7 +179,7 @@ class Scorer:
         names = list(dict.fromkeys(name for row in rows for name in row.references))
         batch = self._encoder.lay_out(
             [row.references for row in rows],
-            dict(zip(names, bank.memories(names), strict=True)),
+            dict(zip(names, bank.memories(names, device=self._model.device), strict=True)),
             [place.moved(len(frame.prefix)) for place in places],
             [place.missing for place in places],
         )

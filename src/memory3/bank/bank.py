@@ -16,6 +16,7 @@ from memory3.bank.codebooks import new_codec
 from memory3.bank.embedder import Embedder, TextEmbedder
 from memory3.bank.format.manifest import BankManifest
 from memory3.bank.format.rows import FIRST_ROWS
+from memory3.bank.format.tags import Scalar
 from memory3.bank.info import bank_info
 from memory3.bank.lazy import encode_lazy
 from memory3.bank.protocol import MemoryWriter
@@ -30,7 +31,7 @@ from memory3.bank.upkeep import compact, tidy
 from memory3.bank.upkeep import purge as purge_bank
 from memory3.bank.verify import verify
 from memory3.bank.view import BankView
-from memory3.bank.where import Scalar, Where
+from memory3.bank.where import Where
 from memory3.bank.write.commit import Committer
 from memory3.bank.write.deliver import Delivery, pending
 from memory3.bank.write.plan import WritePlan

@@ -1,4 +1,4 @@
-"""Sentence embeddings by sentence-transformers, imported only when the first text is embedded."""
+"""Sentence embeddings by sentence-transformers, or to the same bits without importing it. Loaded when the first text is embedded."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from memory3.models.causes import loading
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+    from memory3.bank.mean_pooling import MeanPooling
 
 __all__ = ["Embedder", "TextEmbedder"]
 
@@ -38,7 +40,7 @@ class TextEmbedder(Protocol):
 class Embedder:
     """A sentence-transformers model. ``name`` is one of the catalogue, a Hugging Face id or a folder."""
 
-    def __init__(self, name: str, model: SentenceTransformer, batch_size: int = 32) -> None:
+    def __init__(self, name: str, model: SentenceTransformer | MeanPooling, batch_size: int = 32) -> None:
         self.name = name
         self.batch_size = batch_size
         self._model = model
@@ -47,11 +49,16 @@ class Embedder:
     @classmethod
     def load(cls, name: str, *, device: str | None = None, batch_size: int = 32) -> Embedder:
         """Load by name. Code from the model's repository is never run; HF_HUB_OFFLINE is respected."""
-        from sentence_transformers import SentenceTransformer
+        from memory3.bank.mean_pooling import MeanPooling
 
         offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
         folder = resolve_embedder(name)
         with loading("embedder", name, folder):
+            plain = MeanPooling.load(folder, device)
+            if plain is not None:
+                return cls(name, plain, batch_size)
+            from sentence_transformers import SentenceTransformer
+
             model = SentenceTransformer(
                 folder,
                 device=device,

@@ -119,7 +119,7 @@ class Snapshot:
             return int(self.table.count_rows(f"{LIVE} AND {where_sql(where)}"))
 
     def tags(self) -> list[str]:
-        """Every metadata entry that some document has, as text (`memory3.bank.where.tag`)."""
+        """Every metadata entry that some document has, as text (`memory3.bank.format.tags.tag`)."""
         found = self.scan(["tags"], FIRST_ROWS)["tags"].combine_chunks().flatten()
         return [str(tag) for tag in found.unique().to_pylist()]
 

@@ -12,13 +12,14 @@ import numpy as np
 
 from memory3.bank.cache import MemoryCache
 from memory3.bank.copies import search_distinct
+from memory3.bank.format.tags import Scalar, untagged
 from memory3.bank.lookup import read_records, read_references
 from memory3.bank.reader import MemoryReader
 from memory3.bank.recalls import RecallLog
 from memory3.bank.record import MemoryRecord
 from memory3.bank.reports import Hit
 from memory3.bank.snapshot import Snapshot
-from memory3.bank.where import Scalar, Where, untagged
+from memory3.bank.where import Where
 from memory3.errors import BankChanged, BankCorrupt
 from memory3.types import Memory, Reference
 

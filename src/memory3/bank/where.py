@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from memory3.bank.format.tags import Scalar, tag, tags, untagged
+from memory3.bank.format.tags import Scalar, tag
 from memory3.errors import InputError
 
-__all__ = ["Scalar", "Where", "alternatives", "is_in", "literal", "tag", "tags", "untagged", "where_sql"]
+__all__ = ["Where", "alternatives", "is_in", "literal", "where_sql"]
 
 #: A key and the value it must have, or a list of values of which it must have one. All keys must match.
 Where = Mapping[str, Scalar | Sequence[Scalar]]

@@ -1,5 +1,7 @@
 """Benchmarks: speed, memory and answers, measured on real models and printed as JSON. Run by ``memory3 bench``.
 
+Those in `RESEARCH` were made to find something out rather than to be run by users. They lie in ``research/benchmarks`` and need a checkout of the repository.
+
 Two arms are compared in one process, alternating, by medians and ratios, because machines are noisy. Every accuracy figure has its controls (no memory, text,
 random memories), its count and its interval.
 """
@@ -9,11 +11,12 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from memory3.checkout import research
 from memory3.errors import ConfigError
 
-__all__ = ["BENCHMARKS", "run"]
+__all__ = ["BENCHMARKS", "RESEARCH", "run"]
 
-#: What each benchmark measures. The module of the same name has ``run(**options) -> dict``.
+#: What each benchmark measures. The module of the same name, here or in ``research/benchmarks``, has ``run(**options) -> dict``.
 BENCHMARKS: dict[str, str] = {
     "decode": "tokens per second with memory against without: distinct references, RAM cache off",
     "first_token": "time to first token: memory against the same references as text",
@@ -28,13 +31,22 @@ BENCHMARKS: dict[str, str] = {
     "front": "answer NLL and answers against bytes on disk, for every selector, budget and codec",
     "answers": "answers on a question set: memory, text, none and random memories, with intervals",
 }
+RESEARCH = frozenset({"train_step", "overlap", "resident", "front", "answers"})
 
 
 def run(name: str, options: dict[str, str]) -> dict[str, Any]:
-    """Run a benchmark; ``options`` as text, e.g. ``{"repeats": "5"}``. The result is plain JSON."""
+    """Run a benchmark; ``options`` as text, e.g. ``{"repeats": "5"}``. The result is plain JSON.
+
+    Raises:
+        ConfigError: no such benchmark, no such option, or a value of another type.
+        NeedsCheckout: it is one of `RESEARCH`, and the package was installed without the repository.
+    """
     if name not in BENCHMARKS:
         raise ConfigError(f"benchmark {name!r} is unknown: use one of {', '.join(BENCHMARKS)}")
-    module = import_module(f"memory3.benchmarks.{name}")
+    if name in RESEARCH:
+        module = research(f"benchmarks.{name}", f"memory3 bench {name}")
+    else:
+        module = import_module(f"memory3.benchmarks.{name}")
     known: dict[str, Any] = module.OPTIONS
     unknown = sorted(set(options) - set(known))
     if unknown:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -95,10 +96,12 @@ class Distinct:
         self.seconds += time.perf_counter() - started
         return found
 
-    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
+    def memories(
+        self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
+    ) -> list[Memory]:
         """Read from disk every time."""
         started = time.perf_counter()
-        read = self.bank.memories(reference_ids, use_cache=False)
+        read = self.bank.memories(reference_ids, use_cache=False, device=device)
         self.seconds += time.perf_counter() - started
         return read
 

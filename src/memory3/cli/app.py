@@ -14,6 +14,7 @@ from memory3.cli.bench import BenchCommand, bench
 from memory3.cli.calibrate import calibrate
 from memory3.cli.command import Command
 from memory3.cli.compact import compact
+from memory3.cli.deferred import defer
 from memory3.cli.delete import delete
 from memory3.cli.demo import demo
 from memory3.cli.edge import Commands
@@ -88,6 +89,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal's encoding may lack a character; that must not end the program
             stream.reconfigure(errors="backslashreplace")
-    # Idle threads of torch spin by default; on a machine that does something else, too, that makes everything several times slower.
+    # Idle threads of torch spin by default; on a machine that does something else, too, that makes everything several times
+    # slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    defer()
     app(prog_name="memory3")

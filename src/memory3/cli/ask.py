@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memory3.cli import options
+from memory3.cli.deferred import collecting_later, without
 from memory3.cli.loading import full_name, load_model, open_bank
 from memory3.cli.output import count, first_line, message, out, print_json, printable, size
 from memory3.errors import InputError
@@ -53,7 +54,10 @@ def ask(
     gap: Annotated[
         float | None,
         typer.Option(
-            help="Read only references whose cosine is within this of the best one's: 0 the best alone, 2 all. Default: 0.1; with --k, 2.",
+            help=(
+                "Read only references whose cosine is within this of the best one's: 0 the best alone, 2 all. Default: "
+                "0.1; with --k, 2."
+            ),
             min=0,
             max=2,
             metavar="X",
@@ -111,6 +115,10 @@ def ask(
     text = _question(question)
     prompt: Any = [{"role": "system", "content": _clean(system)}, {"role": "user", "content": text}] if system else text
 
+    with collecting_later(), without():  # here, once and for all that follows
+        if bank is not None:
+            import memory3.bank
+        import memory3.llm  # noqa: F401
     if bank is None:
         from memory3.models.catalogue import DEFAULT_ADAPTED
 

@@ -39,8 +39,11 @@ def calibrate(
     questions: Annotated[
         list[str] | None,
         typer.Option(
-            help="JSON lines of passage, question and answer that the selectors learned and blended are fitted to; may be repeated. Without it, a "
-            "selector that is there already stays, and a new one predicts what the model looks at while it repeats --data.",
+            help=(
+                "JSON lines of passage, question and answer that the selectors learned and blended are fitted to; may be "
+                "repeated. Without it, a selector that is there already stays, and a new one predicts what the model looks "
+                "at while it repeats --data."
+            ),
             metavar="FILE",
         ),
     ] = None,

@@ -1,7 +1,8 @@
 """What every command has in common: a first help screen of few options, ``--help-all`` and ``--config``.
 
-An option that names a panel (``rich_help_panel``) belongs to a group. Groups are shown by ``--help-all`` alone. The others are the first screen.
-Every option works wherever it is shown. All of them can stand in the file of ``--config`` (`memory3.cli.config_file`).
+An option that names a panel (``rich_help_panel``) belongs to a group. Groups are shown by ``--help-all`` alone. The
+others are the first screen. Every option works wherever it is shown. All of them can stand in the file of ``--config``
+(`memory3.cli.config_file`).
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ class Command(TyperCommand):
 
 
 def first_screen(kind: Any) -> Any:
-    """An option that most commands have in a group, for the first help screen: ``Annotated[str, first_screen(options.Codec)]``."""
+    """An option that most commands have in a group, for the first help screen.
+
+    Write ``Annotated[str | None, first_screen(options.Codec)]``.
+    """
     option = copy.copy(kind.__metadata__[0])
     option.rich_help_panel = None
     return option

@@ -62,7 +62,8 @@ def delete(
         out.print(f"{count(deleted, 'document')} deleted{', no byte of what was deleted is left' if purge else ''}")
         if deleted and not purge:
             message(
-                f"their text stays in the bank's old files until it is compacted later; `memory3 delete --purge --bank {bank}` removes it now",
+                f"their text stays in the bank's old files until it is compacted later; `memory3 delete --purge "
+                f"--bank {bank}` removes it now",
                 kind="note",
             )
     for name in missing:

@@ -95,8 +95,10 @@ def demo(
         return
     _print_answers(answers)
     out.print(
-        f"\n{duration(seconds)} in all. The questions were chosen: of 30 that this part answers, the default model got 15 right from memory, 18 from the text of "
-        "the same references and 1 from neither; these are three of the 15. They show how it works, not how often it is right.",
+        f"\n{duration(seconds)} in all. The questions were chosen: of 30 that this part answers, the default model "
+        f"got 15 right from memory, 18 from the text of "
+        "the same references and 1 from neither; these are three of the 15. They show how it works, not how often it "
+        "is right.",
         soft_wrap=True,
     )
     out.print(f'Ask your own: memory3 ask "..." --bank {folder} --mode all', soft_wrap=True)

@@ -1,7 +1,8 @@
 """What becomes of errors at the command's edge: one sentence that names the value and the remedy, and an exit status.
 
-Errors of memory3 say it themselves, and name settings as options of the command. Those of the operating system are told apart by what a person can do. What
-is left is a bug of ours or of a library, and is said to be one. ``--debug`` shows the traceback of any of them.
+Errors of memory3 say it themselves, and name settings as options of the command. Those of the operating system are told
+apart by what a person can do. What is left is a bug of ours or of a library, and is said to be one. ``--debug`` shows
+the traceback of any of them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from memory3.cli.output import message
-from memory3.errors import Memory3Error
+from memory3.errors import Memory3Error, NeedsCheckout
 
 __all__ = ["Commands", "sentence"]
 
@@ -64,7 +65,7 @@ class Commands(TyperGroup):
             if ctx.obj["debug"]:
                 traceback.print_exc()
             message(sentence(error, _options(self, ctx)), kind="error", style="bold red")
-            raise typer.Exit(1) from None
+            raise typer.Exit(2 if isinstance(error, NeedsCheckout) else 1) from None
 
 
 def sentence(error: Exception, options: dict[str, str] | None = None) -> str:

@@ -63,8 +63,10 @@ def evaluate(
     modes: Annotated[
         str | None,
         typer.Option(
-            help="memory, text, none; the controls random and other; gold, gold_text (the right reference); each with a number of references "
-            "if need be: text:7. Default: as the suite says.",
+            help=(
+                "memory, text, none; the controls random and other; gold, gold_text (the right reference); each with a "
+                "number of references if need be: text:7. Default: as the suite says."
+            ),
             metavar="MODE,MODE:K,...",
         ),
     ] = None,

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from memory3.cli.deferred import collecting_later
 from memory3.cli.output import err
 from memory3.config import MemoryConfig
 
@@ -24,7 +25,7 @@ def load_model(
     from memory3.models.catalogue import resolve_model
 
     resolve_model(adapter_of(name)[0])
-    with err.status(f"loading {name}"):
+    with err.status(f"loading {name}"), collecting_later():
         silence()
         from memory3.llm import Memory3
 
@@ -43,16 +44,18 @@ def open_bank(
 ) -> tuple[Memory3, Bank]:
     """The bank at ``path`` with the model it remembers, or with another that must be able to read it.
 
-    ``temperature``: of memories, in place of the bank's. ``embedder``: load it now, so that the first answer's time does not count it.
+    ``temperature``: of memories, in place of the bank's. ``embedder``: load it now, so that the first answer's time does not
+    count it.
     """
-    from memory3.bank import Bank
+    with collecting_later():
+        from memory3.bank import Bank
 
     manifest = Bank.describe(path)
     config = manifest.config if temperature is None else manifest.config.replace(memory_temperature=temperature)
     m3 = load_model(full_name(model or manifest.model, adapter), config, device=device, dtype=dtype)
     bank = Bank.open(path, m3, create=False)
     if embedder:
-        with err.status(f"loading {manifest.embedder}"):
+        with err.status(f"loading {manifest.embedder}"), collecting_later():
             _ = bank.embedder
     return m3, bank
 

@@ -71,7 +71,10 @@ AnyModel = Annotated[
 Adapter = Annotated[
     str | None,
     typer.Option(
-        help="Adapter to merge into the model: a folder, smollm2-135m-instruct-1440 or smollm2-135m-instruct-360 (shipped), or none. Default: the bank's own; smollm2-135m-instruct-1440 where no model is named.",
+        help=(
+            "Adapter to merge into the model: a folder, smollm2-135m-instruct-1440 or smollm2-135m-instruct-360 "
+            "(shipped), or none. Default: the bank's own; smollm2-135m-instruct-1440 where no model is named."
+        ),
         metavar="DIR|NAME|none",
         rich_help_panel=MODEL,
     ),
@@ -101,7 +104,10 @@ ModelDtype = Annotated[
 MemoryTemperature = Annotated[
     float | None,
     typer.Option(
-        help="Divides the logits of memories where they are read. Default: what the bank says, which is what the adapter was trained with (1, as in the paper), or 0.9 for a model without.",
+        help=(
+            "Divides the logits of memories where they are read. Default: what the bank says, which is what the adapter "
+            "was trained with (1, as in the paper), or 0.9 for a model without."
+        ),
         min=0.1,
         max=10,
         metavar="X",

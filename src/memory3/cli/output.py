@@ -1,7 +1,8 @@
 """What commands print: results on stdout, messages on stderr.
 
-Names, texts and messages may come from a stranger's documents, models and folders. Whatever reaches a terminal goes through `printable` in the two
-consoles made here, whoever prints it: control characters are shown rather than obeyed, and no text is read as markup.
+Names, texts and messages may come from a stranger's documents, models and folders. Whatever reaches a terminal goes
+through `printable` in the two consoles made here, whoever prints it: control characters are shown rather than obeyed,
+and no text is read as markup.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from rich.text import Text
 
 __all__ = ["count", "duration", "err", "facts", "first_line", "message", "out", "print_json", "printable", "size"]
 
-#: Control characters but newline and tab; what turns the direction of writing; line ends that are none to us; halves of surrogate pairs.
+#: Control characters but newline and tab; what turns the direction of writing; line ends that are none to us; halves of
+#: surrogate pairs.
 _CONTROL = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u206f\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u206f\ufff9-\ufffb"
+    r"\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
 
@@ -70,7 +73,10 @@ def message(text: str, *, kind: str = "", style: str = "") -> None:
 
 
 def printable(text: str) -> str:
-    """``text`` with what would steer a terminal made visible: control characters other than newline and tab, and turns of the direction of writing."""
+    """``text`` with what would steer a terminal made visible.
+
+    That is control characters other than newline and tab, and turns of the direction of writing.
+    """
     return _CONTROL.sub(_shown, text.replace("\r\n", "\n"))
 
 

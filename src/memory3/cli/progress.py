@@ -114,7 +114,10 @@ class WriteMeter:
 
 
 class StepMeter:
-    """How far work in several stretches is. Use as a context; call it with what is done, how much of how much, and what to say of it."""
+    """How far work in several stretches is.
+
+    Use as a context; call it with what is done, how much of how much, and what to say of it.
+    """
 
     def __init__(self) -> None:
         self._bar: Progress | None = None

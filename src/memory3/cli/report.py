@@ -12,12 +12,6 @@ from memory3.cli.output import message, print_json
 
 __all__ = ["report"]
 
-_INTRODUCTION = """# Results
-
-Written by `memory3 report`; do not edit. How each suite is run, and what its modes and controls are: `docs/evaluation.md` of memory3.
-The model `smollm2-135m-instruct` is a Q4_1 copy, de-quantised.
-"""
-
 
 def report(
     results: Annotated[list[Path], typer.Argument(metavar="RESULTS...", help="Folders that `memory3 eval` wrote.")],
@@ -31,10 +25,12 @@ def report(
         memory3 report results/qa results/hallucination --out results.md
         memory3 report results/* -o results.md
     """
-    from memory3.evaluation.report import read_results, write_summary
+    from memory3.checkout import research
+    from memory3.evaluation.report import read_results
 
+    write_summary = research("report", "memory3 report").write_summary
     found = [read_results(path) for path in results]
-    write_summary(target, found, _INTRODUCTION)
+    write_summary(target, found)
     if as_json:
         print_json({"written": str(target), "suites": [each["suite"] for each in found]})
     else:

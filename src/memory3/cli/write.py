@@ -47,7 +47,10 @@ def write(
         typer.Option(
             "--model",
             "-m",
-            help="Catalogue name, hub id or folder. Default: the bank's own; for a new one smollm2-135m-instruct with its adapter (by name alone: without).",
+            help=(
+                "Catalogue name, hub id or folder. Default: the bank's own; for a new one smollm2-135m-instruct with its "
+                "adapter (by name alone: without)."
+            ),
             metavar="MODEL",
         ),
     ] = None,
@@ -55,7 +58,9 @@ def write(
     embedder: Annotated[
         str | None,
         typer.Option(
-            help="Sentence embedder: catalogue name, hub id or folder. Default: the bank's own; all-minilm-l6-v2 for a new one.",
+            help=(
+                "Sentence embedder: catalogue name, hub id or folder. Default: the bank's own; all-minilm-l6-v2 for a new one."
+            ),
             metavar="MODEL",
             rich_help_panel=options.MODEL,
         ),
@@ -176,7 +181,8 @@ def write(
             opened = Bank.open(bank, meter.writer, embedder=full_name(embedder) if embedder else None, write=policy)
         if is_new and not as_json and config.codec == "auto" and opened.manifest.codec == "raw":
             message(
-                f"memories are kept raw, {size(opened.manifest.record_bytes)} each: `memory3 calibrate --model {name}` before the first write makes that an eighth",
+                f"memories are kept raw, {size(opened.manifest.record_bytes)} each: `memory3 calibrate --model "
+                f"{name}` before the first write makes that an eighth",
                 kind="note",
             )
         with opened, meter.shown():

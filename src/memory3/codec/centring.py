@@ -13,14 +13,17 @@ Symbols: n vectors, L*H heads, d head dimension, r <= d rotated dimensions.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from memory3.attention.rotary import rotate_vectors as turned
+from memory3.codec.vectors import Sample, VectorCoder
 
-__all__ = ["Centring", "turned"]
+__all__ = ["CentredCoder", "Centring", "turned"]
 
 #: A head that kept few vectors borrows its widths: as many vectors of the average head are counted in.
 _BORROWED = 16
@@ -77,3 +80,28 @@ class Centring:
     def of(cls, tensors: Mapping[str, torch.Tensor]) -> Centring:
         """Inverse of `tensors`."""
         return cls(tensors["mean"], tensors["scale"], tensors["angles"])
+
+
+class CentredCoder(VectorCoder):
+    """Brings vectors to one place and width first (`memory3.codec.centring`), so that heads can share what codes them."""
+
+    centring: Centring
+
+    @staticmethod
+    def centring_shapes(heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
+        """Of `Centring.tensors`; -1 is any size."""
+        return {"mean": (heads, head_dim), "scale": (heads, head_dim), "angles": (-1,)}
+
+    @staticmethod
+    def fit_centring(sample: Sample) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Those tensors, and the sample's vectors centred, float32 ``[n, d]``. The metric is not heeded."""
+        centring = Centring.fit(sample.vectors, sample.heads, sample.positions, sample.number, sample.angles)
+        return centring.tensors(), centring.centred(sample.vectors, sample.heads, sample.positions)
+
+    def encode(self, vectors: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> np.ndarray:
+        """See `VectorCoder.encode`."""
+        return self._encode(self.centring.centred(vectors, heads, positions))
+
+    @abstractmethod
+    def _encode(self, z: torch.Tensor) -> np.ndarray:
+        """Codes of centred vectors."""

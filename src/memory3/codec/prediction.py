@@ -7,7 +7,7 @@ e(t) is the model's own token vector, divided by its root mean square as the mod
 maps alone, and reading takes the model. The maps are ridge regressions, one for each head, brought to one rank in the metric
 of what reads keys and values. In a record the tokens take 2 bytes each. SmolLM2-135M, pairs not fitted on: with the head's
 mean taken off, half of the variance of keys (turned back by their place) and of values is predicted, in the first layer nearly
-all (docs/log.md).
+all (research/log.md).
 
 Symbols: V tokens in the vocabulary, e numbers of a token vector, r rank, L*H heads, d head dimension, n pairs, S tokens of a
 reference.

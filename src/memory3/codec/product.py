@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from memory3.codec.centring import Centring
+from memory3.codec.centring import CentredCoder, Centring
 from memory3.codec.factory import table_shapes
 from memory3.codec.quantiser import Quantiser
 from memory3.codec.rows import Rows
-from memory3.codec.vectors import CentredCoder, Sample
+from memory3.codec.vectors import Sample
 
 __all__ = ["ProductCoder"]
 

@@ -121,7 +121,7 @@ def shown(text: str) -> str:
 
 def default_codec(head_dim: int) -> str:
     """What ``"auto"`` stands for where it was fitted: 1 1/2 bits a number of a key, 2 1/2 of a value, in whole bytes
-    (docs/log.md has the front).
+    (research/log.md has the front).
 
     Args:
         head_dim: numbers of a key or value.

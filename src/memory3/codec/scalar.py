@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from memory3.codec.centring import Centring
-from memory3.codec.vectors import CentredCoder, Sample
+from memory3.codec.centring import CentredCoder, Centring
+from memory3.codec.vectors import Sample
 
 __all__ = ["ScalarCoder", "fit_step", "rounded"]
 

@@ -1,17 +1,21 @@
-"""What codes the keys of a codec, or its values: vectors to some bytes each, and back. Knows no memory and no file."""
+"""What codes the keys of a codec, or its values: vectors to some bytes each, and back. Knows no memory and no file.
+
+Imports no torch: a new codec is one file, which defines a coder and imports torch where that computes.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
 
-from memory3.codec.centring import Centring
 
-__all__ = ["CentredCoder", "Sample", "VectorCoder"]
+__all__ = ["Sample", "VectorCoder"]
 
 
 @dataclass(frozen=True)
@@ -75,28 +79,3 @@ class VectorCoder(ABC):
         Returns:
             Tensors ``[size, d]`` on the device of ``codes``.
         """
-
-
-class CentredCoder(VectorCoder):
-    """Brings vectors to one place and width first (`memory3.codec.centring`), so that heads can share what codes them."""
-
-    centring: Centring
-
-    @staticmethod
-    def centring_shapes(heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """Of `Centring.tensors`; -1 is any size."""
-        return {"mean": (heads, head_dim), "scale": (heads, head_dim), "angles": (-1,)}
-
-    @staticmethod
-    def fit_centring(sample: Sample) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Those tensors, and the sample's vectors centred, float32 ``[n, d]``. The metric is not heeded."""
-        centring = Centring.fit(sample.vectors, sample.heads, sample.positions, sample.number, sample.angles)
-        return centring.tensors(), centring.centred(sample.vectors, sample.heads, sample.positions)
-
-    def encode(self, vectors: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> np.ndarray:
-        """See `VectorCoder.encode`."""
-        return self._encode(self.centring.centred(vectors, heads, positions))
-
-    @abstractmethod
-    def _encode(self, z: torch.Tensor) -> np.ndarray:
-        """Codes of centred vectors."""

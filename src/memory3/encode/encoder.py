@@ -1,8 +1,8 @@
 """Write: references become memories in one batched forward pass that ends at the last memory layer.
 
-Each reference stands behind the prefix and sees only it and itself. The prefix is the same for all, so its keys and values are computed once and
-put in front of every layer's. A selector that `repeats` adds a second stretch to the same pass: a cue and the reference once more, whose
-queries tell which tokens matter.
+Each reference stands behind the prefix and sees only it and itself. The prefix is the same for all, so its keys and values are
+computed once and put in front of every layer's. A selector that `repeats` adds a second stretch to the same pass: a cue and
+the reference once more, whose queries tell which tokens matter.
 
     tokens      prefix | reference (padding masked) | cue, reference again
     positions   0..b-1    | b..b+S-1                   | b+128..
@@ -40,8 +40,8 @@ KeyValues = tuple[torch.Tensor, torch.Tensor]
 class _Write:
     """Reader of the writing pass: attention behind the prefix, scores and key-values of the memory layers on the way.
 
-    ``later``: the column where queries begin to count, and bool ``[N, T]``, which of them are no padding. ``positions``: int64 ``[T]``.
-    ``windows``: `ModelGeometry.windows`.
+    ``later``: the column where queries begin to count, and bool ``[N, T]``, which of them are no padding. ``positions``: int64
+    ``[T]``. ``windows``: `ModelGeometry.windows`.
     """
 
     def __init__(
@@ -75,7 +75,9 @@ class _Write:
         self.scores: list[dict[int, torch.Tensor]] = [{} for _ in selectors]
 
     def _mask(self, query: torch.Tensor, before: int, window: torch.Tensor | None) -> torch.Tensor:
-        """``[N or 1, 1, T, b + T]``: all of the prefix, causal after it, padding of the reference hidden from what follows; all within the layer's window."""
+        """``[N or 1, 1, T, b + T]``: all of the prefix, causal after it, padding of the reference hidden from what follows;
+        all within the layer's window.
+        """
         tokens, device = query.shape[2], query.device
         blocked = torch.ones(tokens, tokens, dtype=torch.bool, device=device).triu(1)[None]
         if self.later is not None:
@@ -234,7 +236,8 @@ class Encoder:
     def lay_out(
         self, references: Sequence[Sequence[str]], memories: Mapping[str, Memory], moved: Sequence[int], missing: Sequence[int]
     ) -> MemoryBatch:
-        """What chunks read, on the model's device and arranged as the settings say (`memory3.attention.layout.gather_memories`).
+        """What chunks read, on the model's device and arranged as the settings say
+        (`memory3.attention.layout.gather_memories`).
 
         Args:
             references: per chunk, ids, most similar first.
@@ -257,10 +260,11 @@ class Encoder:
         )
 
     def encode_with_gradients(self, references: Sequence[Reference]) -> list[Memory]:
-        """What `encode` gives, for training: gradients flow through the keys and values that are kept (PAPER.md section 5).
+        """What `encode` gives, for training: gradients flow through the keys and values that are kept (arXiv 2407.01178,
+        section 5).
 
-        They stay on the model's device and in its dtype. `prefix` is computed anew, with gradients too. A selector that `repeats`
-        chooses in a pass of its own, so that nothing of the repetition has to be held for the gradient.
+        They stay on the model's device and in its dtype. `prefix` is computed anew, with gradients too. A selector that
+        `repeats` chooses in a pass of its own, so that nothing of the repetition has to be held for the gradient.
 
         Raises:
             InputError: as `encode`.
@@ -272,7 +276,8 @@ class Encoder:
         return cut(dense.keys, dense.values, kept, dense.keys.dtype, dense.keys.device)
 
     def encode_kept_and_whole(self, references: Sequence[Reference]) -> tuple[list[Memory], list[Memory]]:
-        """What `encode_with_gradients` gives, of one reference or more, and beside it memories of every pair, without gradients.
+        """What `encode_with_gradients` gives, of one reference or more, and beside it memories of every pair, without
+        gradients.
 
         Raises:
             InputError: as `encode`.

@@ -30,7 +30,7 @@ __all__ = ["SelectorWeights", "adapter_mark", "find_weights", "keep_weights"]
 
 VERSION = 1
 _BESIDE = "selector.safetensors"
-_REMEDY = "delete it, or fit the selector anew"
+_REMEDY = "delete it, or fit it anew"
 
 
 @dataclass(frozen=True, eq=False)

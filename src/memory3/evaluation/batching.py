@@ -1,7 +1,7 @@
 """Batches of items of about equal lengths: large ones, smaller when memory runs out.
 
-Sizes that are tried against one another settle on too small ones: the first batches also encode memories for the first time, so that one of 4 once looked no slower than one of 8
-and a run of hours took twice as long.
+Sizes that are tried against one another settle on too small ones: the first batches also encode memories for the first time,
+so that one of 4 once looked no slower than one of 8 and a run of hours took twice as long.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Tasks of lm-evaluation-harness as tasks of ours: the harness makes prompts and scores, ours are the modes, the controls and the folder of results."""
+"""Tasks of lm-evaluation-harness as tasks of ours.
+
+The harness makes prompts and grades; ours are the modes, the controls and the folder of results.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,10 @@ _LABELS = {
 
 
 def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Tokens of a context and of what follows it, cut where the context's own tokens end; spaces at its end go with what follows (the rule of lm_eval)."""
+    """Tokens of a context and of what follows it, cut where the context's own tokens end.
+
+    Spaces at its end go with what follows: the rule of lm_eval.
+    """
     bare = context.rstrip()
     continuation = context[len(bare) :] + continuation
     first = list(tokenizer(bare)["input_ids"]) if bare else []
@@ -70,7 +76,21 @@ class BenchmarkTask(Task):
         max_new_tokens: int | None = None,
         notes: str = "",
     ) -> BenchmarkTask:
-        """Wrap lm_eval's task. ``data`` identifies its documents, ``query`` is the field references are looked up by (or empty), ``gold`` tells the right documents of one."""
+        """Wrap lm_eval's task.
+
+        Args:
+            task: lm_eval's object.
+            data: identifies its documents.
+            query: field of a document that references are looked up by; empty: the task's own context.
+            knowledge: what the bank is said to hold.
+            style: one of `memory3.prompt.STYLES`.
+            shots: examples in front of each question.
+            seed: of the examples.
+            gold: tells the ids of the right documents of one.
+            guard_of: direction of the contamination guard.
+            max_new_tokens: of a generated answer; None: as the task says.
+            notes: for the report.
+        """
         items = []
         for number, doc in enumerate(task.eval_docs):
             asked = doc[query] if query else task.doc_to_text(doc)

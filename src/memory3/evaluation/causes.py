@@ -1,10 +1,12 @@
 """Why answers are wrong: every wrong answer has one cause, the first of a chain that holds.
 
     not read           no reference that holds the answer was among those read: retrieval, the gap or the guard
-    alone as well      the answer from the right references alone is wrong, too: selection, codec and reading of memories; reading of text
+    alone as well      the answer from the right references alone is wrong, too: selection, codec and reading of memories, or
+                       reading of text
     among several      right alone, wrong among those that were read
 
-Questions answered by one way and not by the other are split by the cause at the side that lost, so what memories lose to text, and win, has its reasons beside it.
+Questions answered by one way and not by the other are split by the cause at the side that lost, so what memories lose to text,
+and win, has its reasons beside it.
 """
 
 from __future__ import annotations
@@ -38,12 +40,14 @@ def causes(rows: Mapping[str, Rows], holders: Mapping[str, Collection[str]]) -> 
     """For every pair of a memory mode and a text mode: counts of wrong answers by cause.
 
     Args:
-        rows: by mode, the same items in the same order; "contains" decides what is right. Without ``gold`` and ``gold_text`` nobody knows causes: empty.
+        rows: by mode, the same items in the same order; "contains" decides what is right. Without ``gold`` and ``gold_text``
+            nobody knows causes: empty.
         holders: by item, references that hold its answer.
 
     Returns:
-        One entry for each pair: ``memory``, ``text``: the modes; ``memory_wrong``, ``text_wrong``: all their wrong answers; ``lost``: those of memory that text has right; ``won``: those of
-        text that memory has right. Each as counts by the keys of `CAUSES`, and ``all``.
+        One entry for each pair: ``memory``, ``text``: the modes; ``memory_wrong``, ``text_wrong``: all their wrong answers;
+        ``lost``: those of memory that text has right; ``won``: those of text that memory has right. Each as counts by the keys
+            of `CAUSES`, and ``all``.
     """
     if "gold" not in rows or "gold_text" not in rows:
         return []

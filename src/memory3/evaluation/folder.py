@@ -1,7 +1,8 @@
 """A folder of results: every item's outcome as it comes, so that a run that dies goes on where it was.
 
-``items.jsonl`` grows by one batch at a time, written whole and synced; a batch cut short by a crash is cut off at the next opening. Every row carries the hash of
-all settings that its outcome depends on, and is read only by a run of the same settings: results of different settings never mix.
+``items.jsonl`` grows by one batch at a time, written whole and synced; a batch cut short by a crash is cut off at the next
+opening. Every row carries the hash of all settings that its outcome depends on, and is read only by a run of the same
+settings: results of different settings never mix.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class _Stop(StoppingCriteria):
         self.tokenizer, self.texts, self.start = tokenizer, list(texts), start
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """Which rows end here, bool ``[B]``. Looks at the last tokens alone: a stop text is at most as many tokens as bytes."""
+        """Which rows end here, bool ``[B]``, by their last tokens: a stop text is at most as many tokens as bytes."""
         last = max(self.start, input_ids.shape[1] - max(len(t.encode()) for t in self.texts) - 1)
         ended = [any(t in said for t in self.texts) for said in self.tokenizer.batch_decode(input_ids[:, last:])]
         return torch.tensor(ended, device=input_ids.device)

@@ -1,8 +1,11 @@
-"""The contamination guard: references that give a question away, because they hold it, are not read (PAPER.md section 6).
+"""The contamination guard: references that give a question away, because they hold it, are not read.
 
-A reference is dropped when it overlaps the question by more than a threshold, 2/3 by default. Overlap is that of eq. 6 (`memory3.overlap`), in one of two
-directions: how much of the *reference* stands in the question (the paper's; it catches references that are little but the question), or how much of the
-*question* stands in the reference (it also catches a passage that quotes the question, as a textbook's own exercises do).
+It is that of arXiv 2407.01178, section 6.
+
+A reference is dropped when it overlaps the question by more than a threshold, 2/3 by default. Overlap is that of eq. 6
+(`memory3.overlap`), in one of two directions: how much of the *reference* stands in the question (the paper's; it catches
+references that are little but the question), or how much of the *question* stands in the reference (it also catches a passage
+that quotes the question, as a textbook's own exercises do).
 """
 
 from __future__ import annotations

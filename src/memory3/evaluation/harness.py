@@ -2,9 +2,10 @@
 
     lm_eval --model memory3 --model_args bank=bank,mode=memory --tasks arc_easy
 
-It is the harness's own ``hf`` class with references in front. Mode none is that class untouched. Mode memory looks up memories by the clock (`memory3.recall.generate`): every
-64 tokens of the context by their own text, then what a model would that writes the continuation, so that nothing is looked up by an answer that is to be
-scored. Mode text puts into the prompt what the last 64 tokens of the context find.
+It is the harness's own ``hf`` class with references in front. Mode none is that class untouched. Mode memory looks up memories
+by the clock (`memory3.recall.generate`): every 64 tokens of the context by their own text, then what a model would that writes
+the continuation, so that nothing is looked up by an answer that is to be scored. Mode text puts into the prompt what the last
+64 tokens of the context find.
 """
 
 from __future__ import annotations
@@ -66,9 +67,11 @@ class GuardedBank:
             self.dropped += len(hits) - len(kept[-1])
         return kept
 
-    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
+    def memories(
+        self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
+    ) -> list[Memory]:
         """As the bank."""
-        return self._bank.memories(reference_ids, use_cache=use_cache)
+        return self._bank.memories(reference_ids, use_cache=use_cache, device=device)
 
     def references(self, reference_ids: Sequence[str]) -> list[Reference]:
         """As the bank."""
@@ -97,7 +100,8 @@ class Memory3LM(HFLM):
         """Load a model, and the bank it answers from.
 
         Args:
-            pretrained: catalogue name, hub id or folder; ``+ADAPTER`` behind it merges an adapter. Default: the model that wrote the bank.
+            pretrained: catalogue name, hub id or folder; ``+ADAPTER`` behind it merges an adapter. Default: the model that
+                wrote the bank.
             bank: folder of a bank written by this model; its own settings are used.
             mode: ``"memory"``, ``"text"`` or ``"none"``, which is the harness's ``hf`` class as it stands.
             k: references read at once; default: the bank's setting.

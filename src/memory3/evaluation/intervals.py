@@ -1,4 +1,7 @@
-"""Bootstrap intervals: of a mean, of a paired difference, of any aggregate of items. 95%, by percentiles of resampled items, the same draws for the same seed."""
+"""Bootstrap intervals: of a mean, of a paired difference, of any aggregate of items.
+
+95%, by percentiles of resampled items; the same seed gives the same samples.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,10 @@
-"""A judge behind an OpenAI-compatible address: grades an answer from 1 to 10. Knows HTTP and the words of the grading, nothing of models here.
+"""A judge behind an OpenAI-compatible address: grades an answer from 1 to 10.
 
-The address and the key are those of the environment variables OPENAI_BASE_URL and OPENAI_API_KEY. The grading follows the single-answer scheme of MT-Bench
-(L. Zheng et al., arXiv 2306.05685) in words of our own, so scores compare runs of one judge here and not with published ones.
+It knows HTTP and the words of the grading, nothing of models here.
+
+The address and the key are those of the environment variables OPENAI_BASE_URL and OPENAI_API_KEY. The grading follows the
+single-answer scheme of MT-Bench (L. Zheng et al., arXiv 2306.05685) in words of our own, so scores compare runs of one judge
+here and not with published ones.
 """
 
 from __future__ import annotations
@@ -16,13 +19,13 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memory3.errors import ConfigError, InputError
+from memory3.errors import ConfigError, JudgeError
 
 __all__ = ["Judge"]
 
-_ORDER = """You grade answers of an assistant. Consider whether the last answer of the conversation is correct, helpful, relevant, deep and detailed \
-enough, and does what was asked. Do not be swayed by length.{reference} Say in a few sentences why, and end with a line of this form, the grade being \
-a whole number from 1 (worthless) to 10 (perfect):
+_ORDER = """You grade answers of an assistant. Consider whether the last answer of the conversation is correct, helpful, \
+relevant, deep and detailed enough, and does what was asked. Do not be swayed by length.{reference} Say in a few sentences \
+why, and end with a line of this form, the grade being a whole number from 1 (worthless) to 10 (perfect):
 Rating: [[5]]"""
 _REFERENCE = " A correct answer to compare with is given."
 _GRADE = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*\]\]")
@@ -58,7 +61,7 @@ class Judge:
         """Grade 1 to 10 of the last message of a conversation, and the judge's words. None where it gives no grade.
 
         Raises:
-            InputError: the judge cannot be reached or refuses.
+            JudgeError: the judge cannot be reached or refuses.
         """
         told = "\n\n".join(f"### {message['role'].capitalize()}:\n{message['content']}" for message in messages)
         if reference:
@@ -81,7 +84,7 @@ class Judge:
             except urllib.error.HTTPError as error:
                 reason = f"{error.code} {error.reason}"
                 if error.code not in (408, 409, 429) and error.code < 500:
-                    raise InputError(
+                    raise JudgeError(
                         f"judge {self.model} at {self.address} refuses: {reason}. Check OPENAI_API_KEY and the judge's name"
                     ) from None
             except (OSError, http.client.HTTPException) as error:
@@ -90,4 +93,4 @@ class Judge:
                 reason = "its answer is not that of an OpenAI-compatible interface"
             if attempt + 1 < self._tries:
                 time.sleep(self._pause * 2**attempt)
-        raise InputError(f"judge {self.model} at {self.address} does not answer after {self._tries} tries: {reason}")
+        raise JudgeError(f"judge {self.model} at {self.address} does not answer after {self._tries} tries: {reason}")

@@ -1,6 +1,7 @@
 """The knowledge bases that suites are answered from, as documents of a data folder, and the bank each becomes.
 
-Banks are written cold: texts and embeddings at once, a memory when it is first read, so that a run encodes what it recalls and nothing else, each reference once.
+Banks are written cold: texts and embeddings at once, a memory when it is first read, so that a run encodes what it recalls and
+nothing else, each reference once.
 """
 
 from __future__ import annotations

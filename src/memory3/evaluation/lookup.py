@@ -1,4 +1,7 @@
-"""Which references each item reads in each mode: looked up once for all modes, guarded, and the controls drawn by chance that the item's id decides."""
+"""Which references each item reads in each mode.
+
+They are looked up once for all modes, and guarded. Controls are sampled by chance that the item's id decides.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ __all__ = ["FoundReferences", "Lookup"]
 #: Further hits looked up, for modes that leave some out.
 _SPARE = 20
 
-#: Controls are drawn from so many references, or questions, chosen by the seed: each memory is written once, and there are enough to be of any subject.
+#: Controls are sampled from so many references, or questions, chosen by the seed: each memory is written once, and there are
+#: enough to be of any subject.
 POOL = 200
 
 
@@ -92,7 +96,10 @@ class Lookup:
             self._hits[item.id] = [(hit.reference_id, hit.document_id, float(hit.score)) for hit in hits]
 
     def recall_at(self, items: Sequence[Item], k: int) -> float | None:
-        """Share of the items that have a reference holding the answer among the first ``k`` retrieved; None where nobody knows which those are."""
+        """Share of the items that have a reference holding the answer among the first ``k`` retrieved.
+
+        None where nobody knows which those are.
+        """
         self.search(items)
         known = [(item, set(self.task.holders(self.bank, item))) for item in items]
         hits = [any(name in holders for name, _, _ in self._hits[item.id][:k]) for item, holders in known if holders]

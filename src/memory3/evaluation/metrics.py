@@ -1,4 +1,7 @@
-"""What an answer is worth: exact match, containment, token F1, and how well a score separates two kinds of questions. Plain functions of text and numbers."""
+"""What an answer is worth: exact match, containment, token F1, and how well a score separates two kinds of questions.
+
+Plain functions of text and numbers.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ def f1(text: str, answers: Sequence[str]) -> float:
 
 
 def auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Probability that a score drawn from ``positive`` is above one drawn from ``negative``, ties counting half (Mann-Whitney)."""
+    """Probability that a score of ``positive`` is above one of ``negative``, ties counting half (Mann-Whitney)."""
     if not len(positive) or not len(negative):
         return float("nan")
     low = np.sort(np.asarray(negative, dtype=float))

@@ -8,7 +8,8 @@
     gold, gold_text                the right one, as memory or as text: what retrieval costs
     absent   read as memories      those that a bank without the right document would give
 
-A mode may name its number of references, ``text:7``, and how far their cosine may be below the best one's, ``memory:5@0.05``. Without a number, both are the settings'.
+A mode may name its number of references, ``text:7``, and how far their cosine may be below the best one's, ``memory:5@0.05``.
+Without a number, both are the settings'.
 """
 
 from __future__ import annotations

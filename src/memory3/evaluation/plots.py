@@ -1,4 +1,7 @@
-"""Plots for the HTML report: a panel for each metric, a dot with its interval for each mode. Drawn by matplotlib (extra ``plots``); without it a report has none."""
+"""Plots for the HTML report: a panel for each metric, a dot with its interval for each mode.
+
+Made by matplotlib (extra ``plots``); without it a report has none.
+"""
 
 from __future__ import annotations
 

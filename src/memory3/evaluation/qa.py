@@ -1,6 +1,7 @@
 """Open-book question answering: a question, short answers, a knowledge base that holds them.
 
-The data folder has ``kb.jsonl[.gz]`` (id, text) and ``<split>.jsonl[.gz]`` (question, answers[], references[] as ids of the knowledge base).
+The data folder has ``kb.jsonl[.gz]`` (id, text) and ``<split>.jsonl[.gz]`` (question, answers[], references[] as ids of the
+knowledge base).
 """
 
 from __future__ import annotations
@@ -127,8 +128,8 @@ SCORES = {
 class AbstainTask(QaTask):
     """Does the model show that the bank does not hold the answer?
 
-    Every question is asked twice: from the bank (mode memory), and from the bank without the documents that hold its answer (mode absent). Each score is to be higher
-    the first time; its AUROC is the probability that it is.
+    Every question is asked twice: from the bank (mode memory), and from the bank without the documents that hold its answer
+    (mode absent). Each score is to be higher the first time; its AUROC is the probability that it is.
     """
 
     @classmethod

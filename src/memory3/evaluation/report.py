@@ -14,16 +14,19 @@ from memory3.evaluation.plots import plots
 from memory3.evaluation.tables import ResultTable, Section, sections
 from memory3.files import read_bounded, write_atomically
 
-__all__ = ["read_results", "write_report", "write_summary"]
+__all__ = ["markdown", "read_results", "write_report"]
 
 _MOST_BYTES = 1 << 30
 #: What makes a link of brackets, and a mark to link to.
 _LINK = re.compile(r"\]([(\[:])")
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; background: #fff; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24;
+  background: #fff; }
 h1, h2, h3 { line-height: 1.2; margin: 2.2rem 0 .6rem; } h1 { margin-top: 0; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; margin: .4rem 0 1.2rem; font-variant-numeric: tabular-nums; font-size: .92rem; }
-th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid #d8dee4; vertical-align: top; white-space: nowrap; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; margin: .4rem 0 1.2rem; font-variant-numeric: tabular-nums; font-size: .92rem; }
+th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid #d8dee4; vertical-align: top;
+  white-space: nowrap; }
 th { border-bottom: 2px solid #8c959f; } caption { caption-side: top; text-align: left; color: #57606a; padding: .4rem 0; }
 .flag { border-left: 4px solid #bf8700; background: #fff8c5; padding: .5rem .8rem; } svg { max-width: 100%; height: auto; }
 details { color: #57606a; font-size: .9rem; } pre { overflow-x: auto; }
@@ -48,21 +51,26 @@ def read_results(path: Path) -> dict[str, Any]:
 
 def write_report(folder: Path, results: Mapping[str, Any]) -> None:
     """``report.md`` and ``report.html`` of a results folder."""
-    markdown, page = _told(_markdown, results) + "\n", _told(_page, results)
-    write_atomically(folder / "report.md", markdown)
+    text, page = markdown(results) + "\n", _told(_page, results)
+    write_atomically(folder / "report.md", text)
     write_atomically(folder / "report.html", page)
 
 
-def write_summary(path: Path, found: Sequence[Mapping[str, Any]], introduction: str) -> None:
-    """One Markdown file of several results."""
-    lines = [introduction.rstrip(), ""]
-    for results in found:
-        lines += [_told(_markdown, results, 2), ""]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "\n".join(lines).rstrip() + "\n")
+def markdown(results: Mapping[str, Any], level: int = 1, beside: Sequence[Section] = ()) -> str:
+    """Results as Markdown.
+
+    Args:
+        results: of one suite, as `read_results` gives them.
+        level: of its heading.
+        beside: sections to stand after its own.
+
+    Raises:
+        InputError: they lack what results of `memory3 eval` have.
+    """
+    return _told(_markdown, results, level, beside)
 
 
-def _told(tell: Callable[..., str], results: Mapping[str, Any], *more: int) -> str:
+def _told(tell: Callable[..., str], results: Mapping[str, Any], *more: Any) -> str:
     """What ``tell`` makes of results; InputError where they lack what results of `memory3 eval` have."""
     try:
         return tell(results, *more)
@@ -80,17 +88,16 @@ def _about(results: Mapping[str, Any]) -> str:
     machine = results["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     where = f"{machine['cores']} cores" if machine["device"] == "cpu" else machine["device"]
-    settings = (
-        ""
-        if results["suite"] == "speed"
-        else f", seed {results['seed']}, {'all items' if results['limit'] is None else 'at most ' + str(results['limit']) + ' items a task'}"
-    )
-    return f"{results['finished']}; {versions}; commit {machine['commit'] or 'unknown'}; {where}{settings}. Brackets are 95% bootstrap intervals."
+    limit = results.get("limit")
+    items = "all items" if limit is None else f"at most {limit} items a task"
+    settings = "" if results["suite"] == "speed" else f", seed {results['seed']}, {items}"
+    said = f"{results['finished']}; {versions}; commit {machine['commit'] or 'unknown'}; {where}{settings}"
+    return f"{said}. Brackets are 95% bootstrap intervals."
 
 
-def _markdown(results: Mapping[str, Any], level: int = 1) -> str:
+def _markdown(results: Mapping[str, Any], level: int, beside: Sequence[Section]) -> str:
     lines = ["#" * level + " " + _plain(_title(results)), "", _plain(_about(results)), ""]
-    for section in sections(results):
+    for section in (*sections(results), *beside):
         lines += _markdown_section(section, level + 1)
     return "\n".join(lines)
 
@@ -114,7 +121,10 @@ def _markdown_table(table: ResultTable) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """Text on one line of Markdown that stands for itself: no HTML, no link, no picture, whatever a name from a model or a data set has in it."""
+    """Text on one line of Markdown that stands for itself.
+
+    No HTML, no link, no picture, whatever a name from a model or a data set has in it.
+    """
     line = " ".join(text.replace("\\", "\\\\").split())
     line = html.escape(line, quote=False).replace("`", "\\`")
     return _LINK.sub(r"]\\\1", re.sub(r"^\[", r"\\[", line))
@@ -127,7 +137,9 @@ def _page(results: Mapping[str, Any]) -> str:
         body += _html_section(section, 2, drawings.get(section.title, []))
     settings = html.escape(json.dumps({k: v for k, v in results.items() if k != "tasks"}, indent=2))
     body.append(f"<details><summary>Settings and versions</summary><pre>{settings}</pre></details>")
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(_title(results))}</title><style>{_STYLE}</style>'
+    title = html.escape(_title(results))
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    head += f"<title>{title}</title><style>{_STYLE}</style>"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(body) + "\n</body></html>\n"
 
 

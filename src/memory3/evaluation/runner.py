@@ -1,6 +1,7 @@
 """Runs tasks in modes, item by item into a results folder, and sums them up.
 
-What is shared: references are looked up once for all modes, a reference is encoded once for all items, what was measured before is read from the folder.
+What is shared: references are looked up once for all modes, a reference is encoded once for all items, what was measured
+before is read from the folder.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ __all__ = ["GUARDS", "EvaluationPlan", "Progress", "run_task"]
 #: (what is being done, items done, items in all, seconds left or None)
 Progress = Callable[[str, int, int], None]
 
-#: Characters of a reference, about: items that read equally many are answered together, since a batch is as long as its longest row.
+#: Characters of a reference, about: items that read equally many are answered together, since a batch is as long as its
+#: longest row.
 _REFERENCE = 500
 
 #: Thresholds of the guard's own table.
@@ -41,8 +43,8 @@ class EvaluationPlan:
 
     Attributes:
         modes: in order.
-        limit: items at most, drawn by ``seed``; None: all.
-        seed: of the draw and of the controls.
+        limit: items at most, sampled by ``seed``; None: all.
+        seed: of the sample and of the controls.
         threshold: of the contamination guard; None: none.
         guard_of: its direction; None: as the task says.
         guard_table: whether modes that retrieve are also run under each threshold of `GUARDS`.
@@ -131,7 +133,10 @@ def _overlap(lookup: Lookup, items: Sequence[Item], k: int) -> list[dict[str, An
 
 
 def _settings(task: Task, m3: Memory3, bank: Bank | None, mode: Mode) -> dict[str, Any]:
-    """All that an item's outcome depends on, besides the references it reads. Not the batch size: it changes rounding alone."""
+    """All that an item's outcome depends on, besides the references it reads.
+
+    Not the batch size: it changes rounding alone.
+    """
     weights = m3.fingerprint if mode.read == "memory" else _fingerprint_without_memories(m3)
     settings: dict[str, Any] = {"task": task.name, **task.settings, "read": mode.read, "model": m3.name, "weights": weights}
     settings["dtype"] = str(m3.model.dtype)
@@ -145,7 +150,10 @@ def _settings(task: Task, m3: Memory3, bank: Bank | None, mode: Mode) -> dict[st
 
 
 def _fingerprint_without_memories(m3: Memory3) -> str:
-    """Of weights, tokenizer and prompts: what is answered from text or from nothing does not depend on how memories are written."""
+    """Of weights, tokenizer and prompts.
+
+    What is answered from text or from nothing does not depend on how memories are written.
+    """
     plain = MemoryConfig(reference_length=m3.config.reference_length, prefix=m3.config.prefix)
     return m3.fingerprint if plain == m3.config else Memory3(m3.model, m3.tokenizer, plain, name=m3.name).fingerprint
 
@@ -163,7 +171,10 @@ def _measure(
     batch_size: int | None,
     progress: Progress | None,
 ) -> list[dict[str, Any]]:
-    """Rows of all items, in order. An item that has read the same references in the same way before, in whatever mode, is not asked again."""
+    """Rows of all items, in order.
+
+    An item that has read the same references in the same way before, in whatever mode, is not asked again.
+    """
     found = [FoundReferences([]) for _ in items] if lookup is None else lookup.find(items, mode, guard)
     names = [_row_name(item, each) for item, each in zip(items, found, strict=True)]
     known = folder.rows(key)

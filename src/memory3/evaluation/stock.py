@@ -1,7 +1,7 @@
 """Benchmarks of lm-evaluation-harness by their own task definitions, from files where the hub cannot be reached.
 
-A stock task brings prompts, choices and scoring; here are the files of a data folder that hold the same questions, and how their records become what the task
-expects. So figures are the field's, whatever the source of the questions.
+A stock task brings prompts, choices and scoring; here are the files of a data folder that hold the same questions, and how
+their records become what the task expects. So figures are the field's, whatever the source of the questions.
 """
 
 from __future__ import annotations
@@ -213,6 +213,7 @@ def _build(name: str, folder: Path, records: Mapping[str, Records]) -> Any:
     changes = {"task": name, "custom_dataset": dataset, "dataset_kwargs": None}
     if "train" not in records:
         changes |= {"training_split": None, "fewshot_split": None}
-    # As the member of a group, since a configuration by itself would stand alone, while a member's is laid over the task of its name.
+    # As the member of a group, since a configuration by itself would stand alone, while a member's is laid over the task of
+    # its name.
     (task,) = manager.load([{"group": f"{name} from files", "task": [changes]}])["tasks"].values()
     return task

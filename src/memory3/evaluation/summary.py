@@ -1,4 +1,7 @@
-"""Sums over items: figures of a mode, paired differences between modes, and gains that a control gives as well. Knows rows and nothing of models."""
+"""Sums over items: figures of a mode, paired differences between modes, and gains that a control gives as well.
+
+It knows rows and nothing of models.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,10 @@ def differences(metrics: Mapping[str, Metric], rows: Mapping[str, Sequence[Mappi
 
 
 def flags(metrics: Mapping[str, Metric], rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Gains of memory over none that a control gives as well: the control gains beyond chance, too, or memory is not above it beyond chance."""
+    """Gains of memory over none that a control gives as well.
+
+    The control gains beyond chance, too, or memory is not above it beyond chance.
+    """
     found = []
     nothing = next((name for name in rows if _kind(name) == "none"), None)
     for memory in (name for name in rows if _kind(name) == "memory" and nothing):

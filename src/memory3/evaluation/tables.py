@@ -1,4 +1,7 @@
-"""Tables of results, the same for Markdown and HTML: titles, columns and cells as text. Knows the form of results.json and nothing of files."""
+"""Tables of results, the same for Markdown and HTML: titles, columns and cells as text.
+
+It knows the form of results.json and nothing of files.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memory3.evaluation.causes import CAUSES
-from memory3.evaluation.paper import PAPER
 
 __all__ = ["ResultTable", "Section", "figure", "sections"]
 
@@ -48,18 +50,6 @@ def sections(results: Mapping[str, Any]) -> list[Section]:
     parts = [_task(name, task) for name, task in results.get("tasks", {}).items()]
     if "speed" in results:
         parts.append(_speed(results["speed"]))
-    paper = PAPER.get(results["suite"])
-    if paper:
-        rows = [[str(row[0]), *(f"{x:g}" for x in row[1:])] for row in paper["rows"]]
-        parts.append(
-            Section(
-                "The paper's own figures (another model)",
-                [
-                    "Of the paper's 2.4B model, which was trained with memories. Not comparable with the figures above; here for scale."
-                ],
-                [ResultTable(paper["columns"], rows, paper["caption"])],
-            )
-        )
     return parts
 
 
@@ -98,7 +88,8 @@ def _task(name: str, task: Mapping[str, Any]) -> Section:
             ResultTable(
                 ["score", "AUROC"],
                 [[s["label"], figure(s["auroc"], s["interval"], False)] for s in task["auroc"].values()],
-                f"Does the score tell questions whose answer is in the bank from those whose answer is not? {task['count']:,} questions asked both ways; 0.5 is chance.",
+                "Does the score tell questions whose answer is in the bank from those whose answer is not? "
+                f"{task['count']:,} questions asked both ways; 0.5 is chance.",
             )
         )
     tables += [_causes(entry) for entry in task.get("causes", ())]
@@ -145,7 +136,10 @@ def _causes(entry: Mapping[str, Any]) -> ResultTable:
         [title, *(f"{entry[name][cause]} ({entry[name][cause] / entry['count']:.0%})" for name in shown)]
         for cause, title in {"all": "all", **CAUSES}.items()
     ]
-    caption = f"Why answers are wrong (contain no answer), of {entry['count']:,} questions; in the last two columns, the cause at the side that is wrong."
+    caption = (
+        f"Why answers are wrong (contain no answer), of {entry['count']:,} questions; "
+        "in the last two columns, the cause at the side that is wrong."
+    )
     return ResultTable(["cause", *shown.values()], rows, caption)
 
 
@@ -185,8 +179,8 @@ def _flag(flag: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         return figure(flag[name]["value"], flag[name]["interval"], metric["percent"], signed=True)
 
     return (
-        f"{metric['label']}: {flag['mode']} gains {told('gain')} over none, and {flag['control']} gains {told('gain_of_control')}; {flag['mode']} minus "
-        f"{flag['control']} is {told('difference')}. "
+        f"{metric['label']}: {flag['mode']} gains {told('gain')} over none, and {flag['control']} gains "
+        f"{told('gain_of_control')}; {flag['mode']} minus {flag['control']} is {told('difference')}. "
         + ("The control gains, too." if flag["control_gains"] else "The two cannot be told apart.")
     )
 

@@ -1,4 +1,7 @@
-"""What the runner asks of a task: items, and how a batch of them is answered in one mode. Items, metrics and the base class; no data, no runner."""
+"""What the runner asks of a task: items, and how a batch of them is answered in one mode.
+
+Items, metrics and the base class; no data, no runner.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,15 @@ class Task(ABC):
     def answer(
         self, m3: Memory3, bank: Bank | None, mode: Mode, items: Sequence[Item], references: Sequence[Sequence[str]]
     ) -> list[dict[str, Any]]:
-        """Outcomes of a batch, in order: ``{"metrics": {name: value}, ...}`` as JSON values, ``references`` being what each item reads."""
+        """Outcomes of a batch, in order: ``{"metrics": {name: value}, ...}`` as JSON values.
+
+        Args:
+            m3: who answers.
+            bank: that is read; None: none.
+            mode: how it is read.
+            items: of the batch.
+            references: ids of what each item reads.
+        """
 
     def holders(self, bank: Bank, item: Item) -> list[str]:
         """Ids of the references that hold the answer; empty where nobody knows."""
@@ -121,5 +132,6 @@ def read_records(folder: Path, name: str) -> tuple[list[dict[str, Any]], str]:
             raise InputError(f"{path}: holds a {type(records).__name__}, not a list of records")
         return records, xxhash.xxh3_64_hexdigest(text)
     raise InputError(
-        f"{folder} has no {name}.jsonl.gz, {name}.jsonl or {name}.json: give --data DIR with the files that docs/evaluation.md lists"
+        f"{folder} has no {name}.jsonl.gz, {name}.jsonl or {name}.json: give --data DIR with the files that "
+        "docs/evaluation.md lists"
     )

@@ -3,8 +3,9 @@
     plain model   <bos>Reference: | memories | <bos>question
     chat model    <system turn><user turn opened>Use these passages: | memories | question<end of turn><assistant opened>
 
-The prefix is what references were encoded behind. A prompt may hold all of it, part of it (a chat prompt without the cue) or none (plain text);
-`Frame.place` says where memories go and how many tokens of the prefix the prompt lacks: those are then read as memory too.
+The prefix is what references were encoded behind. A prompt may hold all of it, part of it (a chat prompt without the cue) or
+none (plain text); `Frame.place` says where memories go and how many tokens of the prefix the prompt lacks: those are then read
+as memory too.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Place:
         return origin + self.split - (prefix - self.missing)
 
     def room(self, reference_length: int) -> int:
-        """Positions by which what stands behind the memories moves: those of the prefix that it lacks, and those of the memories.
+        """Positions by which what stands behind the memories moves: the prompt's missing ones, and those of the memories.
 
         Args:
             reference_length: positions that memories take.

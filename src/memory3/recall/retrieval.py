@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
+import torch
+
 from memory3.errors import ConfigError
 from memory3.types import Memory
 
@@ -32,13 +34,17 @@ _Source = TypeVar("_Source")
 
 
 class MemorySource(Protocol):
-    """What recall needs of a bank. One that changes while it is read has a method ``pin`` besides, which gives a source that does not."""
+    """What recall needs of a bank. One that changes while it is read has a method ``pin`` besides, which gives a source
+    that does not.
+    """
 
     def search(self, queries: Sequence[str], k: int, where: Mapping[str, Any] | None = None) -> Sequence[Sequence[Hit]]:
         """The k nearest references of each query, most similar first."""
 
-    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> Sequence[Memory]:
-        """Their memories, in order."""
+    def memories(
+        self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
+    ) -> Sequence[Memory]:
+        """Their memories, in order; made on ``device`` where they have to be decoded."""
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
         """How many references there are."""

@@ -18,6 +18,7 @@ import regex
 
 from memory3.errors import ConfigError, InputError, ModelError
 from memory3.text.tables import Table, tables
+from memory3.tokenizing import tokenize
 from memory3.types import Document, Reference
 
 if TYPE_CHECKING:
@@ -231,7 +232,8 @@ def _last(boundaries: Sequence[int], low: int, high: int) -> int | None:
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, **options: bool) -> dict[str, list]:
-    return tokenizer(
+    return tokenize(
+        tokenizer,
         text,
         add_special_tokens=False,
         split_special_tokens=True,

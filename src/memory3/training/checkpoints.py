@@ -1,7 +1,8 @@
 """Checkpoints that are whole or absent, without pickle.
 
-A checkpoint is written into a staging folder, brought to the disk and renamed; one that was killed half-way is never seen, and swept away by the next.
-transformers' own format keeps optimiser and random numbers by ``torch.save``; here they are safetensors and JSON.
+A checkpoint is written into a staging folder, brought to the disk and renamed; one that was killed half-way is never seen, and
+swept away by the next. transformers' own format keeps optimiser and random numbers by ``torch.save``; here they are
+safetensors and JSON.
 
     checkpoint-50/    the model or adapter_model.safetensors    what is trained
                       optimizer.safetensors, optimizer.json     its moments; everything else of optimiser and schedule
@@ -71,8 +72,8 @@ class Checkpointing(Trainer):
             if not (is_full(error) or _short_of_space(error, run)):
                 raise
             raise CheckpointFull(
-                f"{run}: no space left on the device for the checkpoint of step {self.state.global_step}. {self._last_said(run)} Free some "
-                "space and run the same command with --resume"
+                f"{run}: no space left on the device for the checkpoint of step {self.state.global_step}. "
+                f"{self._last_said(run)} Free some space and run the same command with --resume"
             ) from error
         finally:
             self._where = None
@@ -159,8 +160,9 @@ class Checkpointing(Trainer):
         return norm
 
     def _not_finite(self, what: str, value: Any) -> LossNotFinite:
+        kept = self._last_said(Path(self.args.output_dir or "."))
         return LossNotFinite(
-            f"{what} {float(value)} at step {self.state.global_step + 1}; the step was not taken. {self._last_said(Path(self.args.output_dir or '.'))} "
+            f"{what} {float(value)} at step {self.state.global_step + 1}; the step was not taken. {kept} "
             "Try a lower learning rate, or float32"
         )
 
@@ -175,8 +177,8 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
         return load_file(path.with_suffix(".safetensors")), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise TrainingError(
-            f"{path.parent}: the checkpoint cannot be resumed from ({path.name} cannot be read: {error}). Was it written with another "
-            "number of processes? Else delete the folder to go on from the checkpoint before"
+            f"{path.parent}: the checkpoint cannot be resumed from ({path.name} cannot be read: {error}). "
+            "Was it written with another number of processes? Else delete the folder to go on from the checkpoint before"
         ) from error
 
 

@@ -1,7 +1,8 @@
-"""Questions that a text answers by itself: one of its sentences with a name, number or date left out.
+"""Cloze questions, which a text answers by itself: one of its sentences with a name, number or date left out.
 
-For texts nobody has asked anything about. What is left out begins with a capital or a digit and does not begin its sentence, as names and dates do in many languages; it stands once in the text,
-so there is one answer. Half of the questions are the sentence with a gap, half break off before it:
+For texts nobody has asked anything about. What is left out begins with a capital or a digit and does not begin its sentence,
+as names and dates do in many languages. It stands once in the text, so there is one answer. Half of the questions are the
+sentence with a gap, half break off before it:
 
     Teutberga was a queen of ____ by marriage to Lothair II.   ->   Lotharingia
     Teutberga was a queen of Lotharingia by marriage to ...    ->   Lothair II
@@ -16,7 +17,7 @@ from itertools import islice
 
 from memory3.training.records import Question
 
-__all__ = ["GAP", "blanks"]
+__all__ = ["GAP", "cloze_questions"]
 
 #: What stands for what is left out.
 GAP = "____"
@@ -32,7 +33,7 @@ _END = re.compile(r"(?<=[^\W\d_]{3}[.!?])\s+|(?<=[\d)\]][.!?])\s+|\n+")
 _WORD = re.compile(r"[^\s()\[\]\"“”«»,;:]+")
 
 
-def blanks(texts: Sequence[str], most: int, *, seed: int = 0) -> Iterator[Question]:
+def cloze_questions(texts: Sequence[str], most: int, *, seed: int = 0) -> Iterator[Question]:
     """``most`` questions of each text, or as many as it has sentences that can be asked about.
 
     Args:

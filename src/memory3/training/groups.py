@@ -9,7 +9,8 @@ A group is up to k references and the rows that read them, of one of these kinds
     plain       texts alone
     recite      references said again from their memories, each called by its first tokens
     packed      sequences of many chunks, without memories: ordinary pretraining
-    chunks      the paper's recipe: sequences of many chunks; each chunk retrieves one reference and reads those of the chunks before it, too
+    chunks      the paper's recipe: sequences of many chunks; each chunk retrieves one reference, and reads those of the chunks
+                before it, too
     prompt      a prompt reads what is retrieved for it, and is answered
     preference  the same with two answers: a row for the better one, and a row for the other
 """
@@ -17,13 +18,13 @@ A group is up to k references and the rows that read them, of one of these kinds
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from memory3.files import write_atomically
 
-__all__ = ["Group", "TrainingRow", "read_groups", "without_memories", "write_groups"]
+__all__ = ["Group", "TrainingRow", "answer_row", "by_length", "read_groups", "text_row", "without_memories", "write_groups"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,21 @@ class Group:
                 for tokens, n, answer, chunks, before in rows
             ),
         )
+
+
+def answer_row(prompt: Sequence[int], answer: Sequence[int]) -> TrainingRow:
+    """A prompt, and its answer, of which every token counts and is read as it would be while being decoded. Token ids."""
+    return TrainingRow((*prompt, *answer), len(answer), len(answer))
+
+
+def text_row(tokens: Sequence[int]) -> TrainingRow:
+    """A text, of which all tokens but the first count."""
+    return TrainingRow(tuple(tokens), len(tokens) - 1)
+
+
+def by_length(rows: Iterable[TrainingRow]) -> tuple[TrainingRow, ...]:
+    """The rows, shortest first."""
+    return tuple(sorted(rows, key=lambda row: len(row.tokens)))
 
 
 def without_memories(group: Group) -> Group:

@@ -1,7 +1,8 @@
 """Memories that are made inside a training step, and the loss of what reads them.
 
-`Recall` asks its bank for memories in the middle of a forward pass; here the bank encodes them then and there, with gradients. So a training step reads by
-the code that serves, and a wrapper around the model (several processes) sees one forward pass; two where the model teaches itself.
+`Recall` asks its bank for memories in the middle of a forward pass; here the bank encodes them then and there, with gradients.
+So a training step reads by the code that serves, and a wrapper around the model (several processes) sees one forward pass; two
+where the model teaches itself.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class LiveMemories:
         """Never asked: rows of a step name their references."""
         raise AssertionError("a training step names the references it reads")
 
-    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
+    def memories(
+        self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
+    ) -> list[Memory]:
         """With gradients towards the model's weights."""
         if not self._made:
             some = list(self._references.values())
@@ -64,14 +67,20 @@ class LiveMemories:
 
 
 def group_loss(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Mean negative log-likelihood, in nats, of the scored tokens of a batch: a scalar. See `token_log_likelihoods`."""
+    """Mean negative log-likelihood, in nats, of the scored tokens of a batch: a scalar.
+
+    Arguments and errors as `token_log_likelihoods`.
+    """
     return -token_log_likelihoods(m3, model, batch, dtype).sum() / batch.scored
 
 
 def token_log_likelihoods(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | None = None) -> torch.Tensor:
-    """Log-likelihood, in nats, of each scored token, ``[B, S]``; 0 for tokens that do not count. float32 unless the model is float64.
+    """Log-likelihood, in nats, of each scored token, ``[B, S]``; 0 for tokens that do not count.
 
-    Where activations are recomputed, the backward pass calls the model's attention again: then both belong inside `memory3.attention.attach.attached`.
+    float32 unless the model is float64.
+
+    Where activations are recomputed, the backward pass calls the model's attention again: then both belong inside
+    `memory3.attention.attach.attached`.
 
     Args:
         m3: whose weights ``model`` holds.
@@ -94,8 +103,9 @@ def distilled_loss(
 
         sum over the tokens of all rows of KL(p(. | all pairs) || p(. | pairs that are kept)) / number of scored tokens
 
-    The references are encoded once for both. No gradient flows through the one that reads all. A question's own tokens tell, too, what was lost, and there are many more of
-    them than of its answer. Two scalars, in nats per scored token. Arguments and errors as `token_log_likelihoods`; the batch must read memories.
+    The references are encoded once for both. No gradient flows through the one that reads all. A question's own tokens tell,
+    too, what was lost, and there are many more of them than of its answer. Two scalars, in nats per scored token. Arguments
+    and errors as `token_log_likelihoods`; the batch must read memories.
     """
     source, width = LiveMemories(m3.encoder, batch.references, beside=True), batch.tokens.shape[1]
     logits = _logits(m3, model, batch, source, dtype, width)

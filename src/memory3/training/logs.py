@@ -1,6 +1,7 @@
 """What a run tells: JSON lines, how far it is, and a picture of its losses.
 
-    log.jsonl    one object per step: {"step": 3, "loss": 1.9, "grad_norm": ..., "learning_rate": ..., "seconds": ..., "loss_memory": ...}
+    log.jsonl    one object per step: {"step": 3, "loss": 1.9, "grad_norm": ..., "learning_rate": ..., "seconds": ...,
+                 "loss_memory": ...}
                  and per look at held-back groups: {"step": 100, "eval_memory": ..., "eval_text": ..., ...}
 
 A resumed run cuts the lines behind its checkpoint off first, so that no step is told twice.

@@ -15,13 +15,16 @@ __all__ = ["export_adapter", "with_lora"]
 
 
 def with_lora(model: Any, settings: Settings) -> Any:
-    """The model with LoRA weights beside its own, which are frozen; ``settings.rank`` 0: the model itself, every weight trained.
+    """The model with LoRA weights beside its own, which are frozen.
 
-    LoRA's weights are float32 whatever the model's are. They start at nothing, or, where ``settings.model`` names an adapter, at that adapter. The model is
-    changed in place: layers are wrapped.
+    With ``settings.rank`` 0 it is the model itself, every weight trained.
+
+    LoRA's weights are float32 whatever the model's are. They start at nothing, or, where ``settings.model`` names an adapter,
+    at that adapter. The model is changed in place: layers are wrapped.
 
     Raises:
-        ConfigError: no module of the model has one of the names in ``settings.targets``; the adapter has another rank or alpha.
+        ConfigError: no module of the model has one of the names in ``settings.targets``; the adapter has another rank or
+            alpha.
         ModelError: the adapter cannot be read, is no plain LoRA, or is another model's.
         MissingDependency: peft is not installed.
     """

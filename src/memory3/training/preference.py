@@ -1,9 +1,11 @@
-"""Direct preference optimisation (R. Rafailov et al. 2023, eq. 7): of two answers behind the same memories, the chosen one shall gain on the rejected one.
+"""Direct preference optimisation (R. Rafailov et al. 2023, eq. 7).
+
+Of two answers behind the same memories, the chosen one shall gain on the rejected one.
 
     loss = -log sigmoid(beta ((log p(chosen) - log p0(chosen)) - (log p(rejected) - log p0(rejected))))
 
-p0 is the model before training. Its likelihoods are taken once, when the run's groups are drawn, and kept with them: so no second model is held in RAM, and
-a run that is resumed compares with the same numbers.
+p0 is the model before training. Its likelihoods are taken once, when the run's groups are sampled, and kept with them: so no
+second model is held in RAM, and a run that is resumed compares with the same numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ def preference_loss(log_likelihoods: torch.Tensor, before: torch.Tensor, beta: f
     """Mean loss, and the share of pairs whose chosen answer gained more than the rejected one.
 
     Args:
-        log_likelihoods: float ``[2 P]``: of P pairs the chosen answer and the rejected one, in turn; sums over tokens, in nats.
+        log_likelihoods: float ``[2 P]``: of P pairs the chosen answer and the rejected one, in turn; sums over tokens, in
+            nats.
         before: the same of the model before training.
         beta: how much a nat counts.
     """
@@ -50,7 +53,8 @@ def with_likelihoods(
     Args:
         m3: the model before training.
         groups: a preference that comes again is looked up.
-        kept: a file that grows by a line for each, so that an interruption costs little. It is of this model and these settings.
+        kept: a file that grows by a line for each, so that an interruption costs little. It is of this model and these
+            settings.
         dtype: as in `memory3.training.live.group_loss`.
         told: how many groups are done.
     """

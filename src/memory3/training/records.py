@@ -5,8 +5,8 @@
     {"prompt": ..., "chosen": ..., "rejected": ...}      a prompt with two answers, the first of which is better
     {"text": ...}                                        a text
 
-A prompt may also be written ``instruction`` and ``input``, its answer ``output``; or as ``messages`` ({"role", "content"}) or ``conversations`` ({"from", "value"}),
-whose last is the answer where no other field is.
+A prompt may also be written ``instruction`` and ``input``, its answer ``output``; or as ``messages`` ({"role", "content"}) or
+``conversations`` ({"from", "value"}), whose last is the answer where no other field is.
 
 Other fields are ignored. What must never be trained on is named as held out: a record that shares a text with it is refused.
 """
@@ -78,7 +78,7 @@ def read_records(paths: Sequence[str | Path], held_out: Sequence[str | Path] = (
 
     Args:
         paths: files.
-        most: records of each file at most, drawn at random by ``seed``, all questions on a passage together; 0: all.
+        most: records of each file at most, sampled by ``seed``, all questions on a passage together; 0: all.
         held_out: files or folders of what must not be trained on.
 
     Raises:
@@ -92,7 +92,7 @@ def read_records(paths: Sequence[str | Path], held_out: Sequence[str | Path] = (
     for path in paths:
         lines = list(_lines(Path(path)))
         if most and most < len(lines):
-            lines = _drawn(lines, most, seed)
+            lines = _sampled(lines, most, seed)
         for number, record in lines:
             # An answer alone gives nothing away: the name of a film answers many questions.
             asked = {name: value for name, value in record.items() if name != "answer"} if forbidden else {}
@@ -107,8 +107,8 @@ def read_records(paths: Sequence[str | Path], held_out: Sequence[str | Path] = (
     return records
 
 
-def _drawn(lines: list[tuple[int, dict[str, Any]]], most: int, seed: int) -> list[tuple[int, dict[str, Any]]]:
-    """Questions on one passage share its references in a training step, so whole passages are drawn."""
+def _sampled(lines: list[tuple[int, dict[str, Any]]], most: int, seed: int) -> list[tuple[int, dict[str, Any]]]:
+    """Questions on one passage share its references in a training step, so whole passages are sampled."""
     by_passage: dict[Any, list[int]] = {}
     for at, (_, record) in enumerate(lines):
         by_passage.setdefault(record.get("passage") or at, []).append(at)
@@ -159,8 +159,8 @@ def _add(records: Records, record: dict[str, Any], where: str) -> None:
         records.texts.append(text("text"))
     else:
         raise InputError(
-            f"{where} has fields {', '.join(record) or 'none'}: needed are passage, question, answer; prompt, answer; prompt, chosen, rejected; "
-            "or text, none empty"
+            f"{where} has fields {', '.join(record) or 'none'}: needed are passage, question, answer; prompt, answer; "
+            "prompt, chosen, rejected; or text, none empty"
         )
 
 

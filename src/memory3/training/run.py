@@ -4,7 +4,8 @@ RUN/settings.json                what the run is
 RUN/groups.jsonl, held_back.jsonl    what it trains on, in order, and what it is looked at with
 RUN/checkpoint-N/                to resume from
 RUN/log.jsonl, runs/, losses.png     its losses (JSON lines, TensorBoard, a picture)
-RUN/adapter/  or  RUN/model/     the result, with the memory settings it was trained for, and the selector it was trained with where that is a fitted one
+RUN/adapter/  or  RUN/model/     the result, with the memory settings it was trained for, and the selector it was trained with
+                                 where that is a fitted one
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from memory3.llm import Memory3
 from memory3.models.adapter import adapter_of, write_about
 from memory3.models.scratch import from_scratch
 from memory3.training.checkpoints import last_checkpoint
-from memory3.training.cloze import blanks
+from memory3.training.cloze import cloze_questions
 from memory3.training.groups import Group, read_groups, write_groups
 from memory3.training.logs import RunLog, curves_of, cut_log, draw_losses, read_log
 from memory3.training.lora import export_adapter, with_lora
@@ -45,7 +46,10 @@ if TYPE_CHECKING:
 
     from memory3.bank import Bank
 
-__all__ = ["Progress", "Result", "draw_groups", "train"]
+__all__ = ["Progress", "Result", "sample_groups", "train"]
+
+#: Folder of a run that is still sampling: what another try was interrupted at. Runs of all versions call it so.
+_UNFINISHED = "drawing"
 
 #: What is done, how much of how much (0 of 0: nobody knows), and what to say of it.
 Progress = Callable[[str, int, int, str], None]
@@ -82,12 +86,14 @@ def train(
     Args:
         settings: of a new run; a run that is resumed has its own (`Settings.read`).
         run: its folder.
-        resume: go on from the last checkpoint, bit for bit where the device computes so (the CPU does). Without a checkpoint: from the start.
+        resume: go on from the last checkpoint, bit for bit where the device computes so (the CPU does). Without a checkpoint:
+            from the start.
         device: as `memory3.models.load.load_model` takes it.
         progress: told how far it is.
 
     Raises:
-        TrainingError: the folder holds a run and ``resume`` was not said; another process trains in it; the loss is not a number; the disk is full.
+        TrainingError: the folder holds a run and ``resume`` was not said; another process trains in it; the loss is not a
+            number; the disk is full.
         InputError: nothing to train on.
         ConfigError: the bank is another model's.
     """
@@ -95,7 +101,7 @@ def train(
         from accelerate import PartialState
     except ImportError as error:
         raise MissingDependency("accelerate", "train", "training") from error
-    # The other processes wait for the one that draws.
+    # The other processes wait for the one that samples.
     state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=timedelta(days=2))
     tell = progress if progress and state.is_main_process else _silent
     stored = run / "settings.json"
@@ -110,17 +116,17 @@ def train(
 
 
 def _train(settings: Settings, run: Path, state: PartialState, device: str, tell: Progress) -> Result:
-    stored, drawn = run / "settings.json", run / "held_back.jsonl"
+    stored, sampled = run / "settings.json", run / "held_back.jsonl"
     m3 = _load(settings, device)
-    _ = m3.fingerprint  # of the weights alone: the bank that groups are drawn with is found again by it
+    _ = m3.fingerprint  # of the weights alone: the bank that groups are sampled with is found again by it
     learned = m3.learned if is_fitted(settings.memory.selector) else None
-    model = with_lora(m3.model, settings)  # before drawing, which compares preferences with what training starts at
+    model = with_lora(m3.model, settings)  # before sampling, which compares preferences with what training starts at
     with state.main_process_first():
-        if not drawn.exists():
-            _draw(m3, settings, run, state.num_processes, tell)
+        if not sampled.exists():
+            _sample(m3, settings, run, state.num_processes, tell)
         elif not stored.exists():  # groups that somebody else laid there
             _write_settings(settings, run)
-    settings = Settings.read(stored)  # how many steps there are is known since the groups are drawn
+    settings = Settings.read(stored)  # how many steps there are is known since the groups are sampled
     groups = read_groups(run / "groups.jsonl")
     held_back: dict[str, list[Group]] = {}
     for group in read_groups(run / "held_back.jsonl"):
@@ -137,8 +143,8 @@ def _train(settings: Settings, run: Path, state: PartialState, device: str, tell
     )
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise TrainingError(
-            "weights sharded over processes (FSDP, DeepSpeed) cannot encode references inside a step: launch with `--multi_gpu` or `--cpu`, and where "
-            "the model is too large for that, train an adapter (--rank 16) in bfloat16"
+            "weights sharded over processes (FSDP, DeepSpeed) cannot encode references inside a step: launch with "
+            "`--multi_gpu` or `--cpu`, and where the model is too large for that, train an adapter (--rank 16) in bfloat16"
         )
     _quiet(trainer)
     trainer.add_callback(log)
@@ -169,18 +175,21 @@ def _train(settings: Settings, run: Path, state: PartialState, device: str, tell
     )
 
 
-def draw_groups(settings: Settings, run: Path, *, device: str | None = None, progress: Progress) -> None:
+def sample_groups(settings: Settings, run: Path, *, device: str | None = None, progress: Progress) -> None:
     """What a run of one process would train on, in its folder; nothing is done where that is there."""
     _make_folder(run)
     with _alone(run):
         if not (run / "held_back.jsonl").exists():
             settings = _with_dtype(settings, device or "cpu")
-            _draw(_load(settings, device or "cpu"), settings, run, 1, progress)
+            _sample(_load(settings, device or "cpu"), settings, run, 1, progress)
 
 
 @contextmanager
 def _alone(run: Path) -> Iterator[None]:
-    """Two that trained in one folder would write each other's checkpoints. The lock ends with its process, however that ends."""
+    """Two that trained in one folder would write each other's checkpoints.
+
+    The lock ends with its process, however that ends.
+    """
     lock = FileLock(run / ".lock")
     try:
         lock.acquire(timeout=0)
@@ -206,17 +215,20 @@ def _load(settings: Settings, device: str) -> Memory3:
     return Memory3.from_pretrained(base, config=settings.memory, dtype=dtype, device=device)
 
 
-def _draw(m3: Memory3, settings: Settings, run: Path, processes: int, tell: Progress) -> None:
-    """Read the records, retrieve among their passages and texts, and write down every group of the run. Interrupted, embeddings are kept."""
+def _sample(m3: Memory3, settings: Settings, run: Path, processes: int, tell: Progress) -> None:
+    """Read the records, retrieve among their passages and texts, and write down every group of the run.
+
+    Interrupted, embeddings are kept.
+    """
     from memory3.bank import Bank
 
-    stored, folder = run / "settings.json", run / "drawing"
+    stored, folder = run / "settings.json", run / _UNFINISHED
     if not stored.exists() or Settings.read(stored) != settings:
         shutil.rmtree(folder, ignore_errors=True)  # what another try was interrupted at
     _write_settings(settings, run)
     tell("reading", 0, 0, "")
     records = read_records(settings.data, settings.held_out, most=settings.records, seed=settings.seed)
-    records.questions += blanks(list(dict.fromkeys(records.texts)), settings.blanks, seed=settings.seed)
+    records.questions += cloze_questions(list(dict.fromkeys(records.texts)), settings.cloze, seed=settings.seed)
     with ExitStack() as stack:
         bank = None
         if settings.bank:
@@ -232,7 +244,7 @@ def _draw(m3: Memory3, settings: Settings, run: Path, processes: int, tell: Prog
         maker = GroupMaker(m3, bank, records, settings)
         settings = settings.replace(steps=maker.steps(processes))
         passes = settings.steps * settings.passes * processes
-        groups = list(maker.groups(passes, lambda done: tell("drawing", done, passes, "")))
+        groups = list(maker.groups(passes, lambda done: tell("sampling", done, passes, "")))
     held_back = [group for some in maker.held_back.values() for group in some]
     if settings.mixture.preference:
         folder.mkdir(exist_ok=True)
@@ -256,7 +268,10 @@ def _write_settings(settings: Settings, run: Path) -> None:
 
 
 def _given_bank(settings: Settings) -> Bank:
-    """Opened for its texts. Tokens of another model's tokenizer would be nonsense, so the bank must be this model's; adapters may differ."""
+    """Opened for its texts.
+
+    Tokens of another model's tokenizer would be nonsense, so the bank must be this model's; adapters may differ.
+    """
     from memory3.bank import Bank
 
     bank = Bank.open(settings.bank, None, create=False)
@@ -264,14 +279,17 @@ def _given_bank(settings: Settings) -> Bank:
         written = bank.manifest.model
         bank.close()
         raise ConfigError(
-            f"the bank {settings.bank} was written by {written}, not by {settings.model}: train that model, or rebuild the bank with "
-            f"`memory3 rebuild --bank {settings.bank} --model {settings.model}`"
+            f"the bank {settings.bank} was written by {written}, not by {settings.model}: train that model, or rebuild the "
+            f"bank with `memory3 rebuild --bank {settings.bank} --model {settings.model}`"
         )
     return bank
 
 
 def _with_dtype(settings: Settings, device: str) -> Settings:
-    """Settings that name the number format: one that the device multiplies natively. Emulated on a CPU, bfloat16 is many times slower than float32."""
+    """Settings that name the number format: one that the device multiplies natively.
+
+    Emulated on a CPU, bfloat16 is many times slower than float32.
+    """
     if settings.dtype != "auto":
         return settings
     if torch.device(device).type == "cuda":
@@ -298,7 +316,10 @@ def _export(trainer: GroupTrainer, m3: Memory3, settings: Settings, folder: Path
 
 
 def _keep_selector(learned: SelectorWeights, trained: Path, settings: Settings) -> None:
-    """Beside the weights, for what they have become: the model has learned to be read by this choice, so it is served by no other."""
+    """Beside the weights, for what they have become.
+
+    The model has learned to be read by this choice, so it is served by no other.
+    """
     if settings.rank:
         mark = adapter_mark(trained)
     else:

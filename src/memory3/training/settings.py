@@ -13,13 +13,16 @@ from memory3.config import Budget, MemoryConfig
 from memory3.errors import ConfigError
 from memory3.files import read_json
 
-__all__ = ["DPO", "KINDS", "SCHEDULES", "SFT", "WARMUP", "Mixture", "Settings"]
+__all__ = ["DPO", "KINDS", "SCHEDULES", "SFT", "STORED_NAMES", "WARMUP", "Mixture", "Settings"]
 
 #: What a pass trains; see `memory3.training.groups`.
 KINDS = ("memory", "text", "none", "continue", "plain", "recite", "chunks", "packed", "prompt", "preference")
 #: How the learning rate goes down from its largest: over the last ``decay`` of the steps, or all the way along a cosine.
 SCHEDULES = ("stable", "cosine")
 
+
+#: Settings whose name in files is another one.
+STORED_NAMES = {"cloze": "blanks"}
 
 #: It learns to read all that are found, where the paper has them.
 _MEMORY = MemoryConfig(budget=Budget.parse("adaptive:360"), score_gap=2.0, arrangement="parallel", memory_temperature=1.0)
@@ -86,41 +89,43 @@ class Settings:
         shape: of a model from scratch (`memory3.models.sizes`), which uses the tokenizer of ``model``; "": the model itself.
         data: files of records.
         bank: folder of a bank to retrieve references from, its own model's; "": the passages and texts of the data.
-        records: records taken of each file at most, drawn at random, all questions on a passage together; 0: all.
+        records: records taken of each file at most, sampled, all questions on a passage together; 0: all.
         held_out: files or folders that must not be trained on.
         memory: how memories are written and read; what is trained is what is served.
         steps: optimiser steps.
         epochs: rounds over the prompts or preferences, in place of ``steps``; 0: as many steps as ``steps`` says.
         passes: forward and backward passes per step and process (gradient accumulation).
         groups: groups per pass.
-        blanks: questions made of each text, by leaving out a name, number or date (`memory3.training.cloze`); 0: none.
+        cloze: questions made of each text, by leaving out a name, number or date (`memory3.training.cloze`); 0: none.
         questions: questions of a group at most.
         texts: texts of a group at most.
         text_length: tokens of a text at most.
-        sequence_length: tokens of a sequence of chunks (paper: 2048), and of a prompt with its answer at most; longer ones are left out.
+        sequence_length: tokens of a sequence of chunks (paper: 2048), and of a prompt with its answer at most; longer ones are
+            left out.
         rate: largest learning rate.
         schedule: one of `SCHEDULES`.
         warmup: steps over which the rate rises; below 1 a share of all steps.
         decay: share of the steps, the last, over which it falls.
-        distil: weight of how far the model is, reading the pairs that are kept, from itself reading all of them (`memory3.training.live.distilled_loss`), in
-            passes that read memories; 0: not looked at.
+        distil: weight of how far the model is, reading the pairs that are kept, from itself reading all of them
+            (`memory3.training.live.distilled_loss`), in passes that read memories; 0: not looked at.
         beta: of preferences: how far the model may go from where it was (R. Rafailov et al. 2023, eq. 7).
         weight_decay: of AdamW.
         clip: largest norm of the gradient.
         rank: of LoRA; 0 trains all weights.
         alpha: of LoRA; its product is scaled by alpha / rank.
         targets: ``"all-linear"``, or names of modules with commas between.
-        strength: what the adapter is multiplied by when it leaves the run, between the model without it (0) and what was trained (1): further from the data it
-            was trained on, less of it can be better (M. Wortsman et al. 2022, for all weights).
-        dtype: of frozen weights and of products; weights that are trained are float32. ``"auto"``: bfloat16 where the device has it; a run's own settings
-            name the one it got.
+        strength: what the adapter is multiplied by when it leaves the run, between the model without it (0) and what was
+            trained (1): further from the data it was trained on, less of it can be better (M. Wortsman et al. 2022, for all
+            weights).
+        dtype: of frozen weights and of products; weights that are trained are float32. ``"auto"``: bfloat16 where the device
+            has it; a run's own settings name the one it got.
         checkpointing: recompute activations in the backward pass: less RAM, a third more time.
         seed: of the data's order, LoRA's start and everything random.
         save_every: steps between two checkpoints.
         keep: checkpoints kept.
         eval_every: steps between two looks at held-back records; 0: none.
         eval_groups: groups per kind that are held back for it.
-        mixture: see there.
+        mixture: shares of the kinds of passes.
     """
 
     model: str = "smollm2-135m-instruct"
@@ -134,7 +139,7 @@ class Settings:
     epochs: float = 0.0
     passes: int = 3
     groups: int = 1
-    blanks: int = 0
+    cloze: int = 0
     questions: int = 12
     texts: int = 3
     text_length: int = 192
@@ -163,7 +168,7 @@ class Settings:
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("steps", "passes", "groups", "questions", "texts", "text_length", "sequence_length"), 1)
         counts |= dict.fromkeys(("save_every", "keep", "alpha"), 1)
-        counts |= dict.fromkeys(("records", "blanks", "rank", "seed", "eval_every", "eval_groups"), 0)
+        counts |= dict.fromkeys(("records", "cloze", "rank", "seed", "eval_every", "eval_groups"), 0)
         for name, low in counts.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
@@ -199,11 +204,12 @@ class Settings:
     def replace(self, **changes: Any) -> Settings:
         """A copy with some settings changed."""
         given = {name: value.to_dict() if isinstance(value, MemoryConfig) else value for name, value in changes.items()}
-        return Settings.from_dict({**self.to_dict(), **given})
+        stored = {STORED_NAMES.get(name, name): value for name, value in given.items()}
+        return Settings.from_dict({**self.to_dict(), **stored})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        out = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        out = {STORED_NAMES.get(f.name, f.name): getattr(self, f.name) for f in dataclasses.fields(self)}
         return out | {
             "data": list(self.data),
             "held_out": list(self.held_out),
@@ -213,7 +219,16 @@ class Settings:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Settings:
-        """Inverse of `to_dict`; settings that are left out have their defaults, unknown ones are an error."""
+        """Inverse of `to_dict`; settings that are left out have their defaults.
+
+        Args:
+            data: by name, or by the name in files (`STORED_NAMES`).
+
+        Raises:
+            ConfigError: an unknown setting, or a value that is none of its kind.
+        """
+        names = {stored: name for name, stored in STORED_NAMES.items()}
+        data = {names.get(name, name): value for name, value in data.items()}
         unknown = set(data) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
@@ -239,7 +254,8 @@ class Settings:
         return cls.from_dict(data)
 
 
-#: Of `memory3 train warmup`: ordinary pretraining (PAPER.md section 5: weight decay 0.1, the last tenth decays), at a size for two CPU cores.
+#: Of `memory3 train warmup`: ordinary pretraining at a size for two CPU cores. Weight decay 0.1, the last tenth decays
+#: (arXiv 2407.01178, section 5).
 WARMUP = Settings(
     shape="memory3-4m",
     steps=2000,
@@ -256,7 +272,9 @@ WARMUP = Settings(
     mixture=Mixture.of({"packed": 1}),
 )
 
-#: Of `memory3 train sft` (PAPER.md section 5): all weights, a cosine from 5e-5, 10% warm-up, weight decay 0.1, 512 prompts a step, 2048 tokens, 3 epochs.
+#: Of `memory3 train sft` (arXiv 2407.01178, section 5): all weights, a cosine from 5e-5, 10% warm-up, weight decay 0.1, 512
+#: prompts
+#: a step, 2048 tokens, 3 epochs.
 SFT = Settings(
     epochs=3,
     passes=256,

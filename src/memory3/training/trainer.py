@@ -88,7 +88,18 @@ class GroupTrainer(Checkpointing):
         beta: float = 0.0,
         distil: float = 0.0,
     ) -> None:
-        """``model``: m3's, or LoRA around it. ``dtype``: see `group_loss`. ``beta``: see `preference_loss`. ``distil``: weight of what `distilled_loss` adds."""
+        """Train a model on groups.
+
+        Args:
+            m3: whose prompts and memories they are.
+            model: m3's, or LoRA around it.
+            args: what transformers must know of the run.
+            groups: in the order they are trained in.
+            held_back: groups that it is looked at with, by kind.
+            dtype: in which matrices are multiplied, whatever the weights are; None: in the weights' own.
+            beta: of preferences: how much a nat counts.
+            distil: weight of what `distilled_loss` adds.
+        """
         self._m3, self._held_back, self._dtype, self._beta, self._distil = m3, held_back, dtype, beta, distil
         self._collator = MemoryCollator(m3.prompts.pad_id)
         self._figures: dict[str, list[float]] = defaultdict(list)
@@ -102,7 +113,7 @@ class GroupTrainer(Checkpointing):
         self.model_accepts_loss_kwargs = False  # the loss is a mean over a pass, and passes count alike
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # their order was drawn with them
+        return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # their order was sampled with them
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """As the Trainer's, attached from the forward pass to the end of the backward pass."""

@@ -1,4 +1,7 @@
-"""A tokenizer of fewer tokens for small models from scratch: with 49,152 of them, a model of a million other weights is mostly vocabulary."""
+"""A tokenizer of fewer tokens for small models from scratch.
+
+With 49,152 of them, a model of a million other weights is mostly vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,9 @@ def train_vocabulary(
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Train a tokenizer of the kind of another (its algorithm, special tokens and chat format) on the texts and passages of data files.
+    """Train a tokenizer of the kind of another on the texts and passages of data files.
+
+    It has that one's algorithm, special tokens and chat format.
 
     Args:
         of: catalogue name, hub id or folder of a model.

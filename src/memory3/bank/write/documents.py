@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from memory3.bank.where import tags
+from memory3.bank.format.tags import tags
 from memory3.errors import InputError
 from memory3.types import Document, plain
 

@@ -1,4 +1,7 @@
-"""The capacity part of ``memory3 plan``: a corpus or a bank's usage counted, a machine chosen or measured, and what one takes on the other."""
+"""The capacity part of ``memory3 plan``: what a corpus takes on a machine.
+
+The corpus, or the usage of a bank, is counted. The machine is chosen or measured.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from memory3.cli.loading import load_model
 from memory3.cli.output import err
 from memory3.cli.plan.capacity import chosen_machine
 from memory3.cli.plan.views import Asked, View, columns, digits
-from memory3.codec.registry import shown
+from memory3.codec import registry
 from memory3.config import MemoryConfig
 from memory3.planner.capacity import Corpus, plan
 
@@ -23,14 +23,18 @@ __all__ = ["check"]
 
 #: Predictions are to be within this part of what is measured.
 CLOSE = 0.25
-#: References of the bank that is written, repeats, and tokens that are decoded: no more than a chunk, so that none of them recalls.
+#: References of the bank that is written, repeats, and tokens that are decoded: no more than a chunk, so that none of them
+#: recalls.
 _REFERENCES, _REPEATS, _TOKENS = 96, 9, 60
 
 
 def check(asked: Asked, written: MemoryConfig) -> View:
-    """Measure what was predicted: references written per second, bytes on disk, a recall, tokens per second with memory and without.
+    """Measure what was predicted.
 
-    ``written``: the settings before a codec was planned for them. Where that is ``"auto"`` the prediction is made for the codec that a bank gets here: the plan's own, once it is fitted.
+    That is references written per second, bytes on disk, a recall, and tokens per second with memory and without.
+
+    ``written``: the settings before a codec was planned for them. Where that is ``"auto"`` the prediction is made for the
+    codec that a bank gets here: the plan's own, once it is fitted.
     """
     from memory3.bank import Bank
     from memory3.bank.codebooks import new_codec
@@ -41,7 +45,7 @@ def check(asked: Asked, written: MemoryConfig) -> View:
     note = (
         ""
         if config.codec == asked.config.codec
-        else f", codec {shown(config.codec)}: {shown(asked.config.codec)} is not fitted to this model"
+        else f", codec {registry.shown(config.codec)}: {registry.shown(asked.config.codec)} is not fitted to this model"
     )
     documents = python_documents(m3, _REFERENCES)
     references = [r for document in documents for r in m3.split(document)]
@@ -60,7 +64,7 @@ def check(asked: Asked, written: MemoryConfig) -> View:
         report = bank.write(documents)
         measured["references/s"] = report.references / report.seconds
         bank.compact()
-        measured["bytes a reference"] = bank._snapshot.bytes / len(bank)
+        measured["bytes a reference"] = bank.pin().snapshot.bytes / len(bank)
         source, chunk = Distinct(bank), asked.config.chunk_length
         text = [m3.tokenizer.decode(list(r.token_ids)[:chunk]) for r in bank_references(bank)]
         k = asked.config.references_per_chunk
@@ -81,14 +85,14 @@ def check(asked: Asked, written: MemoryConfig) -> View:
         "tokens/s with memory": made.tokens_per_second,
         "of them lost": made.lost,
     }
-    shown = columns("", "predicted", "measured", "ratio", "")
+    described = columns("", "predicted", "measured", "ratio", "")
     value: dict[str, Any] = {}
     for name, figure in measured.items():
         ratio = predicted[name] / figure if figure else math.inf
         close = 1 / (1 + CLOSE) <= ratio <= 1 + CLOSE
         value[name] = {"predicted": predicted[name], "measured": figure, "ratio": ratio, "close": close}
-        shown.add_row(name, digits(predicted[name]), digits(figure), digits(ratio), "" if close else "not within 25%")
-    return "check", value, [Text(f"\n{len(references)} references of {tokens:.0f} tokens on average{note}", "bold"), shown]
+        described.add_row(name, digits(predicted[name]), digits(figure), digits(ratio), "" if close else "not within 25%")
+    return "check", value, [Text(f"\n{len(references)} references of {tokens:.0f} tokens on average{note}", "bold"), described]
 
 
 def _recall(m3: Any, source: Any, query: str, k: int) -> float:

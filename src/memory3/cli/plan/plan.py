@@ -34,7 +34,10 @@ def plan(
         typer.Option(
             "--model",
             "-m",
-            help="memory3-2.4b (the paper's), catalogue name, hub id or folder. Only its config is read. Default: the bank's, else smollm2-135m-instruct.",
+            help=(
+                "memory3-2.4b (the paper's), catalogue name, hub id or folder. Only its config is read. Default: the "
+                "bank's, else smollm2-135m-instruct."
+            ),
             metavar="MODEL",
         ),
     ] = None,

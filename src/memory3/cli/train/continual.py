@@ -21,7 +21,7 @@ __all__ = ["continual"]
     "decay",
     "mixture",
     "questions",
-    "blanks",
+    "cloze",
     "text_length",
     "distil",
     *LORA,
@@ -37,7 +37,7 @@ def continual(context: typer.Context, folder: Folder, **_: Any) -> None:
     [bold]Examples[/bold]
 
         memory3 train continual --out run --data questions.jsonl --data texts.jsonl
-        memory3 train continual --out run --data texts.jsonl --blanks 3
+        memory3 train continual --out run --data texts.jsonl --cloze 3
         memory3 train continual --out run --resume
         memory3 train continual --out paper --data texts.jsonl --mixture chunks=1 --rank 0
         memory3 train continual --out run8 --data qa.jsonl.gz --budget adaptive:1/8 --steps 300

@@ -1,6 +1,7 @@
 """The options of ``memory3 train``.
 
-A command names the options it takes, by the names that `memory3.training.settings.Settings` and `MemoryConfig` have for them; their texts stand here, once.
+A command names the options it takes, by the names that `memory3.training.settings.Settings` and `MemoryConfig` have for them;
+their texts stand here, once.
 """
 
 from __future__ import annotations
@@ -77,7 +78,14 @@ _KINDS: dict[str, Any] = {
     "passes": _option(int | None, "Forward and backward passes per step and process."),
     "groups": _option(int | None, "Groups per pass (a prompt, a sequence, or questions on the same references)."),
     "questions": _option(int | None, "Questions of a group at most."),
-    "blanks": _option(int | None, "Questions made of each text, by leaving out a name, number or date. Default: 0."),
+    "cloze": _option(
+        int | None,
+        "Cloze questions made of each text, by leaving out a name, number or date. Default: 0.",
+        "N",
+        _OPTIMISER,
+        "--cloze",
+        "--blanks",
+    ),
     "text_length": _option(int | None, "Tokens of a text at most."),
     "sequence_length": _option(int | None, "Tokens of a sequence of chunks, or of a prompt with its answer."),
     "mixture": _option(str | None, "Shares of passes, such as memory=6,text=2,none=1,continue=1,plain=1.", "SHARES"),
@@ -145,7 +153,10 @@ MEMORY = (
 
 
 def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of these names, behind those that it declares itself; it finds their values in its context."""
+    """Give a command the options of these names, behind those that it declares itself.
+
+    It finds their values in its context.
+    """
 
     def with_options(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True)

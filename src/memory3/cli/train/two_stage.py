@@ -34,10 +34,11 @@ def two_stage(
         memory3 train two-stage --out stages --data texts.jsonl.gz
         memory3 train two-stage --out stages --data texts.jsonl.gz --steps 4000 --shape memory3-27m
     """
+    from memory3.checkout import research
     from memory3.config import MemoryConfig
     from memory3.training.settings import WARMUP
-    from memory3.training.stages import two_stages
 
+    two_stages = research("two_stage", "memory3 train two-stage").two_stages
     settings = settings_of(folder, context, WARMUP.replace(memory=MemoryConfig.preset("paper")))
     silence()
     with StepMeter() as meter:
@@ -50,6 +51,7 @@ def two_stage(
         for way in ("from_start", "two_stages"):
             last = {name: value["mean"] for name, value in figures["summary"][way].items()}
             out.print(
-                f"{way.replace('_', ' '):<12} loss with memories {last['eval_chunks']:.3f}, without {last['eval_packed']:.3f}, gain {last['gain']:.3f}"
+                f"{way.replace('_', ' '):<12} loss with memories {last['eval_chunks']:.3f}, without "
+                f"{last['eval_packed']:.3f}, gain {last['gain']:.3f}"
             )
         out.print(f"written to {folder / 'stages.json'}", soft_wrap=True)

@@ -2,7 +2,7 @@
 
 For tight budgets. The learned score knows which tokens questions ask for, reconstruction which are needed to say a phrase word
 for word. On an untrained SmolLM2-135M with 720 pairs the answer NLL is 3.48, where reconstruction alone has 3.73 and learned
-alone 3.61; with 1440 pairs 3.22, 3.26 and 3.31 (wiki_qa/dev, 300 questions, weights of a pilot fit: docs/log.md).
+alone 3.61; with 1440 pairs 3.22, 3.26 and 3.31 (wiki_qa/dev, 300 questions, weights of a pilot fit: research/log.md).
 """
 
 from __future__ import annotations

@@ -56,14 +56,18 @@ def halueval_dialogue(dataset: Any) -> Any:
 
 
 def halluqa(dataset: Any) -> Any:
-    """HalluQA's multiple choice: ``Question: Q A:... B:...``, answer ``Answer: B``, to question, choices and the number of the right one."""
+    """HalluQA's multiple choice to question, choices and the number of the right one.
+
+    ``Question: Q A:... B:...``, and the answer ``Answer: B``.
+    """
 
     def split(doc: dict[str, Any]) -> dict[str, Any]:
         head, *choices = re.split(r"\s+[A-E]:", doc["question"].strip())
         right = "ABCDE"[: len(choices)].find(doc["answer"].removeprefix("Answer:").strip()[:1] or "?")
         if right < 0:
             raise InputError(
-                f"HalluQA: the answer {doc['answer']!r} is none of the {len(choices)} of {doc['question']!r}: is the file whole?"
+                f"HalluQA: the answer {doc['answer']!r} is none of the {len(choices)} of {doc['question']!r}: "
+                "is the file whole?"
             )
         return {"asked": head.removeprefix("Question:").strip(), "choices": choices, "right": right}
 

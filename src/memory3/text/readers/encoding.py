@@ -9,9 +9,6 @@ import unicodedata
 from collections.abc import Callable
 from typing import BinaryIO, cast
 
-import chardet
-from chardet.enums import EncodingEra
-
 from memory3.errors import InputError
 
 __all__ = [
@@ -267,6 +264,9 @@ def _likeliest(content: bytes) -> str:
     # Words of Latin letters have one or two beyond ASCII at a time; "—————" is no word.
     is_latin = letters >= 2 * sum(map(len, runs)) and all(len(run) < 3 or len(set(run)) == 1 for run in runs)
     among = _LATIN if is_latin else (*_LATIN, *_OTHERS)
+    import chardet  # here, because it takes a tenth of a second, and most texts are UTF-8
+    from chardet.enums import EncodingEra
+
     found = chardet.detect_all(sample, ignore_threshold=True, encoding_era=EncodingEra.ALL, should_rename_legacy=True)
     likely = {text_codec(name) for name in among}
     names = [text_codec(each["encoding"]) for each in found if each["encoding"]]

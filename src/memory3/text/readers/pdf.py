@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-
-from pypdf import PageObject, PasswordType, PdfReader
-from pypdf.errors import DependencyError
+from typing import TYPE_CHECKING
 
 from memory3.errors import ReadError
 from memory3.text.readers.hyphens import joined
 from memory3.text.readers.source import FoundFile, SourceFile
+
+if TYPE_CHECKING:
+    from pypdf import PageObject
 
 __all__ = ["SUFFIXES", "read"]
 
@@ -29,6 +30,9 @@ def read(file: SourceFile) -> Iterator[FoundFile]:
     content = file.read()
     if not content:
         return
+    from pypdf import PasswordType, PdfReader  # here, because it takes a tenth of a second, and most users have no PDF
+    from pypdf.errors import DependencyError
+
     try:
         pdf = PdfReader(io.BytesIO(content))
         if pdf.is_encrypted and pdf.decrypt("") == PasswordType.NOT_DECRYPTED:

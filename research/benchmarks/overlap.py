@@ -1,4 +1,7 @@
-"""Overlap (PAPER.md eq. 6) of a text with references: the whole share, and the yes or no of the leak guard. Milliseconds a pair."""
+"""Overlap (arXiv 2407.01178, equation 6) of a text with references: the whole share, and the leak guard's yes or no.
+
+Milliseconds a pair.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The front: how well a memory answers, against the bytes it takes on disk.
 
 Every point is a selector, a budget, and optionally a codec and memory layers: ``reconstruction/adaptive:1440``, ``attention/uniform:8/raw/first_half``. The knowledge
-base is encoded once (`memory3.benchmarks.dense`) and every point is cut from that. Lines beside them: no memory, the same references as text, all their
+base is encoded once (`research.benchmarks.dense`) and every point is cut from that. Lines beside them: no memory, the same references as text, all their
 key-values, and the oracle, which keeps what the question itself attends to.
 
 The data folder is that of `memory3.evaluation.qa`. Questions are drawn by ``seed``. Answer NLL is of all points; answers are generated for the
@@ -27,8 +27,6 @@ import xxhash
 
 from memory3.bank import Bank
 from memory3.bank.codebooks import cached_book, keep_book
-from memory3.benchmarks.dense import MARK, DenseStore, Sparse
-from memory3.benchmarks.front_figure import draw
 from memory3.benchmarks.measure import progress
 from memory3.calibration.codec import wanted_references
 from memory3.calibration.metrics import REFERENCES, error_metrics
@@ -50,6 +48,8 @@ from memory3.models.catalogue import DEFAULT_MODEL
 from memory3.recall.retrieval import within
 from memory3.text.readers import read_documents
 from memory3.types import MemoryShape
+from research.benchmarks.dense import MARK, DenseStore, Sparse
+from research.benchmarks.front_figure import draw
 
 __all__ = ["OPTIONS", "parse_point", "run", "summary"]
 

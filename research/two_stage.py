@@ -1,10 +1,12 @@
-"""The two-stage experiment (PAPER.md section 5, the paper's figure 11): is a model that meets memories from its first step worse than one that is warmed up first?
+"""The two-stage experiment (arXiv 2407.01178, section 5 and figure 11).
+
+Is a model that meets memories from its first step worse than one that is warmed up first?
 
     from the start    every step reads memories
     two stages        the first half of the steps without (warm-up), the second half with (continual training)
 
-Both see the same sequences in the same order. Both are looked at with memories and without, on sequences held back: what is read is of use where the two
-losses part.
+Both see the same sequences in the same order. Both are looked at with memories and without, on sequences held back: what is
+read is of use where the two losses part.
 
     OUT/seed-0/from-start/, warm/, continual/     runs, each resumable
     OUT/stages.json, stages.png                   the curves, and what they come to
@@ -23,7 +25,7 @@ from memory3.errors import ConfigError, MissingDependency
 from memory3.files import write_atomically
 from memory3.training.groups import read_groups, without_memories, write_groups
 from memory3.training.logs import draw_losses, read_log
-from memory3.training.run import Progress, Result, draw_groups, train
+from memory3.training.run import Progress, Result, sample_groups, train
 from memory3.training.settings import Mixture, Settings
 
 __all__ = ["two_stages"]
@@ -47,7 +49,8 @@ def two_stages(
     """
     if not settings.shape or settings.steps % 2 or not settings.eval_every:
         raise ConfigError(
-            f"the two-stage experiment needs a shape (not {settings.shape!r}), an even number of steps (not {settings.steps}) and eval_every above 0"
+            f"the two-stage experiment needs a shape (not {settings.shape!r}), an even number of steps (not {settings.steps}) "
+            "and eval_every above 0"
         )
     tell = progress or (lambda what, done, total, more: None)
     each: list[dict[str, Any]] = []
@@ -57,7 +60,7 @@ def two_stages(
         half = base.steps // 2
         warm = base.replace(steps=half, warmup=min(base.warmup, half // 4), mixture=Mixture.of({"packed": 1}).shares())
         later = warm.replace(shape="", model=str(folder / "warm" / "model"), mixture=base.mixture.shares())
-        draw_groups(base, folder / "from-start", device=device, progress=tell)
+        sample_groups(base, folder / "from-start", device=device, progress=tell)
         _share(folder, half * base.passes * base.groups)
 
         def told(what: str, done: int, total: int, more: str, seed: int = seed) -> None:

@@ -13,8 +13,6 @@ from tiny import save_tiny
 
 from memory3 import benchmarks
 from memory3.bank import Bank
-from memory3.benchmarks import front
-from memory3.benchmarks.dense import DenseStore, Sparse
 from memory3.calibration import codec as codec_calibration
 from memory3.calibration.selector import Passage, calibrate_selector
 from memory3.codec import RawCodec
@@ -23,6 +21,8 @@ from memory3.encode.selectors import selector
 from memory3.errors import ConfigError, InputError
 from memory3.llm import Memory3
 from memory3.text.readers import read_documents
+from research.benchmarks import front
+from research.benchmarks.dense import DenseStore, Sparse
 
 FACTS = [
     ("The bridge of Holm was built in", "1874"),

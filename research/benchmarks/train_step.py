@@ -1,4 +1,7 @@
-"""A step of continual training against a step of warm-up on the same sequences (PAPER.md section 5: slightly over twice). Forward, backward, AdamW."""
+"""A step of continual training against a step of warm-up on the same sequences: forward, backward, AdamW.
+
+The paper has slightly over twice (arXiv 2407.01178, section 5).
+"""
 
 from __future__ import annotations
 

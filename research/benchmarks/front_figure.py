@@ -31,7 +31,7 @@ _PANEL, _LEAST_WIDTH, _LABEL = 5.2, 8.4, 2.6
 
 
 def draw(results: Mapping[str, Any], path: str | Path) -> None:
-    """Write the figure of `memory3.benchmarks.front.run`'s ``results`` as PNG.
+    """Write the figure of `research.benchmarks.front.run`'s ``results`` as PNG.
 
     Raises:
         MissingDependency: matplotlib is not installed.

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from memory3.recall.retrieval import Retrieval
+
 __all__ = ["Counted", "Described", "why_nothing"]
 
 
@@ -24,25 +26,33 @@ class Described(Protocol):
         """By key, its values."""
 
 
-def why_nothing(
-    bank: Counted, k: int, where: Mapping[str, Any] | None, references: Sequence[Sequence[str]] | None, rows: int
-) -> list[str]:
-    """For each row of a batch why it can read nothing of the bank; empty where it can.
+def why_nothing(bank: Counted, each: Sequence[Retrieval]) -> list[str]:
+    """For each request why it can read nothing of the bank; empty where it can.
 
     Args:
         bank: that is asked.
-        k, where, references: as `Memory3.recall` takes them.
-        rows: of the batch.
+        each: what the requests look up.
     """
-    if references is not None:
-        return ["" if ids else "no references were given: answered without the bank" for ids in references]
-    if k == 0:
-        return ["0 references were asked for: answered without the bank"] * rows
-    if bank.count(where):
-        return [""] * rows
-    if not where or not bank.count():
-        return ["the bank is empty: answered without it"] * rows
-    return [f"no reference has {_condition(where)}: answered without the bank{_hint(bank, where)}"] * rows
+    found: dict[str, str] = {}
+    return [_why(bank, retrieval, found) for retrieval in each]
+
+
+def _why(bank: Counted, retrieval: Retrieval, found: dict[str, str]) -> str:
+    """``found``: what the bank has said of a condition before."""
+    where = retrieval.where
+    if retrieval.references is not None:
+        return "" if retrieval.references else "no references were given: answered without the bank"
+    if retrieval.k == 0:
+        return "0 references were asked for: answered without the bank"
+    key = repr(where)
+    if key not in found:
+        if bank.count(where):
+            found[key] = ""
+        elif not where or not bank.count():
+            found[key] = "the bank is empty: answered without it"
+        else:
+            found[key] = f"no reference has {_condition(where)}: answered without the bank{_hint(bank, where)}"
+    return found[key]
 
 
 def _condition(where: Mapping[str, Any]) -> str:

@@ -1,10 +1,15 @@
-"""The figures of the paper (arXiv 2407.01178), to stand beside ours, marked as those of another model: its 2.4B model trained with memories, and its peers."""
+"""The figures of the paper (arXiv 2407.01178), to stand beside ours.
+
+They are marked as those of another model: its 2.4B model trained with memories, and its peers.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["PAPER"]
+from memory3.evaluation.tables import ResultTable, Section
+
+__all__ = ["PAPER", "paper_figures"]
 
 #: By suite: a caption, column names, rows. Figures are percentages unless a caption says otherwise.
 PAPER: dict[str, dict[str, Any]] = {
@@ -33,7 +38,8 @@ PAPER: dict[str, dict[str, Any]] = {
         "rows": [["SFT", 5.31], ["DPO", 5.80]],
     },
     "speed": {
-        "caption": "Tokens per second (table 21): A800, batch 32, 128 tokens in, 128 out, worst case. Peers read five references as text",
+        "caption": "Tokens per second (table 21): A800, batch 32, 128 tokens in, 128 out, worst case. "
+        "Peers read five references as text",
         "columns": ["model", "with retrieval", "without", "ratio"],
         "rows": [
             ["explicit memory, 2.4B", 733.0, 1131.0, 0.648],
@@ -43,3 +49,13 @@ PAPER: dict[str, dict[str, Any]] = {
         ],
     },
 }
+
+
+def paper_figures(suite: str) -> list[Section]:
+    """What the paper says of a suite of `memory3 eval`, as a section of its report; nothing where it says nothing."""
+    told = PAPER.get(str(suite))  # read from a file
+    if told is None:
+        return []
+    rows = [[str(row[0]), *(f"{x:g}" for x in row[1:])] for row in told["rows"]]
+    note = "Of the paper's 2.4B model, which was trained with memories. Not comparable with the figures above; here for scale."
+    return [Section("The paper's own figures (another model)", [note], [ResultTable(told["columns"], rows, told["caption"])])]

@@ -171,7 +171,9 @@ class Sparse:
         (read,) = self.references([reference])
         return replace(memory, tokens=np.asarray(read.token_ids, np.uint32))
 
-    def memories(self, reference_ids: Sequence[str], *, use_cache: bool = True) -> list[Memory]:
+    def memories(
+        self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
+    ) -> list[Memory]:
         """See `memory3.recall.retrieval.MemorySource`; of all layers, those that are no memory layers empty."""
         if self.codec is None:
             made = [self.cut(name) for name in reference_ids]
@@ -194,7 +196,7 @@ class Sparse:
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
         """See `memory3.recall.retrieval.MemorySource`."""
-        return len(self.store._places)
+        return len(self.store.names)
 
 
 def _widened(memory: Memory, mine: MemoryShape, full: MemoryShape) -> Memory:
