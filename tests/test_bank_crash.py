@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from bank_writer import HashingWriter, contents, documents, expected, open_bank
 
+import memory3
 from memory3.bank import Bank
 from memory3.bank.write import pace
 from memory3.errors import BankBusy, BankFull
@@ -31,9 +32,11 @@ pytestmark = [
 def processes():
     """Starts processes that have imported everything already. lancedb resets itself in them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bank_process"])
+    context.set_forkserver_preload(["bank_process", "lancedb"])  # lancedb is imported when a bank is opened: not in each anew
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the fork server does not inherit sys.path
+        # The fork server does not inherit sys.path: it must find these very files, not an installed memory3.
+        places = [Path(__file__).parent, Path(memory3.__file__).parents[1]]
+        patch.setenv("PYTHONPATH", os.pathsep.join(map(str, places)))
         multiprocessing.forkserver.ensure_running()
 
     def start(target, *args):
