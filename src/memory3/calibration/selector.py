@@ -6,8 +6,9 @@ a token got from any of them is what is to be predicted:
     t_j = max over questions, tokens i of question and answer, and query heads of the group of  softmax_j(q_i . k_j * scale)
     w_h = argmin sum_j (w_h . [q_j ; 1] - t_j)^2 + ridge |w_h|^2
 
-The attention itself is the target: its logarithm, or its root, predict worse which few pairs matter (research/log.md). A passage
-without questions is read as its own repetition, so any text will do, and the selector then predicts `reconstruction`.
+The attention itself is the target: its logarithm, or its root, predict worse which few pairs matter (research/log.md). A
+passage without questions is read as its own repetition, so any text will do, and the selector then predicts
+`reconstruction`.
 
 Symbols: A query heads, H KV heads, d head dimension, L layers.
 """

@@ -191,8 +191,8 @@ class Encoder:
         needed = len(frame.prefix) + 2 * config.reference_length + len(frame.repeat)
         if needed > geometry.max_positions:
             raise ModelError(
-                f"references of {config.reference_length} tokens behind a prefix of {len(frame.prefix)} need {needed} positions, "
-                f"the model has {geometry.max_positions}: lower reference_length"
+                f"references of {config.reference_length} tokens behind a prefix of {len(frame.prefix)} need {needed} "
+                f"positions, the model has {geometry.max_positions}: lower reference_length"
             )
         with torch.no_grad():
             self.prefix = self._encode_prefix()
@@ -332,7 +332,8 @@ class Encoder:
         for reference in references:
             if not 0 < len(reference.token_ids) <= self.config.reference_length:
                 raise InputError(
-                    f"reference {reference.id!r} has {len(reference.token_ids)} tokens: 1 to {self.config.reference_length} can be encoded"
+                    f"reference {reference.id!r} has {len(reference.token_ids)} tokens: 1 to "
+                    f"{self.config.reference_length} can be encoded"
                 )
         device, first = self.model.device, len(self.frame.prefix)
         token_ids = [list(r.token_ids) for r in references]
