@@ -17,7 +17,8 @@ from memory3.bank.snapshot import Snapshot
 
 __all__ = ["FRAGMENT_BYTES", "is_merging_due", "merge", "rows_per_fragment", "rows_to_move"]
 
-#: A full fragment: what one merge reads, and what one commit writes. A merge needs several times as much RAM, whatever the size of the table.
+#: A full fragment: what one merge reads, and what one commit writes. A merge needs about ten times as much RAM; over many merges the allocator keeps
+#: some more (`memory3 bench compaction`).
 FRAGMENT_BYTES = 64 << 20
 #: Fragments are merged once there are so many more than a merged table would have.
 _MANY_FRAGMENTS = 256

@@ -38,6 +38,7 @@ def run(rows: str, pairs: int, commit: int, late: int, dimension: int, folder: s
             first = _step("compact", path)
             _step("write", path, late, pairs, commit, dimension, count)
             lines.append({"rows": count, "write": made, "compact": first, "compact_again": _step("compact", path)})
+            print(json.dumps(lines[-1]), file=sys.stderr, flush=True)  # a long run that is stopped has told what it found
         finally:
             shutil.rmtree(path.parent, ignore_errors=True)
     return {"compaction": lines}
