@@ -17,7 +17,7 @@ from memory3.attention.attach import Seen, attached
 from memory3.config import MemoryConfig
 from memory3.errors import ModelError
 from memory3.llm import Memory3
-from memory3.models.active import HARMLESS, acting, unsaid
+from memory3.models.active import HARMLESS, active_settings, changed_since_built
 from memory3.models.fingerprint import ACTING, fingerprint
 from memory3.models.frame import Frame
 from memory3.models.geometry import ModelGeometry
@@ -44,10 +44,10 @@ def test_plain_models_have_the_fingerprint_they_always_had(name: str) -> None:
     """Nothing of theirs is outside of what older releases hashed, so that their banks, codebooks and selectors are found."""
     model = tiny_model(name)
     shape = ModelGeometry(model)
-    assert acting(model.config, ACTING, windowed=False) == {}
-    assert unsaid(model, shape, 4) == {}
+    assert active_settings(model.config, ACTING, windowed=False) == {}
+    assert changed_since_built(model, shape, 4) == {}
     model.config.is_llama_config = True  # a leftover of a hub's file
-    assert acting(model.config, ACTING, windowed=False) == {}
+    assert active_settings(model.config, ACTING, windowed=False) == {}
 
 
 def test_a_fingerprint_of_an_older_release_is_found() -> None:

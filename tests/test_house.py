@@ -169,7 +169,7 @@ def test_no_file_reaches_into_another_object(module):
 
 def test_a_reach_into_another_object_is_found():
     """Of `Memory3` above all, which fifteen files once reached into."""
-    assert {"_standing", "_recall"} <= our_private_names()
+    assert {"_state_mark", "_recall"} <= our_private_names()
     called = "\n".join(path.read_text(encoding="utf-8") for path in FILES.values())
     assert "m3._" not in called
 

@@ -97,7 +97,9 @@ def test_commands_have_help_with_examples(command: str) -> None:
     said = CliRunner().invoke(app, ["train", command, "--help"], env={"COLUMNS": "120"})
     assert said.exit_code == 0
     assert f"memory3 train {command} --" in said.output
-    assert "--held-out" in said.output
+    every = CliRunner().invoke(app, ["train", command, "--help-all"], env={"COLUMNS": "120"})
+    assert every.exit_code == 0
+    assert "--held-out" in every.output
     assert CliRunner().invoke(app, ["train", command, "--out", "x", "--batch", "9"]).exit_code == 2
 
 
@@ -116,8 +118,8 @@ def maker(tmp_path: Path, records: Records, texts: list[str], **changes: Any) ->
 
 def test_a_prompt_reads_what_a_bank_finds_for_it_and_not_its_own_answer(tmp_path: Path) -> None:
     question = "Where does the river rise?"
-    m3, bank, drawn = maker(tmp_path, Records(prompts=[(question, TEXTS[0])]), TEXTS)
-    (group,) = drawn.groups(1)
+    m3, bank, sampled = maker(tmp_path, Records(prompts=[(question, TEXTS[0])]), TEXTS)
+    (group,) = sampled.groups(1)
     (row,) = group.rows
     served = [hit.reference_id for hit in bank.search([question], 9)[0]]
     texts = {reference.id: reference for reference in bank.references(served)}
@@ -129,18 +131,18 @@ def test_a_prompt_reads_what_a_bank_finds_for_it_and_not_its_own_answer(tmp_path
 
 
 def test_prompts_that_find_nothing_but_themselves(tmp_path: Path) -> None:
-    _, _, drawn = maker(tmp_path, Records(prompts=[("Say it:", TEXTS[2])]), [TEXTS[2]])
+    _, _, sampled = maker(tmp_path, Records(prompts=[("Say it:", TEXTS[2])]), [TEXTS[2]])
     with pytest.raises(InputError, match=r"nothing was found for any prompt that does not overlap it by 90%: give a bank"):
-        list(drawn.groups(1))
+        list(sampled.groups(1))
 
 
 def test_prompts_that_are_too_long_are_left_out(tmp_path: Path) -> None:
     records = Records(prompts=[("Short?", "Yes."), ("Long? " * 99, "Yes."), ("Short?", "yes " * 99)])
-    m3, _, drawn = maker(tmp_path, records, TEXTS, sequence_length=64, epochs=3, groups=1, passes=2)
-    assert {group.rows[0].tokens[: -group.rows[0].scored] for group in drawn.groups(5)} == {
+    m3, _, sampled = maker(tmp_path, records, TEXTS, sequence_length=64, epochs=3, groups=1, passes=2)
+    assert {group.rows[0].tokens[: -group.rows[0].scored] for group in sampled.groups(5)} == {
         tuple(m3.question_tokens("Short?"))
     }
-    assert drawn.steps(processes=1) == 2  # 3 rounds over one prompt, two a step
+    assert sampled.steps(processes=1) == 2  # 3 rounds over one prompt, two a step
     with pytest.raises(InputError, match="no prompts that fit into 64 tokens"):
         maker(tmp_path, Records(prompts=records.prompts[1:]), TEXTS, sequence_length=64)
 
@@ -166,8 +168,8 @@ def test_likelihoods_before_training_are_the_models_own_and_survive_an_interrupt
         Preference("Who built the bridge?", "The engineer of the county.", "Nobody."),
         Preference("Why?", "Because.", "No idea, sorry."),
     ]
-    m3, bank, drawn = maker(tmp_path, Records(preferences=pairs), TEXTS)
-    groups = list(drawn.groups(5))
+    m3, bank, sampled = maker(tmp_path, Records(preferences=pairs), TEXTS)
+    groups = list(sampled.groups(5))
     kept, told = tmp_path / "likelihoods.jsonl", []
     found = with_likelihoods(m3, groups, kept, told=told.append)
     lines = kept.read_text().splitlines(keepends=True)

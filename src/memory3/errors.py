@@ -25,8 +25,9 @@
         ├── BankVersion        written by another format version
         └── FingerprintMismatch  memories of another model or of other settings; carries both fingerprints
 
-Messages name the offending value and the remedy. A setting that a message mentions is written by `setting`: Python reads ``max_new_tokens=7``, and the
-command line prints ``--max-new-tokens 7``. It prints the message alone and exits with status 1 (2 for usage).
+Messages name the offending value and the remedy. A setting that a message mentions is written by `setting`: Python reads
+``max_new_tokens=7``, and the command line prints ``--max-new-tokens 7``. It prints the message alone and exits with
+status 1 (2 for usage).
 """
 
 from __future__ import annotations
@@ -62,13 +63,15 @@ __all__ = [
     "UnsupportedModel",
 ]
 
-#: Around a setting in a message: its name, its value or nothing, and how Python says it. No text of a user has these (Unicode's noncharacters).
+#: Around a setting in a message: its name, its value or nothing, and how Python says it. No text of a user has these
+#: (Unicode's noncharacters).
 _OPEN, _NEXT, _CLOSE = "\ufdd0", "\ufdd1", "\ufdd2"
 _SETTING = re.compile(f"{_OPEN}([^{_NEXT}]*){_NEXT}([^{_NEXT}]*){_NEXT}([^{_CLOSE}]*){_CLOSE}")
 
 
 def setting(name: str, value: object = "", *, python: str = "") -> str:
-    """A setting as the message of an error mentions it: ``k`` or, with a value, ``k=3``; on the command line ``--k`` or ``--k 3``.
+    """A setting as the message of an error mentions it: ``k`` or, with a value, ``k=3``; on the command line ``--k`` or
+    ``--k 3``.
 
     Args:
         name: of the parameter.
@@ -87,7 +90,9 @@ class Memory3Error(Exception):
         return _SETTING.sub(lambda found: found[3], super().__str__())
 
     def worded(self, option: Callable[[str], str]) -> str:
-        """The message with every setting as ``option`` says its name, such as ``--max-new-tokens``, and its value behind it."""
+        """The message with every setting as ``option`` says its name, such as ``--max-new-tokens``, and its value behind
+        it.
+        """
         return _SETTING.sub(lambda found: " ".join(filter(None, (option(found[1]), found[2]))), super().__str__())
 
 
@@ -192,7 +197,9 @@ class BankCorrupt(BankError):
 
 
 class CodecError(BankCorrupt):
-    """A record or a codebook cannot be decoded. Raised by codecs, which know no bank: a bank raises BankCorrupt with the remedy."""
+    """A record or a codebook cannot be decoded. Raised by codecs, which know no bank: a bank raises BankCorrupt with the
+    remedy.
+    """
 
 
 class BankChanged(BankError):

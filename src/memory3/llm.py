@@ -1,6 +1,7 @@
 """`Memory3`: a language model that writes and reads explicit memories.
 
-Three modes answer from the same bank: ``memory`` reads key-values, ``text`` puts the same references into the prompt (RAG), ``none`` is closed-book.
+Three modes answer from the same bank: ``memory`` reads key-values, ``text`` puts the same references into the prompt
+(RAG), ``none`` is closed-book.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from memory3.encode.selector_weights import SelectorWeights, find_weights
 from memory3.encode.selectors import find as find_selector
 from memory3.encode.selectors import is_fitted
 from memory3.errors import ConfigError, InputError, ModelError
-from memory3.models.active import check_calm, check_whole, standing
+from memory3.models.active import check_complete, check_deterministic, state_mark
 from memory3.models.adapter import own_folder, trained_config, with_adapter
 from memory3.models.catalogue import DEFAULT_ADAPTED
 from memory3.models.fingerprint import fingerprint, whole_model
@@ -74,7 +75,8 @@ class Memory3:
         """Attach to a model that is loaded already.
 
         Raises:
-            UnsupportedModel: the architecture keeps no keys that memories could join, or reads them otherwise than text (`memory3.proof`).
+            UnsupportedModel: the architecture keeps no keys that memories could join, or reads them otherwise than text
+                (`memory3.proof`).
             ModelError: the model is in training mode with dropout.
         """
         self.model = model
@@ -83,14 +85,15 @@ class Memory3:
         _check_names(self.config)
         self.name = name or getattr(model.config, "_name_or_path", "") or type(model).__name__
         self.batch_size = batch_size
-        check_whole(model)
-        check_calm(model)
+        check_complete(model)
+        check_deterministic(model)
         self.geometry = ModelGeometry(model)
         self.frame = Frame.of(tokenizer, self.config)
         learned = self.learned if is_fitted(self.config.selector) else None
         if is_fitted(self.config.selector) and learned is None:
             raise ConfigError(
-                f"selector {self.config.selector!r} was not fitted to this model yet: `memory3 calibrate --selector {self.config.selector}` does it, "
+                f"selector {self.config.selector!r} was not fitted to this model yet: `memory3 calibrate --selector "
+                f"{self.config.selector}` does it, "
                 "or use reconstruction"
             )
         self.encoder = Encoder(model, self.geometry, self.frame, self.config, learned.by_layer if learned else None)
@@ -105,7 +108,7 @@ class Memory3:
         self.scorer = Scorer(model, self.prompts, self.encoder)
         install(self.geometry.base)
         self.proof = proven(model, self.geometry, tokenizer, self.whole_model)
-        self._standing = standing(model, tokenizer)
+        self._state_mark = state_mark(model, tokenizer)
 
     @classmethod
     def from_pretrained(
@@ -122,11 +125,13 @@ class Memory3:
         """Load a model by catalogue name, hub id or path.
 
         Args:
-            name: any Llama-, Qwen- or Mistral-like id or folder, or a name of the catalogue such as ``"smollm2-135m-instruct"``, which is that
-                model untouched. Default: that model with the adapter that taught it to read memories.
-            adapter: folder of an adapter or the name of a shipped one (`memory3.models.adapter`), or ``"none"``. Default: what the name says behind a ``+``.
-            config: a `MemoryConfig` or the name of a preset (``"default"``, ``"paper"``, ``"full"``). Default: what the model or
-                its adapter was trained for, or the preset ``"default"``.
+            name: any Llama-, Qwen- or Mistral-like id or folder, or a name of the catalogue such as
+                ``"smollm2-135m-instruct"``, which is that model untouched. Default: that model with the adapter that
+                taught it to read memories.
+            adapter: folder of an adapter or the name of a shipped one (`memory3.models.adapter`), or ``"none"``. Default:
+                what the name says behind a ``+``.
+            config: a `MemoryConfig` or the name of a preset (``"default"``, ``"paper"``, ``"full"``). Default: what the
+                model or its adapter was trained for, or the preset ``"default"``.
             device, dtype, kwargs: see `memory3.models.load.load_model`.
             batch_size: references per forward pass when writing.
         """
@@ -165,21 +170,26 @@ class Memory3:
         return find_weights(self.whole_model, shape.full_layers, width, shape.kv_heads, own_folder(self.name))
 
     def check_unchanged(self) -> None:
-        """Raise ModelError where the model is no longer what this object was made of: other weights, another adapter, modules that were exchanged."""
-        now = standing(self.model, self.tokenizer)
-        if now == self._standing:
+        """Raise ModelError where the model is no longer what this object was made of: other weights, another adapter,
+        modules that were exchanged.
+        """
+        now = state_mark(self.model, self.tokenizer)
+        if now == self._state_mark:
             return
-        check_whole(self.model)
-        check_calm(self.model)
+        check_complete(self.model)
+        check_deterministic(self.model)
         if whole_model(self.model, self.geometry, self.tokenizer, self.frame, self.config) != self.whole_model:
             raise ModelError(
-                f"{self.name} has changed since Memory3 was made of it (its weights, or the adapter that is active): make a new Memory3 of it"
+                f"{self.name} has changed since Memory3 was made of it (its weights, or the adapter that is active): "
+                "make a new Memory3 of it"
             )
-        self._standing = now
+        self._state_mark = now
 
     @property
     def angles(self) -> torch.Tensor:
-        """float32 ``[r/2]``: RoPE's angle per position, by which codecs turn the keys of a memory back; layers without RoPE are packed by it too."""
+        """float32 ``[r/2]``: RoPE's angle per position, by which codecs turn the keys of a memory back; layers without
+        RoPE are packed by it too.
+        """
         return self.geometry.inv_freq
 
     @property
@@ -202,7 +212,8 @@ class Memory3:
         self.check_unchanged()
         if torch.is_autocast_enabled(self.model.device.type):
             raise ModelError(
-                "memories are not written under autocast, which rounds them otherwise than the fingerprint says: leave it, or load the model in that dtype"
+                "memories are not written under autocast, which rounds them otherwise than the fingerprint says: "
+                "leave it, or load the model in that dtype"
             )
         return self.encoder.encode(references)
 
@@ -228,11 +239,13 @@ class Memory3:
             k: references read at once at most; default ``config.references_per_chunk``.
             gap: see ``config.score_gap``, which is the default unless ``k`` is given: then all k are read.
             where: only references whose metadata have these values.
-            prompt: token ids of each row without padding, when they will be fed in several passes: a chunk is looked up by all of its text.
-            answer_tokens: how many of the last tokens of each announced prompt are an answer to be scored: they read what they would if they were
-                being decoded.
+            prompt: token ids of each row without padding, when they will be fed in several passes: a chunk is looked up
+                by all of its text.
+            answer_tokens: how many of the last tokens of each announced prompt are an answer to be scored: they read what
+                they would if they were being decoded.
             references: per prompt, the reference ids to read, instead of looking them up.
-            chunk_references: the same for each chunk of each prompt (`memory3.recall.chunks`); for prompts that are read and not continued.
+            chunk_references: the same for each chunk of each prompt (`memory3.recall.chunks`); for prompts that are read
+                and not continued.
             use_cache: keep memories in the bank's RAM cache.
 
         Raises:
@@ -281,7 +294,8 @@ class Memory3:
             references: ids of the references to read, instead of looking them up; for a list of questions one list each.
             max_new_tokens: length of an answer at most; default: what ``generation_config`` says, else 128.
             streamer: as transformers takes it; a single question only.
-            options: passed to ``model.generate`` (``do_sample=True, temperature=0.7``, ``num_beams=4``, ...). Over a ``generation_config`` among them they win; greedy where neither says otherwise.
+            options: passed to ``model.generate`` (``do_sample=True, temperature=0.7``, ``num_beams=4``, ...). Over a
+                ``generation_config`` among them they win; greedy where neither says otherwise.
 
         Raises:
             InputError: an empty question, or one that does not fit into the model's context.
@@ -385,6 +399,8 @@ class Memory3:
 
 
 def _check_names(config: MemoryConfig) -> None:
-    """Raise ConfigError where the settings name a codec or a selector that does not exist, before a model is loaded for them."""
+    """Raise ConfigError where the settings name a codec or a selector that does not exist, before a model is loaded for
+    them.
+    """
     check_codec(config.codec)
     find_selector(config.selector)

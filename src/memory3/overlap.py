@@ -1,15 +1,19 @@
-"""Overlap of a reference with a text (paper, eq. 6): the measure behind the leak guard of training and the contamination guard of evaluation.
+"""Overlap of a reference with a text (paper, eq. 6): the measure behind the leak guard of training and the contamination
+guard of evaluation.
 
     overlap(t, r) = max N / |r|   over i_1 < ... < i_N and j_1 < ... < j_N with t[i_n] = r[j_n] and i_N - i_1 <= 2 |r|
 
-the longest common subsequence of the reference r and any stretch of 2 |r| + 1 tokens of the text t, as a share of the reference.
+the longest common subsequence of the reference r and any stretch of 2 |r| + 1 tokens of the text t, as a share of the
+reference.
 
-All stretches are one batch: the subsequence of each is counted by the bit-parallel recurrence of M. Crochemore et al., "A fast and practical bit-vector algorithm
-for the longest common subsequence problem" (2001), a bit for each token of the reference,
+All stretches are one batch: the subsequence of each is counted by the bit-parallel recurrence of M. Crochemore et al., "A
+fast and practical bit-vector algorithm for the longest common subsequence problem" (2001), a bit for each token of the
+reference,
 
     V <- (V + (V & M[t_i])) | (V & ~M[t_i]),      M[c] has the bits j with r[j] = c,      length = zeros of V
 
-so a text of 4,096 tokens against a reference of 128 takes some 260 steps of a few array operations. Knows token ids and nothing of models.
+so a text of 4,096 tokens against a reference of 128 takes some 260 steps of a few array operations. Knows token ids and
+nothing of models.
 """
 
 from __future__ import annotations
@@ -40,7 +44,9 @@ def overlap(target: Sequence[int] | np.ndarray, reference: Sequence[int] | np.nd
 
 
 def exceeds(target: Sequence[int] | np.ndarray, reference: Sequence[int] | np.ndarray, threshold: float) -> bool:
-    """``overlap(target, reference) > threshold``, fast where a count of shared tokens already says no, which it nearly always does."""
+    """``overlap(target, reference) > threshold``, fast where a count of shared tokens already says no, which it nearly
+    always does.
+    """
     text, wanted = np.asarray(target, dtype=np.int64), np.asarray(reference, dtype=np.int64)
     bounds = _bounds(text, wanted)
     starts = np.flatnonzero((bounds > 0) & (bounds > threshold * len(wanted)))
@@ -50,7 +56,8 @@ def exceeds(target: Sequence[int] | np.ndarray, reference: Sequence[int] | np.nd
 def _bounds(text: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """int64 ``[T]``: for the stretch starting at each token, at least as much as its longest common subsequence.
 
-    Each distinct token counts as often as it occurs in both. 0 where the first token is not in the reference: a stretch that starts later has as much.
+    Each distinct token counts as often as it occurs in both. 0 where the first token is not in the reference: a stretch
+    that starts later has as much.
     """
     if not len(text) or not len(reference):
         return np.zeros(len(text), dtype=np.int64)
@@ -58,8 +65,9 @@ def _bounds(text: np.ndarray, reference: np.ndarray) -> np.ndarray:
     place = np.searchsorted(names, text).clip(max=len(names) - 1)
     inside = names[place] == text
     span = 2 * len(reference) + 1
-    # The n-th next occurrence of a token adds to a stretch only while n is at most its count in the reference: so an occurrence counts for those starts
-    # that lie behind the count-th occurrence before it. One interval of starts per occurrence, summed up by differences.
+    # The n-th next occurrence of a token adds to a stretch only while n is at most its count in the reference: so an
+    # occurrence counts for those starts that lie behind the count-th occurrence before it. One interval of starts per
+    # occurrence, summed up by differences.
     gains = np.zeros(len(text) + 1, dtype=np.int64)
     at = np.flatnonzero(inside)
     order = at[np.argsort(place[at], kind="stable")]

@@ -1,13 +1,15 @@
 """Proof: at attach, a model shows that it reads from memories what it reads from the same text.
 
-Two rows are read at once, the longer by two whole memories, the shorter by one, and its last token is decoded; the model's own forward pass over the same text, with its own
-attention, is the twin. In the longer row's text each reference stands behind its own prefix and sees nothing of the other (a block mask):
+Two rows are read at once, the longer by two whole memories, the shorter by one, and its last token is decoded; the
+model's own forward pass over the same text, with its own attention, is the twin. In the longer row's text each reference
+stands behind its own prefix and sees nothing of the other (a block mask):
 
     tokens      prefix | second | prefix | best | question
     positions   0..b-1    | b..    | S..       | S+b..| 2S+b..
 
-What a model does that memory3 does not know of (an attention of its own, logits that are capped, sinks, rotations of another kind) differs here. A proof is kept by
-the model's fingerprint, the versions and the device, so that each model does it once.
+What a model does that memory3 does not know of (an attention of its own, logits that are capped, sinks, rotations of
+another kind) differs here. A proof is kept by the model's fingerprint, the versions and the device, so that each model
+does it once.
 
 Symbols: b tokens of the prefix, S of each reference, Q of the question, V of the vocabulary.
 """
@@ -45,7 +47,8 @@ VERSION = 1
 #: Tokens of a reference; more where that shows a window, at most so many.
 _SPAN, _MOST = 12, 96
 _QUESTION = 7
-#: Largest difference of logits that is rounding, as a share of their spread. Measured on SmolLM2-135M: float32 2e-5, float16 0.02, bfloat16 0.18.
+#: Largest difference of logits that is rounding, as a share of their spread. Measured on SmolLM2-135M: float32 2e-5,
+#: float16 0.02, bfloat16 0.18.
 _TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
 
 _PROVEN: dict[str, Proof] = {}
@@ -56,7 +59,8 @@ class Proof:
     """How far memories are from text.
 
     Attributes:
-        difference: of a logit, the largest of a place; of places the median, in the row where that is larger: where experts are chosen, rounding alone may turn a few places.
+        difference: of a logit, the largest of a place; of places the median, in the row where that is larger: where
+            experts are chosen, rounding alone may turn a few places.
         spread: standard deviation of the text's logits.
         same: share of places whose next token is the same.
     """
@@ -105,7 +109,8 @@ def prove(model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any) -> Proof
         raise
     except Exception as error:  # the model's own code: whatever it raises, say whose it is
         raise UnsupportedModel(
-            f"{shape.name} cannot read memories, or their text in its own way ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+            f"{shape.name} cannot read memories, or their text in its own way ({type(error).__name__}: "
+            f"{(str(error).splitlines() or [''])[0]})"
         ) from error
     if not bool(said.isfinite().all()):
         raise ModelError(f"{shape.name} computes logits that are not finite; is its dtype too narrow for its weights?")
@@ -115,8 +120,10 @@ def prove(model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any) -> Proof
         most = max(most, 5 * _noise(model, text) / max(proof.spread, 1e-30))
     if not proof.share <= most:
         raise UnsupportedModel(
-            f"{shape.name} does not read from memories what it reads from the same text: logits differ by {proof.difference:.2g}, "
-            f"{proof.share:.1%} of their spread (at most {most:.1%} is rounding), and the next token is the same in {proof.same:.0%} of places. "
+            f"{shape.name} does not read from memories what it reads from the same text: logits differ by "
+            f"{proof.difference:.2g}, "
+            f"{proof.share:.1%} of their spread (at most {most:.1%} is rounding), and the next token is the same in "
+            f"{proof.same:.0%} of places. "
             "Its attention does something that memory3 does not know of; use another model"
         )
     return proof
@@ -129,7 +136,9 @@ def _difference(read: torch.Tensor, said: torch.Tensor, text: _Text) -> float:
 
 
 def _noise(model: PreTrainedModel, text: _Text) -> float:
-    """How far the model's own logits of a question are from themselves when the text in front was read before, into its own cache: the median of places."""
+    """How far the model's own logits of a question are from themselves when the text in front was read before, into its
+    own cache: the median of places.
+    """
     ids = torch.tensor([[*text.prefix, *text.best, *text.short]], device=model.device)
     behind = len(text.short)
     forward: Any = model
@@ -142,7 +151,9 @@ def _noise(model: PreTrainedModel, text: _Text) -> float:
 
 @dataclass(frozen=True)
 class _Text:
-    """What is read: the prefix ``[b]``, the ``best`` and the ``second`` reference ``[S]`` each, and the ``question`` ``[Q]``."""
+    """What is read: the prefix ``[b]``, the ``best`` and the ``second`` reference ``[S]`` each, and the ``question``
+    ``[Q]``.
+    """
 
     prefix: list[int]
     best: list[int]

@@ -1,7 +1,7 @@
 """Tokenizers in several threads.
 
-A fast tokenizer is set up anew at every call (padding, truncation, what counts as a control token), and cannot be set up while another thread uses it. So calls of
-one tokenizer take turns. Decoding changes nothing and needs no turn.
+A fast tokenizer is set up anew at every call (padding, truncation, what counts as a control token), and cannot be set up
+while another thread uses it. So calls of one tokenizer take turns. Decoding changes nothing and needs no turn.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """Attach to a transformers model: see queries, keys and values of every layer, and answer for its attention.
 
-The attention of a model is switched to `ATTENTION` for the length of a ``with attached(model)`` block and restored after it. Inside, a forward pass that is given
-``memory3=reader`` asks the reader for the attention output of each layer; one that is not runs as it always did.
+The attention of a model is switched to `ATTENTION` for the length of a ``with attached(model)`` block and restored after
+it. Inside, a forward pass that is given ``memory3=reader`` asks the reader for the attention output of each layer; one
+that is not runs as it always did.
 
-Knows the model's shape and nothing of memories, banks or generation. Traps it is built around (transformers 5.x): an attention name without a
-mask function silently loses its padding mask; a stock kernel given more keys than the mask covers drops them silently.
+Knows the model's shape and nothing of memories, banks or generation. Traps it is built around (transformers 5.x): an
+attention name without a mask function silently loses its padding mask; a stock kernel given more keys than the mask
+covers drops them silently.
 """
 
 from __future__ import annotations
@@ -89,7 +91,8 @@ def _mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torc
     allowed = sdpa_mask(*args, **kwargs)
     if allowed is None:
         return None
-    # Padding sees everything: of a row that sees nothing, kernels make what is not a number, and the gradient of all rows with it (cuDNN's does).
+    # Padding sees everything: of a row that sees nothing, kernels make what is not a number, and the gradient of all rows
+    # with it (cuDNN's does).
     allowed = allowed | ~allowed.any(-1, keepdim=True)
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, masked(dtype))
 
@@ -117,10 +120,10 @@ _attachments: dict[int, _Attachment] = {}
 def attached(model: PreTrainedModel) -> Iterator[None]:
     """Switch the model to our attention, and back to its own when the last that attached to it leaves.
 
-    Any number of threads may be attached at once, and one may attach again: what a forward pass reads comes with the pass. A pass of another thread that
-    is under way while the switch is made computes what it would have: a model whose attention is not sdpa gets its masks written out, since its own
-    function does not know that none means causal. The exception is flash attention, whose masks are of another kind: a raw pass of another thread
-    may fail in that moment.
+    Any number of threads may be attached at once, and one may attach again: what a forward pass reads comes with the
+    pass. A pass of another thread that is under way while the switch is made computes what it would have: a model whose
+    attention is not sdpa gets its masks written out, since its own function does not know that none means causal. The
+    exception is flash attention, whose masks are of another kind: a raw pass of another thread may fail in that moment.
     """
     _attach(model)
     try:

@@ -7,8 +7,9 @@
     w = exp(lse_mem) / (exp(lse_mem) + exp(lse_ctx)) = sigmoid(lse_mem - lse_ctx)
     out = w out_mem + (1 - w) out_ctx
 
-so the context's keys are never copied and memories of all prompt chunks are one batch. An exact twin in the tests concatenates keys and masks; the two are compared, their
-gradients too. Which kernel computes a part, `memory3.attention.kernels` decides.
+so the context's keys are never copied and memories of all prompt chunks are one batch. An exact twin in the tests
+concatenates keys and masks; the two are compared, their gradients too. Which kernel computes a part,
+`memory3.attention.kernels` decides.
 
 Symbols: B rows, T new tokens, S context length, N chunks, C tokens of a chunk, A query heads, H KV heads, G = A / H,
 M memory pairs per head (padded), d head dimension.
@@ -73,8 +74,8 @@ def attend(
         key, value: ``[B, H, S, d]`` of the context.
         bias: additive context mask ``[B, 1, T, S]`` or None.
         memory: what the N chunks read.
-        tokens: int64 ``[N, C]``, which tokens belong to a chunk, as flat indices ``row * T + t``; -1 pads. Tokens in no chunk read no
-            memory. None: chunk n is row n, all of whose tokens read it.
+        tokens: int64 ``[N, C]``, which tokens belong to a chunk, as flat indices ``row * T + t``; -1 pads. Tokens in no
+            chunk read no memory. None: chunk n is row n, all of whose tokens read it.
         causal: as in `attention_with_lse`, for the context.
         scale: factor on the logits.
 

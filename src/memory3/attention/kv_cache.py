@@ -1,10 +1,11 @@
-"""A cache layer that grows in place and keeps what a model reads in front of it, so that decoding needs one attention call on one buffer.
+"""A cache layer that grows in place and keeps what a model reads in front of it, so that decoding needs one attention
+call on one buffer.
 
     buffer, head h      (unused) | front (memories, M_h) | context (S) | room
 
-transformers' own dynamic layer copies all keys and values at every token. Here a token is written into the room behind the context, and memories that take the
-place of others are written where those were. `keys` and `values` stay what others take them for: the context alone, as views. The front is no part of
-the cache: no length, position or mask counts it.
+transformers' own dynamic layer copies all keys and values at every token. Here a token is written into the room behind
+the context, and memories that take the place of others are written where those were. `keys` and `values` stay what others
+take them for: the context alone, as views. The front is no part of the cache: no length, position or mask counts it.
 
 Symbols: B rows, H KV heads, S context length, M_h memory pairs of head h, M the largest of them, d head dimension.
 """
@@ -60,7 +61,9 @@ class GrowingLayer(DynamicLayer):
         self.leading = what
 
     def joined(self, pairs: int, head: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The last ``pairs`` of the front and the context, keys and values ``[B, H or 1, pairs + S, d]``, of all heads or one; views."""
+        """The last ``pairs`` of the front and the context, keys and values ``[B, H or 1, pairs + S, d]``, of all heads or
+        one; views.
+        """
         assert self._buffers is not None
         heads = slice(None) if head is None else slice(head, head + 1)
         where = slice(self._start - pairs, self._start + self.keys.shape[2])
@@ -86,7 +89,9 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Permute the context, not the front: the caller knows whether rows read the same. See `DynamicLayer.reorder_cache`."""
+        """Permute the context, not the front: the caller knows whether rows read the same. See
+        `DynamicLayer.reorder_cache`.
+        """
         if self._buffers is None or self.keys is not self._view:
             return super().reorder_cache(beam_idx)
         for whole, part in zip(self._buffers, (self.keys, self.values), strict=True):
@@ -102,7 +107,9 @@ class GrowingLayer(DynamicLayer):
         return writable and self._start + self.keys.shape[2] + new <= whole.shape[2]
 
     def _lay(self, start: int, new: int) -> None:
-        """New buffers with the context at ``start`` and room behind ``new`` more tokens; a front that still belongs to these rows goes along."""
+        """New buffers with the context at ``start`` and room behind ``new`` more tokens; a front that still belongs to
+        these rows goes along.
+        """
         old, front = self._buffers, min(self._start, start)
         if self.keys is not self._view:
             front, self.leading = 0, None

@@ -1,7 +1,8 @@
 """One stretch of reading: the attention's reader, and who it looked at.
 
-Citations want the attention that every answer token paid to every reference. Adding it up at each step would cost several small operations per layer
-and token; here the queries are kept as they come (a few KB a layer) and one product per layer and stretch of up to 64 tokens tells it exactly.
+Citations want the attention that every answer token paid to every reference. Adding it up at each step would cost several
+small operations per layer and token; here the queries are kept as they come (a few KB a layer) and one product per layer
+and stretch of up to 64 tokens tells it exactly.
 """
 
 from __future__ import annotations
@@ -27,11 +28,14 @@ class Reading:
     Attributes:
         batch: what N chunks read.
         tokens: int64 ``[N, C]``, which tokens belong to which chunk, as `attend` takes them; None: chunk n is row n.
-        looked: attention that each row could have paid so far, one for every query of every head and layer that `settle` has counted.
+        looked: attention that each row could have paid so far, one for every query of every head and layer that `settle`
+            has counted.
     """
 
     def __init__(self, batch: MemoryBatch, tokens: torch.Tensor | None = None, watched: torch.Tensor | None = None) -> None:
-        """``watched``: ``[B]``, the one column of each row whose attention counts (a prompt's last token); None: all tokens."""
+        """``watched``: ``[B]``, the one column of each row whose attention counts (a prompt's last token); None: all
+        tokens.
+        """
         self.batch = batch
         self.tokens = tokens
         self.looked = 0
@@ -42,7 +46,9 @@ class Reading:
         self._bias: dict[int, torch.Tensor] = {}
 
     def follow(self, cache: Any) -> None:
-        """Read single tokens from the layers of a transformers ``cache``, with the memories laid in front of its context (`memory3.attention.kv_cache`)."""
+        """Read single tokens from the layers of a transformers ``cache``, with the memories laid in front of its context
+        (`memory3.attention.kv_cache`).
+        """
         places = getattr(cache, "layers", None)
         if places is not self._places:
             grow(cache)
@@ -114,7 +120,9 @@ class Reading:
         widths: Sequence[int],
         length: int,
     ) -> torch.Tensor | None:
-        """``[B, A, 1, M + S]``, each head's pairs next to the context; kept with room, since only its context part changes from token to token."""
+        """``[B, A, 1, M + S]``, each head's pairs next to the context; kept with room, since only its context part
+        changes from token to token.
+        """
         if bias is None and memory.bias is None:
             return None
         whole, pairs = self._bias.get(layer), memory.keys.shape[2]

@@ -1,13 +1,15 @@
 """Rotary position embeddings (RoPE): move keys and queries to other positions. The only place that does.
 
-Stored keys carry the rotation of the place they were written at. RoPE is relative: R(p + delta) = R(delta) R(p), so a memory is moved by
-rotating its keys by the difference. Knows nothing of models: it takes the angles per position.
+Stored keys carry the rotation of the place they were written at. RoPE is relative: R(p + delta) = R(delta) R(p), so a
+memory is moved by rotating its keys by the difference. Knows nothing of models: it takes the angles per position.
 
     `rotate`            any shape, any positions
     `rotate_vectors`    the same of many vectors at few places: what a place needs is computed once
-    `rotate_pairs`      that, of vectors whose paired dimensions stand side by side: one product of complex numbers, the fastest on a CPU
+    `rotate_pairs`      that, of vectors whose paired dimensions stand side by side: one product of complex numbers, the
+    fastest on a CPU
 
-Symbols: n vectors, d head dimension, r <= d rotated dimensions, theta the r/2 angles per position (``inv_freq`` in transformers); r = 0: no rotation (NoPE).
+Symbols: n vectors, d head dimension, r <= d rotated dimensions, theta the r/2 angles per position (``inv_freq`` in
+    transformers); r = 0: no rotation (NoPE).
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ def rotate_vectors(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Ten
 
 
 def rotate_pairs(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
-    """What `rotate_vectors` gives, for vectors that are ordered by pairs: dimensions 2i and 2i + 1 are those that `rotate` calls i and i + r/2.
+    """What `rotate_vectors` gives, for vectors that are ordered by pairs: dimensions 2i and 2i + 1 are those that
+    `rotate` calls i and i + r/2.
 
     Args:
         x: float32 ``[n, r]``, contiguous, not empty: written to.
@@ -82,8 +85,8 @@ def _turned(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 def _places(positions: torch.Tensor, inv_freq: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Angles ``[m, r/2]`` of m places, and which of them each of the positions ``[n]`` is, int64.
 
-    On the CPU the places are all from the first position to the last: cosines are dear. Other devices would have to be waited for before one knew
-    how many that are; there each position is a place of its own.
+    On the CPU the places are all from the first position to the last: cosines are dear. Other devices would have to be
+    waited for before one knew how many that are; there each position is a place of its own.
     """
     if positions.device.type != "cpu":
         return torch.outer(positions.float(), inv_freq), torch.arange(len(positions), device=positions.device)

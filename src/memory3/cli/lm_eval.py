@@ -62,13 +62,14 @@ def _output_path(arguments: list[str]) -> Path | None:
     return None
 
 
-def _results(target: Path) -> set[Path]:
-    """The files of results in a folder of lm_eval, or beside the file that it was given."""
-    return set((target.parent if target.suffix == ".json" else target).rglob("*.json"))
+def _results(target: Path) -> set[tuple[Path, int]]:
+    """The files of results in a folder of lm_eval, or beside the file that it was given, and when each was written."""
+    folder = target.parent if target.suffix == ".json" else target
+    return {(path, path.stat().st_mtime_ns) for path in folder.rglob("*.json")}
 
 
-def _read(made: set[Path]) -> dict[str, Any]:
-    found = [values for path in made if isinstance(values := json.loads(path.read_text(encoding="utf-8")), dict)]
+def _read(made: set[tuple[Path, int]]) -> dict[str, Any]:
+    found = [values for path, _ in made if isinstance(values := json.loads(path.read_text(encoding="utf-8")), dict)]
     results = next((values for values in found if "results" in values), None)
     if results is None:
         raise InputError("lm_eval left no results: --json goes with a run of tasks")

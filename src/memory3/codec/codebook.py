@@ -18,7 +18,7 @@ import torch
 import xxhash
 from safetensors import SafetensorError
 
-from memory3.codec.registry import find
+from memory3.codec.registry import find, shown
 from memory3.errors import CodecError
 from memory3.files import parse_json
 from memory3.types import MemoryShape, whole
@@ -116,6 +116,6 @@ class Codebook:
             )
             if not fits or tensor is None or tensor.dtype != dtype:
                 raise CodecError(
-                    f"the codebook {self.fingerprint} of codec {self.codec!r} has the tensor {name} as {found}, not as "
+                    f"the codebook {self.fingerprint} of codec {shown(self.codec)!r} has the tensor {name} as {found}, not as "
                     f"{str(dtype).removeprefix('torch.')} {wanted}"
                 )

@@ -12,7 +12,7 @@ from memory3.codec.base import Codec, Record, VectorPair
 from memory3.codec.codebook import Codebook
 from memory3.codec.layout import Layout
 from memory3.codec.prediction import Prediction, prediction_shapes
-from memory3.codec.registry import find
+from memory3.codec.registry import find, shown
 from memory3.codec.vectors import VectorCoder
 from memory3.errors import CodecError, ConfigError
 from memory3.types import Memory
@@ -132,7 +132,7 @@ class CodedCodec(Codec):
 
     def _need_vectors(self) -> None:
         if self.needs_vectors:
-            raise ConfigError(f"codec {self.name!r} predicts from the model's token vectors, and was not given any")
+            raise ConfigError(f"codec {shown(self.name)!r} predicts from the model's token vectors, and was not given any")
 
     def decode(self, records: Sequence[Record], *, device: torch.device | str = "cpu") -> list[Memory]:
         """See `Codec.decode`. Only codes go to the device."""
@@ -175,4 +175,6 @@ def _encoded(coder: VectorCoder, vectors: torch.Tensor, places: Places) -> np.nd
 
 def _misfit(codebook: Codebook, why: object) -> CodecError:
     said = str(why).splitlines()[0] if str(why) else "no memory"
-    return CodecError(f"the codebook {codebook.fingerprint} of codec {codebook.codec!r:.60} cannot be decoded with ({said})")
+    return CodecError(
+        f"the codebook {codebook.fingerprint} of codec {shown(codebook.codec)!r:.60} cannot be decoded with ({said})"
+    )

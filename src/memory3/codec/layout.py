@@ -101,7 +101,16 @@ class Layout:
         return np.dtype("<u1" if self.positions <= 256 else "<u2")
 
     def pack(self, memory: Memory, keys: np.ndarray, values: np.ndarray) -> bytes:
-        """A record of ``memory`` with the codes of its keys, uint8 ``[p, a]``, and of its values, uint8 ``[p, b]``."""
+        """A record of a memory.
+
+        Args:
+            memory: of which counts, positions and tokens are taken; it fits the shape (`places`).
+            keys: codes of its keys, uint8 ``[p, a]``.
+            values: codes of its values, uint8 ``[p, b]``.
+
+        Returns:
+            `size` bytes.
+        """
         record = bytearray(self.size)
         parts = self._parts(record)
         tokens = np.zeros(0, np.uint32)
@@ -112,8 +121,10 @@ class Layout:
         return bytes(record)
 
     def places(self, memory: Memory) -> tuple[torch.Tensor, torch.Tensor]:
-        """Head (layer * H + head) and position of each pair, int64 ``[p]`` both. A memory that does not fit raises
-        InputError.
+        """Head (layer * H + head) and position of each pair of a memory, int64 ``[p]`` both.
+
+        Raises:
+            InputError: the memory does not fit the shape, or keeps a token beyond `positions`.
         """
         checked_pairs(memory, self.shape)
         if len(memory.positions) and int(memory.positions.max()) >= self.positions:
@@ -122,7 +133,14 @@ class Layout:
         return torch.from_numpy(heads), torch.from_numpy(memory.positions.astype(np.int64))
 
     def unpack(self, records: Sequence[Record]) -> Coded:
-        """The pairs of ``records``. Wrong lengths and counts raise CodecError."""
+        """The pairs of records.
+
+        Args:
+            records: of `size` bytes each.
+
+        Raises:
+            CodecError: a length, a count or a position is wrong.
+        """
         counts: list[np.ndarray] = []
         positions: list[np.ndarray] = []
         keys: list[np.ndarray] = []

@@ -57,7 +57,15 @@ def record_size(shape: MemoryShape) -> int:
 
 
 def encode_record(memory: Memory, shape: MemoryShape) -> bytes:
-    """``memory`` as `record_size` bytes. A memory that does not fit the shape is the caller's mistake: InputError."""
+    """A memory as `record_size` bytes.
+
+    Args:
+        memory: what is kept.
+        shape: of all memories of the bank.
+
+    Raises:
+        InputError: the memory does not fit the shape.
+    """
     pairs = checked_pairs(memory, shape)
     record = bytearray(record_size(shape))
     counts, positions, keys, values = _parts(record, shape)
@@ -72,7 +80,14 @@ def decode_record(data: Record, shape: MemoryShape) -> Memory:
     """The memory in ``data``.
 
     Writable buffers are viewed, not copied, so the memory keeps them alive and must be their only user; read-only ones are
-    copied once, since torch has no read-only tensors. Wrong lengths and counts raise CodecError.
+    copied once, since torch has no read-only tensors.
+
+    Args:
+        data: a record.
+        shape: of the memory.
+
+    Raises:
+        CodecError: its length is wrong, or it counts more pairs than it can hold.
     """
     size = record_size(shape)
     view = memoryview(data).cast("B")

@@ -1,7 +1,9 @@
-"""What a model computes with that its weights do not show: the values of its config that act, and what has been changed since it was built from that config.
+"""What a model computes with that its weights do not show: the values of its config that act, and what has been changed
+since it was built from that config.
 
-The second is found by comparison with a model of the same class freshly built from the same config, without memory for weights: modules of another class (adapters, quantised weights),
-attributes with another value, hooks. A model as its config says has nothing of it.
+The second is found by comparison with a model of the same class freshly built from the same config, without memory for
+weights: modules of another class (adapters, quantised weights), attributes with another value, hooks. A model as its
+config says has nothing of it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,16 @@ from transformers import PreTrainedModel
 from memory3.errors import ModelError, UnsupportedModel
 from memory3.models.geometry import ModelGeometry
 
-__all__ = ["HARMLESS", "acting", "check_calm", "check_whole", "feed", "layers_up_to", "standing", "unsaid"]
+__all__ = [
+    "HARMLESS",
+    "active_settings",
+    "changed_since_built",
+    "check_complete",
+    "check_deterministic",
+    "feed",
+    "layers_up_to",
+    "state_mark",
+]
 
 _T = TypeVar("_T")
 
@@ -50,7 +61,7 @@ HARMLESS = frozenset(
             "tie_word_embeddings",
             "vocab_size",
         ),
-        # for training alone; `check_calm` sees to it that nothing is dropped
+        # for training alone; `check_deterministic` sees to it that nothing is dropped
         *("attention_dropout", "attn_pdrop", "embd_pdrop", "hidden_dropout", "initializer_range", "resid_pdrop"),
         "router_aux_loss_coef",
         # the angles are hashed, and static (`memory3.models.geometry.STATIC_ROPE`)
@@ -61,7 +72,8 @@ HARMLESS = frozenset(
 )
 #: Without an effect where all layers see everything.
 _WINDOWS = frozenset({"layer_types", "max_window_layers", "sliding_window", "use_sliding_window"})
-#: Architectures whose code in transformers reads no other value than its config class declares: others are leftovers of a hub's files.
+#: Architectures whose code in transformers reads no other value than its config class declares: others are leftovers of a
+#: hub's files.
 _PLAIN = ("llama", "mistral", "qwen2", "qwen3")
 
 #: Attributes of a module that are not what it computes: torch's own, those that follow a harmless config value, and notes.
@@ -82,8 +94,9 @@ _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
 _ONLOOKERS = ("memory3.", "transformers.", "accelerate.")
 
 
-def acting(config: Any, already: tuple[str, ...], *, windowed: bool) -> dict[str, Any]:
-    """The values of a text model's config that can change a memory, less those ``already`` hashed; empty for a plain Llama, Mistral or Qwen.
+def active_settings(config: Any, already: tuple[str, ...], *, windowed: bool) -> dict[str, Any]:
+    """The values of a text model's config that can change a memory, less those ``already`` hashed; empty for a plain
+    Llama, Mistral or Qwen.
 
     Args:
         windowed: whether a layer attends within a window.
@@ -97,8 +110,9 @@ def acting(config: Any, already: tuple[str, ...], *, windowed: bool) -> dict[str
     }
 
 
-def unsaid(model: PreTrainedModel, shape: ModelGeometry, last: int) -> dict[str, Any]:
-    """What differs, below layer ``last`` and in it, from a model built from the same config: by module, what it is now. JSON can hold it.
+def changed_since_built(model: PreTrainedModel, shape: ModelGeometry, last: int) -> dict[str, Any]:
+    """What differs, below layer ``last`` and in it, from a model built from the same config: by module, what it is now.
+    JSON can hold it.
 
     Raises:
         UnsupportedModel: weights are kept in a way whose bytes cannot be read.
@@ -130,7 +144,9 @@ def unsaid(model: PreTrainedModel, shape: ModelGeometry, last: int) -> dict[str,
 
 @functools.lru_cache(maxsize=4)
 def _as_built(kind: Any, config_kind: Any, config: str) -> dict[str, tuple[str, dict[str, str]]]:
-    """Class and attributes of the modules of a model that is nothing but its config; empty where it cannot be built, so that all counts."""
+    """Class and attributes of the modules of a model that is nothing but its config; empty where it cannot be built, so
+    that all counts.
+    """
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             model = kind(config_kind.from_dict(json.loads(config)))
@@ -140,7 +156,9 @@ def _as_built(kind: Any, config_kind: Any, config: str) -> dict[str, tuple[str, 
 
 
 def layers_up_to(named: Iterable[tuple[str, _T]], last: int) -> Iterator[tuple[str, _T]]:
-    """Those of named modules or tensors that act on the keys and values of layer ``last``: all but later layers and the last norm."""
+    """Those of named modules or tensors that act on the keys and values of layer ``last``: all but later layers and the
+    last norm.
+    """
     for name, what in named:
         layer = _LAYER.search(name)
         if not (int(layer[1]) > last if layer else name == "norm" or name.startswith("norm.")):
@@ -243,19 +261,21 @@ def feed(digest: Any, value: Any) -> None:
                 digest.update(flat.view(torch.uint8).numpy().data)
         except (RuntimeError, NotImplementedError, TypeError) as error:
             raise UnsupportedModel(
-                f"a weight is kept as {type(value).__name__} on {value.device}, whose bytes cannot be read, so a bank could not tell this model "
+                f"a weight is kept as {type(value).__name__} on {value.device}, whose bytes cannot be read, so a "
+                "bank could not tell this model "
                 "from another: load the model whole and without this quantisation"
             ) from error
 
 
-def check_whole(model: PreTrainedModel) -> None:
+def check_complete(model: PreTrainedModel) -> None:
     """Raise UnsupportedModel for a model that is wrapped, compiled, or not in memory as a whole."""
     name = type(model).__name__
     for where, module in model.named_modules():
         compiled = isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
         if compiled or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
             raise UnsupportedModel(
-                f"{name} is compiled ({where or 'all of it'}), and a compiled forward pass takes no memories: give the model as it was before "
+                f"{name} is compiled ({where or 'all of it'}), and a compiled forward pass takes no memories: give "
+                "the model as it was before "
                 "torch.compile"
             )
     if not isinstance(model, PreTrainedModel):
@@ -265,12 +285,13 @@ def check_whole(model: PreTrainedModel) -> None:
     away = [where for where, tensor in model.named_parameters() if tensor.is_meta]
     if away:
         raise UnsupportedModel(
-            f"{name}: {len(away)} weights are not in memory ({away[0]}): they are offloaded to disk or CPU, or were never loaded. Load the "
+            f"{name}: {len(away)} weights are not in memory ({away[0]}): they are offloaded to disk or CPU, or were "
+            "never loaded. Load the "
             "model without device_map and offload_folder"
         )
 
 
-def check_calm(model: PreTrainedModel) -> None:
+def check_deterministic(model: PreTrainedModel) -> None:
     """Raise ModelError where a forward pass draws random numbers, so that no memory could be had twice."""
     for name, module in model.named_modules():
         if module.training:
@@ -278,14 +299,17 @@ def check_calm(model: PreTrainedModel) -> None:
             rates = [v for key, v in vars(module).items() if "dropout" in key or "jitter" in key]
             if rate or any(isinstance(v, float) and v for v in rates):
                 raise ModelError(
-                    f"{type(model).__name__} is in training mode with dropout ({name}), so that no memory is the same twice: call model.eval() first"
+                    f"{type(model).__name__} is in training mode with dropout ({name}), so that no memory is the "
+                    "same twice: call model.eval() first"
                 )
 
 
-def standing(model: torch.nn.Module, tokenizer: Any) -> int:
-    """A number that changes when weights are written or exchanged, adapters switched, modules compiled, hooked, set otherwise or to training, or the tokenizer changed.
+def state_mark(model: torch.nn.Module, tokenizer: Any) -> int:
+    """A number that changes when weights are written or exchanged, adapters switched, modules compiled, hooked, set
+    otherwise or to training, or the tokenizer changed.
 
-    Weights that were written past torch (numpy, ``.data``) are noticed by a few numbers of each. Takes some milliseconds; means nothing in another process.
+    Weights that were written past torch (numpy, ``.data``) are noticed by a few numbers of each. Takes some milliseconds;
+    means nothing in another process.
     """
     backend = tokenizer.backend_tokenizer
     found: list[Any] = [getattr(tokenizer, "chat_template", None), id(backend), backend.get_vocab_size(with_added_tokens=True)]

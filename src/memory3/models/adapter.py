@@ -2,9 +2,10 @@
 
     W' = W + (alpha / rank) B A
 
-The folder is peft's: ``adapter_config.json`` and ``adapter_model.safetensors``. It is merged into the weights when the model is loaded, so an adapted model
-is as fast as any other and its fingerprint is its own; without an adapter, the model is untouched. Reading needs no peft. A model's name may end in its adapter,
-``NAME+FOLDER``; so a bank knows both. Adapters that come with memory3 lie in ``adapters/`` beside this file and are named instead: ``NAME+ADAPTER``.
+The folder is peft's: ``adapter_config.json`` and ``adapter_model.safetensors``. It is merged into the weights when the
+model is loaded, so an adapted model is as fast as any other and its fingerprint is its own; without an adapter, the model
+is untouched. Reading needs no peft. A model's name may end in its adapter, ``NAME+FOLDER``; so a bank knows both.
+Adapters that come with memory3 lie in ``adapters/`` beside this file and are named instead: ``NAME+ADAPTER``.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def trained_config(name: str) -> MemoryConfig | None:
 
 
 def read_adapter(folder: str | Path) -> tuple[int, float, bool, dict[str, dict[str, torch.Tensor]]]:
-    """Rank, alpha, whether the scale is alpha over the root of the rank, and by module its halves ``A`` ``[rank, in]`` and ``B`` ``[out, rank]``, float32.
+    """Rank, alpha, whether the scale is alpha over the root of the rank, and by module its halves ``A`` ``[rank, in]``
+    and ``B`` ``[out, rank]``, float32.
 
     Raises:
         ModelError: no adapter there, or one of another kind than plain LoRA.
@@ -104,7 +106,8 @@ def read_adapter(folder: str | Path) -> tuple[int, float, bool, dict[str, dict[s
         rank, alpha = whole("r", config["r"], 1, _MOST_RANK), _alpha(config["lora_alpha"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise ModelError(
-            f"adapter {str(folder)!r} cannot be read ({error}): give a folder with adapter_config.json and adapter_model.safetensors"
+            f"adapter {str(folder)!r} cannot be read ({error}): give a folder with adapter_config.json and "
+            "adapter_model.safetensors"
         ) from error
     odd = [f"{name}={config[name]!r}" for name, plain in _PLAIN.items() if name in config and config[name] not in plain]
     pairs: dict[str, dict[str, torch.Tensor]] = {}
@@ -158,12 +161,14 @@ def merge_adapter(model: torch.nn.Module, folder: str | Path) -> None:
         change = (scale * (pair["B"] @ pair["A"])) if pair["A"].shape[:1] == pair["B"].shape[1:] else None
         if weight is None or change is None or weight.shape != change.shape:
             raise ModelError(
-                f"adapter {str(folder)!r} was made for another model: {name} is {'absent' if weight is None else tuple(weight.shape)} here"
+                f"adapter {str(folder)!r} was made for another model: {name} is "
+                f"{'absent' if weight is None else tuple(weight.shape)} here"
             )
         # A sum is finite only if all of its terms are, and takes one pass; it may overflow, and then they are looked at.
         if not bool(change.sum().isfinite()) and not bool(change.isfinite().all()):
             raise ModelError(
-                f"adapter {str(folder)!r} is damaged: what its tensors add to {name} is not finite. Copy it again, or train it anew"
+                f"adapter {str(folder)!r} is damaged: what its tensors add to {name} is not finite. Copy it again, "
+                "or train it anew"
             )
         if weight.dtype == change.dtype == torch.float32:
             weight.add_(change.to(weight.device))
@@ -181,7 +186,8 @@ def adapter_of(name: str) -> tuple[str, str]:
 
 
 def with_adapter(name: str, adapter: str | None) -> str:
-    """The name of a model with another adapter: one that memory3 ships, or a folder, made absolute. ``"none"``: without. None: as it is.
+    """The name of a model with another adapter: one that memory3 ships, or a folder, made absolute. ``"none"``: without.
+    None: as it is.
 
     Raises:
         ConfigError: neither.

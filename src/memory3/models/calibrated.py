@@ -1,4 +1,6 @@
-"""Where lies what was fitted to a model: in the cache folder, and for the default model beside this file, as it comes with memory3. Knows no content."""
+"""Where lies what was fitted to a model: in the cache folder, and for the default model beside this file, as it comes
+with memory3. Knows no content.
+"""
 
 from __future__ import annotations
 

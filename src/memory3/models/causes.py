@@ -45,7 +45,8 @@ def loading(what: str, name: str, where: str) -> Iterator[None]:
 
 
 def check_size(config: Path) -> None:
-    """Refuse a config that transformers would spend all memory on: it lists the kind of every layer. No file there: nothing to check.
+    """Refuse a config that transformers would spend all memory on: it lists the kind of every layer. No file there:
+    nothing to check.
 
     Raises:
         ModelError: with the count.
@@ -144,7 +145,8 @@ def _fault(folder: Path) -> str | None:
         pickles = sorted({path.name for pattern in _PICKLES for path in folder.glob(pattern)})
         if pickles:
             return (
-                f"{_listed(pickles)} is a pickle, which can run code and which memory3 never reads. Load the model once with transformers where you trust it, "
+                f"{_listed(pickles)} is a pickle, which can run code and which memory3 never reads. Load the model "
+                "once with transformers where you trust it, "
                 "and save it with save_pretrained, which writes safetensors"
             )
         return f"{folder} has no weights (model.safetensors). Is the download complete?"

@@ -1,7 +1,7 @@
 """One day for all chat templates: what prints today's date would change the prefix every day, and every memory with it.
 
-transformers gives templates a function ``strftime_now`` and lets nobody pass another. So a macro of that name is put in front of the template: it fills
-every directive of a format in for the one day.
+transformers gives templates a function ``strftime_now`` and lets nobody pass another. So a macro of that name is put in
+front of the template: it fills every directive of a format in for the one day.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def _macro() -> str:
     values = {f"%{letter}": _DAY.strftime(f"%{letter}") for letter in _DIRECTIVES}
     values |= {f"%-{letter}": values[f"%{letter}"].lstrip("0 ") or "0" for letter in "deHIjklmMSUVWyY"}
     filled = "".join(f"|replace({directive!r},{value!r})" for directive, value in values.items())
-    # Two percent signs are one, and what follows them is no directive. The last print keeps a line break that the template may begin with.
+    # Two percent signs are one, and what follows them is no directive. The last print keeps a line break that the
+    # template may begin with.
     return f"{{%- macro strftime_now(format) -%}}{{{{ format|replace('%%','\\0'){filled}|replace('\\0','%') }}}}{{%- endmacro %}}{{{{ '' }}}}"
 
 

@@ -1,10 +1,13 @@
 """Fingerprint: a hash of everything that can change a memory, so that a bank refuses the memories of another model.
 
-Covered: every weight from the embeddings to the last memory layer, RoPE angles, all config values but those shown to be harmless, what is active in
-the modules and not said by the config (adapters, quantised weights, hooks: `memory3.models.active`), tokenizer rules, the prefix and the repetition cue, the writing
-settings, and what a learned selector learned. Not covered: the layers above, the language head, reading settings.
+Covered: every weight from the embeddings to the last memory layer, RoPE angles, all config values but those shown to be
+    harmless, what is active in
+the modules and not said by the config (adapters, quantised weights, hooks: `memory3.models.active`), tokenizer rules, the
+prefix and the repetition cue, the writing settings, and what a learned selector learned. Not covered: the layers above,
+the language head, reading settings.
 
-Where config and modules add nothing to the weights and `ACTING`, which is so for a plain Llama, Mistral or Qwen, the fingerprint is that of releases which looked at these alone.
+Where config and modules add nothing to the weights and `ACTING`, which is so for a plain Llama, Mistral or Qwen, the
+fingerprint is that of releases which looked at these alone.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import xxhash
 from transformers import PreTrainedModel
 
 from memory3.config import MemoryConfig
-from memory3.models.active import acting, feed, layers_up_to, unsaid
+from memory3.models.active import active_settings, changed_since_built, feed, layers_up_to
 from memory3.models.frame import Frame
 from memory3.models.geometry import ModelGeometry
 from memory3.models.sizes import config_value
@@ -36,7 +39,9 @@ ACTING = (
 
 
 def whole_model(model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any, frame: Frame, config: MemoryConfig) -> str:
-    """As `fingerprint`, for what depends on the model, the prefix and the length of references, but on no choice of layers, pairs or numbers."""
+    """As `fingerprint`, for what depends on the model, the prefix and the length of references, but on no choice of
+    layers, pairs or numbers.
+    """
     plain = config.replace(layers="all", budget="all", selector="first", dtype="float32")
     return fingerprint(model, shape, tokenizer, frame, plain)
 
@@ -44,7 +49,8 @@ def whole_model(model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any, fr
 def fingerprint(
     model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any, frame: Frame, config: MemoryConfig, learned: str = ""
 ) -> str:
-    """32 hex digits. Equal for the same model loaded twice, different when a single weight below the last memory layer differs.
+    """32 hex digits. Equal for the same model loaded twice, different when a single weight below the last memory layer
+    differs.
 
     ``learned``: fingerprint of what the selector learned, where it learned something.
 
@@ -61,8 +67,8 @@ def fingerprint(
     windowed = len(shape.full_layers) < shape.num_layers
     more = {
         "learned": learned,
-        "acting": acting(text_config, ACTING, windowed=windowed),
-        "unsaid": unsaid(model, shape, last),
+        "acting": active_settings(text_config, ACTING, windowed=windowed),
+        "unsaid": changed_since_built(model, shape, last),
     }
     rules = {
         "config": {name: config_value(text_config, name) for name in ACTING},

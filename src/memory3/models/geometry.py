@@ -1,6 +1,8 @@
-"""What memory3 must know of a causal language model: its sizes, which layers see the whole context, and how each layer rotates its keys.
+"""What memory3 must know of a causal language model: its sizes, which layers see the whole context, and how each layer
+rotates its keys.
 
-Looked for in the model itself, by what its attention is given in a pass of a few tokens, and not read off a config that may say otherwise.
+Looked for in the model itself, by what its attention is given in a pass of a few tokens, and not read off a config that
+may say otherwise.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ STATIC_ROPE = ("default", "linear", "llama3", "yarn", "proportional")
 
 
 class ModelGeometry:
-    """What memory3 must know of a causal language model, looked for when made: sizes and rotations are those of a pass of one token.
+    """What memory3 must know of a causal language model, looked for when made: sizes and rotations are those of a pass of
+    one token.
 
     Attributes:
         base: the transformer without its language head.
@@ -58,7 +61,8 @@ class ModelGeometry:
         odd = {i: tuple(x.shape[1::2]) for i in self.full_layers for x in seen[i][1:3] if x.shape != key.shape}
         if odd:
             raise UnsupportedModel(
-                f"{self.name}: keys and values of all layers must be {self.kv_heads} heads of {self.head_dim} numbers, some are "
+                f"{self.name}: keys and values of all layers must be {self.kv_heads} heads of {self.head_dim} "
+                "numbers, some are "
                 f"{next(iter(odd.values()))} (layer {next(iter(odd))}); memories have one shape"
             )
         self.angles = self._rotations({i: seen[i][1][:, :, 0] for i in seen}, positions, candidates)
@@ -71,7 +75,8 @@ class ModelGeometry:
         for kind in (one.get("rope_type", "default") for one in each):
             if kind not in STATIC_ROPE:
                 raise UnsupportedModel(
-                    f"{self.name} uses RoPE of type {kind!r}, whose angles change with the length of the text; stored keys would be "
+                    f"{self.name} uses RoPE of type {kind!r}, whose angles change with the length of the text; "
+                    "stored keys would be "
                     f"wrong. Supported: {', '.join(STATIC_ROPE)}. Set config.rope_parameters accordingly."
                 )
 
@@ -84,15 +89,18 @@ class ModelGeometry:
         if foreign:
             where = [i for i, k in enumerate(kinds) if k in foreign]
             raise UnsupportedModel(
-                f"{self.name}: layers {where} are {', '.join(foreign)}, which keep no keys and values that a prefix could be read from"
+                f"{self.name}: layers {where} are {', '.join(foreign)}, which keep no keys and values that a prefix "
+                "could be read from"
             )
         full = tuple(i for i, k in enumerate(kinds) if k == "full_attention")
         if 2 * len(full) <= self.num_layers:
             how_many = f"{self.num_layers - len(full)} of" if full else "all"
             raise UnsupportedModel(
                 f"{self.name}: {how_many} {self.num_layers} layers attend within a window "
-                f"(sliding_window={config_value(config, 'sliding_window')}) and cannot hold memories, so that it would not read them as it reads text; "
-                "memories need full attention in most layers. If your texts are shorter than the window, load the model with config.sliding_window=None."
+                f"(sliding_window={config_value(config, 'sliding_window')}) and cannot hold memories, so that it "
+                "would not read them as it reads text; "
+                "memories need full attention in most layers. If your texts are shorter than the window, load the "
+                "model with config.sliding_window=None."
             )
         return full
 
@@ -125,7 +133,8 @@ class ModelGeometry:
             raise
         except Exception as error:  # the model's own code: whatever it raises, say whose it is
             raise UnsupportedModel(
-                f"{self.name} cannot read {tokens.shape[1]} token(s) ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+                f"{self.name} cannot read {tokens.shape[1]} token(s) ({type(error).__name__}: "
+                f"{(str(error).splitlines() or [''])[0]})"
             ) from error
         silent = sorted(set(range(self.num_layers)) - set(reader.layers))
         if silent:
@@ -138,19 +147,23 @@ class ModelGeometry:
     def _rotations(
         self, keys: Mapping[int, torch.Tensor], positions: Sequence[int], candidates: Sequence[torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
-        """By what angles each layer turns its keys, ``[P, H, d]`` of one token at P positions. Rotation is a layer's property: some have none."""
+        """By what angles each layer turns its keys, ``[P, H, d]`` of one token at P positions. Rotation is a layer's
+        property: some have none.
+        """
         tolerance = 1e-3 if torch.finfo(keys[0].dtype).bits >= 32 else 0.02
         still = candidates[0].new_zeros(0)
         found = {i: find_rotation(key, positions, [*candidates, still], tolerance) for i, key in keys.items()}
         foreign = sorted(i for i, angles in found.items() if angles is None)
         if foreign:
             raise UnsupportedModel(
-                f"{self.name} rotates keys by another convention than Llama's in layers {foreign}; its memories could not be moved"
+                f"{self.name} rotates keys by another convention than Llama's in layers {foreign}; its memories "
+                "could not be moved"
             )
         return tuple(angles for _, angles in sorted(found.items()) if angles is not None)
 
     def windows(self, model: PreTrainedModel, length: int) -> dict[int, torch.Tensor]:
-        """For each layer that attends within a window: bool ``[length or more, length or more]``, which places a token at each place sees.
+        """For each layer that attends within a window: bool ``[length or more, length or more]``, which places a token at
+        each place sees.
 
         Measured on the model's own masks, whatever kind they are, and kept; layers with the same window share one tensor.
         """

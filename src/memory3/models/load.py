@@ -1,7 +1,7 @@
 """Load a causal language model and its tokenizer: by catalogue name, hub id or path.
 
-A model is data from elsewhere. Code of its folder is never run, weights are read from safetensors alone, and a checkpoint that fills only a part of the model is
-refused: transformers would draw the rest at random.
+A model is data from elsewhere. Code of its folder is never run, weights are read from safetensors alone, and a checkpoint
+that fills only a part of the model is refused: transformers would draw the rest at random.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ def load_model(
         kwargs: passed to ``AutoModelForCausalLM.from_pretrained``.
 
     Raises:
-        ModelError: an unknown ``dtype`` or ``device``; not found, damaged or incomplete, not a causal language model, quantised by a package that is not
-            installed, in need of its own code or of pickled weights, or without a fast tokenizer.
+        ModelError: an unknown ``dtype`` or ``device``; not found, damaged or incomplete, not a causal language model,
+            quantised by a package that is not installed, in need of its own code or of pickled weights, or without a fast
+            tokenizer.
     """
     kwargs = _safe(kwargs)
     device = check_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -52,7 +53,8 @@ def load_model(
     quantised = getattr(config, "quantization_config", None)
     if quantised and quantised.get("quant_method") and not AutoHfQuantizer.supports_quant_method(quantised):
         raise ModelError(
-            f"model {name!r} is quantised by {quantised['quant_method']!r}, which transformers does not know and would read as plain numbers"
+            f"model {name!r} is quantised by {quantised['quant_method']!r}, which transformers does not know and "
+            "would read as plain numbers"
         )
     tokenizer = load_tokenizer(name)
     from_pretrained: Any = AutoModelForCausalLM.from_pretrained  # its types know nothing of `output_loading_info`
@@ -70,7 +72,8 @@ def load_model(
     ]
     if surplus:
         raise ModelError(
-            f"model {name!r} has weights for {missing_weights(surplus)}, which config.json (num_hidden_layers) knows nothing of: mend config.json"
+            f"model {name!r} has weights for {missing_weights(surplus)}, which config.json (num_hidden_layers) knows "
+            "nothing of: mend config.json"
         )
     _check_vocabulary(name, model, tokenizer)
     if adapter:
@@ -147,5 +150,6 @@ def _check_vocabulary(name: str, model: Any, tokenizer: Any) -> None:
     rows = model.get_input_embeddings().weight.shape[0]
     if highest >= rows:
         raise ModelError(
-            f"the tokenizer of model {name!r} has tokens up to {highest}, the model {rows} embeddings: is it another model's tokenizer?"
+            f"the tokenizer of model {name!r} has tokens up to {highest}, the model {rows} embeddings: is it another "
+            "model's tokenizer?"
         )

@@ -37,7 +37,8 @@ def from_scratch(shape: str, tokenizer: str, *, seed: int = 0) -> tuple[Any, Any
     tokens, sizes = load_tokenizer(tokenizer), SHAPES[shape]
     if len(tokens) > sizes.vocabulary:
         raise ConfigError(
-            f"the tokenizer of {tokenizer} has {len(tokens)} tokens, the shape {shape} {sizes.vocabulary}: choose another of them"
+            f"the tokenizer of {tokenizer} has {len(tokens)} tokens, the shape {shape} {sizes.vocabulary}: choose "
+            "another of them"
         )
     config = LlamaConfig(
         num_hidden_layers=sizes.layers,

@@ -1,7 +1,8 @@
-"""`ModelSizes`: the sizes of a language model that its costs follow from. Read from a config alone; no weights are loaded or fetched.
+"""`ModelSizes`: the sizes of a language model that its costs follow from. Read from a config alone; no weights are loaded
+or fetched.
 
-Symbols as in arXiv 2407.01178, appendix A, in brackets: layers (L), heads (H), KV heads (Hkv), head dimension (dh), hidden width (d), MLP
-width (W), vocabulary.
+Symbols as in arXiv 2407.01178, appendix A, in brackets: layers (L), heads (H), KV heads (Hkv), head dimension (dh),
+hidden width (d), MLP width (W), vocabulary.
 """
 
 from __future__ import annotations
@@ -98,8 +99,9 @@ class ModelSizes:
         return full
 
 
-#: Known without a look at any file: the paper's model (section 3.4), that of its ablation (0.92 billion weights in 40 blocks of 32 heads of 64; 8 KV heads and an
-#: MLP as wide as the model, as in the large one, give that number), three of the same kind for small experiments (the numbers in their names leave out the vocabulary), and the catalogue's.
+#: Known without a look at any file: the paper's model (section 3.4), that of its ablation (0.92 billion weights in 40
+#: blocks of 32 heads of 64; 8 KV heads and an MLP as wide as the model, as in the large one, give that number), three of
+#: the same kind for small experiments (the numbers in their names leave out the vocabulary), and the catalogue's.
 SHAPES: Mapping[str, ModelSizes] = {
     PAPER_MODEL: ModelSizes(44, 40, 8, 80, 3200, 3200, 60416),
     "memory3-0.92b": ModelSizes(40, 32, 8, 64, 2048, 2048, 60416),
@@ -111,7 +113,8 @@ SHAPES: Mapping[str, ModelSizes] = {
 
 
 def sizes_of(name: str) -> ModelSizes:
-    """The shape of a model by name of `SHAPES`, hub id or local folder; an adapter behind a ``+`` changes none. At most a config of a few kilobytes is fetched.
+    """The shape of a model by name of `SHAPES`, hub id or local folder; an adapter behind a ``+`` changes none. At most a
+    config of a few kilobytes is fetched.
 
     Raises:
         ModelError: no config can be found under this name.
@@ -143,7 +146,9 @@ def _read_config(name: str) -> Any:
 
 
 def config_value(config: Any, name: str, otherwise: Any = None) -> Any:
-    """A value of a model's config; ``otherwise`` where it has none, or one for each kind of layer and so none for all (Gemma 4)."""
+    """A value of a model's config; ``otherwise`` where it has none, or one for each kind of layer and so none for all
+    (Gemma 4).
+    """
     try:
         return getattr(config, name, otherwise)
     except RuntimeError:

@@ -1,8 +1,10 @@
-"""The chunk clock: which tokens of a prompt read the same memories, and by which text those are looked up (arXiv 2407.01178, section 3.2).
+"""The chunk clock: which tokens of a prompt read the same memories, and by which text those are looked up (arXiv
+2407.01178, section 3.2).
 
-A prompt behind its memories is cut every 64 tokens; a chunk is looked up by its own text. The last chunk, when shorter, is looked up by the last 64 tokens
-of the prompt, so that a question of 70 tokens is not answered from its last six. Tokens that are scored as an answer read what they would while being
-decoded: the first 64 what the prompt's last chunk reads, the next what the 64 before them find.
+A prompt behind its memories is cut every 64 tokens; a chunk is looked up by its own text. The last chunk, when shorter,
+is looked up by the last 64 tokens of the prompt, so that a question of 70 tokens is not answered from its last six.
+Tokens that are scored as an answer read what they would while being decoded: the first 64 what the prompt's last chunk
+reads, the next what the 64 before them find.
 
 Knows token counts; nothing of models, banks or memories.
 """

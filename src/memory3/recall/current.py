@@ -1,9 +1,11 @@
 """Whom the forward passes of a thread belong to.
 
-A recall is entered by ``with``; passes of the same thread (or task: it is a context variable) belong to what was entered last. State lives in the recall, so
-several may be open on one model: in threads beside one another, within one another, or entered by turns for a pass each.
+A recall is entered by ``with``; passes of the same thread (or task: it is a context variable) belong to what was entered
+last. State lives in the recall, so several may be open on one model: in threads beside one another, within one another,
+or entered by turns for a pass each.
 
-The model has one hook, which stays: hooks that came and went would be in the way of passes of other threads. It does nothing while nobody has entered.
+The model has one hook, which stays: hooks that came and went would be in the way of passes of other threads. It does
+nothing while nobody has entered.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class Nobody:
 #: What was entered, innermost last: a model's transformer without its language head, and whom its passes belong to.
 _entered: ContextVar[tuple[tuple[torch.nn.Module, Owner], ...]] = ContextVar("memory3_entered", default=())
 _guard = threading.Lock()
-#: By the identity of a transformer: how many blocks of any thread are open. Such a block holds the transformer, so it stays the same.
+#: By the identity of a transformer: how many blocks of any thread are open. Such a block holds the transformer, so it
+#: stays the same.
 _open: Counter[int] = Counter()
 
 
@@ -81,7 +84,8 @@ def _ask_owner(base: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     whom = next((whom for model, whom in reversed(_entered.get()) if model is base), None)
     if whom is None:
         raise RecallError(
-            "this thread runs a model in which another thread is recalling: enter the recall in the thread that generates, or use "
+            "this thread runs a model in which another thread is recalling: enter the recall in the thread that "
+            "generates, or use "
             "Memory3.generate"
         )
     return whom.before_forward(args, kwargs)

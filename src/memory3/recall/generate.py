@@ -1,11 +1,13 @@
-"""Recall inside plain ``model.generate()`` of transformers: the adapter that drives the memories of a batch of requests, and the exact twin of other engines.
+"""Recall inside plain ``model.generate()`` of transformers: the adapter that drives the memories of a batch of requests,
+and the exact twin of other engines.
 
     with m3.recall(bank) as recall:
         m3.model.generate(...)          # plain transformers
 
-A pre-hook on the model tells every request (`memory3.recall.request`) which of its tokens come next, looks up what it wants, moves the positions of the
-tokens behind the memories and hands the attention its reader. Memories never enter the `Cache`. All state is the recall's: several may be open on one model, in
-threads beside one another or entered by turns, a forward pass each.
+A pre-hook on the model tells every request (`memory3.recall.request`) which of its tokens come next, looks up what it
+wants, moves the positions of the tokens behind the memories and hands the attention its reader. Memories never enter the
+`Cache`. All state is the recall's: several may be open on one model, in threads beside one another or entered by turns, a
+forward pass each.
 
 Knows banks through `MemorySource` and nothing of answers.
 """
@@ -119,12 +121,15 @@ class Recall:
         return len(self.requests)
 
     def shares(self, row: int = 0) -> list[tuple[str, float, float]]:
-        """What the last answer of a row was read from: (reference id, share of attention 0..1, retrieval score), largest first."""
+        """What the last answer of a row was read from: (reference id, share of attention 0..1, retrieval score), largest
+        first.
+        """
         self._settle()
         return self.requests[row].shares() if 0 <= row < len(self.requests) else []
 
     def attention(self, row: int = 0) -> float:
-        """Share of its attention that the last answer of a row paid to its references, 0 to 1, over the heads of the memory layers and the answer's tokens.
+        """Share of its attention that the last answer of a row paid to its references, 0 to 1, over the heads of the
+        memory layers and the answer's tokens.
 
         In a batch, tokens count that a row was padded with after its end.
         """
@@ -137,7 +142,8 @@ class Recall:
         """Positions and reader of one pass; see `memory3.recall.current.Owner`.
 
         Raises:
-            RecallError: a pass that cannot be followed: without token ids, of a cache that is not known here, with a mask of another kind.
+            RecallError: a pass that cannot be followed: without token ids, of a cache that is not known here, with a mask
+                of another kind.
         """
         kwargs = {**dict(zip(_FORWARD, args, strict=False)), **kwargs}
         cache = kwargs.get("past_key_values")
@@ -152,18 +158,21 @@ class Recall:
         past = self._past(cache)
         mask = kwargs.get("attention_mask")
         if mask is None:
-            # Without a mask, transformers takes the gap in our positions for two packed sequences and hides one from the other.
+            # Without a mask, transformers takes the gap in our positions for two packed sequences and hides one from the
+            # other.
             mask = torch.ones(rows, past + new, dtype=torch.int64, device=ids.device)
         elif mask.ndim != 2 or mask.shape[1] != past + new:
             raise RecallError(
-                f"recall needs the two-dimensional attention mask of all {past + new} tokens, not one of shape {tuple(mask.shape)}"
+                f"recall needs the two-dimensional attention mask of all {past + new} tokens, not one of shape "
+                f"{tuple(mask.shape)}"
             )
         if past == 0:
             self._begin(rows)
             self._cache, self._length = None if cache is None else ref(cache), 0
         elif len(self.requests) != rows or past != self._length or (self._cache is not None and self._cache() is not cache):
             raise RecallError(
-                f"{past} tokens of {rows} rows are in the cache that recall has not seen: start the generation inside `with recall`, without "
+                f"{past} tokens of {rows} rows are in the cache that recall has not seen: start the generation "
+                "inside `with recall`, without "
                 "past_key_values of another, and finish one prompt before the next"
             )
         self._length += new

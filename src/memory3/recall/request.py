@@ -1,16 +1,19 @@
 """The memory of one request: its clock, what its tokens read, where that lies, and how much it was looked at.
 
-Knows no engine, no model and no bank: whoever runs forward passes asks it before each of them, and tells it what was found and what was looked at.
+Knows no engine, no model and no bank: whoever runs forward passes asks it before each of them, and tells it what was
+found and what was looked at.
 
     request.feed(tokens)            the request's tokens of the next pass
     request.lookups                 what has to be found first
     request.receive(hits)           what was found
     request.chunks, .reading        which tokens read which references
 
-The clock. The prompt behind the place of the memories is cut into chunks of 64 tokens (`memory3.recall.chunks`); each reads the references nearest to its
-text. The first 64 decoded tokens inherit what the last prompt chunk reads; then every 64 decoded tokens are the query for the next 64.
+The clock. The prompt behind the place of the memories is cut into chunks of 64 tokens (`memory3.recall.chunks`); each
+reads the references nearest to its text. The first 64 decoded tokens inherit what the last prompt chunk reads; then every
+64 decoded tokens are the query for the next 64.
 
-Positions. Memories lie behind the prefix that they were encoded behind; what follows them in the prompt moves back to make room.
+Positions. Memories lie behind the prefix that they were encoded behind; what follows them in the prompt moves back to
+make room.
 """
 
 from __future__ import annotations
@@ -59,7 +62,9 @@ class ReadChunk:
 
 @dataclass
 class _Wanted:
-    """A chunk whose references are not known yet. ``query``: the text it is looked up by; "": it reads what the chunk before it reads."""
+    """A chunk whose references are not known yet. ``query``: the text it is looked up by; "": it reads what the chunk
+    before it reads.
+    """
 
     start: int
     end: int
@@ -104,7 +109,8 @@ class RequestMemory:
             room: positions that memories take (the paper: 128).
             text_of: the text of tokens.
             prompt: all tokens of the prompt, when they will be fed in several passes: a chunk is looked up by all of its text.
-            answer_tokens: how many of the last tokens of ``prompt`` are an answer to be scored: they read what they would if they were being decoded.
+            answer_tokens: how many of the last tokens of ``prompt`` are an answer to be scored: they read what they would
+                if they were being decoded.
         """
         if chunk_length < 1:
             raise ConfigError(f"recall every {chunk_length} tokens: give at least 1")
@@ -209,7 +215,9 @@ class RequestMemory:
         return True
 
     def lie_at(self, origin: int) -> None:
-        """Fix where memories lie: where the first token behind them would have been, ``origin`` being the position of the request's first token."""
+        """Fix where memories lie: where the first token behind them would have been, ``origin`` being the position of the
+        request's first token.
+        """
         self.moved = self.place.moved(len(self._frame.prefix), origin)
 
     # ---- after a forward pass ----------------------------------------------------------------------------------------

@@ -34,7 +34,9 @@ _Source = TypeVar("_Source")
 
 
 class MemorySource(Protocol):
-    """What recall needs of a bank. One that changes while it is read has a method ``pin`` besides, which gives a source that does not."""
+    """What recall needs of a bank. One that changes while it is read has a method ``pin`` besides, which gives a source
+    that does not.
+    """
 
     def search(self, queries: Sequence[str], k: int, where: Mapping[str, Any] | None = None) -> Sequence[Sequence[Hit]]:
         """The k nearest references of each query, most similar first."""
