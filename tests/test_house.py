@@ -198,6 +198,16 @@ OWN_WORDS = {
 }
 
 
+#: Words that were ours, and the field's for them. Names of files, classes and functions no longer have them.
+RETIRED_WORDS = {
+    "beginning": "prefix",
+    "foretold": "predicted",
+    "foretelling": "prediction",
+    "blanks": "cloze",
+    "keeping": "retention",
+}
+
+
 def test_our_words_are_defined_in_the_documentation():
     """Each with a definition of one or two sentences, and the nearest word of the field."""
     page = (SOURCE.parents[1] / "docs" / "words.md").read_text(encoding="utf-8").split("## Renamed")[0]
@@ -206,6 +216,15 @@ def test_our_words_are_defined_in_the_documentation():
     for word, definition, nearest in rows:
         assert 1 <= len(re.findall(r"[.?](?: |$)", definition)) <= 3, f"{word}: say it in one or two sentences"
         assert nearest, f"{word}: what does the field call it?"
+
+
+def test_retired_words_do_not_come_back_as_names():
+    for module in FILES:
+        names = {module.rpartition(".")[2]}
+        names |= {node.name for node in ast.walk(tree(module)) if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+        for word, field in RETIRED_WORDS.items():
+            found = {name for name in names if word in re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower().split("_")}
+            assert not found, f"{module}: {', '.join(found)}: the field's word is {field}"
 
 
 IMPORT_EVERYTHING = """
