@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from test_cli import _stand_in, bank, docs, error, run, run_json  # noqa: F401 (fixtures)
+from command_line import _stand_in, docs_folder, error, run, run_json, written_bank  # noqa: F401 (fixtures)
 
 from memory3.bank import Bank
 from memory3.cli.plan.views import binary, digits
