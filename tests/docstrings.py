@@ -21,6 +21,12 @@ def parameters(node: Function, *, method: bool) -> list[str]:
     return [n for n in (plain[1:] if method and not static else plain) + [a.arg for a in node.args.kwonlyargs] if n[0] != "_"]
 
 
+def inherits(node: Function) -> bool:
+    """Whether another docstring says it all: of what is overridden, or of the function that has these overloads."""
+    marks = {getattr(d, "id", "") for d in node.decorator_list}
+    return "overload" in marks or ("override" in marks and ast.get_docstring(node) is None)
+
+
 def public(path: Path) -> Iterator[tuple[str, Function | ast.ClassDef, bool]]:
     """Public functions, classes and methods of a file: name, node, and whether it is a method."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -28,7 +34,7 @@ def public(path: Path) -> Iterator[tuple[str, Function | ast.ClassDef, bool]]:
             yield node.name, node, False
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             for part in node.body:
-                if isinstance(part, Function) and not part.name.startswith("_"):
+                if isinstance(part, Function) and not part.name.startswith("_") and not inherits(part):
                     yield f"{node.name}.{part.name}", part, True
 
 
@@ -39,15 +45,20 @@ def documented(node: Function, names: list[str]) -> bool:
 
 
 def points_elsewhere(node: ast.AST) -> bool:
-    """Whether a docstring is nothing but 'See ...' or 'As ...'."""
+    """Whether a docstring is nothing but one short sentence that begins with 'See' or 'As'."""
     text = " ".join((ast.get_docstring(node) or "").split())  # type: ignore[arg-type]
-    return bool(re.fullmatch(r"(See|As) [^.]*\.?", text)) and len(text) < 100
+    return bool(re.match(r"(See|As) ", text)) and ". " not in text and len(text) < 100
 
 
-def survey(folder: Path) -> tuple[list[str], list[str], int]:
-    """Places whose parameters are not documented, places that point elsewhere, and how many functions have two parameters or more."""
+def survey(folder: Path, without: str = "cli") -> tuple[list[str], list[str], int]:
+    """Places whose parameters are not documented, places that point elsewhere, and how many functions have two parameters or more.
+
+    Commands, in the folder ``without``, document each option in its own help.
+    """
     missing, pointing, total = [], [], 0
     for path in sorted(folder.rglob("*.py")):
+        if path.relative_to(folder).parts[0] == without:
+            continue
         for name, node, method in public(path):
             place = f"{path.relative_to(folder)}:{node.lineno} {name}"
             if points_elsewhere(node):

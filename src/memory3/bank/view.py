@@ -68,7 +68,16 @@ class BankView:
         self._recalls = recalls
 
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
-        """As `Bank.search`."""
+        """The ``k`` nearest references of each query, best first, in the version of the bank that this view holds.
+
+        Args:
+            queries: texts.
+            k: hits per query at most.
+            where: metadata that references must have; None: any.
+
+        Raises:
+            BankError: the bank cannot be read; BankCorrupt where its files are damaged.
+        """
         if k <= 0 or not len(self) or not queries:
             return [[] for _ in queries]
         vectors = self._embed(queries)
@@ -77,7 +86,16 @@ class BankView:
     def memories(
         self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
     ) -> list[Memory]:
-        """As `Bank.memories`."""
+        """The memories of references, in order; lazy ones are encoded. Each counts as recalled.
+
+        Args:
+            reference_ids: of this version.
+            use_cache: keep what is read in RAM, and take from there what is.
+            device: where keys and values are made; None: the CPU.
+
+        Raises:
+            BankCorrupt: a row is damaged.
+        """
         self._recalls.add(set(reference_ids))
         read = self._reader.memories
         return self._reading(lambda: read(reference_ids, self._records, device=device, use_cache=use_cache))
