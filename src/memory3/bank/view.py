@@ -101,23 +101,23 @@ class BankView:
         return self._reading(lambda: read(reference_ids, self._records, device=device, use_cache=use_cache))
 
     def records(self, reference_ids: Sequence[str]) -> list[MemoryRecord]:
-        """As `Bank.records`."""
+        """The packed memories of references, in order; lazy ones are encoded. Each counts as recalled."""
         self._recalls.add(set(reference_ids))
         found = self._reading(lambda: self._records(list(dict.fromkeys(reference_ids))))
         by_id = {record.reference_id: record for record in found}
         return [by_id[id_] for id_ in reference_ids]
 
     def references(self, reference_ids: Sequence[str]) -> list[Reference]:
-        """As `Bank.references`."""
+        """References with their texts, in order. Nothing counts as recalled."""
         found = self._reading(lambda: read_references(self.snapshot, list(dict.fromkeys(reference_ids))))
         return [found[id_] for id_ in reference_ids]
 
     def count(self, where: Where | None = None) -> int:
-        """As `Bank.count`."""
+        """How many references have the metadata ``where``; all without it."""
         return self._reading(lambda: self.snapshot.count(where))
 
     def metadata(self) -> dict[str, list[Scalar]]:
-        """As `Bank.metadata`."""
+        """Every metadata key of this version with its values."""
         return untagged(self._reading(self.snapshot.tags))
 
     def __len__(self) -> int:
