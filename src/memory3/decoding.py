@@ -48,6 +48,11 @@ def decoding(
     The model's own settings fill in what is left open, but do not switch on sampling or a static cache, which recall cannot
     follow.
 
+    Args:
+        model: whose ``generation_config`` fills in.
+        max_new_tokens: length of an answer at most; None: what the settings say, else 128.
+        options: as `Memory3.generate` was given them.
+
     Raises:
         ConfigError: an option that transformers does not know, a value it refuses, or one that would run code of a model's
             folder.

@@ -71,12 +71,22 @@ def documents(*, everything: bool = False) -> list[Document]:
 
 
 def bank_folder(m3: Memory3, *, everything: bool = False) -> Path:
-    """Where the demo keeps its bank: one for each model with its settings, so that a change of either does not get in the way."""
+    """Where the demo keeps its bank: one for each model with its settings, so that a change of either does not get in the way.
+
+    Args:
+        m3: the model with its settings.
+        everything: all topics, or the few of the short demo.
+    """
     return cache_dir() / "demo" / f"{'all' if everything else 'part'}-{m3.fingerprint[:16]}"
 
 
 def ask_all(m3: Memory3, bank: Bank) -> Iterator[DemoAnswer]:
-    """Each question in each mode."""
+    """Each question in each mode.
+
+    Args:
+        m3: answers.
+        bank: where it looks.
+    """
     for question in QUESTIONS:
         for mode in MODES:
             answer = m3.generate(question, bank=bank, mode=mode, max_new_tokens=MAX_NEW_TOKENS)

@@ -55,7 +55,15 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def read_bounded(path: Path, limit: int = SMALL_BYTES) -> bytes:
-    """The bytes of a regular file that is no link and has at most ``limit`` bytes. Never waits for a pipe. Raises OSError."""
+    """The bytes of a regular file that is no link. Never waits for a pipe.
+
+    Args:
+        path: of the file.
+        limit: bytes it may have.
+
+    Raises:
+        OSError: it cannot be read; UnsafeFile: it is no such file, or has more bytes.
+    """
     handle = _open(path, os.O_RDONLY)
     with os.fdopen(handle, "rb") as file:
         data = file.read(limit + 1)
@@ -68,6 +76,10 @@ def append(path: Path, content: str) -> int:
     """Add text to the end of a regular file that is no link, made if missing. Returns its size. Raises OSError.
 
     A file of several names (hard links) is replaced by its longer copy, so that none of the others changes.
+
+    Args:
+        path: of the file.
+        content: written in UTF-8.
     """
     handle = _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     with os.fdopen(handle, "ab") as file:
@@ -97,7 +109,12 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path, limit: int = SMALL_BYTES) -> Any:
-    """`parse_json` of a file, `read_bounded`. Raises OSError and ValueError."""
+    """`parse_json` of a file, `read_bounded`. Raises OSError and ValueError.
+
+    Args:
+        path: of the file.
+        limit: bytes it may have.
+    """
     return parse_json(read_bounded(path, limit))
 
 

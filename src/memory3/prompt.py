@@ -314,7 +314,12 @@ class PromptBuilder:
 
 
 def left_padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
-    """Rows of different lengths as one tensor, int64 ``[B, T]``, each with ``value`` in front of it."""
+    """Rows of different lengths as one tensor, int64 ``[B, T]``, each with ``value`` in front of it.
+
+    Args:
+        rows: token ids; at least one row.
+        value: what stands in front.
+    """
     width = max(map(len, rows))
     padded = [[value] * (width - len(row)) + list(row) for row in rows]
     return torch.tensor(padded, dtype=torch.int64).reshape(len(rows), width)

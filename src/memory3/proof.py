@@ -76,7 +76,20 @@ class Proof:
 
 
 def proven(model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any, fingerprint: str) -> Proof:
-    """As `prove`, once for each fingerprint on this machine: kept in the process and in the cache folder, ``proofs/``."""
+    """What `prove` found, asked once for each fingerprint on this machine.
+
+    It is kept in the process and in the cache folder, ``proofs/``.
+
+    Args:
+        model: the model in memory.
+        shape: its geometry.
+        tokenizer: its tokenizer.
+        fingerprint: of the model with its settings.
+
+    Raises:
+        UnsupportedModel: memories and their text are read differently.
+        ModelError: what the model computes is not finite.
+    """
     device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type
     versions = [version(name) for name in ("memory3", "transformers", "torch")]
     what = [VERSION, fingerprint, *versions, str(model.dtype), device, str(model.config._attn_implementation)]
@@ -97,6 +110,11 @@ def proven(model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any, fingerp
 @torch.no_grad()
 def prove(model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any) -> Proof:
     """Read memories and the same text with this model, and compare.
+
+    Args:
+        model: the model in memory.
+        shape: its geometry.
+        tokenizer: its tokenizer.
 
     Raises:
         UnsupportedModel: they differ by more than rounding; the message has the figures.

@@ -81,11 +81,23 @@ class RecallCounts:
         self.log_weights: dict[str, float] = {}
 
     def add(self, name: str, now: float, recalls: int = 1) -> None:
-        """Count recalls of one moment."""
+        """Count recalls of one moment.
+
+        Args:
+            name: what was recalled.
+            now: the moment, in the unit of `half_life`.
+            recalls: how many.
+        """
         self.merge(name, recalls, now / self.half_life + math.log2(recalls))
 
     def merge(self, name: str, recalls: int, log_weight: float) -> None:
-        """Count recalls whose weight is known."""
+        """Count recalls whose weight is known.
+
+        Args:
+            name: what was recalled.
+            recalls: how many.
+            log_weight: log2 of their weight, see the module.
+        """
         self.recalls[name] = self.recalls.get(name, 0) + recalls
         before = self.log_weights.get(name, -math.inf)
         high, low = max(before, log_weight), min(before, log_weight)
@@ -112,14 +124,24 @@ class Retention:
         self._dropped: dict[str, int] = {}  # recalls at that time: whatever was dropped must earn its place anew
 
     def wants(self, name: str, counts: RecallCounts) -> bool:
-        """Is the memory of this lazy reference to be stored, its present recall being counted?"""
+        """Is the memory of this lazy reference to be stored, its present recall being counted?
+
+        Args:
+            name: the reference.
+            counts: of all recalls so far.
+        """
         recalls = counts.recalls.get(name, 0) - self._dropped.get(name, 0)
         if recalls < self.policy.after or self.capacity == 0:
             return False
         return self.capacity is None or counts.log_weight(name) > self.floor
 
     def surplus(self, stored: Iterable[str], counts: RecallCounts) -> list[str]:
-        """The memories to drop, those wanted least first, so that the others fit into the budget; none while all do."""
+        """The memories to drop, those wanted least first, so that the others fit into the budget; none while all do.
+
+        Args:
+            stored: names of the memories that are stored.
+            counts: of all recalls so far.
+        """
         names = list(stored)
         if self.capacity is None or len(names) <= self.capacity:
             return []

@@ -95,7 +95,12 @@ class Memories(Protocol):
     """What scoring needs of a bank."""
 
     def memories(self, reference_ids: Sequence[str], *, device: torch.device | str | None = None) -> Sequence[Memory]:
-        """Their memories, in order; made on ``device`` where they have to be decoded."""
+        """Their memories, in order; made on ``device`` where they have to be decoded.
+
+        Args:
+            reference_ids: in any order.
+            device: None: the CPU.
+        """
 
 
 class Scorer:

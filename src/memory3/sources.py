@@ -23,6 +23,10 @@ def same_source(source: str, origin: str, other_source: str, other_origin: str) 
 
     Files are compared by their absolute paths, as named or with links resolved. A relative path whose folder nobody knows,
     from a bank written before origins were kept, is the end of the other path.
+
+    Args:
+        source, other_source: of each document as it was named; empty: not named.
+        origin, other_origin: the file's absolute path, or empty.
     """
     if not source or not other_source:
         return True
@@ -49,13 +53,25 @@ class Unread:
         return len(self._ids)
 
     def add(self, path: str | Path, document_id: str, reason: str) -> None:
-        """A file or folder, and the id that its document, or the beginning of the ids of its documents, would have."""
+        """Remember a file or folder that could not be read.
+
+        Args:
+            path: of a file or folder.
+            document_id: the id that its document, or the beginning of the ids of its documents, would have.
+            reason: why it could not be read.
+        """
         for spelling in (os.path.normpath(path), origin_of(path), os.path.realpath(path)):
             self._paths.setdefault(spelling, reason)
         self._ids.setdefault(document_id, reason)
 
     def reason(self, document_id: str, source: str, origin: str) -> str | None:
-        """Why a document may still be there though it was not read. None: its file, if it has one, was read or is gone."""
+        """Why a document may still be there though it was not read. None: its file, if it has one, was read or is gone.
+
+        Args:
+            document_id: of the document in the bank.
+            source: as it was named.
+            origin: absolute path of its file, or empty.
+        """
         if not self._ids:
             return None
         for place in (origin, source and os.path.normpath(source), source and origin_of(source)):

@@ -34,7 +34,16 @@ _MOST = {"layers": 4096, "kv_heads": 4096, "head_dim": 65536, "pairs": 1 << 28, 
 
 
 def whole(name: str, value: Any, least: int, most: int) -> int:
-    """A whole number of a file that may say anything. Raises ValueError unless it is one, from ``least`` to ``most``."""
+    """A whole number of a file that may say anything.
+
+    Args:
+        name: of the value, for the message.
+        value: as it was read.
+        least, most: bounds, both allowed.
+
+    Raises:
+        ValueError: it is none, or lies beyond the bounds.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         shown = "it" if isinstance(value, int) and value.bit_length() > 256 else f"{value!r:.40}"
         raise ValueError(f"{name}: {shown} is no whole number from {least:,} to {most:,}")

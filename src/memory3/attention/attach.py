@@ -50,6 +50,13 @@ class Reader(Protocol):
 
         ``query`` is ``[B, A, T, d]``, ``key`` and ``value`` ``[B, H, S, d]``, all after RoPE; ``bias`` is the additive mask
         ``[B, 1, T, S]`` or None, in which case ``causal`` says whether query t sees keys 0..t alone.
+
+        Args:
+            layer: number of the layer in the model, from 0.
+            query, key, value: of the pass, after RoPE.
+            bias: the additive mask, or None.
+            causal: without a mask: whether query t sees keys 0..t alone.
+            scale: what scores are multiplied with.
         """
 
 

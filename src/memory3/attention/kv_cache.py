@@ -63,6 +63,10 @@ class GrowingLayer(DynamicLayer):
     def joined(self, pairs: int, head: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The last ``pairs`` of the front and the context, keys and values ``[B, H or 1, pairs + S, d]``, of all heads or
         one; views.
+
+        Args:
+            pairs: how many at the end of the front.
+            head: number of a KV head; None: all.
         """
         assert self._buffers is not None
         heads = slice(None) if head is None else slice(head, head + 1)

@@ -37,6 +37,10 @@ RESEARCH = frozenset({"train_step", "overlap", "resident", "front", "answers"})
 def run(name: str, options: dict[str, str]) -> dict[str, Any]:
     """Run a benchmark; ``options`` as text, e.g. ``{"repeats": "5"}``. The result is plain JSON.
 
+    Args:
+        name: of `BENCHMARKS`.
+        options: as text; what is left out has the benchmark's default.
+
     Raises:
         ConfigError: no such benchmark, no such option, or a value of another type.
         NeedsCheckout: it is one of `RESEARCH`, and the package was installed without the repository.

@@ -32,7 +32,16 @@ OPTIONS: dict[str, Any] = {
 
 
 def run(model: str, preset: str, codecs: str, memories: int, references: int, repeats: int) -> dict[str, Any]:
-    """One entry per codec; times are medians with the middle half of ``repeats``."""
+    """One entry per codec; times are medians with the middle half of ``repeats``.
+
+    Args:
+        model: name or path.
+        preset: of the settings.
+        codecs: names between commas.
+        memories: decoded at once when time is taken.
+        references: encoded for it.
+        repeats: turns measured.
+    """
     m3 = Memory3.from_pretrained(model, config=MemoryConfig.preset(preset))
     chosen = [r for document in python_documents(m3, references) for r in m3.split(document)][:references]
     chosen.sort(key=lambda r: len(r.token_ids))

@@ -29,7 +29,16 @@ OPTIONS: dict[str, Any] = {"rows": "1000,10000", "pairs": 186, "commit": 200, "l
 
 
 def run(rows: str, pairs: int, commit: int, late: int, dimension: int, folder: str) -> dict[str, Any]:
-    """One line per number of rows: what the first compaction takes, and a second one after ``late`` more rows."""
+    """One line per number of rows: what the first compaction takes, and a second one after ``late`` more rows.
+
+    Args:
+        rows: numbers of rows between commas.
+        pairs: of a memory; they decide its bytes.
+        commit: rows of a commit.
+        late: rows added before the second compaction.
+        dimension: of an embedding.
+        folder: where banks are made; empty: the system's for temporary files.
+    """
     lines = []
     for count in (int(text) for text in rows.split(",")):
         path = Path(tempfile.mkdtemp(prefix="compaction-", dir=folder or None)) / "bank"

@@ -29,7 +29,16 @@ OPTIONS: dict[str, Any] = {
 
 
 def run(model: str, preset: str, batches: str, tokens_in: int, tokens_out: int, repeats: int) -> dict[str, Any]:
-    """Tokens per second after the first token, and end to end, for each batch size."""
+    """Tokens per second after the first token, and end to end, for each batch size.
+
+    Args:
+        model: name or path.
+        preset: of the settings.
+        batches: batch sizes between commas.
+        tokens_in: of a prompt.
+        tokens_out: of an answer.
+        repeats: turns measured.
+    """
     m3 = Memory3.from_pretrained(model, config=preset)
     sizes = [int(b) for b in batches.split(",")]
     # Prompt chunks and decoded chunks, five references each, all distinct within a run.

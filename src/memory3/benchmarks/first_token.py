@@ -26,7 +26,16 @@ OPTIONS: dict[str, Any] = {
 
 
 def run(model: str, preset: str, batches: str, tokens_in: str, references: int, repeats: int) -> dict[str, Any]:
-    """Seconds to the first token of both modes, and text divided by memory."""
+    """Seconds to the first token of both modes, and text divided by memory.
+
+    Args:
+        model: name or path.
+        preset: of the settings.
+        batches: batch sizes between commas.
+        tokens_in: lengths of prompts between commas.
+        references: in the bank.
+        repeats: turns measured.
+    """
     m3 = Memory3.from_pretrained(model, config=preset)
     results: dict[str, Any] = {}
     with temporary_bank(m3, references) as bank:

@@ -23,12 +23,22 @@ __all__ = ["Distinct", "alternate", "bank_references", "progress", "python_docum
 
 
 def progress(items: Sequence[Any], text: str) -> Iterator[Any]:
-    """Iterate with a bar on standard error."""
+    """Iterate with a bar on standard error.
+
+    Args:
+        items: what to go through.
+        text: what the bar says.
+    """
     return iter(track(items, description=text, console=Console(stderr=True), transient=True))
 
 
 def alternate(arms: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """Run each arm once to warm up, then in turn, ``repeats`` times; each tells its own figure."""
+    """Run each arm once to warm up, then in turn, ``repeats`` times; each tells its own figure.
+
+    Args:
+        arms: by name; each runs once and returns its figure.
+        repeats: turns after the first.
+    """
     for arm in arms.values():
         arm()
     figures: dict[str, list[float]] = {name: [] for name in arms}
@@ -41,7 +51,12 @@ def alternate(arms: Mapping[str, Callable[[], float]], repeats: int) -> dict[str
 
 
 def ratio(figures: Mapping[str, Sequence[float]], above: str, below: str) -> dict[str, Any]:
-    """Medians of two arms, and the median of their ratios turn by turn, with the middle half of them."""
+    """Medians of two arms, and the median of their ratios turn by turn, with the middle half of them.
+
+    Args:
+        figures: of each arm, turn by turn.
+        above, below: names of the arms that are divided.
+    """
     turns = sorted(a / b for a, b in zip(figures[above], figures[below], strict=True))
     quarters = statistics.quantiles(turns, n=4) if len(turns) > 1 else [turns[0]] * 3
     return {
@@ -54,7 +69,12 @@ def ratio(figures: Mapping[str, Sequence[float]], above: str, below: str) -> dic
 
 
 def python_documents(m3: Memory3, references: int) -> list[Document]:
-    """The Python language reference, which every installation carries, until it makes so many references."""
+    """The Python language reference, which every installation carries, until it makes so many references.
+
+    Args:
+        m3: splits documents into references.
+        references: how many are needed.
+    """
     from pydoc_data.topics import topics
 
     documents, count = [], 0
@@ -69,7 +89,13 @@ def python_documents(m3: Memory3, references: int) -> list[Document]:
 
 @contextmanager
 def temporary_bank(m3: Memory3, references: int, cache_bytes: int = 0) -> Iterator[Bank]:
-    """A real bank of real text, gone afterwards."""
+    """A real bank of real text, gone afterwards.
+
+    Args:
+        m3: encodes its memories.
+        references: at least so many.
+        cache_bytes: RAM for memories that were read.
+    """
     with tempfile.TemporaryDirectory(prefix="memory3-bench-") as folder:
         bank = Bank.open(Path(folder) / "bank", m3, cache_bytes=cache_bytes)
         with Console(stderr=True).status(f"writing {references} references"):
@@ -87,7 +113,13 @@ class Distinct:
         self._names = itertools.cycle([r.id for r in bank_references(bank)])
 
     def search(self, queries: Sequence[str], k: int, where: Any = None) -> list[list[Any]]:
-        """As many hits as the bank finds, under other names."""
+        """What the bank finds, under names that no search gave before.
+
+        Args:
+            queries: texts.
+            k: hits per query at most.
+            where: metadata that references must have.
+        """
         started = time.perf_counter()
         found = [
             [type(hit)(next(self._names), hit.document_id, hit.score) for hit in hits]
@@ -99,7 +131,13 @@ class Distinct:
     def memories(
         self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
     ) -> list[Memory]:
-        """Read from disk every time."""
+        """Memories, in order, read from disk every time.
+
+        Args:
+            reference_ids: that `search` gave.
+            use_cache: makes no difference.
+            device: where keys and values are made.
+        """
         started = time.perf_counter()
         read = self.bank.memories(reference_ids, use_cache=False, device=device)
         self.seconds += time.perf_counter() - started

@@ -38,7 +38,16 @@ ARMS = {
 
 
 def run(model: str, preset: str, batches: str, tokens_in: int, tokens_out: int, repeats: int) -> dict[str, Any]:
-    """For each batch size and arm: medians of tokens per second, seconds to the first token, peak bytes; and ratios to ``none``."""
+    """For each batch size and arm: medians of tokens per second, seconds to the first token, peak bytes, ratios to ``none``.
+
+    Args:
+        model: name or path.
+        preset: of the settings.
+        batches: batch sizes between commas.
+        tokens_in: of a prompt.
+        tokens_out: of an answer.
+        repeats: turns measured.
+    """
     m3 = Memory3.from_pretrained(model, config=preset)
     sizes = [int(b) for b in batches.split(",")]
     # Prompt chunks and decoded chunks, each with its references, all distinct within a run.
@@ -99,7 +108,12 @@ def run(model: str, preset: str, batches: str, tokens_in: int, tokens_out: int, 
 
 
 def tables(results: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    """The results as tables of text, as `memory3.evaluation.tables` shows them."""
+    """The results as tables of text, as `memory3.evaluation.tables` shows them.
+
+    Args:
+        results: what `run` gave.
+        options: what it was given.
+    """
     shown = []
     for size, arms in results["batches"].items():
         rows = [

@@ -19,7 +19,14 @@ OPTIONS: dict[str, Any] = {"model": DEFAULT_MODEL, "batch": 16, "batches": 2, "r
 
 
 def run(model: str, batch: int, batches: int, repeats: int) -> dict[str, Any]:
-    """One line per selector, with the default preset's layers and budget, and one for the paper's preset."""
+    """One line per selector, with the default preset's layers and budget, and one for the paper's preset.
+
+    Args:
+        model: name or path.
+        batch: references of a batch.
+        batches: how many.
+        repeats: turns measured.
+    """
     loaded = Memory3.from_pretrained(model)
     documents = python_documents(loaded, batch * batches)
     references = [r for d in documents for r in loaded.split(d)][: batch * batches]

@@ -25,7 +25,12 @@ Progress = Callable[[str, int, int], None]
 
 
 def wanted_references(codec: str, shape: MemoryShape) -> int:
-    """How many references of this shape make a good codebook."""
+    """How many references make a good codebook.
+
+    Args:
+        codec: name of a fitted codec.
+        shape: of the memories.
+    """
     return max(_FEWEST, min(-(-wanted_vectors(codec, shape.head_dim) // shape.pairs), _MOST))
 
 

@@ -53,8 +53,13 @@ class _QueryMoments(Selector):
 
 
 def error_metrics(m3: Memory3, references: Sequence[Reference]) -> dict[str, torch.Tensor]:
-    """``keys`` and ``values``, float32 ``[L*H, d, d]``. A model whose attention has no plain output projection has every error
-    of a value count alike.
+    """What errors of keys and of values cost the model: ``keys`` and ``values``, float32 ``[L*H, d, d]``.
+
+    A model whose attention has no plain output projection has every error of a value count alike.
+
+    Args:
+        m3: the model whose errors are priced.
+        references: that are read for it.
     """
     moments, ordered = _QueryMoments(), sorted(references, key=lambda reference: len(reference.token_ids))
     for start in range(0, len(ordered), m3.batch_size):

@@ -22,7 +22,14 @@ def default_documents() -> list[Document]:
 
 
 def sample(m3: MemoryWriter, documents: Iterable[Document], number: int, *, seed: int = 0) -> list[Reference]:
-    """``number`` references of the documents, each as likely as any other; all, if there are fewer."""
+    """``number`` references of the documents, each as likely as any other; all, if there are fewer.
+
+    Args:
+        m3: splits documents into references.
+        documents: read once, and no further than to `MOST_SPLIT` references.
+        number: how many are wanted.
+        seed: of the choice.
+    """
     rng = random.Random(seed)
     drawn: list[Reference] = []
     references = (reference for document in documents for reference in m3.split(document))
@@ -39,6 +46,11 @@ def memories_of(
 ) -> Iterator[Memory]:
     """Their memories, in no promised order: those of like length are encoded together. ``progress`` is told how many are done,
     of how many.
+
+    Args:
+        m3: encodes them.
+        references: in any order.
+        progress: told how many are done, of how many.
     """
     references = sorted(references, key=lambda reference: len(reference.token_ids))
     for start in range(0, len(references), m3.batch_size):

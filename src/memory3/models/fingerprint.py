@@ -67,6 +67,9 @@ def fingerprint(
         frame: the fixed tokens around references and questions.
         config: the settings of memories.
         learned: fingerprint of what the selector learned; empty where it learned nothing.
+
+    Raises:
+        UnsupportedModel: weights are kept in a way whose bytes cannot be read.
     """
     digest = xxhash.xxh3_128()
     last = max(shape.memory_layers(config))

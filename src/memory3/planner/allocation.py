@@ -46,6 +46,10 @@ class Allocation:
 def allocate(usage: Sequence[DocumentUsage], costs: Costs) -> Allocation:
     """Choose for each document; of equally cheap formats the one that is cheaper to write.
 
+    Args:
+        usage: how often each document is read, and of how many references it is.
+        costs: of writing and reading a reference in each format.
+
     Raises:
         InputError: no documents.
     """

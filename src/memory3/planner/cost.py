@@ -162,6 +162,10 @@ def implicit(shape: ModelSizes, setting: Setting = PAPER) -> Cost:
 
     ``write = 6 [ L (lref (2d^2 + 2d dh Hkv + 3dW) + 2 lref (ltrain/2) d) + lref vocab d ]``: forward is 2 FLOPs per weight and
     token, backward twice that.
+
+    Args:
+        shape: sizes of the model.
+        setting: lengths of references, chunks and memories; by default the paper's.
     """
     tokens, layers = setting.reference, shape.layers
     return Cost(
@@ -184,6 +188,10 @@ def explicit(shape: ModelSizes, setting: Setting = PAPER) -> Cost:
 
     ``write = 2 [ Lmem (lref (2d^2 + 2d dh Hkv) + 2 (lref^2/2) d) + (Lmem-1) lref 3dW + Lmem lref^2 d ]``, the last term being
     the selection of tokens; ``read = 2 Lmem 2 lchunk lmem d``.
+
+    Args:
+        shape: sizes of the model.
+        setting: lengths of references, chunks and memories; by default the paper's.
     """
     tokens, layers, width = setting.reference, setting.layers(shape), shape.attention_width
     return Cost(
@@ -202,6 +210,10 @@ def external(shape: ModelSizes, setting: Setting = PAPER) -> Cost:
     information).
 
     ``read = 2 [ L (lref (2d^2 + 2d dh Hkv) + 2 lref (lref/2 + lchunk) d) + (L-1) lref 3dW ]``.
+
+    Args:
+        shape: sizes of the model.
+        setting: lengths of references, chunks and memories; by default the paper's.
     """
     tokens, layers, width = setting.reference, shape.layers, shape.attention_width
     return Cost(
@@ -219,5 +231,10 @@ def external(shape: ModelSizes, setting: Setting = PAPER) -> Cost:
 
 
 def paper_costs(shape: ModelSizes, setting: Setting = PAPER) -> Costs:
-    """The three formats by the paper's formulas. For its own model: write 2.24, 0.308, 0 and read 0, 1.44e-4, 0.624 TFLOPs."""
+    """The three formats by the paper's formulas. For its own model: write 2.24, 0.308, 0 and read 0, 1.44e-4, 0.624 TFLOPs.
+
+    Args:
+        shape: sizes of the model.
+        setting: lengths of references, chunks and memories; by default the paper's.
+    """
     return Costs(implicit(shape, setting), explicit(shape, setting), external(shape, setting))

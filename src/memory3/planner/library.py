@@ -122,7 +122,15 @@ class Search:
 
 
 def writing_tokens(config: MemoryConfig, tokens: int) -> int:
-    """Tokens the model passes over to write a reference of ``tokens``, T. ConfigError: there is no such selector."""
+    """Tokens the model passes over to write a reference.
+
+    Args:
+        config: its selector may read the reference twice.
+        tokens: of the reference.
+
+    Raises:
+        ConfigError: there is no such selector.
+    """
     repeats = selectors.find(config.selector).repeats
     return 2 * tokens + CUE_TOKENS if repeats and config.budget.selects else tokens
 

@@ -51,6 +51,10 @@ def paper_bytes(shape: ModelSizes, setting: Setting = PAPER) -> dict[str, int]:
     """Bytes per reference of the paper's three formats: ``dense``, ``sparse`` (bf16 both), ``quantised`` (14 bytes a vector).
 
     At 1.12e8 references of its model: 7.17 PiB, 45.9 TiB, 4.02 TiB (arXiv 2407.01178, sections 3.3 and 3.5).
+
+    Args:
+        shape: sizes of the model.
+        setting: lengths of references, chunks and memories; by default the paper's.
     """
     number = NUMBER_BYTES["bfloat16"]
     sparse_vectors = setting.layers(shape) * shape.kv_heads * 2 * setting.kept

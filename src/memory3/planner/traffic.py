@@ -49,7 +49,17 @@ def break_even(costs: Costs) -> int:
 
 
 def zipf(documents: int, recalls: int, exponent: float = 1.0, seed: int = 0) -> np.ndarray:
-    """Numbers of the documents recalled, int64 ``[recalls]``; document r is drawn with weight ``1 / (r+1)^exponent``."""
+    """Numbers of the documents recalled, int64 ``[recalls]``; document r is drawn with weight ``1 / (r+1)^exponent``.
+
+    Args:
+        documents: how many there are.
+        recalls: how many are drawn.
+        exponent: 0: all alike; about 1 for most traffic.
+        seed: of the draw.
+
+    Raises:
+        ConfigError: there is nothing to draw, or the exponent is negative or not finite.
+    """
     if documents < 1 or recalls < 1:
         raise ConfigError(f"{recalls} recalls of {documents} documents are no traffic: give at least one of each")
     if not (math.isfinite(exponent) and exponent >= 0):
@@ -60,7 +70,12 @@ def zipf(documents: int, recalls: int, exponent: float = 1.0, seed: int = 0) -> 
 
 
 def shuffled(usage: Sequence[DocumentUsage], seed: int = 0) -> np.ndarray:
-    """Traffic with the counts of a usage log, whose order nobody knows, in random order; numbers are places in the log."""
+    """Traffic with the counts of a usage log, whose order nobody knows, in random order; numbers are places in the log.
+
+    Args:
+        usage: counts by document.
+        seed: of the order.
+    """
     traffic = np.repeat(np.arange(len(usage)), [u.count for u in usage])
     return np.random.default_rng(seed).permutation(traffic)
 
@@ -111,6 +126,11 @@ def optimum(traffic: Sequence[Hashable] | np.ndarray, costs: Costs, capacity: in
     """FLOPs of the best choice for each name in hindsight: text for ever, or memory from the first recall on.
 
     With a capacity: the best so many names for the whole time. Dropping some for others meanwhile could be cheaper still.
+
+    Args:
+        traffic: the name recalled, recall by recall.
+        costs: of writing and reading a reference.
+        capacity: names that may have memories; None: all.
     """
     counts = Counter(str(name) for name in traffic).values()
     text = costs.external.read_flops

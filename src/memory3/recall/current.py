@@ -28,14 +28,22 @@ class Owner(Protocol):
     """Whom forward passes belong to."""
 
     def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Called before each of its passes, as torch calls a pre-hook: None, or other arguments."""
+        """Called before each of its passes, as torch calls a pre-hook: None, or other arguments.
+
+        Args:
+            args, kwargs: of the forward pass.
+        """
 
 
 class Nobody:
     """Whom passes belong to that read no memories, whatever is open around them."""
 
     def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """None: the pass goes on as it is."""
+        """Let the pass go on as it is: None.
+
+        Args:
+            args, kwargs: of the forward pass.
+        """
 
 
 #: What was entered, innermost last: a model's transformer without its language head, and whom its passes belong to.

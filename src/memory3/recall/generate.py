@@ -139,11 +139,17 @@ class Recall:
     # ---- every forward pass ------------------------------------------------------------------------------------------
 
     def before_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Positions and reader of one pass; see `memory3.recall.current.Owner`.
+        """Set positions and the reader of one pass.
+
+        Args:
+            args, kwargs: of the forward pass.
+
+        Returns:
+            the pass's arguments as ``(args, kwargs)``; None: the pass goes on as it is.
 
         Raises:
-            RecallError: a pass that cannot be followed: without token ids, of a cache that is not known here, with a mask
-                of another kind.
+            RecallError: a pass that cannot be followed: without token ids, of a cache that is not known here, with a
+                mask of another kind.
         """
         kwargs = {**dict(zip(_FORWARD, args, strict=False)), **kwargs}
         cache = kwargs.get("past_key_values")

@@ -151,7 +151,7 @@ class RequestMemory:
 
     @property
     def decoded_chunks(self) -> list[ReadChunk]:
-        """As `chunks`, of the one token that was decoded last."""
+        """What the one token reads that was decoded last: a chunk of that token."""
         return [ReadChunk(len(self.tokens) - 1, len(self.tokens), self.reading)]
 
     @property
@@ -223,7 +223,12 @@ class RequestMemory:
     # ---- after a forward pass ----------------------------------------------------------------------------------------
 
     def pay(self, mass: Mapping[str, float], looked: int) -> None:
-        """Book the attention that decoded tokens paid: by reference, and in all."""
+        """Book the attention that decoded tokens paid: by reference, and in all.
+
+        Args:
+            mass: attention by reference.
+            looked: attention that could have been paid, one for every query of every head and layer.
+        """
         self.looked += looked
         for name, value in mass.items():
             self.mass[name] = self.mass.get(name, 0.0) + value

@@ -39,12 +39,24 @@ class MemorySource(Protocol):
     """
 
     def search(self, queries: Sequence[str], k: int, where: Mapping[str, Any] | None = None) -> Sequence[Sequence[Hit]]:
-        """The k nearest references of each query, most similar first."""
+        """The k nearest references of each query, most similar first.
+
+        Args:
+            queries: texts.
+            k: hits per query at most.
+            where: metadata that references must have; None: any.
+        """
 
     def memories(
         self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
     ) -> Sequence[Memory]:
-        """Their memories, in order; made on ``device`` where they have to be decoded."""
+        """Their memories, in order; made on ``device`` where they have to be decoded.
+
+        Args:
+            reference_ids: in any order.
+            use_cache: keep what is read in RAM, where the source has a cache.
+            device: None: the CPU.
+        """
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
         """How many references there are."""
@@ -86,7 +98,13 @@ def retrievals(
     references: Sequence[Sequence[str]] | None = None,
     chunk_references: Sequence[Sequence[Sequence[str]]] | None = None,
 ) -> Retrieval | list[Retrieval]:
-    """What each prompt of a batch looks up: all the same, or each the references that were given for it."""
+    """What each prompt of a batch looks up: all the same, or each the references that were given for it.
+
+    Args:
+        common: what is the same for all.
+        references: for each prompt the ids it reads throughout.
+        chunk_references: for each prompt and chunk the ids that chunk reads.
+    """
     if references is not None:
         return [replace(common, references=tuple(ids)) for ids in references]
     if chunk_references is not None:

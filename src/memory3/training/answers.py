@@ -77,7 +77,14 @@ class AnswerGroups:
         )
 
     def group(self, kind: str, prompt: Prompt, answers: Sequence[str], references: Sequence[Reference]) -> Group:
-        """A prompt behind the memories of references, with a row for each answer."""
+        """A prompt behind the memories of references, with a row for each answer.
+
+        Args:
+            kind: name of the mixture.
+            prompt: a question or chat.
+            answers: one row each.
+            references: read by all rows; none: they read nothing.
+        """
         rows = tuple(self._row(prompt, answer, "memory" if references else "none") for answer in answers)
         return Group(kind, tuple((r.id, r.token_ids) for r in references), rows)
 

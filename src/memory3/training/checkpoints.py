@@ -147,7 +147,7 @@ class Checkpointing(Trainer):
     # ---- steps that must not be taken --------------------------------------------------------------------------------
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As the Trainer's; a loss that is not a number ends the run before the weights take any of it."""
+        """One pass forward and back. A loss that is not a number ends the run before the weights take any of it."""
         loss = super().training_step(*args, **kwargs)
         if not bool(torch.isfinite(loss)):
             raise self._not_finite("the loss is", loss)

@@ -67,7 +67,12 @@ class Corpus:
         self._fetched: dict[str, Reference] = {}
 
     def search(self, texts: Sequence[str], k: int) -> list[list[str]]:
-        """Ids of the ``k`` references nearest to each text, most similar first."""
+        """Ids of the ``k`` references nearest to each text, most similar first.
+
+        Args:
+            texts: queries.
+            k: references of each at most.
+        """
         assert self._bank is not None, "mixtures that retrieve are given a bank"
         found = [[hit.reference_id for hit in hits] for hits in self._bank.search(list(texts), k)]
         foreign = dict.fromkeys(name for names in found for name in names if not name.startswith(_OWN))

@@ -105,5 +105,10 @@ def read_groups(path: Path) -> list[Group]:
 
 
 def write_groups(path: Path, groups: Iterable[Group]) -> None:
-    """One line each; the file is there whole or not at all."""
+    """One line each; the file is there whole or not at all.
+
+    Args:
+        path: of the file.
+        groups: in order.
+    """
     write_atomically(path, "".join(group.to_json() + "\n" for group in groups))

@@ -38,13 +38,26 @@ class LiveMemories:
         self._whole: dict[str, Memory] = {}
 
     def search(self, queries: Sequence[str], k: int, where: Mapping[str, Any] | None = None) -> Sequence[Sequence[Any]]:
-        """Never asked: rows of a step name their references."""
+        """Never asked: rows of a step name their references.
+
+        Args:
+            queries, k, where: what a bank would be asked.
+
+        Raises:
+            AssertionError: always.
+        """
         raise AssertionError("a training step names the references it reads")
 
     def memories(
         self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
     ) -> list[Memory]:
-        """With gradients towards the model's weights."""
+        """Memories of references, in order, with gradients towards the model's weights.
+
+        Args:
+            reference_ids: of this step.
+            use_cache: makes no difference: each is encoded once.
+            device: makes no difference: they lie where the model does.
+        """
         if not self._made:
             some = list(self._references.values())
             if self._beside:
@@ -70,6 +83,12 @@ def group_loss(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | 
     """Mean negative log-likelihood, in nats, of the scored tokens of a batch: a scalar.
 
     Arguments and errors as `token_log_likelihoods`.
+
+    Args:
+        m3: the model with its settings.
+        model: what is trained: the same, perhaps wrapped.
+        batch: rows with their references.
+        dtype: of autocast; None: none.
     """
     return -token_log_likelihoods(m3, model, batch, dtype).sum() / batch.scored
 
@@ -106,6 +125,12 @@ def distilled_loss(
     The references are encoded once for both. No gradient flows through the one that reads all. A question's own tokens tell,
     too, what was lost, and there are many more of them than of its answer. Two scalars, in nats per scored token. Arguments
     and errors as `token_log_likelihoods`; the batch must read memories.
+
+    Args:
+        m3: the model with its settings.
+        model: what is trained: the same, perhaps wrapped.
+        batch: rows with their references.
+        dtype: of autocast; None: none.
     """
     source, width = LiveMemories(m3.encoder, batch.references, beside=True), batch.tokens.shape[1]
     logits = _logits(m3, model, batch, source, dtype, width)

@@ -39,15 +39,34 @@ class RunLog(TrainerCallback):
         self._started = 0.0
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The clock of a step starts."""
+        """Start the clock of a step.
+
+        Args:
+            args: of the run.
+            state: of the Trainer.
+            control: tells the Trainer what to do next.
+        """
         self._started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """And stops."""
+        """Stop the clock of a step.
+
+        Args:
+            args: of the run.
+            state: of the Trainer.
+            control: tells the Trainer what to do next.
+        """
         self.seconds.append(time.perf_counter() - self._started)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """One line."""
+        """Write one line of figures, and tell the progress.
+
+        Args:
+            args: of the run.
+            state: of the Trainer.
+            control: tells the Trainer what to do next.
+            logs: figures by name.
+        """
         if not state.is_world_process_zero or not logs:
             return
         line: dict[str, Any] = {"step": state.global_step}
@@ -61,7 +80,12 @@ class RunLog(TrainerCallback):
 
 
 def cut_log(run: Path, step: int) -> None:
-    """Take out what was logged after this step, which is about to be done again."""
+    """Take out what was logged after this step, which is about to be done again.
+
+    Args:
+        run: folder of the run.
+        step: the last that stays.
+    """
     kept = [line for line in read_log(run) if line["step"] <= step] if step else []
     write_atomically(run / LOG, "".join(json.dumps(line) + "\n" for line in kept))
 

@@ -74,7 +74,13 @@ def _without_casts(adapted: Any) -> Any:
 
 
 def export_adapter(model: Any, folder: Path, strength: float = 1.0) -> None:
-    """The adapter, times ``strength``, as `memory3.models.adapter` reads it: peft's two files."""
+    """The adapter, times ``strength``, as `memory3.models.adapter` reads it: peft's two files.
+
+    Args:
+        model: peft's.
+        folder: where it is written.
+        strength: what the change of the weights is multiplied with.
+    """
     state = {name: tensor * strength if ".lora_B" in name else tensor for name, tensor in model.state_dict().items()}
     model.save_pretrained(str(folder), state_dict=state)
     (folder / "README.md").unlink(missing_ok=True)  # peft's empty model card

@@ -176,7 +176,14 @@ def _train(settings: Settings, run: Path, state: PartialState, device: str, tell
 
 
 def sample_groups(settings: Settings, run: Path, *, device: str | None = None, progress: Progress) -> None:
-    """What a run of one process would train on, in its folder; nothing is done where that is there."""
+    """What a run of one process would train on, in its folder; nothing is done where that is there.
+
+    Args:
+        settings: of the run.
+        run: its folder.
+        device: where the model reads; None: the CPU.
+        progress: told what is done.
+    """
     _make_folder(run)
     with _alone(run):
         if not (run / "held_back.jsonl").exists():

@@ -24,17 +24,35 @@ class StopOnSignal(TrainerCallback):
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Listen."""
+        """Listen for signals, in the main thread.
+
+        Args:
+            args: of the run.
+            state: of the Trainer.
+            control: tells the Trainer what to do next.
+        """
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop, if asked."""
+        """Save and stop, if a signal asked for it.
+
+        Args:
+            args: of the run.
+            state: of the Trainer.
+            control: tells the Trainer what to do next.
+        """
         if self.asked:
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Listen no more."""
+        """Give signals back to whom they were.
+
+        Args:
+            args: of the run.
+            state: of the Trainer.
+            control: tells the Trainer what to do next.
+        """
         self._restore()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:

@@ -28,6 +28,11 @@ __all__ = ["GroupTrainer", "arguments"]
 def arguments(settings: Settings, run: Path, **changes: Any) -> TrainingArguments:
     """What transformers must know of a run.
 
+    Args:
+        settings: of the run.
+        run: its folder.
+        changes: arguments of transformers that take the place of others.
+
     Raises:
         MissingDependency: accelerate or tensorboard is not installed.
     """
@@ -116,12 +121,17 @@ class GroupTrainer(Checkpointing):
         return SequentialSampler(self.train_dataset)  # type: ignore[arg-type]  # their order was sampled with them
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As the Trainer's, attached from the forward pass to the end of the backward pass."""
+        """One pass forward and back, during which the model reads memories: attached from the beginning to the end."""
         with attached(self._m3.model):
             return super().training_step(*args, **kwargs)
 
     def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
-        """Mean loss of a pass."""
+        """Mean loss of a pass.
+
+        Args:
+            model: as the Trainer wraps it.
+            inputs: ``batch``: a `GroupBatch`.
+        """
         loss, figures = self._loss(model, inputs["batch"])
         for name, figure in figures.items():
             self._figures[f"loss_{name}"].append(figure)

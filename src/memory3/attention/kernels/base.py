@@ -45,7 +45,11 @@ def masked(dtype: torch.dtype) -> float:
 
 
 def needs_gradient(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Will anyone ask for the gradient of what is computed from these?"""
+    """Will anyone ask for the gradient of what is computed from these?
+
+    Args:
+        query, key, value: what a kernel is given.
+    """
     return torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
 
 

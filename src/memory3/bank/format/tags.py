@@ -18,7 +18,15 @@ Scalar = str | int | float | bool
 
 
 def tag(key: str, value: object) -> str:
-    """One metadata entry as text. Equal numbers give equal text (2020 and 2020.0); ``True`` is not 1 and ``"1"`` is not 1."""
+    """One metadata entry as text. Equal numbers give equal text (2020 and 2020.0); ``True`` is not 1 and ``"1"`` is not 1.
+
+    Args:
+        key: of the metadata.
+        value: text, a finite number, true or false.
+
+    Raises:
+        InputError: the key is no text, or the value is of another kind.
+    """
     if not isinstance(key, str):
         raise InputError(f"metadata key {key!r} must be text")
     if not isinstance(value, str | int | float | bool) or (isinstance(value, float) and not math.isfinite(value)):

@@ -31,7 +31,11 @@ class Predicted(VectorPair):
 
     @classmethod
     def parse(cls, options: str) -> Predicted:
-        """See `MemoryCodec.parse`: bits of a vector, or of keys and of values."""
+        """The codec with ``options``: bits of a vector, or of keys and of values with a plus between them.
+
+        Raises:
+            ConfigError: they are not such numbers.
+        """
         sides = options.split("+")
         text = f"{cls.stored_name}:{options}" if options else cls.stored_name
         try:

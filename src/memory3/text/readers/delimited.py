@@ -59,6 +59,11 @@ class BadRecord(ValueError):
 def records(lines: Iterable[str], dialect: Dialect, longest: int) -> Iterator[Record]:
     """Records of lines that keep their ends. Empty lines are passed over. Time and memory are linear in a record's length.
 
+    Args:
+        lines: with their ends.
+        dialect: how cells are separated and quoted.
+        longest: characters a record may have.
+
     Raises:
         BadRecord: a quoted cell never closes, or goes on behind its closing quote; more than ``longest`` characters.
     """

@@ -145,7 +145,12 @@ def encoding_of(content: bytes, guess: bool = True) -> str:
 
 
 def is_guess(encoding: str, content: bytes) -> bool:
-    """Whether `encoding_of` found this encoding by guessing: no mark and no declaration says so, and it is not UTF-8."""
+    """Whether `encoding_of` found this encoding by guessing: no mark and no declaration says so, and it is not UTF-8.
+
+    Args:
+        encoding: what `encoding_of` said.
+        content: the bytes it saw.
+    """
     return encoding not in _UNICODE and encoding != _declared_encoding(content)
 
 
@@ -155,7 +160,15 @@ def guess_note(encoding: str) -> str:
 
 
 def decode(content: bytes, guess: bool = True) -> tuple[str, str | None]:
-    """Text, and a note where its encoding is a guess or damaged places became U+FFFD. Arguments and errors as for `encoding_of`."""
+    """Text, and a note where its encoding is a guess or damaged places became U+FFFD.
+
+    Args:
+        content: of the whole file.
+        guess: whether an encoding may be guessed where nothing names it.
+
+    Raises:
+        LooksBinary: it is no text.
+    """
     encoding = encoding_of(content, guess)
     note = guess_note(encoding) if is_guess(encoding, content) else None
     try:
@@ -166,7 +179,13 @@ def decode(content: bytes, guess: bool = True) -> tuple[str, str | None]:
 
 
 def transcoded(stream: BinaryIO, encoding: str, error: Callable[[str], Exception]) -> BinaryIO:
-    """The same text as UTF-8. Reading raises what ``error`` makes of a reason where a byte does not fit the encoding."""
+    """The same text as UTF-8. Reading raises what ``error`` makes of a reason where a byte does not fit the encoding.
+
+    Args:
+        stream: bytes in ``encoding``.
+        encoding: name of the codec.
+        error: makes an exception of a reason.
+    """
     return cast(BinaryIO, io.BufferedReader(_Transcoded(stream, encoding, error)))
 
 

@@ -45,7 +45,13 @@ class ReadOptions:
     unread: Unread = field(default_factory=Unread)
 
     def lost(self, path: Path, document_id: str, reason: str) -> None:
-        """Report a file or folder that could not be read: pruning spares what it may hold."""
+        """Report a file or folder that could not be read: pruning spares what it may hold.
+
+        Args:
+            path: of it.
+            document_id: that it would have, or that the ids of its documents begin with.
+            reason: in words.
+        """
         self.unread.add(path, document_id, reason)
         self.report(str(path), reason)
 
@@ -104,7 +110,16 @@ class SourceFile:
         return content
 
     def decode(self, content: bytes, row: int | None = None, *, guess: bool = True) -> str:
-        """Content as text. A guess at its encoding, and damage, are reported; `ReadError` where it is no text."""
+        """Content as text. A guess at its encoding, and damage, are reported.
+
+        Args:
+            content: bytes of the file or of one row.
+            row: number of the row, for what is reported.
+            guess: whether an encoding may be guessed.
+
+        Raises:
+            ReadError: it is no text.
+        """
         try:
             text, note = decode(content, guess)
         except LooksBinary as error:
@@ -130,7 +145,10 @@ class SourceFile:
     def report(self, reason: str, row: int | None = None, *, unread: bool = False) -> None:
         """Tell the caller of something left out or altered. Of many rows with one reason the first are told, the rest counted.
 
-        ``unread``: what is left out may be in a bank, and pruning spares it.
+        Args:
+            reason: in words.
+            row: number of the row; None: the whole file.
+            unread: what is left out may be in a bank, and pruning spares it.
         """
         if unread:
             self.options.unread.add(self.path, self.id, reason)
@@ -147,7 +165,12 @@ class SourceFile:
                 self.options.report(str(self.path), f"{count - _MOST_ROWS:,} more like this: {reason}")
 
     def report_once(self, reason: str, row: int | None) -> None:
-        """`report` what is met for the first time in this file, up to a number of different things."""
+        """`report` what is met for the first time in this file, up to a number of different things.
+
+        Args:
+            reason: in words.
+            row: number of the row; None: the whole file.
+        """
         if reason not in self.said and len(self.said) <= _MOST_SAID:
             last = len(self.said) == _MOST_SAID
             self.said[reason] += row is None
