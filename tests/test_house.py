@@ -12,6 +12,7 @@ from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
+import docstrings
 import pytest
 import torch
 from house import FILES, SOURCE, dotted, floor, imported, is_file, tree, unit
@@ -62,6 +63,13 @@ def test_no_test_file_imports_another():
                 names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
                 found = [name for name in names if any(part.startswith("test_") for part in name.split("."))]
                 assert not found, f"{path}:{node.lineno}: move what is shared out of {found[0]} into a helper module"
+
+
+def test_docstrings_name_parameters_and_do_not_only_point_elsewhere():
+    """Of public functions and methods with two parameters or more. `python tests/docstrings.py --left` lists who does not."""
+    missing, pointing, total = docstrings.survey(SOURCE)
+    assert len(missing) <= 0.1 * total, missing
+    assert not pointing, pointing
 
 
 def private(name):
