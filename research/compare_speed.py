@@ -3,12 +3,14 @@
     python research/compare_speed.py --before ../old/src --after src --out speed.json
     python research/compare_speed.py --before ../old/src --after src --quick
 
-Each tree has a process of its own, which loads a model once. Whenever a benchmark would measure again, its process stops and waits, so
-that only one of the two works at a time: before, after, after, before, and so on. A figure of one tree is compared with that of the other in the same turn.
+Each tree has a process of its own, which loads a model once. Whenever a benchmark would measure again, its process stops
+and waits, so that only one of the two works at a time: before, after, after, before, and so on. A figure of one tree is
+compared with that of the other in the same turn.
 
-For each figure: medians of both trees, and after over before as the median over turns, with its middle half and its whole spread. All ratios are turned so
-that above 1 is better. A figure is *worse* where the whole spread is below 1: with six turns, chance does that to one figure in 64. Arms without memory
-(``plain``, ``text``) are controls: what they differ by is noise, or a change of the machine. Exit status 1 where a figure is worse.
+For each figure: medians of both trees, and after over before as the median over turns, with its middle half and its whole
+spread. All ratios are turned so that above 1 is better. A figure is *worse* where the whole spread is below 1: with six
+turns, chance does that to one figure in 64. Arms without memory (``plain``, ``text``) are controls: what they differ by
+is noise, or a change of the machine. Exit status 1 where a figure is worse.
 """
 
 from __future__ import annotations
@@ -78,9 +80,7 @@ def patch(modules: Any, wait: Callable[[], None]) -> None:
     memory3.from_pretrained = cache(memory3.from_pretrained)
 
 
-def taking_turns(
-    arms: Mapping[str, Callable[[], float]], repeats: int, wait: Callable[[], None]
-) -> dict[str, list[float]]:
+def taking_turns(arms: Mapping[str, Callable[[], float]], repeats: int, wait: Callable[[], None]) -> dict[str, list[float]]:
     """As `memory3.benchmarks.measure.alternate`: every arm once to warm up, then in turn; but each turn waits for a word."""
     for arm in arms.values():
         arm()
@@ -251,7 +251,9 @@ def main() -> int:
     turns = given.turns or (QUICK_TURNS if given.quick else TURNS)
     found = measure(given.before.resolve(), after.resolve(), plan, turns)
     print(table(found["figures"]))
-    print(f"{turns} turns in {found['seconds']:.0f} s; load {found['load'][0]:.1f}; worse: {', '.join(found['worse']) or 'none'}")
+    print(
+        f"{turns} turns in {found['seconds']:.0f} s; load {found['load'][0]:.1f}; worse: {', '.join(found['worse']) or 'none'}"
+    )
     if given.out:
         given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 1 if found["worse"] else 0

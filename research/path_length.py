@@ -1,15 +1,18 @@
-"""How much of memory3 one answer goes through: its files, its functions and its lines, from ``Memory3.generate`` to the attention kernel.
+"""How much of memory3 one answer goes through: its files, its functions and its lines, from ``Memory3.generate`` to the
+attention kernel.
 
     python research/path_length.py src                       # this tree
     python research/path_length.py ../old/src src --out path.json
 
-Each argument is the folder that ``memory3/`` of a tree lies in; its own ``tests/`` lie beside it and give a tiny random model and an embedder. A process of
-the tree's own writes a small bank, answers once so that all is imported, and then once more while every line is watched.
+Each argument is the folder that ``memory3/`` of a tree lies in; its own ``tests/`` lie beside it and give a tiny random
+model and an embedder. A process of the tree's own writes a small bank, answers once so that all is imported, and then
+once more while every line is watched.
 
     files, file_lines          files of which a line ran, and how long these files are
     functions, function_lines  functions that ran, and how long these are
     lines                      lines that ran
-    chain                      functions on the stack when the kernel is called for the first time, outermost first; chain_files and chain_lines likewise
+    chain                      functions on the stack when the kernel is called for the first time, outermost first;
+    chain_files and chain_lines likewise
 
 Comments and docstrings count as lines: they are read, too.
 """
@@ -106,10 +109,11 @@ def extent(code: CodeType) -> range:
 
 def watch(source: Path) -> dict[str, Any]:
     """One answer of the tree that is on the path."""
-    import memory3
     from bank_writer import HashingEmbedder
-    from memory3 import Bank, Document, Memory3
     from tiny import save_tiny
+
+    import memory3
+    from memory3 import Bank, Document, Memory3
 
     root = Path(memory3.__file__).parent
     if root != source / "memory3":

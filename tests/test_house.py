@@ -147,7 +147,9 @@ def our_private_names():
 
 
 def reaches(module):
-    """Where a file uses a private attribute of ours on anything but ``self``, ``cls``, ``super()`` and objects of the same class."""
+    """Where a file uses a private attribute of ours on anything but ``self``, ``cls``, ``super()`` and objects of the
+    same class.
+    """
     own = {}
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.ClassDef):
@@ -178,8 +180,8 @@ def test_names_say_what_a_file_is_for():
     assert not {path.stem for path in FILES.values()} & {"util", "utils", "helpers", "misc", "common"}
 
 
-#: Words that are ours, or that mean something of their own here. A newcomer finds each on docs/words.md; a new one needs a line
-#: there, and a reason.
+#: Words that are ours, or that mean something of their own here. A newcomer finds each on docs/words.md; a new one needs
+#: a line there, and a reason.
 OWN_WORDS = {
     "memory",
     "reference",

@@ -20,7 +20,8 @@ from memory3.types import Document
 pytestmark = pytest.mark.real
 
 TEXTS = [
-    "The Kestrel Bridge at Holm was opened in 1874. Its engineer, Ada Brennan, had built two lighthouses before. The bridge carries the "
+    "The Kestrel Bridge at Holm was opened in 1874. Its engineer, Ada Brennan, had built two lighthouses before. The "
+    "bridge carries the "
     "old coast road over the river Tarn and has eleven arches of red stone.",
     "The annual fair of Holm takes place in the first week of June. Visitors pay three crowns, children nothing.",
     "Marmots sleep for seven months. Before winter they close the entrance of the burrow with hay and stones.",
@@ -152,7 +153,9 @@ def test_a_shipped_adapter_answers_from_its_pairs(name: str, loaded: Memory3, de
 def test_what_comes_with_memory3_for_the_default_model(
     loaded: Memory3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default_embedder_path: str
 ) -> None:
-    """A codebook, so that memories take an eighth of their bytes, and a learned selector; an empty cache folder does not matter."""
+    """A codebook, so that memories take an eighth of their bytes, and a learned selector; an empty cache folder does not
+    matter.
+    """
     monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path / "cache"))
     m3 = with_config(loaded)
     with Bank.open(tmp_path / "bank", m3, embedder=default_embedder_path) as bank:
@@ -174,7 +177,9 @@ def test_what_comes_with_memory3_for_the_default_model(
 def test_who_names_no_model_gets_the_adapter(
     loaded: Memory3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default_model_path: str, default_embedder_path: str
 ) -> None:
-    """With its codebook, in whatever number format its weights are read; ``none``, or the model's own name, is the untouched model."""
+    """With its codebook, in whatever number format its weights are read; ``none``, or the model's own name, is the
+    untouched model.
+    """
     monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "models").symlink_to(Path(default_model_path).parent)

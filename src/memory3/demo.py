@@ -44,8 +44,9 @@ PART = (
     "return",
     "compound",
 )
-#: Chosen by their outcome: of 30 questions that this part answers, three of the 15 that memory mode got right (text of the same references: 18, closed
-#: book: 1; graded by one person). They show how it works; how often it is right is for ``memory3 bench answers`` to say.
+#: Chosen by their outcome: of 30 questions that this part answers, three of the 15 that memory mode got right (text of
+#: the same references: 18, closed book: 1; graded by one person). They show how it works; how often it is right is for
+#: ``memory3 bench answers`` to say.
 QUESTIONS = (
     "In which version of Python was hash randomization enabled by default?",
     "Which PEP is the proposal that added class decorators?",
@@ -71,7 +72,9 @@ def documents(*, everything: bool = False) -> list[Document]:
 
 
 def bank_folder(m3: Memory3, *, everything: bool = False) -> Path:
-    """Where the demo keeps its bank: one for each model with its settings, so that a change of either does not get in the way."""
+    """Where the demo keeps its bank: one for each model with its settings, so that a change of either does not get in the
+    way.
+    """
     return cache_dir() / "demo" / f"{'all' if everything else 'part'}-{m3.fingerprint[:16]}"
 
 

@@ -155,7 +155,9 @@ def guess_note(encoding: str) -> str:
 
 
 def decode(content: bytes, guess: bool = True) -> tuple[str, str | None]:
-    """Text, and a note where its encoding is a guess or damaged places became U+FFFD. Arguments and errors as for `encoding_of`."""
+    """Text, and a note where its encoding is a guess or damaged places became U+FFFD. Arguments and errors as for
+    `encoding_of`.
+    """
     encoding = encoding_of(content, guess)
     note = guess_note(encoding) if is_guess(encoding, content) else None
     try:
@@ -223,7 +225,9 @@ def _declared_encoding(content: bytes) -> str | None:
 
 
 def _wide_encoding(content: bytes) -> str | None:
-    """UTF-16 or UTF-32 without a mark: all characters exist, none are controls, and some are ASCII, as spaces are in any script."""
+    """UTF-16 or UTF-32 without a mark: all characters exist, none are controls, and some are ASCII, as spaces are in any
+    script.
+    """
     for name in _WIDE:
         try:
             text = content.decode(name)
