@@ -43,8 +43,9 @@ def is_in(column: str, values: Iterable[str]) -> str:
 
 
 def literal(text: str) -> str:
-    """``text`` as an SQL string: only the quote is special to Lance's parser. InputError: it is no text, or no valid
-    Unicode.
+    """``text`` as an SQL string: only the quote is special to Lance's parser.
+
+    InputError: it is no text, or no valid Unicode.
     """
     try:
         text.encode("utf-8")
