@@ -110,7 +110,8 @@ class Tree:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=surroundings, cwd=source
         )
-        self.source, self.found, self.done = source, {}, False
+        self.source, self.done = source, False
+        self.found: dict[str, Any] = {}
         self.busy = 0.0
         loaded = Path(self.hear()["ready"])
         if not loaded.is_relative_to(source):

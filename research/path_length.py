@@ -50,7 +50,7 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         sys.settrace(None)
-        threading.settrace(None)  # type: ignore[arg-type]  # what it was
+        threading.settrace(None)
 
     def _call(self, frame: FrameType, event: str, value: Any) -> Any:
         code = frame.f_code

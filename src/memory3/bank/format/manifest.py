@@ -146,7 +146,9 @@ class BankManifest:
 
 
 def _checked(data: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a manifest's JSON, which may come from elsewhere: of the right kinds and sizes, and at one with each other."""
+    """The fields of a manifest's JSON, which may come from elsewhere: of the right kinds and sizes, and at one with each
+    other.
+    """
     shape = MemoryShape.from_dict(data["shape"])
     odd = [name for name in ("model", "fingerprint", "embedder", "codec") if not isinstance(data[name], str)]
     if odd or not isinstance(data.get("code_book", ""), str):
