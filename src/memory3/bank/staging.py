@@ -83,8 +83,8 @@ class Staging:
             self._table.delete(f"document_id = {literal(document_id)}")
 
     def close(self, written: Collection[str]) -> None:
-        """Remove the table, unless it holds a document that is not among those ``written``: an interrupted write left it
-        to go on.
+        """Remove the table, unless it holds a document that is not among those ``written``: an interrupted write left it to go
+        on.
 
         A written document is left over where a writer was killed between moving and forgetting it.
         """
