@@ -78,9 +78,7 @@ def patch(modules: Any, wait: Callable[[], None]) -> None:
     memory3.from_pretrained = cache(memory3.from_pretrained)
 
 
-def taking_turns(
-    arms: Mapping[str, Callable[[], float]], repeats: int, wait: Callable[[], None]
-) -> dict[str, list[float]]:
+def taking_turns(arms: Mapping[str, Callable[[], float]], repeats: int, wait: Callable[[], None]) -> dict[str, list[float]]:
     """As `memory3.benchmarks.measure.alternate`: every arm once to warm up, then in turn; but each turn waits for a word."""
     for arm in arms.values():
         arm()
@@ -110,8 +108,8 @@ class Tree:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=surroundings, cwd=source
         )
-        self.source, self.found, self.done = source, {}, False
-        self.busy = 0.0
+        self.source, self.done, self.busy = source, False, 0.0
+        self.found: dict[str, Any] = {}
         loaded = Path(self.hear()["ready"])
         if not loaded.is_relative_to(source):
             raise SystemExit(f"{source}: python imports memory3 from {loaded}: give the folder that memory3/ lies in")
@@ -251,7 +249,9 @@ def main() -> int:
     turns = given.turns or (QUICK_TURNS if given.quick else TURNS)
     found = measure(given.before.resolve(), after.resolve(), plan, turns)
     print(table(found["figures"]))
-    print(f"{turns} turns in {found['seconds']:.0f} s; load {found['load'][0]:.1f}; worse: {', '.join(found['worse']) or 'none'}")
+    print(
+        f"{turns} turns in {found['seconds']:.0f} s; load {found['load'][0]:.1f}; worse: {', '.join(found['worse']) or 'none'}"
+    )
     if given.out:
         given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     return 1 if found["worse"] else 0
