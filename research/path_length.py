@@ -29,8 +29,8 @@ from typing import Any
 
 #: Where the kernels are, in the trees there have been, below ``memory3/``.
 KERNELS = ("attention/kernels/", "attention/attend.py", "maths/attend.py")
-#: In their files, and no kernels: they are called while memories are laid out.
-HELPERS = {"masked"}
+#: What is called there in the end: a kernel, on the CPU, on CUDA, or the reference.
+ENDS = {"_attention", "_flash_attention", "_efficient_attention", "_fused_cpu"}
 
 
 class Watch:
@@ -56,7 +56,7 @@ class Watch:
         if not code.co_filename.startswith(self.root):
             return None
         self.functions.add(code)
-        if self._below(code).startswith(KERNELS) and code.co_name not in HELPERS:
+        if self._below(code).startswith(KERNELS) and code.co_name in ENDS:
             self.chain = max(self.chain, self._stack(frame), key=len)
         return self._line
 
