@@ -110,14 +110,8 @@ class Tree:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=surroundings, cwd=source
         )
-<<<<<<< HEAD
-        self.source, self.done = source, False
-        self.found: dict[str, Any] = {}
-        self.busy = 0.0
-=======
         self.source, self.done, self.busy = source, False, 0.0
         self.found: dict[str, Any] = {}
->>>>>>> research
         loaded = Path(self.hear()["ready"])
         if not loaded.is_relative_to(source):
             raise SystemExit(f"{source}: python imports memory3 from {loaded}: give the folder that memory3/ lies in")

@@ -11,12 +11,8 @@ once more while every line is watched.
     files, file_lines          files of which a line ran, and how long these files are
     functions, function_lines  functions that ran, and how long these are
     lines                      lines that ran
-<<<<<<< HEAD
-    chain                      functions on the stack when the kernel is called for the first time, outermost first;
-    chain_files and chain_lines likewise
-=======
-    chain                      the longest stack, of functions of memory3, that ends in a kernel, outermost first; chain_files, chain_functions, chain_lines
->>>>>>> research
+    chain                      the longest stack, of functions of memory3, that ends in a kernel, outermost first;
+    chain_files, chain_functions, chain_lines
 
 Comments and docstrings count as lines: they are read, too.
 """
