@@ -2,7 +2,8 @@
 
     python tests/structure.py > docs/structure.md
 
-The floors are those that tests/test_house.py checks. A module's sentence is the first of its docstring.
+The floors are those that tests/house.py lists and tests/test_house.py checks. A module's sentence is the first of its
+docstring.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import ast
 import re
 
-from test_house import FILES, FLOORS, unit
+from house import FILES, FLOORS, unit
 
 #: By a unit that stands on a floor: what the floor is, and how data flows through it. Every floor needs one.
 ABOUT = {

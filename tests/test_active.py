@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import tokenizers
 import torch
+from families import family
 from ram_bank import RamBank
-from test_proof import family
 from tiny import FAMILIES, tiny_model, tiny_tokenizer
 from transformers import PreTrainedModel
 

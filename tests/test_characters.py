@@ -6,7 +6,7 @@ import io
 
 import pytest
 from pypdf import PdfReader, PdfWriter
-from test_readers import Skips, only, pdf_bytes, write
+from reader_files import Skips, only, pdf_bytes, write
 
 from memory3.text.readers.characters import plain
 from memory3.text.readers.hyphens import joined

@@ -13,7 +13,7 @@ import pytest
 import torch
 from bank_writer import SHAPE, HashingWriter, same_memory
 from codebooks import ANGLES, by_hand, fitted, memories
-from test_records import golden_memory
+from golden import golden_memory
 
 from memory3.attention.rotary import rotate
 from memory3.codec import Codebook, CodedCodec, RawCodec

@@ -5,7 +5,7 @@ from pydoc_data.topics import topics
 
 import pytest
 import tiny
-from test_cli import _stand_in, error, run, run_json  # noqa: F401 (a fixture)
+from command_line import _stand_in, error, run, run_json  # noqa: F401 (a fixture)
 
 from memory3 import demo
 from memory3.cli.progress import Metered

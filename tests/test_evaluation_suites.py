@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bank_writer import HashingEmbedder
-from test_evaluation import QUESTIONS, TEXTS
+from small_questions import QUESTIONS, TEXTS
 from tiny import save_tiny, tiny_model
 from typer.testing import CliRunner
 

@@ -1,6 +1,6 @@
 """The floors (docs/structure.md), our words (docs/words.md), and what no file may do.
 
-A new folder or file at the root needs a place in `FLOORS`.
+A new folder or file at the root needs a place in `house.FLOORS`.
 """
 
 import ast
@@ -14,79 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from house import FILES, SOURCE, dotted, floor, imported, is_file, tree, unit
 
-SOURCE = Path(__file__).parents[1] / "src" / "memory3"
-
-#: Lowest first. Units of one floor do not import one another, unless they are files.
-FLOORS = (
-    {"errors", "checkout", "config", "types", "retention", "files", "sources", "overlap", "tokenizing"},
-    {"attention"},
-    {"codec"},
-    {"text", "models"},
-    {"encode"},
-    {"bank"},
-    {"answer", "decoding", "prompt", "scoring"},
-    {"recall"},
-    {"proof", "asking", "llm"},
-    {"calibration"},
-    {"training", "evaluation", "planner"},
-    {"benchmarks"},
-    {"serving", "demo"},
-    {"cli"},
-    {"__init__", "__main__"},
-)
 #: These run code out of a data file.
 UNSAFE_MODULES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 UNSAFE_CALLS = {"eval", "exec", "torch.load"}
-
-
-def module_name(path):
-    """``model/gguf.py`` -> ``memory3.models.gguf``; a package's ``__init__.py`` has the package's name."""
-    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-FILES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
-
-
-@cache
-def tree(module):
-    return ast.parse(FILES[module].read_text(encoding="utf-8"))
-
-
-def imported(module):
-    """The modules of memory3 that a file imports, anywhere in it: at the top, in functions, for type checking."""
-    package = module if FILES[module].name == "__init__.py" else module.rpartition(".")[0]
-    names = set()
-    for node in ast.walk(tree(module)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            origin = node.module or ""
-            if node.level:
-                origin = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], *filter(None, [origin])])
-            names |= {name if (name := f"{origin}.{alias.name}") in FILES else origin for alias in node.names}
-    return {name for name in names if name.split(".")[0] == "memory3"}
-
-
-def unit(module):
-    """The folder or file at the root that a module belongs to."""
-    return [*module.split("."), "__init__"][1]
-
-
-def floor(module):
-    places = [number for number, units in enumerate(FLOORS) if unit(module) in units]
-    assert places, f"{module}: give {unit(module)!r} a floor in {__name__}.FLOORS"
-    return places[0]
-
-
-def is_file(module):
-    return unit(module) == "__init__" or (SOURCE / f"{unit(module)}.py").is_file()
-
-
-def dotted(node):
-    """``torch.load`` for the node of that expression."""
-    return f"{dotted(node.value)}.{node.attr}" if isinstance(node, ast.Attribute) else getattr(node, "id", "?")
 
 
 @pytest.mark.parametrize("module", FILES)
@@ -119,6 +51,19 @@ def test_nothing_unsafe(module):
             assert node.value.value is False, where
         elif isinstance(node, ast.ExceptHandler):
             assert node.type is not None, f"{where}: say which errors"
+
+
+def test_no_test_file_imports_another():
+    """What tests share is in helper modules (`tiny`, `house`, `command_line` ...): a test file can then be changed or
+    moved alone.
+    """
+    here = Path(__file__).parent
+    for path in sorted([*here.rglob("*.py"), *(here.parent / "research").rglob("*.py")]):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+                found = [name for name in names if any(part.startswith("test_") for part in name.split("."))]
+                assert not found, f"{path}:{node.lineno}: move what is shared out of {found[0]} into a helper module"
 
 
 def private(name):

@@ -7,7 +7,7 @@ import itertools
 import math
 
 import pytest
-from test_plan_costs import ODD
+from hand_costs import ODD
 
 from memory3.config import Budget, MemoryConfig
 from memory3.errors import ConfigError, InputError, UnsupportedModel

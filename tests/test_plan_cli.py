@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from test_cli import _stand_in, bank, docs, error, run, run_json  # noqa: F401 (fixtures)
+from command_line import _stand_in, docs_folder, error, run, run_json, written_bank  # noqa: F401 (fixtures)
 
 from memory3.bank import Bank
 from memory3.cli.plan.views import binary, digits
@@ -97,7 +97,7 @@ def test_capacity_for_a_number_of_references_and_a_price():
     assert only["recall_seconds"] == pytest.approx(sum(only["recall"].values()))
 
 
-def test_documents_are_counted_as_they_would_be_written(docs, bank, tiny_model_path):  # noqa: F811
+def test_documents_are_counted_as_they_would_be_written(docs, bank, tiny_model_path):
     written = run_json("info", "--bank", bank)["references"]
     said = run_json("plan", "--model", tiny_model_path, "--path", docs, "--machine", "cpu-16")
     assert said["storage"]["references"] == said["capacity"]["plans"][0]["references"] == written
@@ -131,7 +131,7 @@ def test_made_up_traffic_within_a_budget():
     assert free["policies"]["auto, at recall 3 (break-even)"]["of_optimum"] <= 2
 
 
-def test_a_bank_is_allocated_by_its_own_statistics(docs, tiny_model_path):  # noqa: F811
+def test_a_bank_is_allocated_by_its_own_statistics(docs, tiny_model_path):
     run("write", docs, "--bank", "bank", "--model", tiny_model_path, "--auto", "--after", 2)
     said = run_json("info", "--bank", "bank")
     assert said["cold"] == said["references"]
@@ -154,7 +154,7 @@ def _few(monkeypatch, tmp_path):
 
 
 @pytest.mark.usefixtures("_few")
-def test_predictions_are_checked_with_the_codec_that_was_planned(docs, tiny_model_path):  # noqa: F811
+def test_predictions_are_checked_with_the_codec_that_was_planned(docs, tiny_model_path):
     options = ["--model", tiny_model_path, "--codec", "int8"]
     run("calibrate", *options, "--data", docs)
     said = run_json("plan", *options, "--references", "5", "--check")
@@ -173,7 +173,7 @@ def test_predictions_are_checked_raw_where_the_default_codec_is_not_fitted(tiny_
 
 
 @pytest.mark.usefixtures("_few")
-def test_a_banks_codec_and_embedder_are_planned_with(docs, tiny_model_path):  # noqa: F811
+def test_a_banks_codec_and_embedder_are_planned_with(docs, tiny_model_path):
     options = ["--model", tiny_model_path, "--codec", "int8", "--embedder", "BAAI/bge-m3"]
     run("write", docs, "--bank", "bank", *options)
     said = run_json("plan", "--bank", "bank", "--references", "5", "--figure", "a.png")
@@ -186,7 +186,7 @@ def test_a_banks_codec_and_embedder_are_planned_with(docs, tiny_model_path):  # 
     assert other["storage"]["library"]["embedding"]["per_reference"] == 4 * 384
 
 
-def test_the_policy_is_kept_by_later_writes(docs, tiny_model_path):  # noqa: F811
+def test_the_policy_is_kept_by_later_writes(docs, tiny_model_path):
     run("write", docs, "--bank", "bank", "--model", tiny_model_path, "--disk", "1MB")
     (docs / "new.txt").write_text("News.")
     run("write", docs, "--bank", "bank")
@@ -226,5 +226,5 @@ def test_the_policy_is_kept_by_later_writes(docs, tiny_model_path):  # noqa: F81
         (["--usage", "a.csv", "--bank", "bank"], "give --usage or --bank", 2),
     ],
 )
-def test_nonsense_is_refused_with_the_reason(arguments, said, code, docs):  # noqa: F811
+def test_nonsense_is_refused_with_the_reason(arguments, said, code, docs):
     assert said in error("plan", *arguments, code=code)

@@ -13,6 +13,7 @@ import tiny
 import torch
 from bank_writer import SHAPE
 from codebooks import fitted
+from hand_costs import ODD, lines
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from memory3.bank import indexes, snapshot
@@ -29,13 +30,11 @@ from memory3.models.catalogue import DEFAULT_ADAPTED
 from memory3.models.frame import Frame
 from memory3.models.sizes import PAPER_MODEL, SHAPES, ModelSizes, sizes_of
 from memory3.planner import figure, library
-from memory3.planner.cost import Cost, Costs, Setting, Term, explicit, external, implicit, paper_costs
+from memory3.planner.cost import Cost, Setting, Term, explicit, external, implicit, paper_costs
 from memory3.planner.library import Search, library_costs
 from memory3.planner.storage import codec_cost, library_bytes, paper_bytes, reference_count
 
 PAPER_SHAPE = SHAPES[PAPER_MODEL]
-#: All sizes different: L=3, H=6, Hkv=2, dh=7, d=11, W=13, vocabulary 17, so H dh = 42 is not d.
-ODD = ModelSizes(3, 6, 2, 7, 11, 13, 17)
 ODD_SETTING = Setting(reference=5, kept=4, chunk=8, training=10, memory_layers=2)
 
 
@@ -93,11 +92,6 @@ def test_external_by_hand():
 def test_the_total_is_writing_once_and_reading_so_often():
     cost = Cost((Term("a", "", 7.0), Term("b", "", 4.0)), (Term("c", "", 2.5),))
     assert cost.total(3) == 18.5
-
-
-def lines(implicit=(100, 0), explicit=(10, 1), external=(0, 6)):
-    """Costs with these (write, read)."""
-    return Costs(*(Cost((Term("", "", write),), (Term("", "", read),)) for write, read in (implicit, explicit, external)))
 
 
 def test_the_interval_by_hand():

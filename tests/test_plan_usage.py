@@ -9,7 +9,7 @@ import random
 
 import numpy as np
 import pytest
-from test_plan_costs import lines
+from hand_costs import lines
 
 from memory3.errors import ConfigError, InputError, ReadError
 from memory3.planner.allocation import allocate

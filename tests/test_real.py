@@ -101,10 +101,16 @@ def test_bank_on_disk_is_ram(loaded: Memory3, default_embedder_path: str, tmp_pa
     with Bank.open(tmp_path / "bank", loaded, embedder=default_embedder_path, create=False) as bank:
         for name, kept in ram.stored.items():
             [read] = bank.memories([name])
-            # The bank may have encoded it in other company: same tokens, and the same numbers but for the order of summation.
-            np.testing.assert_array_equal(read.counts.sum(), kept.counts.sum())
-            same = [len(set(a) & set(b)) for a, b in zip(_pairs(read), _pairs(kept), strict=True)]
-            assert sum(same) >= 0.99 * kept.counts.sum()
+            # The bank may have encoded it in other company: other pairs where scores are as good as equal, no others. The
+            # budget fixes how many there are in all, but not of which head and place, nor their numbers, which its codec
+            # rounds.
+            mine, theirs = _pairs(read), _pairs(kept)
+            both = sorted(mine.keys() & theirs.keys())
+            assert len(both) >= 0.99 * max(len(mine), len(theirs))
+            at, beside = [mine[pair] for pair in both], [theirs[pair] for pair in both]
+            for got, wanted, most in ((read.keys, kept.keys, 0.03), (read.values, kept.values, 0.1)):
+                got, wanted = got[at].float(), wanted[beside].float()
+                assert float((got - wanted).square().sum()) < most * float(wanted.square().sum())
         answer = loaded.generate(QUESTION, bank, max_new_tokens=24, k=1)
         assert "Ada Brennan" in answer.text
         assert answer.citations[0].source == "doc0.txt"
@@ -117,10 +123,11 @@ def test_bank_on_disk_is_ram(loaded: Memory3, default_embedder_path: str, tmp_pa
         assert "Brennan" not in none.text
 
 
-def _pairs(memory: Any) -> list[list[int]]:
-    """Positions kept by each head."""
-    ends = np.cumsum(memory.counts.reshape(-1))
-    return [list(p) for p in np.split(memory.positions, ends[:-1])]
+def _pairs(memory: Any) -> dict[tuple[int, int], int]:
+    """By head and position of each pair kept, its row among the keys and values."""
+    counts = memory.counts.reshape(-1).astype(int)
+    heads = np.repeat(np.arange(len(counts)), counts)
+    return {pair: row for row, pair in enumerate(zip(heads.tolist(), memory.positions.tolist(), strict=True))}
 
 
 SHIPPED = {

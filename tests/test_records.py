@@ -10,22 +10,13 @@ import numpy as np
 import pytest
 import torch
 from bank_writer import SHAPE, HashingWriter, same_memory
+from golden import golden_memory
 
 from memory3.codec.raw import decode_record, encode_record, record_size
 from memory3.errors import CodecError, InputError
 from memory3.types import Memory, MemoryShape, Reference
 
 GOLDEN = Path(__file__).parent / "data" / "record-v1.hex"
-
-
-def golden_memory() -> Memory:
-    """L=3, H=2, d=5, P=7, of which 4 pairs are used."""
-    return Memory(
-        counts=np.array([[1, 0], [2, 1], [0, 0]], np.uint16),
-        positions=np.array([3, 1, 2, 127], np.uint16),
-        keys=torch.arange(20, dtype=torch.float16).view(4, 5),
-        values=-torch.arange(20, dtype=torch.float16).view(4, 5) / 4,
-    )
 
 
 def test_golden_bytes():

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import regex
-from test_splitting import BYTES, PIECES, PROSE, TOKENIZERS, tokens
+from split_texts import BYTES, PIECES, PROSE, TOKENIZERS, tokens
 
 from memory3.text import split, splitting
 from memory3.text.tables import tables

@@ -15,7 +15,7 @@ import uuid
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
-from test_readers import Skips, only, write
+from reader_files import Skips, only, write
 
 from memory3.errors import ReadError
 from memory3.text import read_documents

@@ -104,7 +104,12 @@ class Budget:
         return min(int(self.amount), reference_length) if self.kind == "uniform" else None
 
     def pairs(self, heads: int, reference_length: int) -> int:
-        """Key-value pairs kept per reference, ``heads`` being memory layers x KV heads. At least one."""
+        """Key-value pairs kept per reference. At least one.
+
+        Args:
+            heads: memory layers x KV heads.
+            reference_length: tokens of a reference at most.
+        """
         dense = heads * reference_length
         if self.kind == "all":
             return dense

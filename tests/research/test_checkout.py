@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from test_house import FILES, dotted, tree
+from house import FILES, dotted, tree
 from typer.testing import CliRunner
 
 from memory3 import benchmarks, checkout

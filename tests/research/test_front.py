@@ -49,6 +49,31 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return {"data": str(tmp_path), "model": model, "dense": str(tmp_path / "dense"), "k": "2", "max_new_tokens": "3"}
 
 
+def nlls(rows: list[dict[str, Any]], arm: str) -> list[float]:
+    """Of the questions of one arm, in their order, as the file of items has them (an arm that two settings share twice)."""
+    return list({row["id"]: row["nll"] for row in rows if row["arm"] == arm}.values())
+
+
+def assert_summary(said: dict[str, Any], values: list[float]) -> None:
+    """Of three values: any of the 27 resamplings that repeats one value alone has 1/27 > 2.5%, so the interval goes from
+    end to end.
+    """
+    assert len(values) == 3
+    assert min(values) < max(values), "figures that are all the same would tell nothing"
+    assert said["mean"] == pytest.approx(sum(values) / 3)
+    assert said["interval"] == pytest.approx([min(values), max(values)])
+
+
+def test_a_summary_by_hand() -> None:
+    """Differences question by question, not of sorted values; the gain is a ratio of means."""
+    beside = {"text": {"nll": [3.0, 1.0, 2.0]}, "none": {"nll": [4.0, 6.0, 5.0]}}
+    said = front.summary({"nll": [1.0, 7.0, 2.5]}, beside)["nll"]
+    assert_summary(said, [1.0, 7.0, 2.5])
+    assert_summary(said["minus_text"], [-2.0, 6.0, 0.5])
+    assert_summary(said["minus_none"], [-3.0, 1.0, -2.5])
+    assert said["gain"] == pytest.approx((3.5 - 5) / (2 - 5))
+
+
 @pytest.mark.real  # searches with the default embedder
 def test_every_arm(data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default_embedder_path: str) -> None:
     monkeypatch.setattr(
@@ -61,22 +86,21 @@ def test_every_arm(data: dict[str, str], tmp_path: Path, monkeypatch: pytest.Mon
     found = benchmarks.run("front", options | pictures)
     assert found["questions"] == 3
     assert set(found["closed book"]) == {"nll", "contains", "exact", "f1"}
+    rows = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 * (1 + 3 * (2 + 7) + 1)
     for setting in ("gold", "retrieved", "near"):
         same = ["text of the same"] if setting == "near" else []
         assert list(found[setting]) == ["text", *same, "all pairs", *front._listed(POINTS)]
+        text = nlls(rows, f"text, {'retrieved' if setting == 'near' else setting}")
         for name, arm in found[setting].items():
-            low, high = arm["nll"]["interval"]
-            assert low <= arm["nll"]["mean"] <= high
             if not name.startswith("text"):
-                assert arm["nll"]["minus_text"]["mean"] == pytest.approx(
-                    arm["nll"]["mean"] - found[setting]["text"]["nll"]["mean"]
-                )
+                mine = nlls(rows, f"{name}, {setting}")
+                assert_summary(arm["nll"], mine)
+                assert_summary(arm["nll"]["minus_text"], [a - b for a, b in zip(mine, text, strict=True)])
     m3 = Memory3.from_pretrained(data["model"], config=front.parse_point("attention/uniform:3/raw/first_half"))
     assert found["gold"]["attention/uniform:3/raw/first_half"]["bytes"] == RawCodec(m3.shape).record_size
     assert found["gold"]["blended/adaptive:1/16"]["pairs"] == 80
     assert (tmp_path / "front.png").read_bytes().startswith(b"\x89PNG")
-    rows = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
-    assert len(rows) == 3 * (1 + 3 * (2 + 7) + 1)
     whole = found["gold"]["all pairs"]["nll"]
     assert whole["gain"] == pytest.approx(whole["minus_none"]["mean"] / found["gold"]["text"]["nll"]["minus_none"]["mean"])
     assert whole["gain_interval"][0] <= whole["gain"] <= whole["gain_interval"][1]

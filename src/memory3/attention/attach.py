@@ -176,6 +176,15 @@ class Seen:
         causal: bool,
         scale: float,
     ) -> torch.Tensor | None:
-        """None: the stock kernel answers."""
+        """Keep what this layer would attend with, and leave the answer to the stock kernel: always None.
+
+        Args:
+            layer: number of the layer in the model, from 0.
+            query: ``[B, A, T, d]``, after RoPE.
+            key, value: ``[B, H, S, d]``, keys after RoPE.
+            bias: the additive mask ``[B, 1, T, S]``, or None.
+            causal: without a mask: whether query t sees keys 0..t alone.
+            scale: what scores are multiplied with.
+        """
         self.layers[layer] = (query, key, value, bias)
         return None

@@ -75,7 +75,14 @@ class GrowingLayer(DynamicLayer):
         return key is self._view
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Append; see `DynamicLayer.update`."""
+        """Append keys and values to the cache, in place while the buffer has room.
+
+        Args:
+            key_states, value_states: of the new tokens, ``[B, H, new, d]``.
+
+        Returns:
+            all keys and values, ``[B, H, S, d]``; views of the buffer.
+        """
         if key_states.requires_grad or not self.is_initialized or self.get_seq_length() == 0:
             return super().update(key_states, value_states, *args, **kwargs)
         new, length = key_states.shape[2], self.keys.shape[2]

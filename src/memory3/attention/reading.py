@@ -65,7 +65,19 @@ class Reading:
         causal: bool,
         scale: float,
     ) -> torch.Tensor | None:
-        """Context and memories under one softmax; None where this layer has no memories."""
+        """Context and memories under one softmax; None where this layer has no memories.
+
+        Args:
+            layer: number of the layer in the model, from 0.
+            query: ``[B, A, T, d]``, after RoPE.
+            key, value: ``[B, H, S, d]``, keys after RoPE.
+            bias: the additive mask ``[B, 1, T, S]``, or None.
+            causal: without a mask: whether query t sees keys 0..t alone.
+            scale: what scores are multiplied with.
+
+        Returns:
+            the attention output ``[B, A, T, d]``, or None.
+        """
         memory = self.batch.layers.get(layer)
         if memory is None:
             return None

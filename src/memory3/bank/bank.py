@@ -143,6 +143,19 @@ class Bank:
 
         The bank can be read with the old model until the end, when the new memories take its place at once; banks that are
         open go on with the old ones until they refresh. Interrupted, it goes on where it stopped when called again.
+
+        Args:
+            path: the bank's folder or `Backend`.
+            m3: encodes the memories: a `Memory3` with the new model or settings.
+            embedder: name or object; None keeps the bank's own.
+            progress: called with a `WriteProgress` now and then.
+            wait_seconds: how long to wait for another writer; 0 fails at once.
+            code_book: for the codec of the settings; None takes the calibrated or shipped one.
+
+        Raises:
+            BankNotFound: there is no bank.
+            BankBusy: another process is writing.
+            ConfigError: the codec needs a codebook and there is none.
         """
         store = Store(path, m3.token_vectors)
         embedder = embedder or store.snapshot().manifest.embedder
@@ -308,6 +321,10 @@ class Bank:
 
     def pending(self, plan: WritePlan, *, wait_seconds: float = 0.0) -> list[int]:
         """Numbers of the plan's shards that are not in the bank yet. Of a large document all count until the last has come.
+
+        Args:
+            plan: what `Bank.plan` gave.
+            wait_seconds: how long to wait for another writer; 0 fails at once.
 
         Raises:
             BankChanged: as `commit`.

@@ -45,7 +45,13 @@ class MemoryCache:
             return entry[0]
 
     def put(self, key: Hashable, memory: Memory, nbytes: int) -> None:
-        """Keep ``memory``, which holds ``nbytes`` of RAM: a decoded one holds its whole record."""
+        """Keep ``memory``, which holds ``nbytes`` of RAM: a decoded one holds its whole record.
+
+        Args:
+            key: under which `get` finds it.
+            memory: a decoded memory.
+            nbytes: RAM it holds; what is larger than the cache is not kept.
+        """
         with self._lock:
             self._drop(key)
             if nbytes > self.capacity:

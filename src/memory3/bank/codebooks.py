@@ -58,7 +58,12 @@ def coding(remedy: str) -> Iterator[None]:
 
 
 def write_book(backend: Backend, book: Codebook) -> None:
-    """Put a codebook beside a bank's tables, whole or not at all."""
+    """Put a codebook beside a bank's tables, whole or not at all.
+
+    Args:
+        backend: where the bank lies.
+        book: the codebook; the file is named by its fingerprint.
+    """
     with writing(backend.location):
         backend.write(book_name(book.fingerprint), book.data)
 
@@ -95,7 +100,15 @@ def _kept(backend: Backend, manifest: BankManifest) -> CodedCodec:
 
 
 def read_codec(backend: Backend, manifest: BankManifest) -> Codec:
-    """As `codec_of`, from the file as it is now, without token vectors."""
+    """The codec of a bank, from the codebook file as it is now; without the token vectors that predicted codecs decode with.
+
+    Args:
+        backend: where the bank lies.
+        manifest: says the codec, the shape and the bytes of a record.
+
+    Raises:
+        BankCorrupt: the file is missing or damaged, or is of another codec, shape or size of record.
+    """
     if manifest.codec == "raw":
         return RawCodec(manifest.shape)
     with coding(f"restore it from a copy, or {_MAKE_ANEW}"):
@@ -149,7 +162,12 @@ def keep_book(book: Codebook) -> Path:
 
 
 def cached_book(codec: str, fingerprint: str) -> Codebook | None:
-    """What `keep_book` kept, or what comes with memory3, if anything."""
+    """What `keep_book` kept, or what comes with memory3, if anything.
+
+    Args:
+        codec: name of the codec, as in the settings.
+        fingerprint: of the model with its settings.
+    """
     path = calibrated(*_parts(codec, fingerprint))
     if path is None:
         return None
@@ -160,6 +178,13 @@ def cached_book(codec: str, fingerprint: str) -> Codebook | None:
 def new_codec(m3: MemoryWriter, book: Codebook | None) -> tuple[Codec, Codebook | None]:
     """What a new bank of this model's memories is written with: the codec of its settings, the book given or the one in
     the cache.
+
+    Args:
+        m3: whose settings name the codec.
+        book: the codebook to use; None looks in the cache and in what comes with memory3.
+
+    Returns:
+        the codec, and its codebook; None for raw records.
 
     Raises:
         ConfigError: the codec is unknown, or needs a codebook, and there is none.

@@ -21,7 +21,16 @@ _MORE = 4
 
 
 def search_distinct(snapshot: Snapshot, vectors: np.ndarray, k: int, where: Where | None = None) -> list[list[Hit]]:
-    """As `search`, but of references with the same text (apart from white space at its ends) only the first found counts."""
+    """The ``k`` nearest references of each query, of which no two have the same text apart from white space at its ends.
+
+    Of references with one text the first found counts.
+
+    Args:
+        snapshot: of the bank.
+        vectors: embeddings of the queries, float32 ``[q, dimension]``, of length 1.
+        k: hits per query at most.
+        where: metadata that references must have; None: any.
+    """
     hits = search(snapshot, vectors, k, where)
     open_ = list(range(len(hits)))  # queries that copies may have taken places of
     texts: dict[str, str] = {}

@@ -50,7 +50,13 @@ class Embedder:
 
     @classmethod
     def load(cls, name: str, *, device: str | None = None, batch_size: int = 32) -> Embedder:
-        """Load by name. Code from the model's repository is never run; HF_HUB_OFFLINE is respected."""
+        """Load by name. Code from the model's repository is never run; HF_HUB_OFFLINE is respected.
+
+        Args:
+            name: of `memory3.models.catalogue.EMBEDDERS`, a folder, or a repository of the hub.
+            device: as torch names it; None: a GPU where there is one.
+            batch_size: texts per forward pass.
+        """
         from memory3.bank.mean_pooling import MeanPooling
 
         offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}

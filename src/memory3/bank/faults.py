@@ -86,7 +86,12 @@ def writing(path: object) -> Iterator[None]:
 
 
 def disk_fault(path: object, error: BaseException) -> BankError:
-    """The error of a read that failed: BankCorrupt only where nothing but the files can be at fault."""
+    """The error of a read that failed: BankCorrupt only where nothing but the files can be at fault.
+
+    Args:
+        path: of the bank, for the message.
+        error: what the read raised.
+    """
     fault = _of_the_machine(error)
     if fault is not None:
         return BankError(f"{path}: the bank cannot be read now, and may be whole ({_first_line(error)}): {fault}")

@@ -16,6 +16,10 @@ def ensure_indexes(snapshot: Snapshot, *, all_rows: bool = False) -> None:
     Rows that an index lacks are scanned till then.
 
     The vector index keeps whole embeddings (IVF_FLAT): they are small beside the memories, and cosines stay exact.
+
+    Args:
+        snapshot: the newest of the bank.
+        all_rows: index every row, however few are new.
     """
     if snapshot.is_resident:
         return

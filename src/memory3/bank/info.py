@@ -12,7 +12,13 @@ __all__ = ["bank_info"]
 
 
 def bank_info(store: Store, snapshot: Snapshot, cache: CacheStatistics) -> BankInfo:
-    """What `memory3 info` shows."""
+    """What `memory3 info` shows.
+
+    Args:
+        store: the bank on its backend.
+        snapshot: the version that is described.
+        cache: of the memories read so far.
+    """
     size = snapshot.size
     unindexed = snapshot.unindexed()
     on_disk = store.backend.total_bytes()

@@ -40,6 +40,13 @@ def encode_lazy(
     A memory is that of the tokens that ``snapshot`` has, by the model whose table it is. Others may have replaced either
     since. Those ``chosen`` are stored.
 
+    Args:
+        store: where they are stored.
+        snapshot: in which they are lazy.
+        m3: encodes them.
+        reference_ids: of lazy references.
+        chosen: of those encoded, the ids to store.
+
     Returns:
         The records, stored or not, so that an answer does not depend on who asked first; and how many were stored.
     """
@@ -58,7 +65,13 @@ def encode_lazy(
 
 
 def drop_memories(store: Store, snapshot: Snapshot, reference_ids: Sequence[str]) -> None:
-    """Make references lazy again: texts and embeddings stay. Needs the lock, and the newest snapshot."""
+    """Make references lazy again: texts and embeddings stay. Needs the lock, and the newest snapshot.
+
+    Args:
+        store: the bank; its lock is held.
+        snapshot: the newest.
+        reference_ids: whose memories go.
+    """
     for start in range(0, len(reference_ids), _AT_ONCE):
         condition = f"{LIVE} AND {is_in('reference_id', reference_ids[start : start + _AT_ONCE])}"
         rows = snapshot.scan(TEXT_COLUMNS, condition)

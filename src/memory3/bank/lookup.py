@@ -17,6 +17,10 @@ def read_records(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, 
     """The packed memories of references; those of lazy ones are missing.
 
     The whole row is checked: a memory that lies beside another's text is refused.
+
+    Args:
+        snapshot: of the bank.
+        reference_ids: in any order.
     """
     found: dict[str, MemoryRecord] = {}
     wrong: list[str] = []
@@ -32,12 +36,22 @@ def read_records(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, 
 
 
 def read_references(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, Reference]:
-    """References with their texts. Their memories are not read, nor checked."""
+    """References with their texts. Their memories are not read, nor checked.
+
+    Args:
+        snapshot: of the bank.
+        reference_ids: in any order.
+    """
     return references_at(snapshot, _row_ids(snapshot, reference_ids))
 
 
 def read_texts(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, str]:
-    """The texts of references alone, without white space at their ends; not checked."""
+    """The texts of references alone, without white space at their ends; not checked.
+
+    Args:
+        snapshot: of the bank.
+        reference_ids: in any order.
+    """
     found: dict[str, str] = {}
     for rows in snapshot.take(_row_ids(snapshot, reference_ids), ["reference_id", "text"]) if reference_ids else ():
         texts = (text.strip() for text in rows["text"].to_pylist())
@@ -46,7 +60,15 @@ def read_texts(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, st
 
 
 def references_at(snapshot: Snapshot, row_ids: Sequence[int]) -> dict[str, Reference]:
-    """As `read_references`, for rows whose place in the table is known."""
+    """References with their texts, by id, for rows whose place in the table is known. Memories are not read.
+
+    Args:
+        snapshot: of the bank.
+        row_ids: Lance's ids of rows, as a scan gives them.
+
+    Raises:
+        BankCorrupt: a row is damaged.
+    """
     found: dict[str, Reference] = {}
     wrong: list[str] = []
     for rows in snapshot.take(row_ids, TEXT_COLUMNS):
@@ -69,7 +91,12 @@ def _row_ids(snapshot: Snapshot, reference_ids: Sequence[str]) -> list[int]:
 
 
 def refuse_damaged(path: object, damaged: Sequence[str]) -> None:
-    """Raise BankCorrupt where there are any; ``path``: of the bank."""
+    """Raise BankCorrupt where there are damaged rows.
+
+    Args:
+        path: of the bank.
+        damaged: ids of references; empty: nothing is raised.
+    """
     if damaged:
         raise BankCorrupt(
             f"{path}: the row of reference {damaged[0]!r} is damaged (wrong checksum, or numbers that cannot be). "

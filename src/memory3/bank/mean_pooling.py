@@ -39,7 +39,12 @@ class MeanPooling:
 
     @classmethod
     def load(cls, folder: str, device: str | None = None) -> MeanPooling | None:
-        """The model in a folder, or None if it is not of this kind."""
+        """The model in a folder, or None if it is not of this kind.
+
+        Args:
+            folder: of a sentence-transformers model.
+            device: as torch names it; None: a GPU where there is one.
+        """
         place = Path(folder)
         if (device is None and torch.backends.mps.is_available()) or not _is_plain(place):
             return None
@@ -61,6 +66,10 @@ class MeanPooling:
         """Vectors ``[len(texts), dimension]`` of length 1.
 
         Texts of like length go through the model together, the longest first.
+
+        Args:
+            texts: what to embed; each is cut at the model's length.
+            batch_size: texts per forward pass.
         """
         order = np.argsort([-len(text) for text in texts])
         vectors: list[torch.Tensor] = []

@@ -79,6 +79,10 @@ class MemoryReader:
     def decode(self, records: Sequence[MemoryRecord], *, device: torch.device | str | None = None) -> list[Memory]:
         """The memories in ``records``, in order, each owning its bytes, so that it can be kept or dropped alone.
 
+        Args:
+            records: packed memories of this bank.
+            device: where keys and values are made; None: the CPU.
+
         Raises:
             BankCorrupt: a record cannot be decoded, or to numbers that are not finite: who makes a bank makes its
                 checksums, too.

@@ -37,6 +37,14 @@ def rebuild(
     """Write all documents into a new table and put it in force at the end. An interrupted rebuild goes on where it stopped.
 
     Needs the lock. ``lazy``: texts only, as the bank's policy has it. Until the end the old table is in force and can be read.
+
+    Args:
+        store: the bank; its lock is held.
+        m3: encodes the memories.
+        embedder: embeds the texts.
+        progress: called with a `WriteProgress` now and then.
+        code_book: for the codec of the settings; None takes the one in the cache.
+        lazy: texts only, as the bank's policy has it.
     """
     old = store.snapshot()
     codec, book = new_codec(m3, code_book)

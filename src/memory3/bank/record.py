@@ -34,7 +34,14 @@ class MemoryRecord:
 
     @classmethod
     def of(cls, reference: Reference, data: bytes, codec: str, *, stored: bool) -> MemoryRecord:
-        """The record of a reference; ``stored``: whether its bytes come from a bank."""
+        """The record of a reference; ``stored``: whether its bytes come from a bank.
+
+        Args:
+            reference: whose memory it is.
+            data: the packed memory.
+            codec: name of the codec that packed it.
+            stored: whether the bytes come from a bank, and count as read from it.
+        """
         return cls(
             reference_id=reference.id,
             document_id=reference.document_id,

@@ -37,7 +37,12 @@ def read_policy(store: Store) -> RetentionPolicy:
 
 
 def save_policy(store: Store, policy: RetentionPolicy) -> None:
-    """Remember a policy; in force for whoever opens the bank from now on."""
+    """Remember a policy; in force for whoever opens the bank from now on.
+
+    Args:
+        store: the bank.
+        policy: what to keep, as `memory3 write --auto` sets it.
+    """
     with writing(store.path):
         store.backend.write(FILE, json.dumps(dataclasses.asdict(policy)) + "\n")
 
@@ -71,6 +76,10 @@ class BankRetention:
         """After so many memories were stored in a table: drop those wanted least, if they exceed the budget.
 
         Where somebody else is writing, nothing is dropped: the next one that stores a memory tries again.
+
+        Args:
+            table_id: of the table they were stored in; another one in force since: nothing is dropped.
+            stored: how many.
         """
         capacity = self._retention.capacity
         if capacity is None or not stored:

@@ -18,7 +18,17 @@ __all__ = ["search", "search_exactly", "search_table"]
 
 
 def search(snapshot: Snapshot, vectors: np.ndarray, k: int, where: Where | None = None) -> list[list[Hit]]:
-    """The ``k`` references nearest by cosine to each of ``vectors`` ``[q, dimension]``, best first."""
+    """The ``k`` references nearest by cosine to each of ``vectors`` ``[q, dimension]``, best first.
+
+    Args:
+        snapshot: of the bank.
+        vectors: float32 ``[q, dimension]``, of length 1.
+        k: hits per query at most.
+        where: metadata that references must have; None: any.
+
+    Returns:
+        for each query its hits, best first.
+    """
     k = min(k, snapshot.size)
     if k <= 0 or len(vectors) == 0:
         return [[] for _ in vectors]
@@ -28,7 +38,14 @@ def search(snapshot: Snapshot, vectors: np.ndarray, k: int, where: Where | None 
 
 
 def search_exactly(snapshot: Snapshot, vectors: np.ndarray, k: int, where: Where | None = None) -> list[list[Hit]]:
-    """By the cosine with every row, in RAM. Equal scores: the row stored first."""
+    """The nearest references by the cosine with every row, in RAM. Equal scores: the row stored first.
+
+    Args:
+        snapshot: of the bank.
+        vectors: float32 ``[q, dimension]``, of length 1.
+        k: hits per query at most.
+        where: metadata that references must have; None: any.
+    """
     resident = snapshot.resident
     places = np.arange(len(resident.reference_ids))
     if where:
@@ -52,7 +69,14 @@ def search_exactly(snapshot: Snapshot, vectors: np.ndarray, k: int, where: Where
 
 
 def search_table(snapshot: Snapshot, vectors: np.ndarray, k: int, where: Where | None = None) -> list[list[Hit]]:
-    """By Lance: through the index where there is one, rows that it does not cover yet by scanning."""
+    """By Lance: through the index where there is one, rows that it does not cover yet by scanning.
+
+    Args:
+        snapshot: of the bank.
+        vectors: float32 ``[q, dimension]``, of length 1.
+        k: hits per query at most.
+        where: metadata that references must have; None: any.
+    """
     from lancedb.query import LanceVectorQueryBuilder
 
     condition = f"{LIVE} AND {where_sql(where)}" if where else LIVE

@@ -104,7 +104,12 @@ class Snapshot:
         return 0 < len(token_ids) <= most and min(token_ids) >= 0 and max(token_ids) < vocabulary
 
     def scan(self, columns: Sequence[str], condition: str = LIVE) -> pa.Table:
-        """Some columns of all rows that match, with ``_rowid``."""
+        """Some columns of all rows that match, with ``_rowid``.
+
+        Args:
+            columns: names.
+            condition: SQL, as `memory3.bank.where` writes it; by default rows that are part of their document.
+        """
         with reading(self.path):
             query = self.table.search().where(condition).select(list(columns)).with_row_id(True)
             return query.limit(None).to_arrow()
@@ -133,7 +138,16 @@ class Snapshot:
         return {} if rows is None else dict(zip(rows["reference_id"].to_pylist(), rows["_rowid"].to_pylist(), strict=True))
 
     def take(self, row_ids: Sequence[int], columns: Sequence[str], portion: int | None = None) -> Iterator[pa.Table]:
-        """Some columns of rows, in portions of bounded size (or of so many rows), in no promised order."""
+        """Some columns of rows, in portions of bounded size (or of so many rows), in no promised order.
+
+        Args:
+            row_ids: Lance's, as `scan` gives them in ``_rowid``.
+            columns: names.
+            portion: rows of a portion; None: as many as bounded RAM holds.
+
+        Raises:
+            BankCorrupt: rows have vanished.
+        """
         size = self.portion(columns) if portion is None else portion
         for start in range(0, len(row_ids), size):
             some = list(row_ids[start : start + size])

@@ -33,6 +33,12 @@ class Staging:
     def begin(self, document_id: str, content_hash: str, schema: pa.Schema, *, lazy: bool) -> dict[int, tuple[int, int]]:
         """Get ready for a document. Returns, by ordinal, of its references that are there already their ends and numbers
         of tokens.
+
+        Args:
+            document_id: of the document.
+            content_hash: of its text and metadata; rows of another hash go.
+            schema: of the rows, from `row_schema`.
+            lazy: whether rows without memories are wanted.
         """
         self._table = self._store.find_table(self._name)
         if self._table is None or self._table.schema != schema:
@@ -58,7 +64,12 @@ class Staging:
             self._table.add(batch)
 
     def batches(self, document_id: str, document_references: int) -> Iterator[pa.RecordBatch]:
-        """The document's rows, completed by the number of its references."""
+        """The document's rows, completed by the number of its references.
+
+        Args:
+            document_id: of the document, staged whole.
+            document_references: how many references it has.
+        """
         assert self._table is not None
         table = self._table
         with reading(self._store.path):

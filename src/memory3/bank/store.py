@@ -112,7 +112,15 @@ class Store:
         return Snapshot(self.backend, name, *self.open(name), self.token_vectors)
 
     def create(self, manifest: BankManifest, book: Codebook | None = None) -> None:
-        """Make an empty bank, in a new or empty folder or one where making a bank was interrupted."""
+        """Make an empty bank, in a new or empty folder or one where making a bank was interrupted.
+
+        Args:
+            manifest: of the new bank.
+            book: codebook of its codec; None where it has none.
+
+        Raises:
+            BankNotFound: the folder holds something else.
+        """
         with writing(self.path):
             self.backend.prepare()
         with self.lock(wait_seconds=30.0):
@@ -136,7 +144,12 @@ class Store:
             write_book(self.backend, book)
 
     def add_table(self, name: str, manifest: BankManifest) -> Table:
-        """An empty table beside the others, in place of what an interruption may have left under that name."""
+        """An empty table beside the others, in place of what an interruption may have left under that name.
+
+        Args:
+            name: of the table.
+            manifest: kept in its schema.
+        """
         self.remove_table(name)
         with writing(self.path):
             return self.backend.create_table(name, row_schema(manifest, new_table_id()))

@@ -68,7 +68,16 @@ class BankView:
         self._recalls = recalls
 
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
-        """As `Bank.search`."""
+        """The ``k`` nearest references of each query, best first, in the version of the bank that this view holds.
+
+        Args:
+            queries: texts.
+            k: hits per query at most.
+            where: metadata that references must have; None: any.
+
+        Raises:
+            BankError: the bank cannot be read; BankCorrupt where its files are damaged.
+        """
         if k <= 0 or not len(self) or not queries:
             return [[] for _ in queries]
         vectors = self._embed(queries)
@@ -77,29 +86,38 @@ class BankView:
     def memories(
         self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
     ) -> list[Memory]:
-        """As `Bank.memories`."""
+        """The memories of references, in order; lazy ones are encoded. Each counts as recalled.
+
+        Args:
+            reference_ids: of this version.
+            use_cache: keep what is read in RAM, and take from there what is.
+            device: where keys and values are made; None: the CPU.
+
+        Raises:
+            BankCorrupt: a row is damaged.
+        """
         self._recalls.add(set(reference_ids))
         read = self._reader.memories
         return self._reading(lambda: read(reference_ids, self._records, device=device, use_cache=use_cache))
 
     def records(self, reference_ids: Sequence[str]) -> list[MemoryRecord]:
-        """As `Bank.records`."""
+        """The packed memories of references, in order; lazy ones are encoded. Each counts as recalled."""
         self._recalls.add(set(reference_ids))
         found = self._reading(lambda: self._records(list(dict.fromkeys(reference_ids))))
         by_id = {record.reference_id: record for record in found}
         return [by_id[id_] for id_ in reference_ids]
 
     def references(self, reference_ids: Sequence[str]) -> list[Reference]:
-        """As `Bank.references`."""
+        """References with their texts, in order. Nothing counts as recalled."""
         found = self._reading(lambda: read_references(self.snapshot, list(dict.fromkeys(reference_ids))))
         return [found[id_] for id_ in reference_ids]
 
     def count(self, where: Where | None = None) -> int:
-        """As `Bank.count`."""
+        """How many references have the metadata ``where``; all without it."""
         return self._reading(lambda: self.snapshot.count(where))
 
     def metadata(self) -> dict[str, list[Scalar]]:
-        """As `Bank.metadata`."""
+        """Every metadata key of this version with its values."""
         return untagged(self._reading(self.snapshot.tags))
 
     def __len__(self) -> int:

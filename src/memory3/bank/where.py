@@ -38,7 +38,12 @@ def where_sql(where: Where) -> str:
 
 
 def is_in(column: str, values: Iterable[str]) -> str:
-    """``column IN (...)`` for a non-empty list of texts."""
+    """``column IN (...)`` for a non-empty list of texts.
+
+    Args:
+        column: name of a column of text.
+        values: at least one.
+    """
     return f"{column} IN ({', '.join(literal(value) for value in values)})"
 
 

@@ -106,11 +106,11 @@ class Distinct:
         return read
 
     def references(self, reference_ids: Sequence[str]) -> Any:
-        """As the bank."""
+        """References with their texts, as the bank gives them."""
         return self.bank.references(reference_ids)
 
     def count(self, where: Any = None) -> int:
-        """As the bank."""
+        """How many references the bank has with the metadata ``where``."""
         return self.bank.count(where)
 
 

@@ -109,7 +109,7 @@ class MemoryCodec(ABC):
 
     @property
     def uses_metric(self) -> bool:
-        """See the class."""
+        """Whether it is fitted to what errors cost the model (`memory3.codec.vectors.Sample.metric`). By default not."""
         return False
 
     @classmethod
@@ -212,7 +212,7 @@ class VectorPair(MemoryCodec):
 
     @property
     def uses_metric(self) -> bool:
-        """See `MemoryCodec`."""
+        """Whether keys or values are fitted to what errors cost the model."""
         return self.keys.uses_metric or self.values.uses_metric
 
     def cost(self, sizes: RecordSizes) -> CodecCost | None:

@@ -47,7 +47,15 @@ class Centring:
     def fit(
         cls, vectors: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor, number: int, angles: torch.Tensor | None
     ) -> Centring:
-        """The means and widths of vectors ``[n, d]`` of ``number`` heads. ``angles`` None: they are not rotated."""
+        """The means and widths of each head's vectors.
+
+        Args:
+            vectors: ``[n, d]``, rotated where ``angles`` say so.
+            heads: int64 ``[n]``: the head of each.
+            positions: int64 ``[n]``: in the reference.
+            number: of heads.
+            angles: radians by which one position turns each pair of numbers; None: vectors are not rotated.
+        """
         angles = vectors.new_zeros(0, dtype=torch.float32) if angles is None else angles.detach().to("cpu", torch.float32)
         x = turned(vectors.float(), -positions, angles)
         count = torch.bincount(heads, minlength=number)[:, None].float()
@@ -92,7 +100,12 @@ class CentredCoder(VectorCoder):
 
     @staticmethod
     def centring_shapes(heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """Of `Centring.tensors`; -1 is any size."""
+        """Names and shapes of `Centring.tensors`; -1 is any size.
+
+        Args:
+            heads: L*H.
+            head_dim: d.
+        """
         return {"mean": (heads, head_dim), "scale": (heads, head_dim), "angles": (-1,)}
 
     @staticmethod
@@ -102,7 +115,16 @@ class CentredCoder(VectorCoder):
         return centring.tensors(), centring.centred(sample.vectors, sample.heads, sample.positions)
 
     def encode(self, vectors: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> np.ndarray:
-        """See `VectorCoder.encode`."""
+        """Codes of vectors, from their head's mean, in units of its widths.
+
+        Args:
+            vectors: ``[p, d]``, keys after RoPE.
+            heads: int64 ``[p]``: the memory layer and KV head of each, l*H + h.
+            positions: int64 ``[p]``: in the reference.
+
+        Returns:
+            uint8 ``[p, bytes of a vector]``.
+        """
         return self._encode(self.centring.centred(vectors, heads, positions))
 
     @abstractmethod

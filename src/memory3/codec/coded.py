@@ -108,7 +108,11 @@ class CodedCodec(Codec):
                 raise ValueError(f"{side} decode to numbers that are not finite, or not to vectors")
 
     def with_vectors(self, vectors: torch.Tensor | None) -> CodedCodec:
-        """See `Codec.with_vectors`."""
+        """This codec with the model's token vectors ``[V, e]``, if it predicts from them; all else is shared.
+
+        Raises:
+            CodecError: it was fitted to token vectors of another width.
+        """
         if vectors is None or not self.needs_vectors:
             return self
         wanted = self._maps[0].shape[1]
@@ -123,7 +127,12 @@ class CodedCodec(Codec):
         self._layout.unpack([record])
 
     def encode(self, memory: Memory) -> bytes:
-        """See `Codec.encode`."""
+        """``memory`` as `record_size` bytes: counts, places, and a code for each key and value.
+
+        Raises:
+            InputError: the memory does not fit the shape.
+            ConfigError: the codec predicts from token vectors, and was given none.
+        """
         self._need_vectors()
         places = self._layout.places(memory)
         vectors = (memory.keys, memory.values) if self._prediction is None else self._prediction.rest(memory, *places)
@@ -135,8 +144,18 @@ class CodedCodec(Codec):
             raise ConfigError(f"codec {shown(self.name)!r} predicts from the model's token vectors, and was not given any")
 
     def decode(self, records: Sequence[Record], *, device: torch.device | str = "cpu") -> list[Memory]:
-        """See `Codec.decode`. Codes go to the device, and nothing comes back: what heads and positions decide, they
-        decide here.
+        """The memories in ``records``, in order.
+
+        Codes go to the device, and nothing comes back: what heads and positions decide, they decide on the CPU.
+
+        Args:
+            records: of `record_size` bytes each.
+            device: where keys and values are made.
+
+        Raises:
+            CodecError: a record has a wrong length, counts more than it can hold, or has a token that the model does
+                not know.
+            ConfigError: the codec predicts from token vectors, and was given none.
         """
         self._need_vectors()
         if not records:

@@ -89,6 +89,11 @@ def table_shapes(factory: str, dimension: int) -> dict[str, tuple[int, ...]]:
 
 
 def needed_vectors(factory: str, dimension: int) -> int:
-    """Vectors that training needs at least: as many as its largest table has rows."""
+    """Vectors that training needs at least: as many as its largest table has rows.
+
+    Args:
+        factory: FAISS's string.
+        dimension: numbers of a vector.
+    """
     shapes = table_shapes(factory, dimension)
     return max(256 if "rotation" in shapes else 1, *(shape[1] for name, shape in shapes.items() if name != "rotation"))

@@ -24,14 +24,24 @@ _WANTED_BY_PREDICTION = 1_200_000
 
 
 def wanted_vectors(codec: str, head_dim: int) -> int:
-    """Keys, and as many values, that make a good codebook."""
+    """Keys, and as many values, that make a good codebook.
+
+    Args:
+        codec: name of a fitted codec, with its options.
+        head_dim: numbers of a vector.
+    """
     pair = vector_pair(codec)
     wanted = max(side.appetite(head_dim)[1] for side in pair.sides.values())
     return max(wanted, _WANTED_BY_PREDICTION) if pair.predicts else wanted
 
 
 def needed_vectors(codec: str, head_dim: int) -> int:
-    """Keys without which none can be made."""
+    """How many keys, and as many values, are needed at least to fit a codebook.
+
+    Args:
+        codec: name of a fitted codec, with its options.
+        head_dim: numbers of a vector.
+    """
     trained = max(side.appetite(head_dim)[0] for side in vector_pair(codec).sides.values())
     return trained + -(-trained // (_HELD_OUT - 1)) + 1
 

@@ -36,7 +36,12 @@ _MOST_BYTES = 2**29
 
 
 def prediction_shapes(heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
-    """Tensors of a fitted prediction, all float16; -1 is any size."""
+    """Tensors of a fitted prediction, all float16; -1 is any size.
+
+    Args:
+        heads: L*H.
+        head_dim: d.
+    """
     return {"project": (2, -1, -1), "out": (heads, -1, 2 * head_dim)}
 
 
@@ -106,7 +111,13 @@ class Prediction:
         return tokens
 
     def rest(self, memory: Memory, heads: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of a memory less what its tokens predict, float32 ``[p, d]``."""
+        """Keys and values of a memory less what its tokens predict, float32 ``[p, d]``.
+
+        Args:
+            memory: with its tokens.
+            heads: int64 ``[p]``: the memory layer and KV head of each pair, l*H + h.
+            positions: int64 ``[p]``: in the reference.
+        """
         tokens = self.checked(memory)[None]
         keys, values = self.predicted(tokens, torch.zeros_like(heads), heads, positions)
         return memory.keys.float() - keys, memory.values.float() - values
@@ -200,7 +211,15 @@ class Moments:
 
 
 def spread(x: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor, number: int, angles: torch.Tensor | None) -> float:
-    """Sum of squares about the mean of each of ``number`` heads, of vectors ``[n, d]`` turned back by their places."""
+    """Sum of squares about the mean of each head, of vectors turned back by their places.
+
+    Args:
+        x: ``[n, d]``.
+        heads: int64 ``[n]``: the head of each.
+        positions: int64 ``[n]``: in the reference.
+        number: of heads.
+        angles: radians by which one position turns each pair of numbers; None: not rotated.
+    """
     x = x.float() if angles is None else turned(x.float(), -positions, angles.float().cpu())
     count = torch.bincount(heads, minlength=number)[:, None].clamp(min=1)
     mean = x.new_zeros(number, x.shape[1]).index_add_(0, heads, x) / count

@@ -32,12 +32,23 @@ class ProductCoder(CentredCoder):
 
     @classmethod
     def shapes(cls, factory: str, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """See `memory3.codec.base.VectorCodec.shapes`. ``factory``: FAISS's string."""
+        """Names and shapes of the tensors that the coder is made of; -1 is any size.
+
+        Args:
+            factory: FAISS's string.
+            heads: L*H.
+            head_dim: d.
+        """
         return cls.centring_shapes(heads, head_dim) | table_shapes(factory, head_dim)
 
     @classmethod
     def fit(cls, factory: str, sample: Sample) -> dict[str, torch.Tensor]:
-        """See `memory3.codec.base.VectorCodec.fit`. ``factory``: FAISS's string."""
+        """Tensors of the coder, fitted: each head's mean and widths, and the quantiser's tables.
+
+        Args:
+            factory: FAISS's string.
+            sample: vectors to fit to.
+        """
         tensors, z = cls.fit_centring(sample)
         return tensors | Quantiser.train(factory, z.numpy()).tensors()
 
@@ -47,7 +58,17 @@ class ProductCoder(CentredCoder):
     def decode(
         self, codes: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor, sizes: Sequence[int], dtype: torch.dtype
     ) -> list[torch.Tensor]:
-        """See `VectorCoder.decode`. The table is on the device from its first use on."""
+        """The vectors that codes stand for, as one tensor ``[p, d]`` per memory.
+
+        The table is on the device from its first use on.
+
+        Args:
+            codes: uint8 ``[p, bytes of a vector]``, on the device where vectors are wanted.
+            heads: int64 ``[p]`` on the CPU: the memory layer and KV head of each, l*H + h.
+            positions: int64 ``[p]`` on the CPU: in the reference.
+            sizes: vectors of each memory.
+            dtype: of the vectors.
+        """
         if codes.device not in self._rows:
             self._rows[codes.device] = Rows(self._quantiser.rows(), self._quantiser.starts, self.centring, codes.device)
         return self._rows[codes.device].decode(codes, heads, positions, sizes, dtype)

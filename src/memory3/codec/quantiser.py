@@ -46,7 +46,12 @@ class Quantiser:
 
     @classmethod
     def train(cls, factory: str, z: np.ndarray) -> Quantiser:
-        """Fit to float32 vectors ``[n, d]``, n at least `memory3.codec.factory.needed_vectors`."""
+        """Fit to vectors ``[n, d]``, n at least `memory3.codec.factory.needed_vectors`.
+
+        Args:
+            factory: FAISS's string.
+            z: float32 ``[n, d]``.
+        """
         dimension = z.shape[1]
         shapes = table_shapes(factory, dimension)
         index, parts = _index(factory, dimension)
@@ -58,7 +63,13 @@ class Quantiser:
 
     @classmethod
     def of(cls, factory: str, dimension: int, tensors: Mapping[str, torch.Tensor]) -> Quantiser:
-        """From the tensors that `tensors` gave."""
+        """The quantiser with given tables.
+
+        Args:
+            factory: FAISS's string.
+            dimension: d.
+            tensors: what `tensors` gave.
+        """
         tables = {name: tensors[name] for name in table_shapes(factory, dimension) if name != "rotation"}
         return cls(factory, dimension, tensors.get("rotation"), tables)
 

@@ -38,15 +38,27 @@ class RawCodec(Codec):
         self.record_size = record_size(shape)
 
     def encode(self, memory: Memory) -> bytes:
-        """See `encode_record`."""
+        """``memory`` as `record_size` bytes (`encode_record`).
+
+        Raises:
+            InputError: the memory does not fit the shape.
+        """
         return encode_record(memory, self.shape)
 
     def check(self, record: Record) -> None:
-        """See `Codec.check`."""
+        """Raise CodecError unless ``record`` can be decoded."""
         decode_record(record, self.shape)
 
     def decode(self, records: Sequence[Record], *, device: torch.device | str = "cpu") -> list[Memory]:
-        """See `decode_record`: on the CPU, writable records are viewed."""
+        """The memories in ``records``, in order.
+
+        Args:
+            records: of `record_size` bytes each.
+            device: where keys and values are wanted; on the CPU, writable records are viewed.
+
+        Raises:
+            CodecError: a record has a wrong length, or counts more than it can hold.
+        """
         memories = (decode_record(record, self.shape) for record in records)
         return [dataclasses.replace(m, keys=m.keys.to(device), values=m.values.to(device)) for m in memories]
 

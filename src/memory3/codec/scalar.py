@@ -30,12 +30,22 @@ class ScalarCoder(CentredCoder):
 
     @classmethod
     def shapes(cls, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """See `memory3.codec.base.VectorCodec.shapes`."""
+        """Names and shapes of the tensors that the coder is made of; -1 is any size.
+
+        Args:
+            heads: L*H.
+            head_dim: d.
+        """
         return cls.centring_shapes(heads, head_dim) | {"step": ()}
 
     @classmethod
     def fit(cls, bits: int, sample: Sample) -> dict[str, torch.Tensor]:
-        """See `memory3.codec.base.VectorCodec.fit`. ``bits``: of a number."""
+        """Tensors of the coder, fitted: each head's mean and widths, and the step.
+
+        Args:
+            bits: of a number.
+            sample: vectors to fit to.
+        """
         tensors, z = cls.fit_centring(sample)
         return tensors | {"step": fit_step(z, bits)}
 
@@ -46,7 +56,15 @@ class ScalarCoder(CentredCoder):
     def decode(
         self, codes: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor, sizes: Sequence[int], dtype: torch.dtype
     ) -> list[torch.Tensor]:
-        """See `VectorCoder.decode`."""
+        """The vectors that codes stand for, as one tensor ``[p, d]`` per memory.
+
+        Args:
+            codes: uint8 ``[p, bytes of a vector]``, on the device where vectors are wanted.
+            heads: int64 ``[p]`` on the CPU: the memory layer and KV head of each, l*H + h.
+            positions: int64 ``[p]`` on the CPU: in the reference.
+            sizes: vectors of each memory.
+            dtype: of the vectors.
+        """
         low, _ = _range(self._bits)
         z = (_unpacked(codes, self._bits, self._head_dim).float() + low) * self._step
         x = self.centring.to(codes.device).restored(z, heads, positions)
@@ -54,7 +72,12 @@ class ScalarCoder(CentredCoder):
 
 
 def fit_step(z: torch.Tensor, bits: int) -> torch.Tensor:
-    """The step of least squared error for numbers of width 1, a float32 scalar. ``z`` ``[n, d]``."""
+    """The step of least squared error for numbers of width 1, a float32 scalar.
+
+    Args:
+        z: float32 ``[n, d]``, of width 1.
+        bits: of a number.
+    """
     _, high = _range(bits)
     steps = torch.linspace(2.0, 12.0, 41) / high
     errors = [(rounded(z, float(step), bits) * step - z).square().mean() for step in steps]
@@ -62,7 +85,13 @@ def fit_step(z: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def rounded(z: torch.Tensor, step: float, bits: int) -> torch.Tensor:
-    """The number of steps nearest to each of ``z``, float32 of the same shape."""
+    """The number of steps nearest to each number, float32 of the same shape.
+
+    Args:
+        z: numbers.
+        step: width of a step.
+        bits: of a number: what lies beyond is clamped.
+    """
     return (z / step).round().clamp(*_range(bits))
 
 

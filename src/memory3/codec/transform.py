@@ -61,7 +61,12 @@ class TransformCoder(VectorCoder):
 
     @classmethod
     def shapes(cls, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """See `memory3.codec.base.VectorCodec.shapes`."""
+        """Names and shapes of the tensors that the coder is made of; -1 is any size.
+
+        Args:
+            heads: L*H.
+            head_dim: d.
+        """
         return {
             "mean": (heads, head_dim),
             "angles": (-1,),
@@ -73,7 +78,12 @@ class TransformCoder(VectorCoder):
 
     @classmethod
     def fit(cls, total: int, sample: Sample) -> dict[str, torch.Tensor]:
-        """See `memory3.codec.base.VectorCodec.fit`. ``total``: bits of a vector."""
+        """Tensors of the coder, fitted: each head's mean and axes, the bits of each axis, and the trellis's table.
+
+        Args:
+            total: bits of a vector.
+            sample: vectors to fit to, and what their errors cost.
+        """
         dim = sample.vectors.shape[1]
         angles = torch.zeros(0) if sample.angles is None else sample.angles.detach().to("cpu", torch.float32)
         x = turned(sample.vectors.float(), -sample.positions, angles)
@@ -96,14 +106,31 @@ class TransformCoder(VectorCoder):
         }
 
     def encode(self, vectors: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> np.ndarray:
-        """See `VectorCoder.encode`."""
+        """Codes of vectors: turned into their head's axes, each number by the trellis.
+
+        Args:
+            vectors: ``[p, d]``, keys after RoPE.
+            heads: int64 ``[p]``: the memory layer and KV head of each, l*H + h.
+            positions: int64 ``[p]``: in the reference.
+
+        Returns:
+            uint8 ``[p, bytes of a vector]``.
+        """
         x = turned(vectors.float(), -positions, self._angles) - self._mean[heads]
         return self._trellis.encode(_by_head(x, heads, self._analysis))
 
     def decode(
         self, codes: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor, sizes: Sequence[int], dtype: torch.dtype
     ) -> list[torch.Tensor]:
-        """See `VectorCoder.decode`."""
+        """The vectors that codes stand for, as one tensor ``[p, d]`` per memory.
+
+        Args:
+            codes: uint8 ``[p, bytes of a vector]``, on the device where vectors are wanted.
+            heads: int64 ``[p]`` on the CPU: the memory layer and KV head of each, l*H + h.
+            positions: int64 ``[p]`` on the CPU: in the reference.
+            sizes: vectors of each memory.
+            dtype: of the vectors.
+        """
         device = codes.device
         if device not in self._on:
             self._on[device] = tuple(x.to(device) for x in (self._synthesis, self._mean, self._angles))
@@ -123,6 +150,11 @@ class TransformCoder(VectorCoder):
 
 def axes(x: torch.Tensor, heads: torch.Tensor, metric: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """W over width, and each axis's variance in the metric, largest first, of centred vectors ``[n, d]``.
+
+    Args:
+        x: centred vectors, float32 ``[n, d]``.
+        heads: int64 ``[n]``: the head of each.
+        metric: what errors cost, float32 ``[L*H, d, d]``, positive semidefinite.
 
     Returns:
         analysis ``[L*H, d, d]`` (z = x analysis has variance 1), variances ``[L*H, d]``.

@@ -51,6 +51,11 @@ class Trellis:
     def fit(cls, bits: Sequence[int], weights: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """The table of least error, float32 ``[9, 256]``, for numbers ``[n, T]``: mean of what each window came to stand for,
         again and again.
+
+        Args:
+            bits: of each of the T numbers.
+            weights: ``[T]``: what a squared error of each costs.
+            numbers: ``[n, T]``, of variance 1.
         """
         generator = torch.Generator().manual_seed(0)
         normal = torch.erfinv(2 * (torch.arange(_STATES) + 0.5) / _STATES - 1) * 2**0.5

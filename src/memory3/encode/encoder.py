@@ -370,7 +370,14 @@ def cut(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
 ) -> list[Memory]:
-    """One memory per reference, of the kept pairs: keys, values ``[N, L, H, S, d]``, kept bool ``[N, L, H, S]``."""
+    """One memory per reference, of the kept pairs.
+
+    Args:
+        keys, values: of whole references, ``[N, L, H, S, d]``.
+        kept: bool ``[N, L, H, S]``.
+        dtype: of the memories.
+        device: where they are wanted.
+    """
     flat_keys, flat_values = keys[kept].to(device, dtype), values[kept].to(device, dtype)
     counts = kept.sum(dim=-1).to("cpu").numpy().astype("uint16")  # [N, L, H]
     positions = kept.nonzero()[:, -1].to("cpu").numpy().astype("uint16")

@@ -56,12 +56,17 @@ class SelectorWeights:
 
     @property
     def by_layer(self) -> dict[int, torch.Tensor]:
-        """As `memory3.encode.selectors.Learned` takes them."""
+        """The weights of each layer by its number in the model, for `memory3.encode.selectors.Learned`."""
         return dict(zip(self.layers, self.weights, strict=True))
 
 
 def keep_weights(found: SelectorWeights, folder: Path | None = None) -> Path:
-    """Put them into the cache folder, or into the folder of the adapter or model."""
+    """Put them into the cache folder, or into the folder of the adapter or model.
+
+    Args:
+        found: what calibration fitted.
+        folder: of an adapter or model; None: the cache folder.
+    """
     path = folder / _BESIDE if folder else own_calibrated("selectors", f"{found.model}.safetensors")
     said = {"version": VERSION, "model": found.model, "layers": found.layers, "about": dict(found.about)}
     header = json.dumps(said, sort_keys=True)

@@ -35,7 +35,13 @@ class Batcher:
     def run(
         self, items: Sequence[T], work: Callable[[Sequence[T]], R], length: Callable[[T], int]
     ) -> Iterator[tuple[Sequence[T], R]]:
-        """Every item once, in batches of about equal lengths, with what ``work`` makes of each batch."""
+        """Every item once, in batches of about equal lengths, with what ``work`` makes of each batch.
+
+        Args:
+            items: what to work on.
+            work: makes something of a batch; out of memory, it is tried again with half.
+            length: of an item; those of like length go together.
+        """
         for start in range(0, len(items), _WINDOW):
             rest = sorted(items[start : start + _WINDOW], key=length, reverse=True)
             while rest:

@@ -34,6 +34,11 @@ def encode_pair(tokenizer: Any, context: str, continuation: str) -> tuple[list[i
     """Tokens of a context and of what follows it, cut where the context's own tokens end.
 
     Spaces at its end go with what follows: the rule of lm_eval.
+
+    Args:
+        tokenizer: of the model.
+        context: what stands before.
+        continuation: what is scored.
     """
     bare = context.rstrip()
     continuation = context[len(bare) :] + continuation
@@ -136,7 +141,18 @@ class BenchmarkTask(Task):
     def answer(
         self, m3: Memory3, bank: Bank | None, mode: Mode, items: Sequence[Item], references: Sequence[Sequence[str]]
     ) -> list[dict[str, Any]]:
-        """Likelihoods of the choices, or a generated text, and the harness's figures for each."""
+        """Likelihoods of the choices, or a generated text, and the harness's figures for each.
+
+        Args:
+            m3: answers.
+            bank: where memories and texts are; None: mode none alone.
+            mode: what is read.
+            items: what is asked.
+            references: for each item the ids of what it reads.
+
+        Returns:
+            a row of JSON values per item, ``metrics`` among them.
+        """
         asked = [self._requests(item) for item in items]
         if self.task.OUTPUT_TYPE == "generate_until":
             found = self._generated(m3, bank, mode, asked, references)
@@ -145,7 +161,12 @@ class BenchmarkTask(Task):
         return [self._graded(item, some, said) for item, some, said in zip(items, asked, found, strict=True)]
 
     def holders(self, bank: Bank, item: Item) -> list[str]:
-        """References of the right documents."""
+        """References of the right documents.
+
+        Args:
+            bank: that is asked for references.
+            item: of this task.
+        """
         if not item.gold:
             return []
         if not hasattr(self, "_counts"):

@@ -74,7 +74,15 @@ class ResultsFolder:
         return self._rows.get(key, {})
 
     def append(self, key: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add a batch; each row has its item's ``id``. On return it is on the disk."""
+        """Add a batch; each row has its item's ``id``. On return it is on the disk.
+
+        Args:
+            key: of the settings (`settings_key`).
+            rows: one per item.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
         lines = "".join(json.dumps({"key": key, **row}, ensure_ascii=False, allow_nan=True) + "\n" for row in rows)
         try:
             with (self.path / ITEMS).open("ab") as file:

@@ -41,7 +41,15 @@ class Guard:
 
     @classmethod
     def parse(cls, text: str, of: str = "reference") -> Guard:
-        """``"2/3"``, ``"0.8"``, ``"80%"`` or ``"none"``."""
+        """``"2/3"``, ``"0.8"``, ``"80%"`` or ``"none"``.
+
+        Args:
+            text: the threshold.
+            of: of what the overlap is a share, as for the class.
+
+        Raises:
+            ConfigError: ``text`` is no threshold.
+        """
         if text.strip().lower() == "none":
             return cls(None, of)
         number, slash, below = text.strip().rstrip("%").partition("/")

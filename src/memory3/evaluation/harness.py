@@ -55,7 +55,13 @@ class GuardedBank:
         self._m3, self._bank, self._guard = m3, bank, guard
 
     def search(self, queries: Sequence[str], k: int, where: Any = None) -> list[list[Hit]]:
-        """As the bank, without those."""
+        """What the bank finds for each query, without the references that give the answer away.
+
+        Args:
+            queries: texts.
+            k: hits per query at most, before the guard drops some.
+            where: metadata that references must have; None: any.
+        """
         found = self._bank.search(queries, k, where=where)
         if self._guard.threshold is None:
             return found
@@ -70,15 +76,21 @@ class GuardedBank:
     def memories(
         self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
     ) -> list[Memory]:
-        """As the bank."""
+        """The memories of references, in order, from the bank.
+
+        Args:
+            reference_ids: of the bank.
+            use_cache: keep what is read in RAM.
+            device: where keys and values are made; None: the CPU.
+        """
         return self._bank.memories(reference_ids, use_cache=use_cache, device=device)
 
     def references(self, reference_ids: Sequence[str]) -> list[Reference]:
-        """As the bank."""
+        """References with their texts, in order, from the bank."""
         return self._bank.references(reference_ids)
 
     def count(self, where: Any = None) -> int:
-        """As the bank."""
+        """How many references the bank has with the metadata ``where``; all without it."""
         return self._bank.count(where)
 
 

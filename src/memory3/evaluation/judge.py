@@ -60,6 +60,10 @@ class Judge:
     def grade(self, messages: Sequence[Mapping[str, str]], reference: str = "") -> tuple[float | None, str]:
         """Grade 1 to 10 of the last message of a conversation, and the judge's words. None where it gives no grade.
 
+        Args:
+            messages: the conversation, each with ``role`` and ``content``.
+            reference: a correct answer, if one is known.
+
         Raises:
             JudgeError: the judge cannot be reached or refuses.
         """

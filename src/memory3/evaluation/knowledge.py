@@ -73,6 +73,13 @@ KNOWLEDGE: dict[str, Callable[[Path], Iterator[Document]]] = {
 def knowledge_bank(m3: Memory3, name: str, data: Path, folder: Path, progress: Progress | None = None) -> Bank:
     """The bank of a knowledge base in ``folder``, made or completed where it is not there.
 
+    Args:
+        m3: encodes what is read.
+        name: of the knowledge base.
+        data: the data folder.
+        folder: where banks are kept.
+        progress: told what is done.
+
     Raises:
         ConfigError: no knowledge base of this name.
         FingerprintMismatch: the folder has that bank for another model or other settings.

@@ -60,7 +60,13 @@ class Lookup:
         self._partners = partners[:POOL]
 
     def find(self, items: Sequence[Item], mode: Mode, guard: Guard) -> list[FoundReferences]:
-        """What each item reads in this mode, without what the guard drops."""
+        """What each item reads in this mode, without what the guard drops.
+
+        Args:
+            items: what is asked.
+            mode: says what is read, and how much.
+            guard: drops what gives the answer away.
+        """
         if not mode.source:
             return [FoundReferences([]) for _ in items]
         others = [self._partner(item) for item in items] if mode.source == "other" else []
@@ -106,7 +112,13 @@ class Lookup:
         return sum(hits) / len(hits) if hits else None
 
     def overlapping(self, items: Sequence[Item], k: int, guards: Sequence[Guard]) -> list[tuple[int, int]]:
-        """For each guard, how many of the first ``k`` references of all items it drops, and of how many items."""
+        """For each guard, how many of the first ``k`` references of all items it drops, and of how many items.
+
+        Args:
+            items: what is asked.
+            k: references looked at per item.
+            guards: each is counted alone.
+        """
         self.search(items)
         counts = []
         for guard in guards:

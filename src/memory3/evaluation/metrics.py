@@ -34,7 +34,12 @@ def contains(text: str, answers: Sequence[str]) -> float:
 
 
 def f1(text: str, answers: Sequence[str]) -> float:
-    """Best token F1 over the answers."""
+    """Best token F1, from 0 to 1, over the right answers.
+
+    Args:
+        text: the answer given.
+        answers: right ones.
+    """
     best, said = 0.0, normalise(text).split()
     for answer in answers:
         wanted = normalise(answer).split()

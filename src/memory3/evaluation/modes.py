@@ -75,6 +75,11 @@ class Mode:
 def parse_modes(texts: Sequence[str], k: int, gap: float = 2.0) -> list[Mode]:
     """``["memory", "text:3"]``; ``k`` and ``gap`` where no number is given.
 
+    Args:
+        texts: modes as the command line has them.
+        k: references to read where no number is given.
+        gap: how far below the best a reference may score; 2 is any.
+
     Raises:
         ConfigError: an unknown mode, a number that is none, or no mode at all.
     """

@@ -33,7 +33,17 @@ class MtBenchTask(Task):
 
     @classmethod
     def load(cls, data: Path, judge: Judge, *, knowledge: str, max_new_tokens: int = 512) -> MtBenchTask:
-        """From ``bench/mt_bench.jsonl`` of a data folder."""
+        """From ``bench/mt_bench.jsonl`` of a data folder.
+
+        Args:
+            data: the data folder.
+            judge: grades the answers.
+            knowledge: name of the knowledge base that is read.
+            max_new_tokens: length of an answer at most.
+
+        Raises:
+            InputError: the file is missing, or a record is not as it must be.
+        """
         records, digest = read_records(data / "bench", "mt_bench")
         try:
             items = [Item(str(r["question_id"]), str(r["turns"][0]), (), r) for r in records if len(r["turns"]) > 0]
@@ -51,7 +61,18 @@ class MtBenchTask(Task):
     def answer(
         self, m3: Memory3, bank: Bank | None, mode: Mode, items: Sequence[Item], references: Sequence[Sequence[str]]
     ) -> list[dict[str, Any]]:
-        """The conversations, their grades, and what the judge said."""
+        """The conversations, their grades, and what the judge said.
+
+        Args:
+            m3: answers.
+            bank: where memories and texts are; None: mode none alone.
+            mode: what is read.
+            items: what is asked.
+            references: for each item the ids of what it reads.
+
+        Returns:
+            a row of JSON values per item, ``metrics`` among them.
+        """
         assert self.judge is not None
         judge = self.judge
         conversations: list[list[dict[str, str]]] = [[] for _ in items]

@@ -58,7 +58,17 @@ class QaTask(Task):
 
     @classmethod
     def load(cls, folder: Path, split: str, *, knowledge: str, max_new_tokens: int = 32) -> QaTask:
-        """From a data folder as the module describes it."""
+        """The task of a data folder.
+
+        Args:
+            folder: data folder, as the module describes it.
+            split: name of the file of questions.
+            knowledge: name of the knowledge base that is read.
+            max_new_tokens: length of an answer at most.
+
+        Raises:
+            InputError: the folder lacks the file, or a record is not as it must be.
+        """
         items, digest = _items(folder, split)
         settings = {"data": digest, "max_new_tokens": max_new_tokens, "style": "chat", "version": 1}
         title = f"{folder.name}/{split}: questions answered in up to {max_new_tokens} tokens"
@@ -67,7 +77,18 @@ class QaTask(Task):
     def answer(
         self, m3: Memory3, bank: Bank | None, mode: Mode, items: Sequence[Item], references: Sequence[Sequence[str]]
     ) -> list[dict[str, Any]]:
-        """Greedy answers, and the negative log-likelihood per token of the first reference answer."""
+        """Greedy answers, and the negative log-likelihood per token of the first reference answer.
+
+        Args:
+            m3: answers.
+            bank: where memories and texts are; None: mode none alone.
+            mode: what is read.
+            items: what is asked.
+            references: for each item the ids of what it reads.
+
+        Returns:
+            a row of JSON values per item, ``metrics`` among them.
+        """
         answers = self._generate(m3, bank, mode, items, references)
         return [self._graded(item, answer) for item, answer in zip(items, answers, strict=True)]
 
@@ -97,7 +118,12 @@ class QaTask(Task):
         return row if answer.attention is None else {**row, "attention": answer.attention}
 
     def holders(self, bank: Bank, item: Item) -> list[str]:
-        """References of the right documents that have one of the answers in them."""
+        """References of the right documents that have one of the answers in them.
+
+        Args:
+            bank: that is asked for references.
+            item: of this task.
+        """
         if item.id not in self._found:
             sizes = self._sizes(bank)
             mine = [f"{doc}#{n}" for doc in item.gold for n in range(sizes.get(doc, 0))]
@@ -134,7 +160,17 @@ class AbstainTask(QaTask):
 
     @classmethod
     def load(cls, folder: Path, split: str, *, knowledge: str, max_new_tokens: int = 32) -> AbstainTask:
-        """As `QaTask.load`; questions whose documents are unknown are left out."""
+        """The task of a data folder; questions whose documents are unknown are left out.
+
+        Args:
+            folder: data folder, as the module describes it.
+            split: name of the file of questions.
+            knowledge: name of the knowledge base that is read.
+            max_new_tokens: length of an answer at most.
+
+        Raises:
+            InputError: the folder lacks the file, or a record is not as it must be.
+        """
         task = super().load(folder, split, knowledge=knowledge, max_new_tokens=max_new_tokens)
         assert isinstance(task, AbstainTask)
         task.name, task.title = f"{task.name}, abstain", f"{folder.name}/{split}: is the answer in the bank?"
@@ -147,7 +183,18 @@ class AbstainTask(QaTask):
     def answer(
         self, m3: Memory3, bank: Bank | None, mode: Mode, items: Sequence[Item], references: Sequence[Sequence[str]]
     ) -> list[dict[str, Any]]:
-        """As `QaTask.answer`, with the scores of `SCORES`."""
+        """Greedy answers, and with them how likely the model finds them and how much it looked at what it read (`SCORES`).
+
+        Args:
+            m3: answers.
+            bank: where memories and texts are; None: mode none alone.
+            mode: what is read.
+            items: what is asked.
+            references: for each item the ids of what it reads.
+
+        Returns:
+            a row of JSON values per item, ``metrics`` among them.
+        """
         answers = self._generate(m3, bank, mode, items, references)
         said = [answer.token_ids or [m3.prompts.pad_id] for answer in answers]
         likely = {}

@@ -80,7 +80,15 @@ def run_suite(
 
 
 def write_results(out: Path, results: dict[str, Any]) -> None:
-    """results.json and the reports, each whole or not at all."""
+    """results.json and the reports, each whole or not at all.
+
+    Args:
+        out: the folder, made if missing.
+        results: JSON values.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "results.json", json.dumps(results, indent=1) + "\n")

@@ -70,6 +70,14 @@ def run_task(
     """Answer the task's items in every mode, and sum up. JSON values.
 
     With a mode that reads the right reference, only items for which one is known take part.
+
+    Args:
+        task: what is asked.
+        m3: answers.
+        bank: what is read; None: mode none alone.
+        plan: modes, limit, seed, guard.
+        folder: where rows are kept; those that are there are not answered again.
+        progress: told what is done.
     """
     items = list(task.items)
     Random(plan.seed).shuffle(items)

@@ -152,6 +152,10 @@ OWN: dict[str, Own] = {
 def harness_task(name: str, data: Path) -> tuple[Any, str]:
     """A stock task over local files, and a hash of those.
 
+    Args:
+        name: of `STOCK`.
+        data: the data folder.
+
     Raises:
         MissingDependency: lm_eval is not installed.
         InputError: the data folder lacks a file.
@@ -167,7 +171,16 @@ def harness_task(name: str, data: Path) -> tuple[Any, str]:
 
 
 def own_task(name: str, data: Path) -> tuple[Any, str]:
-    """One of our own tasks, and a hash of its file. Errors as `harness_task`."""
+    """One of our own tasks, and a hash of its file.
+
+    Args:
+        name: of `OWN`.
+        data: the data folder.
+
+    Raises:
+        MissingDependency: lm_eval is not installed.
+        InputError: the data folder lacks the file.
+    """
     _lm_eval()
     found, digest = read_records(data / Path(OWN[name].file).parent, Path(OWN[name].file).name)
     return _build(name, TASKS, {"test": found}), digest

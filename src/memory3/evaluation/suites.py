@@ -196,6 +196,11 @@ SUITES: dict[str, Suite] = {
 def load_suite(name: str, options: Options, tasks: Sequence[str] = ()) -> list[Task]:
     """Tasks of a suite, or those of them that are named.
 
+    Args:
+        name: of `SUITES`.
+        options: data folder, split and the like.
+        tasks: names of those wanted; none: all.
+
     Raises:
         ConfigError: no suite or task of this name.
         InputError: the data folder lacks a file.

@@ -16,7 +16,12 @@ __all__ = ["differences", "figures", "flags", "paired"]
 
 
 def figures(metrics: Mapping[str, Metric], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means, or other aggregates, with their intervals; seconds; and what was read and dropped."""
+    """Means, or other aggregates, with their intervals; seconds; and what was read and dropped.
+
+    Args:
+        metrics: of the task, by name.
+        rows: of one mode, one per item.
+    """
     found: dict[str, Any] = {}
     for name, metric in metrics.items():
         values = [row["metrics"][name] for row in rows if name in row["metrics"]]
@@ -33,7 +38,13 @@ def figures(metrics: Mapping[str, Metric], rows: Sequence[Mapping[str, Any]]) ->
 def paired(
     metric: Metric, name: str, above: Sequence[Mapping[str, Any]], below: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Difference of two modes over the same items, with its interval."""
+    """Difference of two modes over the same items, with its interval.
+
+    Args:
+        metric: says how to add up.
+        name: its name in the rows.
+        above, below: rows of two modes over the same items.
+    """
     pairs = [
         (a["metrics"][name], b["metrics"][name])
         for a, b in zip(above, below, strict=True)
@@ -54,7 +65,12 @@ def _kind(name: str) -> str:
 
 
 def differences(metrics: Mapping[str, Metric], rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Every mode against none, every memory mode against every text mode and every control."""
+    """Every mode against none, every memory mode against every text mode and every control.
+
+    Args:
+        metrics: of the task, by name.
+        rows: by mode, one per item.
+    """
     wanted = [(a, b) for a in rows for b in rows if a != b and _kind(b) == "none"]
     wanted += [(a, b) for a in rows for b in rows if _kind(a) == "memory" and _kind(b) in ("text", *CONTROLS)]
     wanted += [(a, b) for a in rows for b in rows if _kind(a) == "gold" and _kind(b) == "gold_text"]
@@ -69,6 +85,10 @@ def flags(metrics: Mapping[str, Metric], rows: Mapping[str, Sequence[Mapping[str
     """Gains of memory over none that a control gives as well.
 
     The control gains beyond chance, too, or memory is not above it beyond chance.
+
+    Args:
+        metrics: of the task, by name.
+        rows: by mode, one per item.
     """
     found = []
     nothing = next((name for name in rows if _kind(name) == "none"), None)

@@ -36,7 +36,14 @@ class Section:
 
 
 def figure(value: float, around: Sequence[float] | None, percent: bool, *, signed: bool = False) -> str:
-    """``34.5% [28.0, 41.0]`` or ``3.26 [2.89, 3.65]``."""
+    """``34.5% [28.0, 41.0]`` or ``3.26 [2.89, 3.65]``.
+
+    Args:
+        value: the figure.
+        around: its interval; None: without.
+        percent: is it a share?
+        signed: is it a difference? Written with its sign.
+    """
     scale, digits = (100.0, 1) if percent else (1.0, 2)
     sign = "+" if signed else ""
     text = f"{value * scale:{sign}.{digits}f}" + (("%" if not signed else " points") if percent else "")

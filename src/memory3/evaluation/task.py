@@ -103,7 +103,12 @@ class Task(ABC):
         """
 
     def holders(self, bank: Bank, item: Item) -> list[str]:
-        """Ids of the references that hold the answer; empty where nobody knows."""
+        """Ids of the references that hold the answer; empty where nobody knows.
+
+        Args:
+            bank: that is asked for references.
+            item: of this task.
+        """
         return []
 
     def summary(self, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:

@@ -114,6 +114,11 @@ def changed_since_built(model: PreTrainedModel, shape: ModelGeometry, last: int)
     """What differs, below layer ``last`` and in it, from a model built from the same config: by module, what it is now.
     JSON can hold it.
 
+    Args:
+        model: the model in memory.
+        shape: its geometry.
+        last: number of the last memory layer.
+
     Raises:
         UnsupportedModel: weights are kept in a way whose bytes cannot be read.
     """
@@ -234,6 +239,10 @@ def _digested(value: Any) -> str:
 def feed(digest: Any, value: Any) -> None:
     """Hash a tensor of any kind: a plain one by its bytes, a quantised one or a wrapper by what it is made of.
 
+    Args:
+        digest: with an ``update`` for bytes, as hashlib's.
+        value: a tensor, numbers, text, or a list of such.
+
     Raises:
         UnsupportedModel: its bytes cannot be read.
     """
@@ -311,6 +320,10 @@ def state_mark(model: torch.nn.Module, tokenizer: Any) -> int:
 
     Weights that were written past torch (numpy, ``.data``) are noticed by a few numbers of each. Takes some milliseconds;
     means nothing in another process.
+
+    Args:
+        model: the model in memory.
+        tokenizer: its tokenizer.
     """
     backend = tokenizer.backend_tokenizer
     found: list[Any] = [getattr(tokenizer, "chat_template", None), id(backend), backend.get_vocab_size(with_added_tokens=True)]

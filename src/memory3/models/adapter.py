@@ -69,7 +69,13 @@ def adapter_folder(adapter: str | Path) -> Path:
 
 
 def write_about(folder: Path, model: str, config: MemoryConfig) -> None:
-    """Say of an adapter or a model what it was made from, and the settings it was trained for."""
+    """Say of an adapter or a model what it was made from, and the settings it was trained for.
+
+    Args:
+        folder: of the adapter or model.
+        model: name of the model that was trained.
+        config: what it was trained for.
+    """
     write_atomically(folder / _ABOUT, json.dumps({"model": model, "memory": config.to_dict()}, indent=2) + "\n")
 
 
@@ -148,6 +154,10 @@ def _check_half(folder: Path, name: str, tensor: torch.Tensor, rows: int | None,
 @torch.no_grad()
 def merge_adapter(model: torch.nn.Module, folder: str | Path) -> None:
     """Add an adapter to the weights of a model, in place.
+
+    Args:
+        model: whose weights change.
+        folder: of the adapter, or the name of one that is shipped.
 
     Raises:
         ModelError: as `read_adapter`; or its sizes are not this model's.

@@ -116,7 +116,16 @@ def resolve_model(name_or_path: str, *, progress: Progress | None = None) -> str
 
 
 def resolve_embedder(name_or_path: str, *, progress: Progress | None = None) -> str:
-    """As `resolve_model`, for the names of `EMBEDDERS`; the folder is one of sentence-transformers."""
+    """A catalogue name's local folder of sentence-transformers, made on first use; any other text unchanged.
+
+    Args:
+        name_or_path: a name of `EMBEDDERS`, a hub id or a path. A folder that has a catalogue name is meant by
+            ``./name``.
+        progress: called while a download or conversion goes on. None: a bar on stderr.
+
+    Raises:
+        DownloadError: the embedder cannot be fetched, checked or stored; the message says what to do.
+    """
     return _resolve(EMBEDDERS, name_or_path, progress)
 
 

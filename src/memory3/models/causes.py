@@ -77,7 +77,12 @@ def missing_weights(keys: Iterable[str]) -> str:
 
 
 def is_layer_beyond(key: str, layers: int) -> bool:
-    """Whether a weight is of a block behind the last one that the config has."""
+    """Whether a weight is of a block behind the last one that the config has.
+
+    Args:
+        key: name of a weight.
+        layers: how many the config has.
+    """
     found = re.search(r"\.(?:layers|h|blocks)\.(\d+)\.", key)
     return found is not None and int(found[1]) >= layers
 

@@ -50,6 +50,12 @@ class Wheel:
 def fetch(wheel: Wheel, folder: Path, shelf: Path, progress: Progress) -> Path:
     """The checked wheel: taken from ``shelf`` if a person put it there, downloaded into ``folder`` otherwise.
 
+    Args:
+        wheel: which, and its sha256.
+        folder: where it is downloaded to.
+        shelf: where a person may have put it.
+        progress: told what is done.
+
     Raises:
         DownloadError: the index does not answer or has no such file, or the file is not the expected one.
         OSError: the disk is full or not writable.

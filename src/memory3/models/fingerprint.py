@@ -39,8 +39,16 @@ ACTING = (
 
 
 def whole_model(model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any, frame: Frame, config: MemoryConfig) -> str:
-    """As `fingerprint`, for what depends on the model, the prefix and the length of references, but on no choice of
-    layers, pairs or numbers.
+    """32 hex digits for the model, the prefix and the length of references.
+
+    No choice of layers, pairs or numbers changes them.
+
+    Args:
+        model: the model in memory.
+        shape: its geometry.
+        tokenizer: its tokenizer.
+        frame: the fixed tokens around references and questions.
+        config: the settings of memories.
     """
     plain = config.replace(layers="all", budget="all", selector="first", dtype="float32")
     return fingerprint(model, shape, tokenizer, frame, plain)
@@ -52,10 +60,13 @@ def fingerprint(
     """32 hex digits. Equal for the same model loaded twice, different when a single weight below the last memory layer
     differs.
 
-    ``learned``: fingerprint of what the selector learned, where it learned something.
-
-    Raises:
-        UnsupportedModel: weights are kept in a way whose bytes cannot be read.
+    Args:
+        model: the model in memory.
+        shape: its geometry.
+        tokenizer: its tokenizer.
+        frame: the fixed tokens around references and questions.
+        config: the settings of memories.
+        learned: fingerprint of what the selector learned; empty where it learned nothing.
     """
     digest = xxhash.xxh3_128()
     last = max(shape.memory_layers(config))

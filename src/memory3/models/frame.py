@@ -30,7 +30,13 @@ REPEAT = "Repeat the passages word for word."
 
 
 def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Any) -> str:
-    """Messages as the model's chat template writes them, on the same day always (`memory3.models.dates`)."""
+    """Messages as the model's chat template writes them, on the same day always (`memory3.models.dates`).
+
+    Args:
+        tokenizer: whose chat template is used.
+        messages: each with ``role`` and ``content``.
+        options: passed to ``apply_chat_template``.
+    """
     template = on_one_day(tokenizer.get_chat_template())
     return str(
         tokenizer.apply_chat_template(
@@ -196,7 +202,12 @@ class Frame:
         return [*self.opening, *head, *question, *self.tail]
 
     def with_text(self, passages: Sequence[Sequence[int]], question: Sequence[int]) -> list[int]:
-        """The prompt with the passages as text, where memories would stand."""
+        """The prompt with the passages as text, where memories would stand.
+
+        Args:
+            passages: token ids of each.
+            question: token ids.
+        """
         prompt = list(self.prefix)
         for n, passage in enumerate(passages):
             prompt += [*(self.separator if n else ()), *passage]

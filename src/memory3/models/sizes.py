@@ -148,6 +148,11 @@ def _read_config(name: str) -> Any:
 def config_value(config: Any, name: str, otherwise: Any = None) -> Any:
     """A value of a model's config; ``otherwise`` where it has none, or one for each kind of layer and so none for all
     (Gemma 4).
+
+    Args:
+        config: of transformers.
+        name: of the value.
+        otherwise: what to give where it has none.
     """
     try:
         return getattr(config, name, otherwise)

@@ -22,5 +22,12 @@ KERNELS = (CPU, FLASH, EFFICIENT, REFERENCE)
 def choose(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None = None, *, causal: bool = False
 ) -> Kernel:
-    """The kernel that is called with these (see `Kernel.attention`); its ``name`` says which."""
+    """The kernel that is called with these (see `Kernel.attention`); its ``name`` says which.
+
+    Args:
+        query: ``[B, A, T, d]``.
+        key, value: ``[B, H, S, d]``.
+        bias: the additive mask that broadcasts to ``[B, A, T, S]``, or None.
+        causal: without a mask: whether query t sees keys 0..t alone.
+    """
     return next(kernel for kernel in KERNELS if kernel.serves(query, key, value, bias, causal))

@@ -75,6 +75,10 @@ class Backend(ABC):
         """The whole content, of one moment: what one `write` gave, never a mixture of two.
 
         Never waits for what is no file, and never reads on beyond ``limit`` bytes. FileNotFoundError, UnsafeFile.
+
+        Args:
+            name: of a file.
+            limit: bytes it may have at most.
         """
 
     @abstractmethod
@@ -88,8 +92,12 @@ class Backend(ABC):
     def append(self, name: str, content: str) -> int:
         """Add text at the end of a file, made if missing, and return the file's bytes.
 
-        It is for statistics: the last text may be lost or cut short by a power cut, and of two that append at once one may be
-        lost.
+        It is for statistics: the last text may be lost or cut short by a power cut, and of two that append at once one
+        may be lost.
+
+        Args:
+            name: of a file.
+            content: the text to add, in UTF-8.
         """
 
     @abstractmethod
@@ -125,9 +133,12 @@ class Backend(ABC):
 
     @abstractmethod
     def create_table(self, name: str, schema: pa.Schema) -> Table:
-        """An empty table.
+        """An empty table. A killed process leaves it whole, or such that `is_table` is False. Needs the lock, and that
+        nothing has its name.
 
-        A killed process leaves it whole, or such that `is_table` is False. Needs the lock, and that nothing has its name.
+        Args:
+            name: of the table, without ``.lance``.
+            schema: its columns.
         """
 
     @abstractmethod
@@ -155,6 +166,11 @@ class Backend(ABC):
         The newest version stays. Versions numbered in ``passed`` go whatever their age: one job made them on its way to the
         newest.
         A place where old versions cost nothing may keep them. Needs the lock.
+
+        Args:
+            name: of the table.
+            grace: how old a version must be to go.
+            passed: numbers of versions that go whatever their age.
         """
 
     @abstractmethod
@@ -163,7 +179,12 @@ class Backend(ABC):
 
     @abstractmethod
     def table_bytes(self, name: str, age: timedelta = timedelta(0)) -> int:
-        """Size of the data files of a table, of all its versions, that were written at least ``age`` ago."""
+        """Size of the data files of a table, of all its versions, that were written at least ``age`` ago.
+
+        Args:
+            name: of the table.
+            age: how long ago a file must have been written to count; by default all count.
+        """
 
     @abstractmethod
     def total_bytes(self) -> int:

@@ -32,7 +32,12 @@ _MOST_BYTES = 1 << 30
 
 
 def version_mark(folder: Path, version: int) -> str:
-    """Which file lists what a version holds; "" where there is none. Another that takes its place has another mark."""
+    """Which file lists what a version holds; "" where there is none. Another that takes its place has another mark.
+
+    Args:
+        folder: of the Lance table.
+        version: number of the version.
+    """
     for number in (_LAST - version, version):
         try:
             about = (folder / "_versions" / f"{number}.manifest").lstat()
@@ -43,9 +48,16 @@ def version_mark(folder: Path, version: int) -> str:
 
 
 def prune(folder: Path, grace: timedelta, passed: range, fragments: int) -> None:
-    """As `Backend.prune`. ``fragments``: how many the newest version has, each with a data file of its own. Needs the lock.
+    """Remove old versions of a table and the files that no remaining one needs. Needs the lock.
 
+    Each of the newest version's ``fragments`` has a data file of its own; where fewer are found, nothing is removed.
     Manifests go first: a reader that misses a file then finds its version gone, and looks for a newer one.
+
+    Args:
+        folder: of the Lance table.
+        grace: how old a version must be to go.
+        passed: versions that go whatever their age.
+        fragments: how many the newest version has.
     """
     manifests = _manifests(folder)
     if manifests is None or not manifests:

@@ -69,7 +69,15 @@ class BankManifest:
     def of(
         cls, m3: MemoryWriter, embedder: str, dimension: int, codec: Codec | None = None, book: Codebook | None = None
     ) -> BankManifest:
-        """The manifest of a new bank. ``codec`` None: raw, whatever the settings say."""
+        """The manifest of a new bank.
+
+        Args:
+            m3: whose memories the bank will hold.
+            embedder: its name.
+            dimension: numbers of an embedding.
+            codec: None: raw, whatever the settings say.
+            book: the codec's codebook; None where it has none.
+        """
         name = codec.name if codec is not None else "raw"
         return cls(
             format_version=RAW_VERSION if name == "raw" else FORMAT_VERSION,
@@ -128,7 +136,15 @@ class BankManifest:
             raise FingerprintMismatch(self.fingerprint, m3.fingerprint, self._difference(m3))
 
     def require_embedder(self, name: str, dimension: int | None) -> None:
-        """Raise ConfigError unless the embedder is this bank's; ``dimension`` None: not known yet."""
+        """Check that an embedder is this bank's.
+
+        Args:
+            name: of the embedder.
+            dimension: numbers of its vectors; None: not known yet.
+
+        Raises:
+            ConfigError: it is another.
+        """
         if name != self.embedder or dimension not in (None, self.dimension):
             given = name if dimension is None else f"{name} ({dimension} numbers)"
             raise ConfigError(

@@ -79,7 +79,12 @@ class BankRow:
 
 
 def row_schema(manifest: BankManifest, table_id: str = "") -> pa.Schema:
-    """Columns of a bank. Records are stored unpacked ("fullzip"): they do not compress, and random reads are faster."""
+    """Columns of a bank. Records are stored unpacked ("fullzip"): they do not compress, and random reads are faster.
+
+    Args:
+        manifest: says the sizes of embeddings and records.
+        table_id: of the table, kept in the schema's metadata.
+    """
     unpacked = {b"lance-encoding:structural-encoding": b"fullzip"}
     return pa.schema(
         [
@@ -112,7 +117,14 @@ def row_bytes(manifest: BankManifest) -> int:
 def row_batch(
     rows: Sequence[BankRow], embeddings: np.ndarray, records: Sequence[bytes | None], schema: pa.Schema
 ) -> pa.RecordBatch:
-    """Rows with their embeddings ``[n, dimension]`` and encoded records, None where the memory is still to be made."""
+    """Rows with their embeddings and records as one Arrow batch, with checksums.
+
+    Args:
+        rows: one per reference.
+        embeddings: float32 ``[n, dimension]``.
+        records: encoded memories, None where one is still to be made.
+        schema: what `row_schema` gave.
+    """
     references = [row.reference for row in rows]
     columns: dict[str, object] = {
         "reference_id": [r.id for r in references],
@@ -154,14 +166,25 @@ def origin_in(row_tags: Sequence[str]) -> str:
 
 
 def with_checksums(columns: dict[str, pa.Array], schema: pa.Schema) -> pa.RecordBatch:
-    """All columns of a row batch but ``checksum``, completed by it."""
+    """All columns of a row batch but ``checksum``, completed by it.
+
+    Args:
+        columns: by name; ``checksum`` is added to it.
+        schema: what `row_schema` gave.
+    """
     checked = pa.table({name: columns[name] for name in _CHECKED})
     columns["checksum"] = pa.array(checksums(checked), pa.uint64())
     return pa.record_batch([columns[name] for name in schema.names], schema=schema)
 
 
 def tombstone(document_id: str, ordinal: int, document_references: int) -> BankRow:
-    """A row that is no longer part of its document: it takes the place of an old row until it is deleted."""
+    """A row that is no longer part of its document: it takes the place of an old row until it is deleted.
+
+    Args:
+        document_id: of the document.
+        ordinal: number of the row in it.
+        document_references: references that the document has now.
+    """
     reference = Reference(f"{document_id}#{ordinal}", document_id, ordinal, 0, 0, "", ())
     return BankRow(reference, "", document_references)
 

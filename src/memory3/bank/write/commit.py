@@ -57,7 +57,12 @@ class Committer:
         return document_id in self._sizes or document_id in self._damaged
 
     def kept(self, references: Sequence[Reference], *, lazy: bool) -> dict[str, Kept]:
-        """What the table has for these tokens already (`kept_rows`)."""
+        """What the table has for these tokens already (`kept_rows`).
+
+        Args:
+            references: as the document is split now.
+            lazy: whether rows without a memory will do.
+        """
         known = [reference for reference in references if reference.document_id in self._sizes]
         return kept_rows(self._store.path, self._table, known, lazy=lazy)
 
@@ -90,7 +95,12 @@ class Committer:
         self._sizes.update(sizes)
 
     def move(self, document_id: str, references: int) -> None:
-        """Put a document into the table whose rows are all staged."""
+        """Put a document into the table whose rows are all staged.
+
+        Args:
+            document_id: of the document.
+            references: how many it has.
+        """
         self.put({document_id: references}, self.staging.batches(document_id, references))
         self.staging.forget(document_id)
 

@@ -42,7 +42,12 @@ _NONE = StoredDocument("", 0, False, "", "")
 
 
 def documents_in(path: str, table: Table) -> tuple[dict[str, StoredDocument], set[str]]:
-    """Every whole document of a table by id, and the ids of those whose rows are damaged or missing, to be replaced whole."""
+    """Every whole document of a table by id, and the ids of those whose rows are damaged or missing, to be replaced whole.
+
+    Args:
+        path: of the bank, for messages.
+        table: the table in force.
+    """
     columns = ["document_id", "content_hash", "document_references", "source", "tags"]
     with reading(path):
         firsts = table.search().where("ordinal = 0").select(columns).limit(None).to_arrow()
@@ -97,6 +102,10 @@ class Comparison:
     def step(self, document: Document, content_hash: str) -> Step:
         """What is to be done with a document.
 
+        Args:
+            document: as it was given.
+            content_hash: of it.
+
         Raises:
             InputError: another one with its id and other content was given before.
         """
@@ -126,6 +135,10 @@ class Comparison:
         """Ids of the table's documents that were not given and begin with ``prefix``; none with a conflict.
 
         Behind them those that stay, since their files could not be read, and why.
+
+        Args:
+            prefix: of the ids that may go.
+            unread: files that could not be read; their documents stay.
 
         Raises:
             InputError: no document was given at all.

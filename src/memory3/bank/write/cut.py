@@ -70,7 +70,12 @@ class Cutter:
         self._group: list[BankRow] = []
 
     def take(self, document: Document, content_hash: str) -> Iterator[Cut]:
-        """Add a document. What is ready now comes out; use it before the next is added."""
+        """Add a document. What is ready now comes out; use it before the next is added.
+
+        Args:
+            document: to split into references.
+            content_hash: of it.
+        """
         references = self._m3.split(document)
         head = list(islice(references, self._most + 1))
         if len(head) > self._most:

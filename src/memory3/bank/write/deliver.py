@@ -173,6 +173,10 @@ class Delivery:
 def pending(plan: WritePlan, committer: Committer) -> list[int]:
     """Numbers of the shards that are still to be put into the table. A part of a document counts until all is there.
 
+    Args:
+        plan: of a write.
+        committer: of the table it goes into.
+
     Raises:
         BankChanged: a document has become another one since the plan was made.
     """

@@ -42,6 +42,12 @@ def kept_rows(path: str, table: Table, references: Collection[Reference], *, laz
     """By reference id, what the table has for the same tokens and text, undamaged.
 
     Rows without a memory only where that is wanted (``lazy``).
+
+    Args:
+        path: of the bank, for messages.
+        table: where to look.
+        references: as they are wanted.
+        lazy: whether rows without a memory will do.
     """
     wanted = {r.id: r for r in references}
     if not wanted:
@@ -59,7 +65,14 @@ def kept_rows(path: str, table: Table, references: Collection[Reference], *, laz
 
 
 def completed(rows: Sequence[BankRow], encoded: pa.RecordBatch, kept: Mapping[str, Kept], schema: pa.Schema) -> pa.RecordBatch:
-    """All ``rows`` in their order: those that were ``encoded``, in the same order, and those that are ``kept``."""
+    """All ``rows`` in their order: those that were ``encoded``, in the same order, and those that are ``kept``.
+
+    Args:
+        rows: all of a document or group.
+        encoded: rows that were made anew, as an Arrow batch.
+        kept: embeddings and records by reference id.
+        schema: what `row_schema` gave.
+    """
     if not kept:
         return encoded
     table = pa.Table.from_batches([encoded])

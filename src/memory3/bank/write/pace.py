@@ -41,7 +41,12 @@ class Pace:
         return references >= self.size or time.monotonic() - self._committed >= COMMIT_SECONDS
 
     def encoded(self, references: int, seconds: float) -> None:
-        """Encoding so many took so long. What the first few take, and one odd measurement, say little of those to come."""
+        """Encoding so many took so long. What the first few take, and one odd measurement, say little of those to come.
+
+        Args:
+            references: how many were encoded.
+            seconds: what that took.
+        """
         rate = references / max(seconds, 1e-6)
         most = min(int(rate * COMMIT_SECONDS), _GROWTH * references, self.most)
         self.size = max(most, min(self._batch_size, self.most))

@@ -193,7 +193,12 @@ class WritePlan:
 
 
 def plan_id(shards: tuple[Shard, ...], documents: tuple[PlannedDocument, ...]) -> str:
-    """Hash of what is encoded and committed: 32 hex digits. The shards' own ``plan`` counts for nothing."""
+    """Hash of what is encoded and committed: 32 hex digits. The shards' own ``plan`` counts for nothing.
+
+    Args:
+        shards: what is encoded.
+        documents: what is committed.
+    """
     digest = xxh3_128()
     for shard in shards:
         digest.update(dataclasses.replace(shard, plan="").to_json().encode())

@@ -19,7 +19,13 @@ _AT_ONCE = 500
 
 
 def present(store: Store, table: Table, document_ids: Sequence[str]) -> list[str]:
-    """Those of the documents of which the table has a row, damaged or not."""
+    """Those of the documents of which the table has a row, damaged or not.
+
+    Args:
+        store: the bank.
+        table: where to look.
+        document_ids: in any order.
+    """
     found: set[str] = set()
     for start in range(0, len(document_ids), _AT_ONCE):
         condition = is_in("document_id", document_ids[start : start + _AT_ONCE])
@@ -30,7 +36,13 @@ def present(store: Store, table: Table, document_ids: Sequence[str]) -> list[str
 
 
 def delete_documents(store: Store, table: Table, document_ids: Sequence[str]) -> None:
-    """Remove documents; each goes whole, in one commit."""
+    """Remove documents; each goes whole, in one commit.
+
+    Args:
+        store: the bank; its lock is held.
+        table: the table in force.
+        document_ids: those that are not there are passed over.
+    """
     for start in range(0, len(document_ids), _AT_ONCE):
         with writing(store.path):
             table.delete(is_in("document_id", document_ids[start : start + _AT_ONCE]))
@@ -40,6 +52,10 @@ def delete_tombstones(store: Store, table: Table) -> None:
     """Remove what a shorter version of a document left over, perhaps of a write that was killed.
 
     A row that is no part of its document because it is damaged stays: `verify` names it.
+
+    Args:
+        store: the bank; its lock is held.
+        table: the table in force.
     """
     with reading(store.path):
         rows = table.search().where(f"NOT ({LIVE})").select(list(TEXT_COLUMNS)).limit(None).to_arrow()

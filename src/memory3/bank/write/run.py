@@ -65,7 +65,18 @@ class WriteRun:
         unread: Unread | None = None,
         prune_prefix: str = "",
     ) -> WriteReport:
-        """Write what is new or changed. Arguments as for `Bank.write`; conflicts are reported, not raised."""
+        """Write what is new or changed. Conflicts are reported, not raised.
+
+        Args:
+            documents: in any order; read once.
+            prune: remove the documents that were not given.
+            replace: let a document take the place of one from another source.
+            unread: files that could not be read; pruning spares what they may hold.
+            prune_prefix: only ids that begin so are pruned.
+
+        Returns:
+            how many documents were written, unchanged, pruned, and the conflicts.
+        """
         committer = self._committer
         comparison = Comparison(committer.stored, committer.broken, lazy=self._lazy, replace=replace)
         cutter = Cutter(self._m3, self._pace.most, self._pace.is_due)

@@ -56,7 +56,7 @@ class EncodedShard:
         return self.manifest.fingerprint
 
     def to_bytes(self) -> bytes:
-        """As an Arrow IPC stream."""
+        """The rows as an Arrow IPC stream, to be sent or kept; the schema's metadata names the plan and the shard's number."""
         mark = json.dumps({"plan": self.plan, "number": self.number}).encode()
         schema = self.rows.schema.with_metadata({**(self.rows.schema.metadata or {}), _KEY: mark})
         sink = pa.BufferOutputStream()

@@ -42,7 +42,11 @@ class Product(VectorCodec):
 
     @classmethod
     def parse(cls, options: str) -> Product:
-        """See `VectorCodec.parse`."""
+        """The codec of one of FAISS's strings, or without options the default for the head dimension.
+
+        Raises:
+            ConfigError: ``options`` are no quantiser that is known here.
+        """
         if options:
             check_factory(options)
         return cls(options)
@@ -69,19 +73,35 @@ class Product(VectorCodec):
         return rows, min(_MOST_VECTORS, 256 * rows)
 
     def shapes(self, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """See `VectorCodec.shapes`."""
+        """Names and shapes of the tensors of one side of a codebook; -1 is any size.
+
+        Args:
+            heads: L*H.
+            head_dim: d.
+
+        Raises:
+            ConfigError: it does not fit the head dimension.
+        """
         from memory3.codec.product import ProductCoder
 
         return ProductCoder.shapes(self.factory(head_dim), heads, head_dim)
 
     def fit(self, sample: Sample) -> dict[str, torch.Tensor]:
-        """See `VectorCodec.fit`."""
+        """The tensors of one side of a codebook, fitted to ``sample``. Their shapes are those that `shapes` says."""
         from memory3.codec.product import ProductCoder
 
         return ProductCoder.fit(self.factory(sample.vectors.shape[1]), sample)
 
     def coder(self, head_dim: int, tensors: Mapping[str, torch.Tensor]) -> VectorCoder:
-        """See `VectorCodec.coder`."""
+        """What encodes and decodes vectors.
+
+        Args:
+            head_dim: numbers of a vector.
+            tensors: what `fit` gave.
+
+        Raises:
+            ConfigError: it does not fit the head dimension.
+        """
         from memory3.codec.product import ProductCoder
 
         return ProductCoder(self.factory(head_dim), head_dim, tensors)

@@ -25,12 +25,16 @@ class Raw(MemoryCodec):
 
     @classmethod
     def parse(cls, options: str) -> Raw:
-        """See `MemoryCodec.parse`: there are none."""
+        """The codec. It has no options.
+
+        Raises:
+            ConfigError: ``options`` are not empty.
+        """
         if options:
             raise ConfigError(f"codec {f'raw:{options}'!r} is unknown: raw has no options")
         return cls()
 
     def cost(self, sizes: RecordSizes) -> CodecCost:
-        """See `MemoryCodec.cost`: counts and places of two bytes, and the numbers."""
+        """Bytes of a record: counts and places of two bytes each, and the numbers. Writing and reading take no arithmetic."""
         numbers = 2 * sizes.pairs * sizes.head_dim
         return CodecCost(2 * (sizes.heads + sizes.pairs) + numbers * NUMBER_BYTES[sizes.dtype], 0, 0)

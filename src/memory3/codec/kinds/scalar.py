@@ -30,27 +30,37 @@ class Scalar(VectorCodec):
     bits: ClassVar[int]
 
     def cost(self, head_dim: int) -> VectorCost:
-        """See `VectorCodec.cost`: a mean and a width for each number."""
+        """What a vector of ``head_dim`` numbers costs: so many bits for each, a mean and a width."""
         return VectorCost(-(-head_dim * self.bits // 8), 2 * head_dim, 2 * head_dim)
 
     def appetite(self, head_dim: int) -> tuple[int, int]:
-        """See `VectorCodec.appetite`."""
+        """Vectors that it must be fitted on at least, and those that make it good, whatever ``head_dim``."""
         return 1, _WANTED_VECTORS
 
     def shapes(self, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """See `VectorCodec.shapes`."""
+        """Names and shapes of the tensors of one side of a codebook; -1 is any size.
+
+        Args:
+            heads: L*H.
+            head_dim: d.
+        """
         from memory3.codec.scalar import ScalarCoder
 
         return ScalarCoder.shapes(heads, head_dim)
 
     def fit(self, sample: Sample) -> dict[str, torch.Tensor]:
-        """See `VectorCodec.fit`."""
+        """The tensors of one side of a codebook, fitted to ``sample``. Their shapes are those that `shapes` says."""
         from memory3.codec.scalar import ScalarCoder
 
         return ScalarCoder.fit(self.bits, sample)
 
     def coder(self, head_dim: int, tensors: Mapping[str, torch.Tensor]) -> VectorCoder:
-        """See `VectorCodec.coder`."""
+        """What encodes and decodes vectors.
+
+        Args:
+            head_dim: numbers of a vector.
+            tensors: what `fit` gave.
+        """
         from memory3.codec.scalar import ScalarCoder
 
         return ScalarCoder(self.bits, head_dim, tensors)

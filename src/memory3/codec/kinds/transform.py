@@ -45,7 +45,11 @@ class Transform(VectorCodec):
 
     @classmethod
     def parse(cls, options: str) -> Transform:
-        """See `VectorCodec.parse`."""
+        """The codec with so many bits for a vector, a multiple of 8.
+
+        Raises:
+            ConfigError: ``options`` are not such a number.
+        """
         bits = int(options or _DEFAULT_BITS) if (options or "0").isdecimal() and len(options) < 8 else 0
         if bits < 8 or bits % 8:
             raise ConfigError(
@@ -67,25 +71,45 @@ class Transform(VectorCodec):
         return VectorCost(self.bits // 8, encode, 2 * head_dim**2 + 2 * head_dim)
 
     def appetite(self, head_dim: int) -> tuple[int, int]:
-        """See `VectorCodec.appetite`."""
+        """Vectors that it must be fitted on at least, and those that make it good.
+
+        Raises:
+            ConfigError: the head dimension ``head_dim`` does not fit.
+        """
         self._check(head_dim)
         return head_dim, _WANTED_VECTORS
 
     def shapes(self, heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
-        """See `VectorCodec.shapes`."""
+        """Names and shapes of the tensors of one side of a codebook; -1 is any size.
+
+        Args:
+            heads: L*H.
+            head_dim: d.
+
+        Raises:
+            ConfigError: it does not fit the head dimension.
+        """
         from memory3.codec.transform import TransformCoder
 
         self._check(head_dim)
         return TransformCoder.shapes(heads, head_dim)
 
     def fit(self, sample: Sample) -> dict[str, torch.Tensor]:
-        """See `VectorCodec.fit`."""
+        """The tensors of one side of a codebook, fitted to ``sample``. Their shapes are those that `shapes` says."""
         from memory3.codec.transform import TransformCoder
 
         return TransformCoder.fit(self.bits, sample)
 
     def coder(self, head_dim: int, tensors: Mapping[str, torch.Tensor]) -> VectorCoder:
-        """See `VectorCodec.coder`."""
+        """What encodes and decodes vectors.
+
+        Args:
+            head_dim: numbers of a vector.
+            tensors: what `fit` gave.
+
+        Raises:
+            ConfigError: it does not fit the head dimension.
+        """
         from memory3.codec.transform import TransformCoder
 
         self._check(head_dim)

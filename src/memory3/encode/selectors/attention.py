@@ -25,7 +25,9 @@ class AttentionMass(Selector):
     help: ClassVar[str] = "the paper's"
 
     def score(self, view: LayerView) -> torch.Tensor:
-        """See the module."""
+        """Attention mass that each token gets from those of its reference, without mask and position: float32 ``[N, H,
+        S]``.
+        """
         import torch
 
         from memory3.attention.rotary import rotate

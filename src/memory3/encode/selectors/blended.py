@@ -33,5 +33,5 @@ class Blended(Learned):
     share = 0.2
 
     def score(self, view: LayerView) -> torch.Tensor:
-        """See the module."""
+        """The score of `Learned` and a fifth of that of `Reconstruction`: float32 ``[N, H, S]``."""
         return super().score(view) + self.share * Reconstruction().score(view)

@@ -20,7 +20,7 @@ class Random(Selector):
     help: ClassVar[str] = "a control"
 
     def score(self, view: LayerView) -> torch.Tensor:
-        """See the class."""
+        """A number from the reference's seed for each token and head: float32 ``[N, H, S]``."""
         import torch
 
         rows = []
@@ -38,7 +38,7 @@ class First(Selector):
     help: ClassVar[str] = "the earliest tokens, a control"
 
     def score(self, view: LayerView) -> torch.Tensor:
-        """See the class."""
+        """The token's position, negated: float32 ``[N, H, S]``."""
         import torch
 
         refs, heads, tokens, _ = view.key.shape

@@ -39,7 +39,7 @@ class Learned(Selector):
         self.weights = dict(weights or {})
 
     def score(self, view: LayerView) -> torch.Tensor:
-        """See the module."""
+        """The attention that questions are predicted to pay, from each token's own query: float32 ``[N, H, S]``."""
         query = plain_queries(view)
         weight = self.weights[view.layer].to(query.device)
         return (query @ weight[:-1] + weight[-1]).transpose(1, 2)

@@ -29,7 +29,7 @@ class Reconstruction(Selector):
     repeats: ClassVar[bool] = True
 
     def score(self, view: LayerView) -> torch.Tensor:
-        """See the module."""
+        """The most attention that the reference, repeated, pays to each token: float32 ``[N, H, S]``."""
         import torch
 
         assert view.later_query is not None, "the encoder runs the repetition for selectors that say `repeats`"

@@ -46,7 +46,7 @@ def halueval_qa(dataset: Any) -> Any:
 
 
 def halueval_dialogue(dataset: Any) -> Any:
-    """As `halueval_qa`."""
+    """Items of HaluEval's dialogues: every other one shows the hallucinated response, the others the right one."""
 
     def show(doc: dict[str, Any], number: int) -> dict[str, Any]:
         wrong = number % 2 == 0
