@@ -3,12 +3,14 @@
     python research/compare_speed.py --before ../old/src --after src --out speed.json
     python research/compare_speed.py --before ../old/src --after src --quick
 
-Each tree has a process of its own, which loads a model once. Whenever a benchmark would measure again, its process stops and waits, so
-that only one of the two works at a time: before, after, after, before, and so on. A figure of one tree is compared with that of the other in the same turn.
+Each tree has a process of its own, which loads a model once. Whenever a benchmark would measure again, its process stops
+and waits, so that only one of the two works at a time: before, after, after, before, and so on. A figure of one tree is
+compared with that of the other in the same turn.
 
-For each figure: medians of both trees, and after over before as the median over turns, with its middle half and its whole spread. All ratios are turned so
-that above 1 is better. A figure is *worse* where the whole spread is below 1: with six turns, chance does that to one figure in 64. Arms without memory
-(``plain``, ``text``) are controls: what they differ by is noise, or a change of the machine. Exit status 1 where a figure is worse.
+For each figure: medians of both trees, and after over before as the median over turns, with its middle half and its whole
+spread. All ratios are turned so that above 1 is better. A figure is *worse* where the whole spread is below 1: with six
+turns, chance does that to one figure in 64. Arms without memory (``plain``, ``text``) are controls: what they differ by
+is noise, or a change of the machine. Exit status 1 where a figure is worse.
 """
 
 from __future__ import annotations
@@ -108,8 +110,8 @@ class Tree:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=surroundings, cwd=source
         )
-        self.source, self.found, self.done = source, {}, False
-        self.busy = 0.0
+        self.source, self.done, self.busy = source, False, 0.0
+        self.found: dict[str, Any] = {}
         loaded = Path(self.hear()["ready"])
         if not loaded.is_relative_to(source):
             raise SystemExit(f"{source}: python imports memory3 from {loaded}: give the folder that memory3/ lies in")

@@ -1,15 +1,18 @@
-"""How much of memory3 one answer goes through: its files, its functions and its lines, from ``Memory3.generate`` to the attention kernel.
+"""How much of memory3 one answer goes through: its files, its functions and its lines, from ``Memory3.generate`` to the
+attention kernel.
 
     python research/path_length.py src                       # this tree
     python research/path_length.py ../old/src src --out path.json
 
-Each argument is the folder that ``memory3/`` of a tree lies in; its own ``tests/`` lie beside it and give a tiny random model and an embedder. A process of
-the tree's own writes a small bank, answers once so that all is imported, and then once more while every line is watched.
+Each argument is the folder that ``memory3/`` of a tree lies in; its own ``tests/`` lie beside it and give a tiny random
+model and an embedder. A process of the tree's own writes a small bank, answers once so that all is imported, and then
+once more while every line is watched.
 
     files, file_lines          files of which a line ran, and how long these files are
     functions, function_lines  functions that ran, and how long these are
     lines                      lines that ran
-    chain                      functions on the stack when the kernel is called for the first time, outermost first; chain_files and chain_lines likewise
+    chain                      the longest stack, of functions of memory3, that ends in a kernel, outermost first;
+    chain_files, chain_functions, chain_lines
 
 Comments and docstrings count as lines: they are read, too.
 """
@@ -27,8 +30,10 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-#: Files with the kernels, in the trees there have been, below ``memory3/``; and what a kernel calls in the end.
+#: Where the kernels are, in the trees there have been, below ``memory3/``.
 KERNELS = ("attention/kernels/", "attention/attend.py", "maths/attend.py")
+#: What is called there in the end: a kernel, on the CPU, on CUDA, or the reference.
+ENDS = {"_attention", "_flash_attention", "_efficient_attention", "_fused_cpu"}
 
 
 class Watch:
@@ -47,15 +52,15 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         sys.settrace(None)
-        threading.settrace(None)  # type: ignore[arg-type]  # what it was
+        threading.settrace(None)
 
     def _call(self, frame: FrameType, event: str, value: Any) -> Any:
         code = frame.f_code
         if not code.co_filename.startswith(self.root):
             return None
         self.functions.add(code)
-        if not self.chain and self._below(code).startswith(KERNELS) and not code.co_name.startswith("<"):
-            self.chain = self._stack(frame)
+        if self._below(code).startswith(KERNELS) and code.co_name in ENDS:
+            self.chain = max(self.chain, self._stack(frame), key=len)
         return self._line
 
     def _line(self, frame: FrameType, event: str, value: Any) -> Any:
@@ -84,6 +89,7 @@ class Watch:
             "function_lines": len({(c.co_filename, line) for c in self.functions for line in extent(c)}),
             "lines": len(self.lines),
             "chain": [f"{self._below(code)}:{code.co_qualname}" for code in self.chain],
+            "chain_functions": len(self.chain),
             "chain_files": len({code.co_filename for code in self.chain}),
             "chain_lines": sum(len(extent(code)) for code in set(self.chain)),
             "of_each_file": {
@@ -106,10 +112,11 @@ def extent(code: CodeType) -> range:
 
 def watch(source: Path) -> dict[str, Any]:
     """One answer of the tree that is on the path."""
-    import memory3
     from bank_writer import HashingEmbedder
-    from memory3 import Bank, Document, Memory3
     from tiny import save_tiny
+
+    import memory3
+    from memory3 import Bank, Document, Memory3
 
     root = Path(memory3.__file__).parent
     if root != source / "memory3":

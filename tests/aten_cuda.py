@@ -4,8 +4,8 @@
         torch.ops.aten._scaled_dot_product_efficient_attention(...)     # of CPU tensors
 
 The calls go through ATen's own schemas. The checks are those of ``aten/src/ATen/native/transformers/cuda`` (attention.cu,
-attention_backward.cu, kernel_forward.h, flash_api.cpp), with the schemas of torch 2.13. What no stand-in can show is the numbers of the
-real kernels: tests marked ``gpu`` do.
+attention_backward.cu, kernel_forward.h, flash_api.cpp), with the schemas of torch 2.13. What no stand-in can show is the
+numbers of the real kernels: tests marked ``gpu`` do.
 """
 
 from __future__ import annotations

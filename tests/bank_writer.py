@@ -21,7 +21,9 @@ SHAPE = MemoryShape(layers=(1, 4, 6), kv_heads=2, head_dim=5, pairs=7)
 
 
 class HashingWriter:
-    """A `MemoryWriter` whose tokens are words and whose memories are drawn by a hash of the tokens. Counts what it is asked."""
+    """A `MemoryWriter` whose tokens are words and whose memories are drawn by a hash of the tokens. Counts what it is
+    asked.
+    """
 
     def __init__(
         self,

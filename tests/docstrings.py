@@ -53,7 +53,8 @@ def points_elsewhere(node: ast.AST) -> bool:
 
 
 def survey(folder: Path, without: str = "cli") -> tuple[list[str], list[str], int]:
-    """Places whose parameters are not documented, places that point elsewhere, and how many functions have two parameters or more.
+    """Places whose parameters are not documented, places that point elsewhere, and how many functions have two parameters
+    or more.
 
     Commands, in the folder ``without``, document each option in its own help.
     """

@@ -1,10 +1,12 @@
-"""Random use of one bank by several readers, writers and models, checked after every step against a slow twin: dictionaries in RAM.
+"""Random use of one bank by several readers, writers and models, checked after every step against a slow twin:
+dictionaries in RAM.
 
     python tests/randomised_bank.py SEEDS STEPS          # random steps of one thread, each with the right answer known
     python tests/randomised_bank.py SEEDS SECONDS threads  # readers beside a writer: memory and text must be of one version
     python tests/randomised_bank.py SEEDS FLIPS flips      # flipped bits: what is read is right or refused
 
-Everything is reached through what `Bank` offers in all releases, so that it can be run on an older one to see it find that one's faults.
+Everything is reached through what `Bank` offers in all releases, so that it can be run on an older one to see it find
+that one's faults.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     python tests/structure.py > docs/structure.md
 
-The floors are those that tests/house.py lists and tests/test_house.py checks. A module's sentence is the first of its docstring.
+The floors are those that tests/house.py lists and tests/test_house.py checks. A module's sentence is the first of its
+docstring.
 """
 
 from __future__ import annotations

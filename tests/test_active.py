@@ -1,4 +1,6 @@
-"""The fingerprint covers whatever acts: config values, adapters, quantised weights, attributes, hooks; and a model that changes under its Memory3 is noticed."""
+"""The fingerprint covers whatever acts: config values, adapters, quantised weights, attributes, hooks; and a model that
+changes under its Memory3 is noticed.
+"""
 
 from __future__ import annotations
 

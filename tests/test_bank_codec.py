@@ -1,4 +1,6 @@
-"""Banks with a codec: written, read, kept cold, rebuilt, compacted and verified; their codebook lost, damaged or of another model."""
+"""Banks with a codec: written, read, kept cold, rebuilt, compacted and verified; their codebook lost, damaged or of
+another model.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""One version at a time: what is found, read, cited and stored belongs together, whatever others write, rebuild or put in the bank's place."""
+"""One version at a time: what is found, read, cited and stored belongs together, whatever others write, rebuild or put in
+the bank's place.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The command line, mostly in this process with a tiny model and a stand-in embedder, once for real in processes of its own."""
+"""The command line, mostly in this process with a tiny model and a stand-in embedder, once for real in processes of its
+own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Suites from start to end: benchmarks by the harness's own scoring, a judge that really answers, a process that is killed, the command line."""
+"""Suites from start to end: benchmarks by the harness's own scoring, a judge that really answers, a process that is
+killed, the command line.
+"""
 
 import json
 import os

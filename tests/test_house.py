@@ -55,7 +55,9 @@ def test_nothing_unsafe(module):
 
 
 def test_no_test_file_imports_another():
-    """What tests share is in helper modules (`tiny`, `house`, `command_line` ...): a test file can then be changed or moved alone."""
+    """What tests share is in helper modules (`tiny`, `house`, `command_line` ...): a test file can then be changed or
+    moved alone.
+    """
     here = Path(__file__).parent
     for path in sorted([*here.rglob("*.py"), *(here.parent / "research").rglob("*.py")]):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -98,7 +100,9 @@ def our_private_names():
 
 
 def reaches(module):
-    """Where a file uses a private attribute of ours on anything but ``self``, ``cls``, ``super()`` and objects of the same class."""
+    """Where a file uses a private attribute of ours on anything but ``self``, ``cls``, ``super()`` and objects of the
+    same class.
+    """
     own = {}
     for node in ast.walk(tree(module)):
         if isinstance(node, ast.ClassDef):
@@ -129,8 +133,8 @@ def test_names_say_what_a_file_is_for():
     assert not {path.stem for path in FILES.values()} & {"util", "utils", "helpers", "misc", "common"}
 
 
-#: Words that are ours, or that mean something of their own here. A newcomer finds each on docs/words.md; a new one needs a line
-#: there, and a reason.
+#: Words that are ours, or that mean something of their own here. A newcomer finds each on docs/words.md; a new one needs
+#: a line there, and a reason.
 OWN_WORDS = {
     "memory",
     "reference",

@@ -1,4 +1,6 @@
-"""Model folders that are damaged, incomplete, quantised, hostile or no models: each is one sentence that says what is wrong, and no code of theirs runs."""
+"""Model folders that are damaged, incomplete, quantised, hostile or no models: each is one sentence that says what is
+wrong, and no code of theirs runs.
+"""
 
 from __future__ import annotations
 

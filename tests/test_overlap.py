@@ -64,7 +64,9 @@ def test_against_the_table(length, kinds):
 
 
 def test_takes_milliseconds():
-    """A training sequence of 4,096 tokens against a reference of 128 that shares half of its words, as texts of one subject do."""
+    """A training sequence of 4,096 tokens against a reference of 128 that shares half of its words, as texts of one
+    subject do.
+    """
     rng = np.random.default_rng(3)
     words = rng.zipf(1.3, 100_000) % 5000
     target, reference = words[:4096], words[9000:9128]

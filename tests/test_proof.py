@@ -1,4 +1,6 @@
-"""At attach a model proves that it reads memories as it reads text; what a model does to its keys is measured layer by layer."""
+"""At attach a model proves that it reads memories as it reads text; what a model does to its keys is measured layer by
+layer.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +142,9 @@ def test_windows_are_kept_when_writing(window: int) -> None:
 
 
 def test_a_fault_of_reading_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Were all layers rotated, as they once were, a model with layers that do not rotate would be refused; the figures are said."""
+    """Were all layers rotated, as they once were, a model with layers that do not rotate would be refused; the figures
+    are said.
+    """
     model, tokenizer = family("smollm3", {"no_rope_layers": [1, 1, 0, 1, 1, 1]}), tiny_tokenizer()
     shape = ModelGeometry(model)
     prove(model, shape, tokenizer)

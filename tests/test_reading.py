@@ -76,8 +76,8 @@ def test_whole_memory_equals_text_in_front(family: str, chat: bool) -> None:
 def test_own_system_prompt_moves_the_memories() -> None:
     """Behind a longer system prompt, memories are turned to where they now stand; they lie where text would.
 
-    A memory was encoded behind the default prefix, so behind another it differs from text; but keys must lie where text would. Layer 0 keys depend on
-    nothing but token and position: there the two must be equal.
+    A memory was encoded behind the default prefix, so behind another it differs from text; but keys must lie where text
+    would. Layer 0 keys depend on nothing but token and position: there the two must be equal.
     """
     m3 = memory3("llama", chat=True, budget=Budget("all"), layers=(0,), memory_temperature=1.0, chunk_length=512)
     bank = RamBank(m3, TEXTS[:1], {None: [0]})
@@ -263,7 +263,9 @@ def test_batch_equals_one_at_a_time(family: str, side: str) -> None:
 
 
 def test_no_token_sees_nothing() -> None:
-    """Of a row of attention that sees nothing, padding, a kernel may make what is not a number, and spoil every gradient with it (cuDNN's did)."""
+    """Of a row of attention that sees nothing, padding, a kernel may make what is not a number, and spoil every gradient
+    with it (cuDNN's did).
+    """
     seen: list[torch.Tensor] = []
 
     class Look:

@@ -20,7 +20,8 @@ from memory3.types import Document
 pytestmark = pytest.mark.real
 
 TEXTS = [
-    "The Kestrel Bridge at Holm was opened in 1874. Its engineer, Ada Brennan, had built two lighthouses before. The bridge carries the "
+    "The Kestrel Bridge at Holm was opened in 1874. Its engineer, Ada Brennan, had built two lighthouses before. The "
+    "bridge carries the "
     "old coast road over the river Tarn and has eleven arches of red stone.",
     "The annual fair of Holm takes place in the first week of June. Visitors pay three crowns, children nothing.",
     "Marmots sleep for seven months. Before winter they close the entrance of the burrow with hay and stones.",
@@ -100,8 +101,9 @@ def test_bank_on_disk_is_ram(loaded: Memory3, default_embedder_path: str, tmp_pa
     with Bank.open(tmp_path / "bank", loaded, embedder=default_embedder_path, create=False) as bank:
         for name, kept in ram.stored.items():
             [read] = bank.memories([name])
-            # The bank may have encoded it in other company: other pairs where scores are as good as equal, no others. The budget
-            # fixes how many there are in all, but not of which head and place, nor their numbers, which its codec rounds.
+            # The bank may have encoded it in other company: other pairs where scores are as good as equal, no others. The
+            # budget fixes how many there are in all, but not of which head and place, nor their numbers, which its codec
+            # rounds.
             mine, theirs = _pairs(read), _pairs(kept)
             both = sorted(mine.keys() & theirs.keys())
             assert len(both) >= 0.99 * max(len(mine), len(theirs))
@@ -158,7 +160,9 @@ def test_a_shipped_adapter_answers_from_its_pairs(name: str, loaded: Memory3, de
 def test_what_comes_with_memory3_for_the_default_model(
     loaded: Memory3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default_embedder_path: str
 ) -> None:
-    """A codebook, so that memories take an eighth of their bytes, and a learned selector; an empty cache folder does not matter."""
+    """A codebook, so that memories take an eighth of their bytes, and a learned selector; an empty cache folder does not
+    matter.
+    """
     monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path / "cache"))
     m3 = with_config(loaded)
     with Bank.open(tmp_path / "bank", m3, embedder=default_embedder_path) as bank:
@@ -180,7 +184,9 @@ def test_what_comes_with_memory3_for_the_default_model(
 def test_who_names_no_model_gets_the_adapter(
     loaded: Memory3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default_model_path: str, default_embedder_path: str
 ) -> None:
-    """With its codebook, in whatever number format its weights are read; ``none``, or the model's own name, is the untouched model."""
+    """With its codebook, in whatever number format its weights are read; ``none``, or the model's own name, is the
+    untouched model.
+    """
     monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "models").symlink_to(Path(default_model_path).parent)

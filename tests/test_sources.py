@@ -1,4 +1,6 @@
-"""Documents that lie in each other's way: one id from two sources, pruning what could not be read, banks among documents, encodings."""
+"""Documents that lie in each other's way: one id from two sources, pruning what could not be read, banks among documents,
+encodings.
+"""
 
 import lancedb
 import pytest

@@ -1,4 +1,6 @@
-"""A bank's folder from a stranger: nothing in it leads out of it, hangs, takes all memory or ends the process. And what is deleted is gone."""
+"""A bank's folder from a stranger: nothing in it leads out of it, hangs, takes all memory or ends the process. And what
+is deleted is gone.
+"""
 
 import contextlib
 import dataclasses
@@ -359,7 +361,8 @@ def test_numbers_and_texts_of_other_kinds_are_stored_as_pythons_own(tmp_path):
     Bank.rebuild(tmp_path / "bank", HashingWriter(name="other"), embedder=HashingEmbedder())
 
 
-# ---- upkeep ------------------------------------------------------------------------------------------------------------------
+# ---- upkeep
+# ------------------------------------------------------------------------------------------------------------------
 
 
 def noise(number):
@@ -445,7 +448,8 @@ def test_a_policy_is_never_read_half_written(bank):
     assert not [name for name in os.listdir(bank) if "policy" in name and name != "policy.json"]
 
 
-# ---- adapters, reports, the terminal -----------------------------------------------------------------------------------------
+# ---- adapters, reports, the terminal
+# -----------------------------------------------------------------------------------------
 
 
 def an_adapter(folder, tensors=None, **config):

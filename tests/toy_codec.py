@@ -1,4 +1,6 @@
-"""A new codec in one file, as it would lie in `memory3.codec.kinds`: vectors as float16, whatever the dtype. Not in the package."""
+"""A new codec in one file, as it would lie in `memory3.codec.kinds`: vectors as float16, whatever the dtype. Not in the
+package.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Answers to questions over a knowledge base in several presets, from one set of questions: `memory3.evaluation` with a bank of each preset.
+"""Answers to questions over a knowledge base in several presets, from one set of questions: `memory3.evaluation` with a
+bank of each preset.
 
-The data folder holds ``kb.jsonl[.gz]`` and ``<split>.jsonl[.gz]`` as `memory3.evaluation.qa` describes them. ``modes`` are those of ``memory3 eval``: ``gold`` and
-``gold_text`` read the one reference that holds the answer, ``memory`` and ``text`` what retrieval finds.
+The data folder holds ``kb.jsonl[.gz]`` and ``<split>.jsonl[.gz]`` as `memory3.evaluation.qa` describes them. ``modes``
+are those of ``memory3 eval``: ``gold`` and ``gold_text`` read the one reference that holds the answer, ``memory`` and
+``text`` what retrieval finds.
 """
 
 from __future__ import annotations

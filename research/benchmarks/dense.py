@@ -1,7 +1,9 @@
-"""All key-values of a knowledge base on disk, with every selector's scores, so that any selector, budget and codec is tried without encoding again.
+"""All key-values of a knowledge base on disk, with every selector's scores, so that any selector, budget and codec is
+tried without encoding again.
 
-A folder of shards, some references each, in safetensors: ``<reference>.keys`` and ``<reference>.values`` float16 ``[L, H, S, d]``, ``<reference>.<selector>``
-float32 ``[L, H, S]``. Shards are written beside their place and renamed; a run goes on where it stopped.
+A folder of shards, some references each, in safetensors: ``<reference>.keys`` and ``<reference>.values`` float16 ``[L, H,
+S, d]``, ``<reference>.<selector>`` float32 ``[L, H, S]``. Shards are written beside their place and renamed; a run goes
+on where it stopped.
 """
 
 from __future__ import annotations
@@ -119,13 +121,15 @@ def random_scores(name: str, shape: Sequence[int], seed: int = 0) -> torch.Tenso
 
 @dataclass
 class Sparse:
-    """A `memory3.recall.retrieval.MemorySource` that cuts memories from a `DenseStore`: as a bank of these settings would hold them.
+    """A `memory3.recall.retrieval.MemorySource` that cuts memories from a `DenseStore`: as a bank of these settings would
+    hold them.
 
     Attributes:
         store: where the key-values are.
         config: layers, budget, selector.
         codec: memories go through its bytes and back; None: fp16.
-        oracle: scores in place of the selector's. Their names may say for whom they are: what follows `MARK` in a name is not the reference's.
+        oracle: scores in place of the selector's. Their names may say for whom they are: what follows `MARK` in a name is
+            not the reference's.
     """
 
     store: DenseStore

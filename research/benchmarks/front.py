@@ -1,14 +1,18 @@
 """The front: how well a memory answers, against the bytes it takes on disk.
 
-Every point is a selector, a budget, and optionally a codec and memory layers: ``reconstruction/adaptive:1440``, ``attention/uniform:8/raw/first_half``. The knowledge
-base is encoded once (`research.benchmarks.dense`) and every point is cut from that. Lines beside them: no memory, the same references as text, all their
-key-values, and the oracle, which keeps what the question itself attends to.
+Every point is a selector, a budget, and optionally a codec and memory layers: ``reconstruction/adaptive:1440``,
+``attention/uniform:8/raw/first_half``. The knowledge base is encoded once (`research.benchmarks.dense`) and every point
+is cut from that. Lines beside them: no memory, the same references as text, all their key-values, and the oracle, which
+keeps what the question itself attends to.
 
-The data folder is that of `memory3.evaluation.qa`. Questions are drawn by ``seed``. Answer NLL is of all points; answers are generated for the
-points named in ``answers`` (``all``: for every one), and for the lines. ``gold`` reads the one reference that holds the answer, ``retrieved`` all that search finds,
-``near`` those of them within ``gap`` of the best one (`memory3.config.MemoryConfig.score_gap`), beside the text of all that search found. ``arrangement`` is how they lie, ``temperature`` what their logits are divided by. Of the lines, closed book and text
-are always there; ``lines`` may name ``all`` (all key-values) and, for ``near``, ``same`` (the text of the same references).
-``dtype`` is the number format of the weights. ``figure=FILE`` draws it all. With ``dense=DIR`` the encoded knowledge base and what was measured stay there, and a run that was interrupted goes on.
+The data folder is that of `memory3.evaluation.qa`. Questions are drawn by ``seed``. Answer NLL is of all points; answers
+are generated for the points named in ``answers`` (``all``: for every one), and for the lines. ``gold`` reads the one
+reference that holds the answer, ``retrieved`` all that search finds, ``near`` those of them within ``gap`` of the best
+one (`memory3.config.MemoryConfig.score_gap`), beside the text of all that search found. ``arrangement`` is how they lie,
+``temperature`` what their logits are divided by. Of the lines, closed book and text are always there; ``lines`` may name
+``all`` (all key-values) and, for ``near``, ``same`` (the text of the same references). ``dtype`` is the number format of
+the weights. ``figure=FILE`` draws it all. With ``dense=DIR`` the encoded knowledge base and what was measured stay there,
+and a run that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -116,7 +120,9 @@ class _Front:
         self.mark = [m3.fingerprint, options["max_new_tokens"], asked, m3.config.arrangement]
 
     def arm(self, name: str, mode: str, source: Any, key: str | None, generate: bool) -> dict[str, list[float]]:
-        """Figures of every question: NLL, and of generated answers whether they contain an answer, equal one, and F1. An arm that was measured before is read."""
+        """Figures of every question: NLL, and of generated answers whether they contain an answer, equal one, and F1. An
+        arm that was measured before is read.
+        """
         codec = source.codec if isinstance(source, Sparse) else None
         book = codec.codebook.fingerprint if codec else ""
         mark = [*self.mark, self.m3.config.memory_temperature] if mode == "memory" else self.mark
@@ -167,7 +173,9 @@ class _Front:
         return Sparse(self.store, config, oracle=self._oracles[key]), mine
 
     def _asked(self, key: str, mine: str) -> dict[str, torch.Tensor]:
-        """What each question attends to in each of its references, ``[L, H, S]`` by a name that has both, which ``mine`` of the question lists."""
+        """What each question attends to in each of its references, ``[L, H, S]`` by a name that has both, which ``mine``
+        of the question lists.
+        """
         m3, scores = self.m3, {}
         for item in self.items:
             item[mine] = [f"{name}{MARK}{item['id']}" for name in item[key]]
@@ -182,7 +190,9 @@ class _Front:
         return scores
 
     def codec(self, config: MemoryConfig, shape: MemoryShape) -> CodedCodec:
-        """With the codebook that `memory3 write` would use; fitted to the knowledge base, as it would, where there is none yet, but to references that no question reads, where there are enough."""
+        """With the codebook that `memory3 write` would use; fitted to the knowledge base, as it would, where there is
+        none yet, but to references that no question reads, where there are enough.
+        """
         written = Memory3(self.m3.model, self.m3.tokenizer, config, name=self.m3.name)
         book = cached_book(config.codec, written.fingerprint)
         if book is None:
@@ -216,7 +226,8 @@ def _listed(points: str) -> list[str]:
 
 
 def read_items(bank: Bank, options: Mapping[str, Any]) -> tuple[list[dict[str, Any]], float]:
-    """Questions whose answer stands in a reference of their document, with ids ``gold`` (that one), ``retrieved`` and ``near``; and the share that retrieval finds.
+    """Questions whose answer stands in a reference of their document, with ids ``gold`` (that one), ``retrieved`` and
+    ``near``; and the share that retrieval finds.
 
     Of ``options``: data, split, questions, k, gap, seed.
     """
@@ -239,7 +250,9 @@ def read_items(bank: Bank, options: Mapping[str, Any]) -> tuple[list[dict[str, A
 
 
 def summary(figures: Mapping[str, Sequence[float]], beside: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, Any]:
-    """Means with 95% bootstrap intervals; differences from the arms beside it, question by question, and the gain where text is among them."""
+    """Means with 95% bootstrap intervals; differences from the arms beside it, question by question, and the gain where
+    text is among them.
+    """
     said: dict[str, Any] = {}
     for metric, values in figures.items():
         said[metric] = {"mean": float(np.mean(values)), "interval": interval(values)}

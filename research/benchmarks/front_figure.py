@@ -1,4 +1,6 @@
-"""The picture of a front: figures against bytes on disk per reference, a row for each setting, a column for each metric. Knows the front's JSON alone."""
+"""The picture of a front: figures against bytes on disk per reference, a row for each setting, a column for each metric.
+Knows the front's JSON alone.
+"""
 
 from __future__ import annotations
 

@@ -27,7 +27,9 @@ OPTIONS: dict[str, Any] = {
 
 
 def run(model: str, tokens: int, reference: int, references: int, threshold: float, repeats: int) -> dict[str, Any]:
-    """``references`` of ``reference`` tokens against a text of ``tokens``, both of the Python reference manual: texts of one subject."""
+    """``references`` of ``reference`` tokens against a text of ``tokens``, both of the Python reference manual: texts of
+    one subject.
+    """
     m3 = Memory3.from_pretrained(model)
     stream = [
         t for d in python_documents(m3, (tokens + references * reference) // 64) for r in m3.split(d) for t in r.token_ids

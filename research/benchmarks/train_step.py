@@ -53,7 +53,9 @@ def run(
     device: str,
     repeats: int,
 ) -> dict[str, Any]:
-    """Seconds of a step of each kind, on a model from scratch with the preset's layers, budget and selector. Chunks retrieve among ``references``."""
+    """Seconds of a step of each kind, on a model from scratch with the preset's layers, budget and selector. Chunks
+    retrieve among ``references``.
+    """
     config = MemoryConfig.preset(preset)
     settings = Settings(
         memory=config, sequence_length=sequence_length, eval_every=0, mixture=Mixture.of({"chunks": 1}), dtype=dtype

@@ -44,8 +44,9 @@ PART = (
     "return",
     "compound",
 )
-#: Chosen by their outcome: of 30 questions that this part answers, three of the 15 that memory mode got right (text of the same references: 18, closed
-#: book: 1; graded by one person). They show how it works; how often it is right is for ``memory3 bench answers`` to say.
+#: Chosen by their outcome: of 30 questions that this part answers, three of the 15 that memory mode got right (text of
+#: the same references: 18, closed book: 1; graded by one person). They show how it works; how often it is right is for
+#: ``memory3 bench answers`` to say.
 QUESTIONS = (
     "In which version of Python was hash randomization enabled by default?",
     "Which PEP is the proposal that added class decorators?",

@@ -7,7 +7,7 @@
     │   └── SourceConflict     documents in the bank under the same ids came from other sources; carries the report
     ├── ModelError             a model or tokenizer cannot be loaded or attached
     │   ├── DownloadError      a catalogue file could not be fetched, checked or stored
-    │   └── UnsupportedModel   the architecture has no full attention where memories are wanted, or reads memories otherwise than text
+    │   └── UnsupportedModel   no full attention where memories are wanted, or memories are read otherwise than text
     ├── TrainingError          a training run cannot start, go on or be resumed
     │   ├── LossNotFinite      the loss or its gradient is not a number; the last checkpoint is from before
     │   └── CheckpointFull     no space left for a checkpoint; those before it are intact

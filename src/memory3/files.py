@@ -1,7 +1,7 @@
 """Files of folders that may come from elsewhere: read within bounds and through no link, written whole or not at all.
 
-A folder from a stranger can hold anything under the names we use: links to files of the user, pipes that never end, devices, JSON a million
-brackets deep. So every small file is opened here.
+A folder from a stranger can hold anything under the names we use: links to files of the user, pipes that never end,
+devices, JSON a million brackets deep. So every small file is opened here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class UnsafeFile(OSError):
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """The whole content or nothing, whatever happens; text as UTF-8. A link at ``path`` is replaced, not followed. Raises OSError."""
+    """The whole content or nothing, whatever happens; text as UTF-8. A link at ``path`` is replaced, not followed. Raises
+    OSError.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -93,7 +95,9 @@ def append(path: Path, content: str) -> int:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link or a folder with all that is in it; what links lead to stays. Nothing there is fine. Raises OSError."""
+    """Delete a file, a link or a folder with all that is in it; what links lead to stays. Nothing there is fine. Raises
+    OSError.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -101,7 +105,9 @@ def remove(path: Path) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """JSON as the standard has it: no NaN, no infinity, no key twice in an object, no nesting beyond Python's. Raises ValueError."""
+    """JSON as the standard has it: no NaN, no infinity, no key twice in an object, no nesting beyond Python's. Raises
+    ValueError.
+    """
     try:
         return json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_once)
     except RecursionError:

@@ -55,7 +55,9 @@ def nlls(rows: list[dict[str, Any]], arm: str) -> list[float]:
 
 
 def assert_summary(said: dict[str, Any], values: list[float]) -> None:
-    """Of three values: any of the 27 resamplings that repeats one value alone has 1/27 > 2.5%, so the interval goes from end to end."""
+    """Of three values: any of the 27 resamplings that repeats one value alone has 1/27 > 2.5%, so the interval goes from
+    end to end.
+    """
     assert len(values) == 3
     assert min(values) < max(values), "figures that are all the same would tell nothing"
     assert said["mean"] == pytest.approx(sum(values) / 3)

@@ -154,10 +154,12 @@ class Reading:
     def settle(self, batch: MemoryBatch) -> torch.Tensor:
         """Attention paid since the last call, float32 ``[B, R]``: row n's queries against chunk n of ``batch``."""
         most = max((len(ids) for ids in batch.references), default=0)
-        total = torch.zeros(len(batch.references), most)
+        total: torch.Tensor | None = None
         for layer, kept in self._seen.items():
             query, lse = (torch.cat(parts, dim=2) for parts in zip(*kept, strict=True))
-            total += memory_mass(query, lse, batch.layers[layer], references=most, scale=self._scale).cpu()
+            paid = memory_mass(query, lse, batch.layers[layer], references=most, scale=self._scale)
+            total = paid if total is None else total + paid.to(total.device)
             self.looked += query.shape[1] * query.shape[2]
         self._seen = {}
-        return total
+        # One way from the device to the CPU, whatever the number of layers.
+        return torch.zeros(len(batch.references), most) if total is None else total.cpu()

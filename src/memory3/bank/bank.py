@@ -372,8 +372,8 @@ class Bank:
     def compact(self, *, wait_seconds: float = 0.0) -> None:
         """Merge what many commits wrote, give back the space of what was removed, renew the indexes.
 
-        Writes anew only what lies in small pieces or among deleted rows, 64 MB at a time. It needs as much free space as these have until it is done,
-        and for some minutes more where readers may still use the old.
+        Writes anew only what lies in small pieces or among deleted rows, some megabytes at a time. It needs as much free
+        space as these have until it is done, and for some minutes more where readers may still use the old.
         """
         with self._store.lock(wait_seconds):
             compact(self._store)

@@ -1,9 +1,11 @@
-"""Codebooks on disk: the one that travels with a bank, in its folder, and those that `memory3 calibrate` keeps in the cache folder.
+"""Codebooks on disk: the one that travels with a bank, in its folder, and those that `memory3 calibrate` keeps in the
+cache folder.
 
     <bank>/codec-<fingerprint>.safetensors                       the manifest names the fingerprint
     <cache folder>/codecs/<fingerprint of the memories>/<codec>.safetensors
 
-For the default model with its default settings one comes with memory3 (`memory3.models.calibrated`). Both are written beside their place and renamed.
+For the default model with its default settings one comes with memory3 (`memory3.models.calibrated`). Both are written
+beside their place and renamed.
 """
 
 from __future__ import annotations
@@ -84,7 +86,8 @@ def codec_of(backend: Backend, manifest: BankManifest, vectors: torch.Tensor | N
         codec = _kept(backend, manifest).with_vectors(vectors)
     if codec.needs_vectors:
         raise ConfigError(
-            f"codec {shown(codec.name)!r} predicts from the model's token vectors: open the bank with its model, Bank.open(path, m3)"
+            f"codec {shown(codec.name)!r} predicts from the model's token vectors: open the bank with its model, "
+            "Bank.open(path, m3)"
         )
     return codec
 
@@ -112,7 +115,8 @@ def read_codec(backend: Backend, manifest: BankManifest) -> Codec:
         codec = CodedCodec(_read(backend, manifest.code_book))
     if (codec.name, codec.shape, codec.record_size) != (manifest.codec, manifest.shape, manifest.record_bytes):
         raise BankCorrupt(
-            f"{backend.location}: the codebook {manifest.code_book} is of codec {codec.name!r} and {codec.record_size} bytes a memory, the bank of "
+            f"{backend.location}: the codebook {manifest.code_book} is of codec {codec.name!r} and "
+            f"{codec.record_size} bytes a memory, the bank of "
             f"{manifest.codec!r} and {manifest.record_bytes}: restore the bank from a copy"
         )
     return codec
@@ -172,7 +176,8 @@ def cached_book(codec: str, fingerprint: str) -> Codebook | None:
 
 
 def new_codec(m3: MemoryWriter, book: Codebook | None) -> tuple[Codec, Codebook | None]:
-    """What a new bank of this model's memories is written with: the codec of its settings, the book given or the one in the cache.
+    """What a new bank of this model's memories is written with: the codec of its settings, the book given or the one in
+    the cache.
 
     Args:
         m3: whose settings name the codec.
@@ -196,12 +201,14 @@ def new_codec(m3: MemoryWriter, book: Codebook | None) -> tuple[Codec, Codebook 
     book = book or cached_book(name, m3.fingerprint)
     if book is None:
         raise ConfigError(
-            f"codec {shown(name)!r} needs a codebook for {m3.name} with these settings: make one with `memory3 calibrate --model {m3.name} "
+            f"codec {shown(name)!r} needs a codebook for {m3.name} with these settings: make one with `memory3 "
+            f"calibrate --model {m3.name} "
             f"--codec {shown(name)}`, or memory3.calibration.codec.calibrate"
         )
     if find(book.codec).text != name:
         raise ConfigError(
-            f"the codebook given is of codec {shown(book.codec)!r}, the settings say {shown(name)!r}: give the one, or change the other"
+            f"the codebook given is of codec {shown(book.codec)!r}, the settings say {shown(name)!r}: give the one, "
+            "or change the other"
         )
     if (book.memories, book.shape) != (m3.fingerprint, m3.shape):
         raise FingerprintMismatch(book.memories, m3.fingerprint, "the codebook was fitted on memories of the first")

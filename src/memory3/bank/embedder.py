@@ -1,4 +1,6 @@
-"""Sentence embeddings by sentence-transformers, or to the same bits without importing it. Loaded when the first text is embedded."""
+"""Sentence embeddings by sentence-transformers, or to the same bits without importing it. Loaded when the first text is
+embedded.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ _LANCE_ERRORS = (RuntimeError, OSError, ValueError, MemoryError, OverflowError, 
 _FULL_ERRNO = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXT = ("no space left on device", "os error 28", "quota exceeded", "os error 122")
 
-#: What is wrong with the machine and not with the files: its error numbers, what Lance's messages say of it, what it is and what helps.
+#: What is wrong with the machine and not with the files: its error numbers, what Lance's messages say of it, what it is and
+#: what helps.
 _DISK: tuple[tuple[tuple[int, ...], tuple[str, ...], str], ...] = (
     (
         (errno.EMFILE, errno.ENFILE),

@@ -11,7 +11,9 @@ __all__ = ["ensure_indexes", "nprobes", "partitions"]
 
 
 def ensure_indexes(snapshot: Snapshot, *, all_rows: bool = False) -> None:
-    """Index what is not indexed, and anew what has grown by a quarter since, or with ``all_rows`` at all; rows that an index lacks are scanned till then.
+    """Index what is not indexed, and anew what has grown by a quarter since, or at all with ``all_rows``.
+
+    Rows that an index lacks are scanned till then.
 
     The vector index keeps whole embeddings (IVF_FLAT): they are small beside the memories, and cosines stay exact.
 

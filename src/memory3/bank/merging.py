@@ -1,8 +1,11 @@
 """Merging small fragments of a table, a bounded number of bytes at a time.
 
-A fragment is what one commit wrote: many small ones make every scan slow, and a deleted row takes space until its fragment is written anew. Lance's own
-compaction merges all fragments below a million rows into one, at every pass: of rows of 48 KB that is always the whole table (lancedb#2325). Here rows of
-fragments that are small, or of which much is deleted, are moved into new fragments of `rows_per_fragment` rows; full fragments are never touched again.
+A fragment is what one commit wrote: many small ones make every scan slow, and a deleted row takes space until its fragment is
+written anew. Lance's own
+compaction merges all fragments below a million rows into one, at every pass: of rows of 48 KB that is always the whole table
+(lancedb#2325). Here rows of
+fragments that are small, or of which much is deleted, are moved into new fragments of `rows_per_fragment` rows; full fragments
+are never touched again.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from memory3.bank.snapshot import Snapshot
 
 __all__ = ["FRAGMENT_BYTES", "is_merging_due", "merge", "rows_per_fragment", "rows_to_move"]
 
-#: A full fragment: what one merge reads, and what one commit writes. A merge needs about ten times as much RAM; over many merges the allocator keeps
+#: A full fragment: what one merge reads, and what one commit writes. A merge needs about ten times as much RAM; over many
+#: merges the allocator keeps
 #: some more (`memory3 bench compaction`).
 FRAGMENT_BYTES = 64 << 20
 #: Fragments are merged once there are so many more than a merged table would have.
@@ -43,7 +47,8 @@ def is_merging_due(snapshot: Snapshot) -> bool:
 def merge(snapshot: Snapshot) -> range:
     """Merge what is small. Needs the lock, and the newest snapshot.
 
-    Each portion is one commit that replaces rows by themselves: interrupted, the table is whole, and what is left is merged the next time.
+    Each portion is one commit that replaces rows by themselves: interrupted, the table is whole, and what is left is merged
+    the next time.
 
     Returns:
         The versions that were made, without the newest.

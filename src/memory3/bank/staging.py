@@ -31,7 +31,8 @@ class Staging:
         self._table: Table | None = None
 
     def begin(self, document_id: str, content_hash: str, schema: pa.Schema, *, lazy: bool) -> dict[int, tuple[int, int]]:
-        """Get ready for a document. Returns, by ordinal, of its references that are there already their ends and numbers of tokens.
+        """Get ready for a document. Returns, by ordinal, of its references that are there already their ends and numbers
+        of tokens.
 
         Args:
             document_id: of the document.
@@ -93,7 +94,8 @@ class Staging:
             self._table.delete(f"document_id = {literal(document_id)}")
 
     def close(self, written: Collection[str]) -> None:
-        """Remove the table, unless it holds a document that is not among those ``written``: an interrupted write left it to go on.
+        """Remove the table, unless it holds a document that is not among those ``written``: an interrupted write left it to go
+        on.
 
         A written document is left over where a writer was killed between moving and forgetting it.
         """

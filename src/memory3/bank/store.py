@@ -47,7 +47,10 @@ class Store:
     """
 
     def __init__(self, place: str | os.PathLike[str] | Backend, token_vectors: torch.Tensor | None = None) -> None:
-        """``place``: a folder, or another backend. ``token_vectors``: of the model at hand, if any, for codecs that predict."""
+        """``place``: a folder, or another backend.
+
+        ``token_vectors``: of the model at hand, if any, for codecs that predict.
+        """
         self.backend = place if isinstance(place, Backend) else FolderBackend(place)
         self.path = self.backend.location
         self.token_vectors = token_vectors
@@ -98,8 +101,8 @@ class Store:
         odd = [name for name in wanted.names if schema.field(name).type != wanted.field(name).type]
         if odd:
             raise BankCorrupt(
-                f"{folder} has the column {odd[0]!r} as {schema.field(odd[0]).type}, its manifest says {wanted.field(odd[0]).type}: "
-                "restore the bank from a copy"
+                f"{folder} has the column {odd[0]!r} as {schema.field(odd[0]).type}, "
+                f"its manifest says {wanted.field(odd[0]).type}: restore the bank from a copy"
             )
         return table, manifest
 

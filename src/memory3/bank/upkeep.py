@@ -15,7 +15,8 @@ from memory3.errors import BankError
 
 __all__ = ["compact", "purge", "tidy"]
 
-#: Files of old versions, past the time that readers may need them, are removed once they have more bytes than the bank itself and this.
+#: Files of old versions, past the time that readers may need them, are removed once they have more bytes than the bank itself
+#: and this.
 _WASTE_BYTES = 4 << 20
 
 
@@ -40,9 +41,10 @@ def compact(store: Store) -> None:
 
 
 def purge(store: Store) -> None:
-    """Leave nothing of what was deleted or replaced, at once: the live rows move into a new table, and all else is removed. Needs the lock.
+    """Leave nothing of what was deleted or replaced: live rows move into a new table, all else is removed. Needs the lock.
 
-    Lance alone leaves a deleted row in its file until a good part of the file is deleted. Interrupted before the switch, the bank is as it was; after it, old files are left until the next purge.
+    Lance alone leaves a deleted row in its file until a good part of the file is deleted. Interrupted before the switch, the
+    bank is as it was; after it, old files are left until the next purge.
     """
     store.remove_unfinished()
     old = store.snapshot()
@@ -69,6 +71,6 @@ def _prune(store: Store, name: str, passed: range = range(0)) -> None:
 
 
 def _is_waste_due(store: Store, snapshot: Snapshot) -> bool:
-    """Do old versions alone hold more than the newest? A document written again and again leaves no fragment to merge, and all its files."""
+    """Do old versions hold more than the newest? A document written again and again leaves nothing to merge, but its files."""
     old = store.backend.table_bytes(snapshot.name, GRACE)
     return old > 2 * snapshot.bytes + _WASTE_BYTES

@@ -20,7 +20,9 @@ __all__ = ["verify"]
 
 
 def verify(snapshot: Snapshot) -> VerifyReport:
-    """Read everything once. Damage is reported, not raised; only a bank whose very list of rows, or codebook, is unreadable gives no ids."""
+    """Read everything once. Damage is reported, not raised; only a bank whose very list of rows, or codebook, is
+    unreadable gives no ids.
+    """
     unreadable = [f"{fault}: restore the bank from a copy" for fault in snapshot.backend.table_faults(snapshot.name)]
     if unreadable:
         return VerifyReport(0, 0, 0, (), tuple(unreadable))
@@ -32,7 +34,8 @@ def verify(snapshot: Snapshot) -> VerifyReport:
         return VerifyReport(0, 0, 0, (), (str(error),))
     bad: dict[str, str] = {}
     lazy = 0
-    # Rows that are no part of their document are looked at, too: they are what a write left over, or rows whose numbers are damaged.
+    # Rows that are no part of their document are looked at, too: they are what a write left over, or rows whose numbers
+    # are damaged.
     names = {
         row_id: id_
         for rows in (listing, hidden)

@@ -1,6 +1,7 @@
 """Metadata filters. Values never reach SQL as anything but quoted JSON text, so hostile ones match nothing but themselves.
 
-A row carries its metadata twice: as one JSON object to give back, and as a list of tags to filter on (`memory3.bank.format.tags`).
+A row carries its metadata twice: as one JSON object to give back, and as a list of tags to filter on
+(`memory3.bank.format.tags`).
 """
 
 from __future__ import annotations
@@ -47,7 +48,10 @@ def is_in(column: str, values: Iterable[str]) -> str:
 
 
 def literal(text: str) -> str:
-    """``text`` as an SQL string: only the quote is special to Lance's parser. InputError: it is no text, or no valid Unicode."""
+    """``text`` as an SQL string: only the quote is special to Lance's parser.
+
+    InputError: it is no text, or no valid Unicode.
+    """
     try:
         text.encode("utf-8")
     except (AttributeError, UnicodeEncodeError):

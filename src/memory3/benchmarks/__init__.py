@@ -1,9 +1,10 @@
 """Benchmarks: speed, memory and answers, measured on real models and printed as JSON. Run by ``memory3 bench``.
 
-Those in `RESEARCH` were made to find something out rather than to be run by users. They lie in ``research/benchmarks`` and need a checkout of the repository.
+Those in `RESEARCH` were made to find something out rather than to be run by users. They lie in ``research/benchmarks``
+and need a checkout of the repository.
 
-Two arms are compared in one process, alternating, by medians and ratios, because machines are noisy. Every accuracy figure has its controls (no memory, text,
-random memories), its count and its interval.
+Two arms are compared in one process, alternating, by medians and ratios, because machines are noisy. Every accuracy
+figure has its controls (no memory, text, random memories), its count and its interval.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from memory3.errors import ConfigError
 
 __all__ = ["BENCHMARKS", "RESEARCH", "run"]
 
-#: What each benchmark measures. The module of the same name, here or in ``research/benchmarks``, has ``run(**options) -> dict``.
+#: What each benchmark measures. The module of the same name, here or in ``research/benchmarks``, has ``run(**options) ->
+#: dict``.
 BENCHMARKS: dict[str, str] = {
     "decode": "tokens per second with memory against without: distinct references, RAM cache off",
     "first_token": "time to first token: memory against the same references as text",

@@ -1,7 +1,7 @@
 """Codecs: bytes of a memory, error of its keys and values, and how long five memories take to decode and one to encode.
 
-The references are drawn from a text that codebooks may have been fitted on; ``fitted_error`` is of vectors that were held out. Codebooks are taken from the cache
-folder, or fitted first, which takes minutes.
+The references are drawn from a text that codebooks may have been fitted on; ``fitted_error`` is of vectors that were held
+out. Codebooks are taken from the cache folder, or fitted first, which takes minutes.
 """
 
 from __future__ import annotations

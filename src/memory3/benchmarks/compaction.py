@@ -1,6 +1,9 @@
-"""Compaction: time and peak RAM against the number of rows. RAM must not grow with the bank, nor may full fragments be written again.
+"""Compaction: time and peak RAM against the number of rows.
 
-Rows are synthetic: random records and embeddings in the real schema, a hundred or so rows a commit, as a slow model leaves them. Every step runs in a process
+RAM should not grow with the bank, and full fragments must not be written again.
+
+Rows are synthetic: random records and embeddings in the real schema, a hundred or so rows a commit, as a slow model leaves
+them. Every step runs in a process
 of its own, so that its peak is its own (Linux, macOS).
 """
 
@@ -24,7 +27,8 @@ from memory3.types import MemoryShape, Reference
 
 __all__ = ["OPTIONS", "run"]
 
-#: 186 pairs make 48 KB a row, 1440 make 372 KB: the default model's, with and without a codec. ``late`` rows are added once all is compacted.
+#: 186 pairs make 48 KB a row, 1440 make 372 KB: the default model's, with and without a codec. ``late`` rows are added once
+#: all is compacted.
 OPTIONS: dict[str, Any] = {"rows": "1000,10000", "pairs": 186, "commit": 200, "late": 1000, "dimension": 384, "folder": ""}
 
 

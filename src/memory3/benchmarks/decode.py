@@ -1,7 +1,7 @@
 """Decoding with memory against decoding without (paper, table 21: 733 of 1131 tokens/s, 0.648).
 
-Worst case as there: every recall gets references no one had before, from disk, RAM cache off. Retrieval (embedding, search), reading and layout are inside
-the measured time.
+Worst case as there: every recall gets references no one had before, from disk, RAM cache off. Retrieval (embedding,
+search), reading and layout are inside the measured time.
 """
 
 from __future__ import annotations

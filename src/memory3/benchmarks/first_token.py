@@ -1,7 +1,8 @@
-"""Time to first token: memories against the same references as text in the prompt, from the same bank, retrieval included in both.
+"""Time to first token: memories against the same references as text in the prompt, from the same bank, retrieval included
+in both.
 
-Prompts are counted as a user sends them: ``tokens_in`` is the closed-book prompt, template included. Memory mode reads the prefix as a memory and so encodes fewer
-tokens; text mode encodes all of it and the references.
+Prompts are counted as a user sends them: ``tokens_in`` is the closed-book prompt, template included. Memory mode reads
+the prefix as a memory and so encodes fewer tokens; text mode encodes all of it and the references.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""The speed table (paper, table 21): tokens per second with and without retrieval, all modes, with the time to the first token and the peak of memory.
+"""The speed table (paper, table 21): tokens per second with and without retrieval, all modes, with the time to the first
+token and the peak of memory.
 
-Two ways to read memories. Worst case, as the paper's: every recall gets references that none had before, from disk, with no RAM cache. Warm: the same questions
-again, their memories in the RAM cache. Retrieval is inside every figure. Modes take turns; figures are medians over the turns, and ratios are taken turn by turn.
+Two ways to read memories. Worst case, as the paper's: every recall gets references that none had before, from disk, with
+no RAM cache. Warm: the same questions again, their memories in the RAM cache. Retrieval is inside every figure. Modes
+take turns; figures are medians over the turns, and ratios are taken turn by turn.
 """
 
 from __future__ import annotations
@@ -136,8 +138,10 @@ def tables(results: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         shown.append({"caption": f"Batch of {size}.", "columns": columns, "rows": rows})
     k, (into, out) = results["references_read_at_once"], (options["tokens_in"], options["tokens_out"])
     notes = [
-        f"{into} tokens in, {out} out, {k} references read every 64 tokens (as text: {k} in the prompt); medians of {options['repeats']} alternating turns. "
-        "Worst case: references that none had before, from disk, RAM cache off. Warm: the same questions again. Retrieval is counted. "
+        f"{into} tokens in, {out} out, {k} references read every 64 tokens (as text: {k} in the prompt); medians of "
+        f"{options['repeats']} alternating turns. "
+        "Worst case: references that none had before, from disk, RAM cache off. Warm: the same questions again. "
+        "Retrieval is counted. "
         "Peak memory is that of the whole process, model and bank in it."
     ]
     return {"notes": notes, "tables": shown}

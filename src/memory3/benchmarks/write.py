@@ -1,4 +1,6 @@
-"""Writing speed: references per second against a plain forward pass of the same tokens, up to the last memory layer, in the same batch size."""
+"""Writing speed: references per second against a plain forward pass of the same tokens, up to the last memory layer, in
+the same batch size.
+"""
 
 from __future__ import annotations
 

@@ -190,7 +190,8 @@ def _held(hook: Any) -> str:
     if code is None:
         return _valued(getattr(hook, "__dict__", {}))
     cells = [cell.cell_contents for cell in hook.__closure__ or ()]
-    return f"{_digested(repr((code.co_code, code.co_names)) + repr([c for c in code.co_consts if _is_simple(c)]))} {_valued((cells, hook.__defaults__))}"
+    text = repr((code.co_code, code.co_names)) + repr([c for c in code.co_consts if _is_simple(c)])
+    return f"{_digested(text)} {_valued((cells, hook.__defaults__))}"
 
 
 def _valued(value: Any) -> str:

@@ -24,7 +24,8 @@ def _macro() -> str:
     filled = "".join(f"|replace({directive!r},{value!r})" for directive, value in values.items())
     # Two percent signs are one, and what follows them is no directive. The last print keeps a line break that the
     # template may begin with.
-    return f"{{%- macro strftime_now(format) -%}}{{{{ format|replace('%%','\\0'){filled}|replace('\\0','%') }}}}{{%- endmacro %}}{{{{ '' }}}}"
+    written = f"{{{{ format|replace('%%','\\0'){filled}|replace('\\0','%') }}}}"
+    return "{%- macro strftime_now(format) -%}" + written + "{%- endmacro %}{{ '' }}"
 
 
 _MACRO = _macro()

@@ -203,8 +203,9 @@ class RequestMemory:
                 last = self._nearest(next(found)) if pinned is None else pinned
             chunks.append(ReadChunk(wanted.start, wanted.end, last))
         if self.reads:
-            self.statistics.recalls += len(chunks)
-            self.statistics.queries += [wanted.query for wanted in self._wanted]
+            if named is None:  # else nothing was looked for
+                self.statistics.recalls += len(chunks)
+                self.statistics.queries += [wanted.query for wanted in self._wanted]
             self.statistics.references += sum(len(chunk.references) for chunk in chunks)
         self._wanted = []
         self.reading = last

@@ -54,11 +54,12 @@ def split(document: Document, tokenizer: PreTrainedTokenizerBase, max_tokens: in
     """Cut a document into references of 1 to ``max_tokens`` tokens, each tokenised alone and without special tokens.
 
     Joined, the texts of the references are the document's text. A reference ends at the last paragraph, else sentence, else
-    line, else word, else grapheme that leaves it at least half full; a sentence is only cut when it is longer than a reference.
-    White space goes with a neighbour; only a run longer than a reference stands alone. A document without any token
-    (empty, or white space alone) has no references.
+    line, else word, else grapheme that leaves it at least half full; a sentence is only cut when it is longer than a
+    reference. White space goes with a neighbour; only a run longer than a reference stands alone. A document without any
+    token (empty, or white space alone) has no references.
 
-    A reference that begins within a table is read with the table's header in front, where that takes no more than a third of it.
+    A reference that begins within a table is read with the table's header in front, where that takes no more than a third
+    of it.
 
     Control tokens spelt out in the text (``<|im_end|>``) are tokenised as ordinary characters, so that no document can close
     the turn it is read in.

@@ -1,7 +1,7 @@
 """Where the tables of a text are, and which row heads them. Knows no tokenizer and no format of files.
 
-Two kinds: rows of cells between pipes with a rule below the first (Markdown, Org, psql, grids of reStructuredText), and lines of
-tab-separated cells, as the readers write the tables of HTML. Every line is looked at a bounded number of times.
+Two kinds: rows of cells between pipes with a rule below the first (Markdown, Org, psql, grids of reStructuredText), and
+lines of tab-separated cells, as the readers write the tables of HTML. Every line is looked at a bounded number of times.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """`Backend`: what a bank needs of the place where it lies. A folder fulfils it; an object store or a server can, too.
 
-A bank is a flat set of small files and of Lance tables, each under a name (`memory3.bank.format.names`). A backend moves bytes and opens
+A bank is a flat set of small files and of Lance tables, each under a name (`memory3.bank.format.names`). A backend moves bytes
+and opens
 tables. It does not know what a row, a document or a manifest is, nor which table is in force.
 
-Unless a method says otherwise, it raises what the place raises: OSError for files (FileNotFoundError, `memory3.files.UnsafeFile`), Lance's
+Unless a method says otherwise, it raises what the place raises: OSError for files (FileNotFoundError,
+`memory3.files.UnsafeFile`), Lance's
 errors for tables. `memory3.bank.faults` turns them into memory3's errors.
 """
 
@@ -52,11 +54,17 @@ class Backend(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Make the place, if it is not there. Nothing else needs it to have been made, but `write`, `append`, `lock` and `create_table`."""
+        """Make the place, if it is not there.
+
+        Nothing else needs it to have been made, but `write`, `append`, `lock` and `create_table`.
+        """
 
     @abstractmethod
     def names(self) -> list[str]:
-        """Names of all files and tables, sorted; a table's with ``.lance`` at its end. Others' files are among them. Empty where nothing is."""
+        """Names of all files and tables, sorted; a table's with ``.lance`` at its end.
+
+        Others' files are among them. Empty where nothing is.
+        """
 
     @abstractmethod
     def exists(self, name: str) -> bool:
@@ -75,7 +83,7 @@ class Backend(ABC):
 
     @abstractmethod
     def write(self, name: str, content: str | bytes) -> None:
-        """Put content under the name, in place of what is there: whole or not at all, whenever the process or the machine stops.
+        """Put content under the name, in place of what is there: whole or not at all, whenever process or machine stop.
 
         Once it returns, the content is there for every reader and outlives a power cut. Text is UTF-8.
         """
@@ -84,7 +92,8 @@ class Backend(ABC):
     def append(self, name: str, content: str) -> int:
         """Add text at the end of a file, made if missing, and return the file's bytes.
 
-        It is for statistics: the last text may be lost or cut short by a power cut, and of two that append at once one may be lost.
+        It is for statistics: the last text may be lost or cut short by a power cut, and of two that append at once one
+        may be lost.
 
         Args:
             name: of a file.
@@ -107,7 +116,7 @@ class Backend(ABC):
 
     @abstractmethod
     def lock(self, wait_seconds: float = 0.0) -> AbstractContextManager[None]:
-        """Be the only one that writes, within ``with``, among all processes. It ends with the process, however that ends. Not reentrant.
+        """Be the only one that writes, within ``with``, among all processes. It ends with the process. Not reentrant.
 
         Reading needs no lock. BankBusy: another has held it for ``wait_seconds``.
         """
@@ -124,7 +133,8 @@ class Backend(ABC):
 
     @abstractmethod
     def create_table(self, name: str, schema: pa.Schema) -> Table:
-        """An empty table. A killed process leaves it whole, or such that `is_table` is False. Needs the lock, and that nothing has its name.
+        """An empty table. A killed process leaves it whole, or such that `is_table` is False. Needs the lock, and that
+        nothing has its name.
 
         Args:
             name: of the table, without ``.lance``.
@@ -133,14 +143,17 @@ class Backend(ABC):
 
     @abstractmethod
     def open_table(self, name: str) -> Table:
-        """A table at its newest version. Every change to it is one commit, whole or not at all; other handles stay at their version.
+        """A table at its newest version. A change to it is one commit, whole or not at all; other handles stay as they are.
 
         BankCorrupt: it holds what must not be given to Lance.
         """
 
     @abstractmethod
     def remove_table(self, name: str) -> None:
-        """Delete a table with all its versions, if it is there. Interrupted, it leaves nothing that can be opened. Needs the lock."""
+        """Delete a table with all its versions, if it is there.
+
+        Interrupted, it leaves nothing that can be opened. Needs the lock.
+        """
 
     @abstractmethod
     def version_mark(self, name: str, version: int) -> str:
@@ -148,9 +161,10 @@ class Backend(ABC):
 
     @abstractmethod
     def prune(self, name: str, grace: timedelta, passed: range = range(0)) -> None:
-        """Remove the versions of a table that were made longer than ``grace`` ago, and every file that no remaining version needs.
+        """Remove the versions of a table made longer than ``grace`` ago, and every file that no remaining version needs.
 
-        The newest version stays. Versions numbered in ``passed`` go whatever their age: one job made them on its way to the newest.
+        The newest version stays. Versions numbered in ``passed`` go whatever their age: one job made them on its way to the
+        newest.
         A place where old versions cost nothing may keep them. Needs the lock.
 
         Args:

@@ -1,6 +1,7 @@
 """`FolderBackend`: a bank in a local folder. Nothing in it is followed out of it, and nothing is half written.
 
-<folder>/CURRENT, policy.json, ...      small files: read within bounds and through no link, written beside their place and renamed
+<folder>/CURRENT, policy.json, ...      small files: read within bounds and through no link, written beside their place and
+renamed
 <folder>/references-1.lance/            a Lance table
 <folder>/references-1.removed-<time>/   a table that is being removed
 <folder>/.CURRENT.<random>              a small file that is being written

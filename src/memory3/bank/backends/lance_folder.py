@@ -1,7 +1,8 @@
 """What a table's folder may hold before Lance, which follows links and trusts lengths, is let near it.
 
 - Folders and regular files, nothing else: a link could lead a write, a removal or a read out of the bank; a pipe never ends.
-- Deletion files that can be read: Lance takes their lengths as they stand, and the whole process ends where one asks for a petabyte.
+- Deletion files that can be read: Lance takes their lengths as they stand, and the whole process ends where one asks for a
+  petabyte.
 
 What cannot be seen from here: docs/bank-format.md.
 """
@@ -84,7 +85,10 @@ def _check_list(data: bytes) -> None:
 
 
 def _check_bitmap(data: bytes) -> None:
-    """A Roaring bitmap: https://github.com/RoaringBitmap/RoaringFormatSpec. Containers with the sizes that its head says, and no more."""
+    """A Roaring bitmap: https://github.com/RoaringBitmap/RoaringFormatSpec.
+
+    Containers with the sizes that its head says, and no more.
+    """
     cookie = int.from_bytes(data[:4], "little")
     with_runs = cookie & 0xFFFF == 12347
     if not with_runs and cookie != 12346:
@@ -108,5 +112,6 @@ def _check_bitmap(data: bytes) -> None:
 
 def _foreign(path: str, what: str) -> BankCorrupt:
     return BankCorrupt(
-        f"{path} is {what}: nothing in a bank's folder may lead out of it. Remove it if you did not put it there, or restore the bank from a copy"
+        f"{path} is {what}: nothing in a bank's folder may lead out of it. "
+        "Remove it if you did not put it there, or restore the bank from a copy"
     )

@@ -1,8 +1,11 @@
 """Versions of a Lance table in a folder: telling them apart, and removing the old ones with the files that only they need.
 
-LanceDB removes old versions only together with a compaction that merges the whole table anew (lancedb#2325). So it is done here, by what is known
-of Lance's folders alone: a version is a manifest in ``_versions``, and a manifest names its version's files. Those names are random numbers. So a file
-whose number is in none of the manifests that stay belongs to none of their versions. A file that is wrongly taken for needed costs space, no more.
+LanceDB removes old versions only together with a compaction that merges the whole table anew (lancedb#2325). So it is done
+here, by what is known
+of Lance's folders alone: a version is a manifest in ``_versions``, and a manifest names its version's files. Those names are
+random numbers. So a file
+whose number is in none of the manifests that stay belongs to none of their versions. A file that is wrongly taken for needed
+costs space, no more.
 Where anything is not as expected, nothing is removed.
 """
 
@@ -19,7 +22,8 @@ from memory3.files import read_bounded, remove
 
 __all__ = ["prune", "version_mark"]
 
-#: Lance counts versions from 1 up. Newer tables name a manifest by this number less the version, so that the newest is listed first.
+#: Lance counts versions from 1 up. Newer tables name a manifest by this number less the version, so that the newest is listed
+#: first.
 _LAST = 2**64 - 1
 _MANIFEST = re.compile(r"([0-9]{1,20})\.manifest")
 #: ``<fragment>-<version>-<random number>``: row numbers of a fragment that are deleted.
@@ -70,7 +74,10 @@ def prune(folder: Path, grace: timedelta, passed: range, fragments: int) -> None
 
 
 def _manifests(folder: Path) -> dict[int, Path] | None:
-    """The manifest of each version. None where there is more to a table than its versions: tags and branches, which memory3 never makes."""
+    """The manifest of each version.
+
+    None where there is more to a table than its versions: tags and branches, which memory3 never makes.
+    """
     if any((folder / name).exists() for name in ("_refs", "tree")):
         return None
     found: dict[int, Path] = {}

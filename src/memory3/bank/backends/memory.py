@@ -1,4 +1,7 @@
-"""`MemoryBackend`: a bank in RAM, for as long as the object lives. The twin of the folder: what a bank does must not depend on which it has."""
+"""`MemoryBackend`: a bank in RAM, for as long as the object lives.
+
+The twin of the folder: what a bank does must not depend on which it has.
+"""
 
 # ruff: noqa: D102 - what the methods promise is said once, in `base`.
 
@@ -28,7 +31,10 @@ _numbers = itertools.count(1)
 
 
 class MemoryBackend(Backend):
-    """See `Backend`. Files lie in a dict, tables in LanceDB's own store in RAM. Of one process: give the object itself to `Bank.open`."""
+    """See `Backend`.
+
+    Files lie in a dict, tables in LanceDB's own store in RAM. Of one process: give the object itself to `Bank.open`.
+    """
 
     def __init__(self) -> None:
         import lancedb

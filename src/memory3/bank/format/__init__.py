@@ -1,1 +1,4 @@
-"""What a bank holds, told without a disk: rows and their checksums, records, manifest, names and version ids. See docs/bank-format.md."""
+"""What a bank holds, told without a disk: rows and their checksums, records, manifest, names and version ids.
+
+See docs/bank-format.md.
+"""

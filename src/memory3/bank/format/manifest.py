@@ -1,4 +1,7 @@
-"""`BankManifest`: what a bank says about itself. Kept as JSON in the Lance table's schema metadata, so it cannot part from the rows."""
+"""`BankManifest`: what a bank says about itself.
+
+Kept as JSON in the Lance table's schema metadata, so it cannot part from the rows.
+"""
 
 from __future__ import annotations
 
@@ -159,7 +162,9 @@ class BankManifest:
 
 
 def _checked(data: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a manifest's JSON, which may come from elsewhere: of the right kinds, of sizes that can be, and at one with each other."""
+    """The fields of a manifest's JSON, which may come from elsewhere: of the right kinds and sizes, and at one with each
+    other.
+    """
     shape = MemoryShape.from_dict(data["shape"])
     odd = [name for name in ("model", "fingerprint", "embedder", "codec") if not isinstance(data[name], str)]
     if odd or not isinstance(data.get("code_book", ""), str):

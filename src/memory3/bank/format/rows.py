@@ -70,7 +70,7 @@ TEXT_COLUMNS = (*_CHECKED, "checksum")
 
 @dataclass(frozen=True)
 class BankRow:
-    """What a row says beyond its memory: the reference, its document's content hash, how many references that has, its origin."""
+    """What a row says beyond its memory: the reference, its document's hash, origin and number of references."""
 
     reference: Reference
     content_hash: str
@@ -110,7 +110,7 @@ def row_schema(manifest: BankManifest, table_id: str = "") -> pa.Schema:
 
 
 def row_bytes(manifest: BankManifest) -> int:
-    """About how many bytes a row takes in RAM: its record, which takes as much where there is none yet, its embedding, and the rest."""
+    """About how many bytes a row takes in RAM, with or without a record: Arrow keeps as much room for one that is missing."""
     return manifest.record_bytes + 4 * manifest.dimension + _OTHER_BYTES
 
 

@@ -1,4 +1,4 @@
-"""Metadata as tags: one JSON text ``["key", value]`` per entry, which a row carries beside the JSON object to be filtered by."""
+"""Metadata as tags: one JSON text ``["key", value]`` per entry, which a row carries to be filtered by."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ class AttentionMass(Selector):
     help: ClassVar[str] = "the paper's"
 
     def score(self, view: LayerView) -> torch.Tensor:
-        """Attention that each token gets from those of its reference, without mask and position: float32 ``[N, H, S]``."""
+        """Attention that each token gets from its reference, without mask and position: float32 ``[N, H, S]``."""
         import torch
 
         from memory3.attention.rotary import rotate

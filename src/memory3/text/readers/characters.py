@@ -1,6 +1,7 @@
 """Characters that change how a text looks or breaks, but not what it says: texts that differ in nothing else become one.
 
-Dropped: soft hyphens (with the line end behind), word joiners, byte order marks, bidirectional controls, invisible operators and
+Dropped: soft hyphens (with the line end behind), word joiners, byte order marks, bidirectional controls, invisible
+    operators and
 tags; zero-width spaces and (non-)joiners where no script needs them. No-break and fixed-width spaces become spaces, the Latin
 ligatures U+FB00 to U+FB06 letters. Kept: joiners in emoji and in Arabic, Indic and other joining scripts, zero-width spaces
 between words of scripts without spaces, tags of flags, variation selectors, superscripts, fractions, the ideographic space.

@@ -1,7 +1,7 @@
 """Tables of separated values. Every cell is text: CSV has no types, and guesses would change from file to file.
 
-What a file does not say of itself is told from the whole of it: the first dialect that reads all its rows, each with a cell for
-every column. Where none does, the row at which the best one fails is an error: its cells are not known for sure.
+What a file does not say of itself is told from the whole of it: the first dialect that reads all its rows, each with a
+cell for every column. Where none does, the row at which the best one fails is an error: its cells are not known for sure.
 """
 
 from __future__ import annotations

@@ -159,8 +159,8 @@ class _Scanner:
 def best_delimiter(sample: list[str], names: frozenset[str], longest: int) -> str:
     """The delimiter that makes a table of the first lines of a file.
 
-    In this order: it makes several columns; known names among them; records of as many cells as there are columns; many columns.
-    A comma where none makes columns.
+    In this order: it makes several columns; known names among them; records of as many cells as there are columns; many
+    columns. A comma where none makes columns.
 
     Args:
         sample: whole lines, of which the last record may be cut off.

@@ -242,7 +242,9 @@ def _declared_encoding(content: bytes) -> str | None:
 
 
 def _wide_encoding(content: bytes) -> str | None:
-    """UTF-16 or UTF-32 without a mark: all characters exist, none are controls, and some are ASCII, as spaces are in any script."""
+    """UTF-16 or UTF-32 without a mark: all characters exist, none are controls, and some are ASCII, as spaces are in any
+    script.
+    """
     for name in _WIDE:
         try:
             text = content.decode(name)

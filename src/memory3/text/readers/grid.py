@@ -42,7 +42,9 @@ def rows_of(sections: Sequence[Sequence[Sequence[Cell]]]) -> list[list[str]]:
 
 
 def _placed(sections: Sequence[Sequence[Sequence[Cell]]], most: int) -> list[list[tuple[int, int, Cell]]] | None:
-    """For each row its cells with their first column and the column behind their last; None where they are more than ``most``."""
+    """For each row its cells with their first column and the column behind their last; None where they are more than
+    ``most``.
+    """
     placed: list[list[tuple[int, int, Cell]]] = []
     count = 0
     for section in sections:

@@ -35,7 +35,8 @@ _LINES = frozenset(["div", "li", "dt", "dd", "tr", "br", "figcaption", "caption"
 _BLOCKS = _PARAGRAPHS | _LINES | {"td", "th", "body", "html"}
 _HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
 _PARAGRAPH = (("p",), ())
-#: What the start of an element ends without an end tag: elements of the first kind, unless one of the second was opened between.
+#: What the start of an element ends without an end tag: elements of the first kind, unless one of the second was opened
+#: between.
 _ENDED: dict[str, tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]] = {
     **dict.fromkeys(_PARAGRAPHS | {"div", "address"}, (_PARAGRAPH,)),
     "li": ((("li",), ("ul", "ol", "menu")), _PARAGRAPH),

@@ -59,7 +59,8 @@ def _parse(file: SourceFile, content: bytes, place: str, row: int | None = None)
         record = json.loads(text, object_pairs_hook=fields)
     except LooksBinary:
         raise file.error(
-            f"{place} is not UTF-8, as JSON must be: convert it, for example with `iconv -t utf-8`, or name its encoding with --encoding"
+            f"{place} is not UTF-8, as JSON must be: convert it, for example with `iconv -t utf-8`, or name its "
+            "encoding with --encoding"
         ) from None
     except json.JSONDecodeError as error:
         lines = ". If it holds a record a line, name it .jsonl" if row is None and error.msg == "Extra data" else ""

@@ -111,7 +111,8 @@ def locate(source: str | Path) -> Source:
 def _walk(
     folder: Path, root: Path, options: ReadOptions, depth: int | None = None, wanted: Collection[Path] | None = None
 ) -> Iterator[Path]:
-    """Regular files at most ``depth`` names below ``folder``; of those ``wanted``, if it says so. What cannot be read is reported.
+    """Regular files at most ``depth`` names below ``folder``; of those ``wanted``, if it says so. What cannot be read is
+    reported.
 
     Not `os.walk`: a folder that cannot be listed must not be taken for one that is empty.
     """

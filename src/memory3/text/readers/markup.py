@@ -1,7 +1,7 @@
 """HTML and XHTML as a stream of tags and texts, in time linear in the length, whatever the markup.
 
-Builds no tree. A tree of HTML is quadratic by its own rules: an end tag looks through all that is open, formatting left open is
-opened again in every block, and attributes are compared with each other.
+Builds no tree. A tree of HTML is quadratic by its own rules: an end tag looks through all that is open, formatting left
+open is opened again in every block, and attributes are compared with each other.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ _BEYOND_UNICODE = re.compile(r"&#[0-9]{8,}+;?")
 def events(markup: str) -> Iterator[Start | End | Text]:
     """The tags and texts of a page in order. Comments, doctypes and processing instructions are left out.
 
-    CDATA sections are text. What never ends, ends with the page: a comment, an element of text alone. A ``<`` that opens no tag
-    is text.
+    CDATA sections are text. What never ends, ends with the page: a comment, an element of text alone. A ``<`` that opens
+    no tag is text.
     """
     position = since = 0
     tag_pattern = _TAG

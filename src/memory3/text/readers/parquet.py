@@ -1,7 +1,7 @@
 """Parquet tables, read batch by batch.
 
-Text, numbers and booleans are taken as they are; dates and times become ISO 8601 text (instants in UTC), decimals their digits,
-UUIDs their usual form. Columns of any other type are left out and reported.
+Text, numbers and booleans are taken as they are; dates and times become ISO 8601 text (instants in UTC), decimals their
+digits, UUIDs their usual form. Columns of any other type are left out and reported.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def _after(first: Callable[[pa.Array], pa.Array], then: _Told) -> _Told:
 
 
 def _iso(array: pa.Array) -> list[str | None]:
-    """ISO 8601, without zeros that say nothing. (Not by way of Python's types, which end at microseconds and the year 9999.)"""
+    """ISO 8601, without zeros that say nothing. (Not by way of Python's types, which end at microseconds and the year
+    9999.)
+    """
 
     def shortened(value: str) -> str:
         return _ZEROS.sub(lambda found: found[1].rstrip("."), value.replace(" ", "T")) if value[0] != "<" else value

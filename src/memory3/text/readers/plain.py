@@ -21,5 +21,7 @@ def read(file: SourceFile) -> Iterator[FoundFile]:
 
 
 def read_unknown(file: SourceFile) -> Iterator[FoundFile]:
-    """The text of a file of unknown kind: only UTF-8 or a byte order mark make it text, for a guess may take anything for text."""
+    """The text of a file of unknown kind: only UTF-8 or a byte order mark make it text, for a guess may take anything for
+    text.
+    """
     yield FoundFile(with_plain_newlines(file.decode(file.read(), guess=False)))

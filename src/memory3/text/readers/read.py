@@ -50,21 +50,22 @@ def read_documents(
 ) -> Documents:
     """Read documents from files, folders, patterns (``docs/**/*.md``) and standard input (``-``), one by one.
 
-    Formats go by suffix: text, Markdown and source code, HTML, PDF, JSON lines, JSON lists, CSV and TSV, Parquet, each also with
-    ``.gz`` behind. Files of another suffix are read when they are UTF-8 text. Folders are read with all below them, in order of
-    names; hidden entries and folders of tools (``__pycache__``, ``node_modules``, ...) are passed over and links to folders are not
-    followed.
+    Formats go by suffix: text, Markdown and source code, HTML, PDF, JSON lines, JSON lists, CSV and TSV, Parquet, each
+    also with ``.gz`` behind. Files of another suffix are read when they are UTF-8 text. Folders are read with all below
+    them, in order of names; hidden entries and folders of tools (``__pycache__``, ``node_modules``, ...) are passed over
+    and links to folders are not followed.
 
     **Ids.** A file in a folder is called by its path relative to that folder (``guide/intro.md``), one matched by a pattern by
-    its path relative to the folder before the first wildcard, one named outright by the path as given, standard input ``stdin-`` and a hash of its text;
-    always with forward slashes. So a folder gives the same ids from wherever it is read. A record is called by its id field, or
-    else ``<file id>#<row>``, rows counting from 1 (lines, in JSON lines). The document's source is the path as given. A file
-    reached twice is read once, a document with the id and the text of an earlier one is skipped, and one with the id of an
-    earlier one but another text is an error.
+    its path relative to the folder before the first wildcard, one named outright by the path as given, standard input
+    ``stdin-`` and a hash of its text; always with forward slashes. So a folder gives the same ids from wherever it is
+    read. A record is called by its id field, or else ``<file id>#<row>``, rows counting from 1 (lines, in JSON lines).
+    The document's source is the path as given. A file reached twice is read once, a document with the id and the text of
+    an earlier one is skipped, and one with the id of an earlier one but another text is an error.
 
-    **Failures.** A file named outright that cannot be read raises. In folders and patterns it is skipped and reported, with the
-    documents already read from it kept. Empty files and records are skipped and reported. If nothing at all was read, that is
-    an error. Bytes that are not UTF-8 are read in the encoding they seem to have; damaged places become U+FFFD and are reported.
+    **Failures.** A file named outright that cannot be read raises. In folders and patterns it is skipped and reported,
+    with the documents already read from it kept. Empty files and records are skipped and reported. If nothing at all was
+    read, that is an error. Bytes that are not UTF-8 are read in the encoding they seem to have; damaged places become
+    U+FFFD and are reported.
 
     Args:
         *sources: paths, patterns or ``"-"``.
@@ -171,7 +172,8 @@ class _Reading:
             )
         raise InputError(
             f"two documents are called {document.id!r}, one from {source} and one from {document.source}: read the folder "
-            f"above both, write one of them with a {setting('prefix')}, or, if they are records, name another {setting('id_field')}, or '' to number them"
+            f"above both, write one of them with a {setting('prefix')}, or, if they are records, name another "
+            f"{setting('id_field')}, or '' to number them"
         )
 
 

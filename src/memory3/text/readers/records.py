@@ -70,7 +70,8 @@ def _text_field(file: SourceFile, row: int, record: Mapping[str, object], place:
         raise file.error(f"{place} {row}: the field {present[0]!r} is no text but {_json_type(record[present[0]])}")
     missing = f"no field {wanted!r}" if wanted else f"none of the fields {', '.join(TEXT_FIELDS)} with a text"
     raise file.error(
-        f"{place} {row} has {missing}. Its fields are {_listed(record)}: name the text's with {setting('text_field', python='--text-field (text_field in Python)')}"
+        f"{place} {row} has {missing}. Its fields are {_listed(record)}: name the text's with "
+        f"{setting('text_field', python='--text-field (text_field in Python)')}"
     )
 
 
@@ -85,7 +86,8 @@ def _id(file: SourceFile, row: int, record: Mapping[str, object], place: str) ->
     if wanted:
         fields = "" if wanted in record else f". Its fields are {_listed(record)}"
         raise file.error(
-            f"{place} {row} has no id in the field {wanted!r}{fields}: name another with --id-field, or '' to number the records"
+            f"{place} {row} has no id in the field {wanted!r}{fields}: name another with --id-field, or '' to number "
+            "the records"
         )
     return None, None
 
