@@ -7,6 +7,7 @@ devices, JSON a million brackets deep. So every small file is opened here.
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import math
 import os
@@ -15,9 +16,19 @@ import stat
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn, cast
 
-__all__ = ["UnsafeFile", "append", "parse_json", "read_bounded", "read_json", "remove", "write_atomically"]
+__all__ = [
+    "UnsafeFile",
+    "append",
+    "flush_folder",
+    "open_unzipped",
+    "parse_json",
+    "read_bounded",
+    "read_json",
+    "remove",
+    "write_atomically",
+]
 
 #: Of JSON files that people and programs keep settings in.
 SMALL_BYTES = 4 << 20
@@ -92,6 +103,28 @@ def append(path: Path, content: str) -> int:
     data = read_bounded(path, about.st_size) + content.encode()
     write_atomically(path, data)
     return len(data)
+
+
+def open_unzipped(path: Path) -> BinaryIO:
+    """A file's bytes to read; those of a ``.gz`` unzipped. Raises OSError, here and while it is read; what is zipped and
+    damaged also EOFError and zlib.error.
+    """
+    return cast(BinaryIO, gzip.open(path)) if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def flush_folder(folder: Path, *, files: bool = True) -> None:
+    """Bring a folder's names to the disk, and the content of all ``files`` below it, so that a power cut after it is renamed
+    finds them whole. Raises OSError.
+    """
+    for path in folder.rglob("*") if files else ():
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def remove(path: Path) -> None:

@@ -27,7 +27,7 @@ import torch
 import xxhash
 from transformers import PreTrainedModel
 
-from memory3.attention.attend import masked
+from memory3.attention.attend import additive
 from memory3.config import Budget, MemoryConfig
 from memory3.encode.encoder import Encoder
 from memory3.errors import Memory3Error, ModelError, UnsupportedModel
@@ -300,18 +300,13 @@ def _forward(
                 mask[:start] &= windows[layer][at[:start, None], at]
                 mask[start:, held.to(device)] = False
                 mask[start:, start:] &= windows[layer][:question, :question]
-            masks[kind] = _additive(mask, model.dtype)
+            masks[kind] = additive(mask, model.dtype)[None, None]
         call |= {"position_ids": at[None], "attention_mask": masks}
     elif not bool(sees.all()):
-        call |= {"position_ids": at[None], "attention_mask": _additive(allowed, model.dtype)}
+        call |= {"position_ids": at[None], "attention_mask": additive(allowed, model.dtype)[None, None]}
     forward: Any = model
     with _own_attention(model):
         return forward(**call).logits[0, start:].float()
-
-
-def _additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """``[1, 1, T, T]``."""
-    return torch.zeros(1, 1, *allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, masked(dtype))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from memory3.attention.attach import attached
-from memory3.attention.attend import masked
+from memory3.attention.attend import additive
 from memory3.attention.reading import Reading
 from memory3.encode.encoder import Encoder
 from memory3.errors import ConfigError
@@ -172,7 +172,7 @@ class Scorer:
         device, dtype = self._model.device, self._model.dtype
         mask = laid.mask
         if laid.seen is not None:
-            mask = torch.zeros(laid.seen.shape, dtype=dtype).masked_fill_(~laid.seen, masked(dtype))[:, None]
+            mask = additive(laid.seen, dtype)[:, None]
         keep = laid.tokens.shape[1] - laid.end + 1
         tokens = laid.tokens.to(device)
         return last_logits(self._model, tokens, mask.to(device), keep, positions=positions.to(device), **options)

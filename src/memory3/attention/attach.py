@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from memory3.attention.attend import masked
+from memory3.attention.attend import additive
 from memory3.errors import UnsupportedModel
 
 __all__ = ["ATTENTION", "Reader", "Seen", "StopForward", "attached"]
@@ -101,7 +101,7 @@ def _mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torc
     # Padding sees everything: of a row that sees nothing, kernels make what is not a number, and the gradient of all rows
     # with it (cuDNN's does).
     allowed = allowed | ~allowed.any(-1, keepdim=True)
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, masked(dtype))
+    return additive(allowed, dtype)
 
 
 def _explicit_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import torch
 
-from memory3.attention.kernels import choose, masked
+from memory3.attention.kernels import additive, choose, masked
 from memory3.types import LayerMemory
 
-__all__ = ["attend", "attention_with_lse", "masked", "memory_mass"]
+__all__ = ["additive", "attend", "attention_with_lse", "masked", "memory_mass"]
 
 
 def attention_with_lse(

@@ -15,7 +15,7 @@ Symbols: A query heads, H KV heads, d head dimension, L layers.
 
 from __future__ import annotations
 
-import gzip
+import io
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +30,7 @@ from memory3.encode.selector_weights import SelectorWeights, keep_weights
 from memory3.encode.selectors import LayerView, Selector, selector
 from memory3.encode.selectors.learned import plain_queries
 from memory3.errors import InputError
+from memory3.files import open_unzipped
 from memory3.llm import Memory3
 from memory3.types import Document, Reference
 
@@ -183,8 +184,8 @@ def read_questions(path: Path) -> Iterator[dict[str, Any]]:
         InputError: the file is none such.
     """
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+        with open_unzipped(path) as file, io.TextIOWrapper(file, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
                 record = json.loads(line)
                 lacks = [name for name in ("passage", "question", "answer") if not isinstance(record.get(name), str)]
                 if lacks:

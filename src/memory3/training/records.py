@@ -13,7 +13,6 @@ Other fields are ignored. What must never be trained on is named as held out: a 
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import re
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from memory3.errors import InputError, ReadError
+from memory3.files import open_unzipped
 
 __all__ = ["Preference", "Prompt", "Question", "Records", "read_records"]
 
@@ -209,8 +209,8 @@ def _files(path: str | Path) -> list[Path]:
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if path.suffix == ".gz" else data
+        with open_unzipped(path) as file:
+            data = file.read()
         for number, line in enumerate(data.splitlines(), 1):
             if line.strip():
                 record = json.loads(line)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import torch
 
-from memory3.attention.kernels.base import Kernel, masked
+from memory3.attention.kernels.base import Kernel, additive, masked
 from memory3.attention.kernels.cpu import CPU
 from memory3.attention.kernels.cuda import EFFICIENT, FLASH
 from memory3.attention.kernels.reference import REFERENCE
 
-__all__ = ["CPU", "EFFICIENT", "FLASH", "KERNELS", "REFERENCE", "Kernel", "choose", "masked"]
+__all__ = ["CPU", "EFFICIENT", "FLASH", "KERNELS", "REFERENCE", "Kernel", "additive", "choose", "masked"]
 
 KERNELS = (CPU, FLASH, EFFICIENT, REFERENCE)
 

@@ -44,6 +44,11 @@ def masked(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).min / 2
 
 
+def additive(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The bias of bools, of their shape and device: 0 where one is seen, else `masked`."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, masked(dtype))
+
+
 def needs_gradient(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
     """Will anyone ask for the gradient of what is computed from these?
 

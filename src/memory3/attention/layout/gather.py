@@ -15,7 +15,7 @@ from itertools import groupby
 import numpy as np
 import torch
 
-from memory3.attention.kernels import masked
+from memory3.attention.kernels import additive
 from memory3.attention.layout.placement import place
 from memory3.attention.layout.prefix import Prefix, with_prefix
 from memory3.attention.rotary import rotate
@@ -111,7 +111,7 @@ def _pairs(
         mine, lengths = owners[part].view(size), placement.lengths[i]
         bias = None
         if bool((lengths < width).any()):
-            bias = torch.zeros(size, dtype=dtype, device=device).masked_fill_(mine < 0, masked(dtype)).unsqueeze(2)
+            bias = additive(mine >= 0, dtype).unsqueeze(2)
         layers[layer] = LayerMemory(
             keys=keys.index_select(0, index[part]).view(*size, -1),
             values=values.index_select(0, index[part]).view(*size, -1),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from memory3.errors import ReadError
+from memory3.files import open_unzipped
 from memory3.sources import Unread
 from memory3.text.readers.encoding import LooksBinary, decode, encoding_of, guess_note, is_guess, transcoded
 
@@ -93,7 +93,7 @@ class SourceFile:
 
     def open(self) -> BinaryIO:
         """The content, unzipped; text in an encoding that the caller named becomes UTF-8."""
-        stream = cast(BinaryIO, gzip.open(self.path)) if self._is_gzip else self.path.open("rb")  # noqa: SIM115
+        stream = open_unzipped(self.path)
         encoding = self.options.encoding
         if encoding is None or self.kind in _SELF_DESCRIBING:
             return stream
