@@ -14,15 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from memory3.bank.allocator import freed_at_once
 from memory3.bank.faults import writing
 from memory3.bank.format.rows import row_bytes
 from memory3.bank.snapshot import Snapshot
 
 __all__ = ["FRAGMENT_BYTES", "is_merging_due", "merge", "rows_per_fragment", "rows_to_move"]
 
-#: A full fragment: what one merge reads, and what one commit writes. A merge needs about ten times as much RAM; over many
-#: merges the allocator keeps
-#: some more (`memory3 bench compaction`).
+#: A full fragment: what one merge reads, and what one commit writes. A merge needs about four times as much RAM, however many
+#: rows the table has (`memory3 bench compaction`).
 FRAGMENT_BYTES = 64 << 20
 #: Fragments are merged once there are so many more than a merged table would have.
 _MANY_FRAGMENTS = 256
@@ -53,20 +53,33 @@ def merge(snapshot: Snapshot) -> range:
     Returns:
         The versions that were made, without the newest.
     """
-    table, size = snapshot.table, rows_per_fragment(snapshot)
-    schema = table.schema
+    size, schema = rows_per_fragment(snapshot), snapshot.table.schema
     batch = max(1, _BATCH_BYTES // row_bytes(snapshot.manifest))
     listing = snapshot.scan(["reference_id"], "true")
     physical = snapshot.fragments()[2]
     moving = rows_to_move(listing["_rowid"].to_numpy(), _is_twin(listing["reference_id"]), size, physical)
-    for start in range(0, len(moving), size):
-        (rows,) = snapshot.take(moving[start : start + size].tolist(), schema.names, portion=size)
-        batches = rows.select(schema.names).cast(schema).to_batches(max_chunksize=batch)
-        del rows
-        data = pa.RecordBatchReader.from_batches(schema, (batches.pop(0) for _ in range(len(batches))))
-        with writing(snapshot.path):
-            table.merge_insert("reference_id").when_matched_update_all().execute(data)
-    return range(snapshot.version + 1, int(table.version))
+    newest = snapshot.version
+    with freed_at_once():
+        for start in range(0, len(moving), size):
+            newest = _move(_reopened(snapshot), moving[start : start + size].tolist(), schema, batch)
+    return range(snapshot.version + 1, newest)
+
+
+def _reopened(snapshot: Snapshot) -> Snapshot:
+    """The table at its newest version. An open table caches the metadata of every version it has seen."""
+    table = snapshot.backend.open_table(snapshot.name)
+    return Snapshot(snapshot.backend, snapshot.name, table, snapshot.manifest)
+
+
+def _move(snapshot: Snapshot, row_ids: list[int], schema: pa.Schema, batch: int) -> int:
+    """Write rows anew, in one commit; the version it made."""
+    (rows,) = snapshot.take(row_ids, schema.names, portion=len(row_ids))
+    batches = rows.select(schema.names).cast(schema).to_batches(max_chunksize=batch)
+    del rows
+    data = pa.RecordBatchReader.from_batches(schema, (batches.pop(0) for _ in range(len(batches))))
+    with writing(snapshot.path):
+        snapshot.table.merge_insert("reference_id").when_matched_update_all().execute(data)
+    return int(snapshot.table.version)
 
 
 def rows_to_move(row_ids: np.ndarray, fixed: np.ndarray, size: int, physical: int) -> np.ndarray:
