@@ -15,7 +15,7 @@ from memory3.codec.vectors import Sample
 from memory3.errors import InputError
 from memory3.types import Memory, MemoryShape
 
-__all__ = ["fit", "needed_vectors", "wanted_vectors"]
+__all__ = ["fit", "needed_keys", "wanted_vectors"]
 
 #: One vector in so many is not trained on, and tells the error.
 _HELD_OUT = 20
@@ -30,7 +30,7 @@ def wanted_vectors(codec: str, head_dim: int) -> int:
     return max(wanted, _WANTED_BY_PREDICTION) if pair.predicts else wanted
 
 
-def needed_vectors(codec: str, head_dim: int) -> int:
+def needed_keys(codec: str, head_dim: int) -> int:
     """Keys without which none can be made."""
     trained = max(side.appetite(head_dim)[0] for side in vector_pair(codec).sides.values())
     return trained + -(-trained // (_HELD_OUT - 1)) + 1
@@ -77,7 +77,7 @@ def fit(
     memories = list(memories)
     keys, values, heads, places = _gathered(memories, shape)
     number = len(heads)
-    needed = needed_vectors(codec, shape.head_dim)
+    needed = needed_keys(codec, shape.head_dim)
     if number < needed:
         raise InputError(
             f"{number:,} key-value pairs are too few to fit the codec {codec!r}, which needs {needed:,}: "
