@@ -14,7 +14,7 @@ from bank_writer import HashingEmbedder, HashingWriter, documents, expected, ope
 from codebooks import fitted
 
 from memory3.bank import Bank
-from memory3.bank.codebooks import book_name, cached_book, cached_path, keep_book
+from memory3.bank.codebooks import cached_codebook, cached_path, codebook_name, keep_codebook
 from memory3.codec import CodedCodec
 from memory3.codec.registry import default_codec, find
 from memory3.config import MemoryConfig
@@ -71,7 +71,7 @@ def test_written_reopened_read_compacted_and_verified(tmp_path, codec):
         assert bank.info().record_bytes == CodedCodec(book).record_size
     assert sorted(os.listdir(tmp_path / "bank")) == [
         "CURRENT",
-        book_name(book.fingerprint),
+        codebook_name(book.fingerprint),
         "recalls.jsonl",
         "references-1.lance",
         "writer.lock",
@@ -129,7 +129,7 @@ def test_rebuilt_with_another_codec_and_back(tmp_path):
     with open_bank(path) as bank:
         bank.write(documents())
         Bank.rebuild(path, writer("int4"), embedder=HashingEmbedder(), code_book=book)
-        assert book_name(book.fingerprint) in os.listdir(path)
+        assert codebook_name(book.fingerprint) in os.listdir(path)
         bank.refresh()
         assert bank.manifest.codec == "int4"
         assert same_contents(bank, as_decoded(documents(), HashingWriter(), book))
@@ -149,9 +149,9 @@ def test_the_codebook_in_the_cache_is_used(tmp_path):
     with pytest.raises(ConfigError, match=r"needs a codebook.*memory3 calibrate --model hashing --codec product:RQ3x4"):
         open_bank(tmp_path / "bank", writer("product:RQ3x4"))
     assert not (tmp_path / "bank").exists()
-    keep_book(book)
+    keep_codebook(book)
     assert cached_path("product:RQ3x4", book.memories).name == "product-RQ3x4.safetensors"
-    assert cached_book("product:RQ3x4", book.memories).fingerprint == book.fingerprint
+    assert cached_codebook("product:RQ3x4", book.memories).fingerprint == book.fingerprint
     with open_bank(tmp_path / "bank", writer("product:RQ3x4")) as bank:
         assert bank.manifest.code_book == book.fingerprint
 
@@ -161,7 +161,7 @@ def test_auto_is_the_default_codec_where_it_was_fitted(tmp_path, monkeypatch):
     with open_bank(tmp_path / "before", writer("auto")) as bank:
         assert bank.manifest.codec == "raw"
     book = fitted(default_codec(5), writer("auto"))
-    keep_book(book)
+    keep_codebook(book)
     with open_bank(tmp_path / "after", writer("auto")) as bank:
         bank.write(documents())
         assert (bank.manifest.codec, bank.manifest.code_book) == ("foretold:8+16", book.fingerprint)
@@ -177,10 +177,10 @@ def test_auto_is_the_default_codec_where_it_was_fitted(tmp_path, monkeypatch):
     place = shipped / own.relative_to(tmp_path / "cache")
     place.parent.mkdir(parents=True)
     own.rename(place)
-    assert cached_book(book.codec, book.memories).fingerprint == book.fingerprint
+    assert cached_codebook(book.codec, book.memories).fingerprint == book.fingerprint
     other = fitted(default_codec(5), writer("auto"), positions=131)
-    keep_book(other)
-    assert cached_book(book.codec, book.memories).fingerprint == other.fingerprint
+    keep_codebook(other)
+    assert cached_codebook(book.codec, book.memories).fingerprint == other.fingerprint
 
 
 def test_codebooks_that_do_not_fit(tmp_path):
@@ -197,7 +197,7 @@ def test_codebooks_that_do_not_fit(tmp_path):
 @pytest.mark.parametrize("change", ["missing", "another", "cut"])
 def test_a_bank_whose_codebook_is_lost(tmp_path, change):
     path, book = tmp_path / "bank", fitted("int8")
-    file = path / book_name(book.fingerprint)
+    file = path / codebook_name(book.fingerprint)
     with open_bank(path, writer("int8"), code_book=book) as bank:
         bank.write(documents(3))
     says = {"missing": "is missing", "another": "another codebook", "cut": "cannot be read"}[change]
@@ -215,7 +215,7 @@ def test_a_bank_whose_codebook_is_lost(tmp_path, change):
         assert bank.references(["doc0#0"])[0].text  # texts need no codebook
         with pytest.raises(BankCorrupt, match=says):
             bank.memories(["doc0#0"])
-    keep_book(book)
+    keep_codebook(book)
     Bank.rebuild(path, writer("int8"), embedder=HashingEmbedder())  # and so nothing is lost
     with open_bank(path, writer("int8")) as bank:
         assert same_contents(bank, as_decoded(documents(3), HashingWriter(), book))

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from memory3.attention.rotary import rotate
 from memory3.bank import Bank
-from memory3.bank.codebooks import cached_book
+from memory3.bank.codebooks import cached_codebook
 from memory3.calibration import codec as codec_calibration
 from memory3.calibration.codec import calibrate
 from memory3.calibration.metrics import error_metrics
@@ -61,7 +61,7 @@ def test_calibrating_keeps_a_book_for_these_memories(tiny_model, tiny_tokenizer)
     texts = [Document("d", "The river rises in the mountains and reaches the sea. " * 30)]
     book = calibrate(m3, texts, progress=lambda what, done, total: told.append((what, done, total)))
     assert (book.codec, book.memories, book.shape, book.positions) == ("int8", m3.fingerprint, m3.shape, 128)
-    assert cached_book("int8", m3.fingerprint).fingerprint == book.fingerprint
+    assert cached_codebook("int8", m3.fingerprint).fingerprint == book.fingerprint
     assert book.tensors["keys.angles"].shape == (7,)
     assert book.tensors["values.angles"].shape == (0,)
     # So short a text is made up by the default one.

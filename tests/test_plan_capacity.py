@@ -13,7 +13,7 @@ from memory3.config import Budget, MemoryConfig
 from memory3.errors import ConfigError, InputError, UnsupportedModel
 from memory3.models.sizes import SHAPES
 from memory3.planner import capacity
-from memory3.planner.capacity import Corpus, plan
+from memory3.planner.capacity import CorpusSize, plan
 from memory3.planner.cost import Setting, implicit
 from memory3.planner.library import EMBEDDERS, Search, library_costs
 from memory3.planner.machine import MACHINES, Machine, machine_of
@@ -31,7 +31,7 @@ MACHINE = Machine(
 
 
 def made(references=1000, config=CONFIG, machine=MACHINE, **options):
-    return plan(Corpus(references), ODD, config, machine, **options)
+    return plan(CorpusSize(references), ODD, config, machine, **options)
 
 
 def test_writing_by_hand():
@@ -65,7 +65,7 @@ def test_tokens_per_second_by_hand():
 
 def test_text_and_weights_by_hand():
     costs, each = library_costs(ODD, CONFIG), library_bytes(ODD, CONFIG)
-    assert made().text_disk == pytest.approx(1000 * each.cold)
+    assert made().text_disk == pytest.approx(1000 * each.text_only)
     assert made().training_hours == pytest.approx(1000 * implicit(ODD, Setting(5, 1, 8)).write_flops / 1e9 / 3600)
     passages = 5 * sum(term.flops for term in costs.external.read if "query" not in term.name and term.name != "search") / 1e9
     rest = made().recall.embed + made().recall.search + capacity.LANCE_SECONDS
@@ -93,7 +93,8 @@ def test_more_of_anything_takes_no_less():
 def test_a_codec_makes_disk_smaller_and_writing_slower():
     disk = dataclasses.replace(MACHINE, disk_bandwidth=1e15)  # what is saved there does not hide the encoding
     raw, coded = (
-        plan(Corpus(1000), SHAPES["smollm2-135m-instruct"], MemoryConfig(codec=codec), disk) for codec in ("raw", "product")
+        plan(CorpusSize(1000), SHAPES["smollm2-135m-instruct"], MemoryConfig(codec=codec), disk)
+        for codec in ("raw", "product")
     )
     assert coded.disk < raw.disk / 8
     assert coded.references_per_second < raw.references_per_second
@@ -109,7 +110,7 @@ def test_without_references_nothing_is_lost_but_the_looking():
 @pytest.mark.parametrize("name", MACHINES)
 def test_built_in_machines_plan_every_size(name):
     for references in (10**4, 10**9):
-        each = plan(Corpus(references), SHAPES["memory3-2.4b"], MemoryConfig(), machine_of(name))
+        each = plan(CorpusSize(references), SHAPES["memory3-2.4b"], MemoryConfig(), machine_of(name))
         assert all(math.isfinite(value) for value in dataclasses.asdict(each).values() if isinstance(value, float))
 
 
@@ -141,8 +142,8 @@ def test_a_disk_that_cannot_be_measured(tmp_path):
         (lambda: dataclasses.replace(MACHINE, flops=-1.0), "flops is -1.0"),
         (lambda: dataclasses.replace(MACHINE, flops=math.inf), "flops is inf"),
         (lambda: dataclasses.replace(MACHINE, price=-1.0), "price is -1.0: give a number of 0 or more"),
-        (lambda: Corpus(0), "0 references"),
-        (lambda: Corpus(-5), "-5 references"),
+        (lambda: CorpusSize(0), "0 references"),
+        (lambda: CorpusSize(-5), "-5 references"),
         (lambda: made(within_hours=0.0), "within 0.0 hours"),
         (lambda: made(embedder="ada"), "'ada' is unknown"),
         (lambda: made(config=CONFIG.replace(codec="product:RQ3x4")), "'product:RQ3x4' is unknown to the planner"),

@@ -205,7 +205,7 @@ def test_bytes_by_hand():
     # 4 heads of 3 tokens: 12 pairs of two vectors of 7 numbers in two bytes, 12 positions, 4 counts.
     assert own.record == 2 * 4 + 2 * 12 + 12 * 2 * 7 * 2
     assert (own.text, own.embedding) == (19 + 16, 44)
-    assert own.disk - own.cold == own.record
+    assert own.disk - own.text_only == own.record
     assert library_bytes(ODD, config.replace(codec="product")).record == 2 * 4 + 12 + 12 * 2 * 14
 
 

@@ -132,8 +132,8 @@ def test_a_simulation_by_hand():
     assert outcome.flops == 6 + 6 + (10 + 1) + 6 + 1
     assert (outcome.written, outcome.dropped, outcome.stored, outcome.from_memory) == (1, 0, 1, 0.2)
     assert optimum("abaca", lines()) == (10 + 3) + 6 + 6
-    # Where a cold reference is encoded for every use, waiting saves no work.
-    assert simulate("abaca", lines(), RetentionPolicy("auto", 2), cold_as_text=False).flops == 11 + 11 + 11 + 11 + 1
+    # Where a lazy reference is encoded for every use, waiting saves no work.
+    assert simulate("abaca", lines(), RetentionPolicy("auto", 2), lazy_as_text=False).flops == 11 + 11 + 11 + 11 + 1
 
 
 def test_the_optimum_is_the_best_fixed_choice():

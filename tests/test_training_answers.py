@@ -20,7 +20,7 @@ from memory3.llm import Memory3
 from memory3.overlap import overlap
 from memory3.training.collate import MemoryCollator
 from memory3.training.groups import Group, read_groups
-from memory3.training.live import token_log_likelihoods
+from memory3.training.live import batch_log_likelihoods
 from memory3.training.logs import read_log
 from memory3.training.lora import with_lora
 from memory3.training.preference import preference_loss, with_likelihoods
@@ -186,7 +186,7 @@ def test_likelihoods_before_training_are_the_models_own_and_survive_an_interrupt
             )
             batch = MemoryCollator(0)([Group("prompt", group.references, (row,))])
             with torch.no_grad():
-                tokens = token_log_likelihoods(m3, m3.model, batch)
+                tokens = batch_log_likelihoods(m3, m3.model, batch)
             assert float(tokens[0, :-1].sum()) == pytest.approx(total, rel=1e-4)
             assert row.before == pytest.approx(float(tokens.sum()), rel=1e-5)
     kept.write_text(lines[0] + lines[1][:40])  # killed

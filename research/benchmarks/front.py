@@ -30,7 +30,7 @@ import torch
 import xxhash
 
 from memory3.bank import Bank
-from memory3.bank.codebooks import cached_book, keep_book
+from memory3.bank.codebooks import cached_codebook, keep_codebook
 from memory3.benchmarks.measure import progress
 from memory3.calibration.codec import wanted_references
 from memory3.calibration.metrics import REFERENCES, error_metrics
@@ -194,7 +194,7 @@ class _Front:
         none yet, but to references that no question reads, where there are enough.
         """
         written = Memory3(self.m3.model, self.m3.tokenizer, config, name=self.m3.name)
-        book = cached_book(config.codec, written.fingerprint)
+        book = cached_codebook(config.codec, written.fingerprint)
         if book is None:
             plain = Sparse(self.store, config)
             asked = {name for item in self.items for name in (*item["gold"], *item["retrieved"])}
@@ -216,7 +216,7 @@ class _Front:
                 metrics=metrics,
                 token_vectors=written.token_vectors if find(config.codec).predicts else None,
             )
-            keep_book(book)
+            keep_codebook(book)
         return CodedCodec(book).with_vectors(written.token_vectors)
 
 

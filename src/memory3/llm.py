@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, overload
 
@@ -38,7 +37,7 @@ from memory3.prompt import MODES, Prompt, PromptBuilder, PromptRow, check_mode
 from memory3.proof import proven
 from memory3.recall.current import Nobody, belong_to, install
 from memory3.recall.generate import Recall
-from memory3.recall.retrieval import EVERYTHING, Retrieval, one_version, retrievals
+from memory3.recall.retrieval import EVERYTHING, Retrieval, one_version, pinned, retrievals
 from memory3.scoring import Scorer
 from memory3.text.splitting import split
 from memory3.types import Document, Memory, MemoryShape, Reference
@@ -309,13 +308,11 @@ class Memory3:
         prompts: list[Any] = [prompt] if single else list(prompt)
         if not prompts:
             raise InputError("no question was given")
-        pinned: Any = [references] if single and references is not None else references
-        if pinned is not None and len(pinned) != len(prompts):
-            raise ConfigError(f"references were given for {len(pinned)} of {len(prompts)} questions")
-        retrieval = self._retrieval(k, gap, where)
-        each = (
-            [replace(retrieval, references=tuple(ids)) for ids in pinned] if pinned is not None else [retrieval] * len(prompts)
-        )
+        given: Any = [references] if single and references is not None else references
+        if given is not None and len(given) != len(prompts):
+            raise ConfigError(f"references were given for {len(given)} of {len(prompts)} questions")
+        common = self._retrieval(k, gap, where)
+        each = [common] * len(prompts) if given is None else pinned(common, given)
         asked = prepare(prompts, each, self.prompts, bank, mode)
         self.prompts.check_length([one.tokens for one in asked], settings.max_new_tokens or 0, mode)
 
@@ -376,18 +373,16 @@ class Memory3:
         ids = [self.prompts.ids(answer) for answer in answers]
         if not ids or not all(ids):
             raise InputError("an answer is empty: give at least one word")
-        retrieval = self._retrieval(k, gap, where)
-        pinned = (
-            [retrieval] * len(prompts) if references is None else [replace(retrieval, references=tuple(r)) for r in references]
-        )
-        rows = [one.tokens for one in prepare(prompts, pinned, self.prompts, bank, mode)]
+        common = self._retrieval(k, gap, where)
+        each = [common] * len(prompts) if references is None else pinned(common, references)
+        rows = [one.tokens for one in prepare(prompts, each, self.prompts, bank, mode)]
         self.prompts.check_length([[*row, *answer] for row, answer in zip(rows, ids, strict=True)], 0, mode)
         with ExitStack() as stack:
             stack.enter_context(belong_to(Nobody(), self.geometry.base))
             if mode == "memory":
                 fed = [[*row, *answer[:-1]] for row, answer in zip(rows, ids, strict=True)]
                 counts = [len(answer) - 1 for answer in ids]
-                stack.enter_context(self._recall(bank, pinned, prompt=fed, answer_tokens=counts))
+                stack.enter_context(self._recall(bank, each, prompt=fed, answer_tokens=counts))
             found = self.scorer.score([PromptRow(row) for row in rows], [[answer] for answer in ids])
         return [(score.total, score.tokens) for (score,) in found]
 

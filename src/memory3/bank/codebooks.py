@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from memory3.bank.backends.base import Backend
 from memory3.bank.faults import reading, writing
-from memory3.bank.format.names import book_name
+from memory3.bank.format.names import codebook_name
 from memory3.bank.protocol import MemoryWriter
 from memory3.codec import Codebook, Codec, CodedCodec, RawCodec
 from memory3.codec.registry import default_codec, find, shown
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
     from memory3.bank.format.manifest import BankManifest
 
 __all__ = [
-    "book_name",
-    "cached_book",
+    "cached_codebook",
     "cached_path",
+    "codebook_name",
     "codec_of",
     "coding",
-    "keep_book",
+    "keep_codebook",
     "new_codec",
     "read_codec",
-    "write_book",
+    "write_codebook",
 ]
 
 #: The largest codebooks (product codecs of large models) have some ten megabytes.
@@ -57,6 +57,7 @@ def coding(remedy: str) -> Iterator[None]:
         raise BankCorrupt(f"{error}: {remedy}", error.reference_ids) from error
 
 
+<<<<<<< HEAD
 def write_book(backend: Backend, book: Codebook) -> None:
     """Put a codebook beside a bank's tables, whole or not at all.
 
@@ -64,8 +65,12 @@ def write_book(backend: Backend, book: Codebook) -> None:
         backend: where the bank lies.
         book: the codebook; the file is named by its fingerprint.
     """
+=======
+def write_codebook(backend: Backend, book: Codebook) -> None:
+    """Put a codebook beside a bank's tables, whole or not at all."""
+>>>>>>> review
     with writing(backend.location):
-        backend.write(book_name(book.fingerprint), book.data)
+        backend.write(codebook_name(book.fingerprint), book.data)
 
 
 def codec_of(backend: Backend, manifest: BankManifest, vectors: torch.Tensor | None) -> Codec:
@@ -124,7 +129,7 @@ def read_codec(backend: Backend, manifest: BankManifest) -> Codec:
 
 def _read(backend: Backend, fingerprint: str) -> Codebook:
     remedy = f"restore it from a copy, or encode the bank's texts anew with `memory3 rebuild --bank {backend.location}`"
-    name = book_name(fingerprint)
+    name = codebook_name(fingerprint)
     path = backend.address(name)
     with reading(backend.location):
         try:
@@ -152,7 +157,7 @@ def _parts(codec: str, fingerprint: str) -> tuple[str, ...]:
     return "codecs", fingerprint, f"{find(codec).text.replace(':', '-')}.safetensors"
 
 
-def keep_book(book: Codebook) -> Path:
+def keep_codebook(book: Codebook) -> Path:
     """Put a codebook into the cache folder."""
     path = cached_path(book.codec, book.memories)
     with writing(path.parent):
@@ -161,6 +166,7 @@ def keep_book(book: Codebook) -> Path:
     return path
 
 
+<<<<<<< HEAD
 def cached_book(codec: str, fingerprint: str) -> Codebook | None:
     """What `keep_book` kept, or what comes with memory3, if anything.
 
@@ -168,6 +174,10 @@ def cached_book(codec: str, fingerprint: str) -> Codebook | None:
         codec: name of the codec, as in the settings.
         fingerprint: of the model with its settings.
     """
+=======
+def cached_codebook(codec: str, fingerprint: str) -> Codebook | None:
+    """What `keep_codebook` kept, or what comes with memory3, if anything."""
+>>>>>>> review
     path = calibrated(*_parts(codec, fingerprint))
     if path is None:
         return None
@@ -192,13 +202,13 @@ def new_codec(m3: MemoryWriter, book: Codebook | None) -> tuple[Codec, Codebook 
     """
     name = m3.config.codec
     if name == "auto" and book is None:
-        book = cached_book(default_codec(m3.shape.head_dim), m3.fingerprint)
+        book = cached_codebook(default_codec(m3.shape.head_dim), m3.fingerprint)
     if name == "auto":
         name = "raw" if book is None else book.codec
     if name == "raw":
         return RawCodec(m3.shape), None
     name = find(name).text
-    book = book or cached_book(name, m3.fingerprint)
+    book = book or cached_codebook(name, m3.fingerprint)
     if book is None:
         raise ConfigError(
             f"codec {shown(name)!r} needs a codebook for {m3.name} with these settings: make one with `memory3 "

@@ -53,7 +53,7 @@ def rebuild(
     unfinished = store.find_table(name)
     if unfinished is None or not old.size or store.open(name)[1] != manifest:
         store.remove_table(f"{name}-staging")
-        store.add_book(book)
+        store.add_codebook(book)
         unfinished = store.add_table(name, manifest)
     report = WriteRun(store, name, unfinished, m3, embedder, lazy=lazy, progress=progress).run(
         stored_documents(old), prune=True, replace=True

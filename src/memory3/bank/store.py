@@ -13,10 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from memory3.bank.backends.base import Backend
 from memory3.bank.backends.folder import FolderBackend
-from memory3.bank.codebooks import write_book
+from memory3.bank.codebooks import write_codebook
 from memory3.bank.faults import disk_fault, reading, writing
 from memory3.bank.format.manifest import METADATA_KEY, BankManifest
-from memory3.bank.format.names import CURRENT, book_name, is_book, is_ours, is_table, staging_name, table_name, table_number
+from memory3.bank.format.names import (
+    CURRENT,
+    codebook_name,
+    is_codebook,
+    is_ours,
+    is_table,
+    staging_name,
+    table_name,
+    table_number,
+)
 from memory3.bank.format.rows import row_schema
 from memory3.bank.format.versions import new_table_id
 from memory3.bank.snapshot import Snapshot
@@ -134,14 +143,14 @@ class Store:
             tables = (self.find_table(name) for name in self.tables())
             if any(len(table) for table in tables if table is not None):
                 self.current()  # says that the file CURRENT is missing
-            self.add_book(book)
+            self.add_codebook(book)
             self.add_table(table_name(1), manifest)
             self.switch(table_name(1))
 
-    def add_book(self, book: Codebook | None) -> None:
+    def add_codebook(self, book: Codebook | None) -> None:
         """Put a codebook beside the tables, before the table that names it."""
         if book is not None:
-            write_book(self.backend, book)
+            write_codebook(self.backend, book)
 
     def add_table(self, name: str, manifest: BankManifest) -> Table:
         """An empty table beside the others, in place of what an interruption may have left under that name.
@@ -202,11 +211,11 @@ class Store:
 
     def _remove_books(self) -> None:
         """Delete the codebooks that no table names."""
-        books = [name for name in self.backend.names() if is_book(name)]
+        books = [name for name in self.backend.names() if is_codebook(name)]
         tables = [table for table in map(self.find_table, self.tables()) if table is not None] if books else []
         named = [_code_book((table.schema.metadata or {}).get(METADATA_KEY, b"")) for table in tables]
         for book in books:
-            if book not in [book_name(name) for name in named if name]:
+            if book not in [codebook_name(name) for name in named if name]:
                 with writing(self.path):
                     self.backend.remove(book)
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from memory3.bank.codebooks import cached_book
+from memory3.bank.codebooks import cached_codebook
 from memory3.benchmarks.measure import progress, python_documents
 from memory3.codec import Codec, CodedCodec, RawCodec
 from memory3.config import MemoryConfig
@@ -71,7 +71,7 @@ def run(model: str, preset: str, codecs: str, memories: int, references: int, re
 def _codec(m3: Memory3, name: str) -> tuple[Codec, dict[str, Any]]:
     if name == "raw":
         return RawCodec(m3.shape), {}
-    book = cached_book(name, m3.fingerprint)
+    book = cached_codebook(name, m3.fingerprint)
     if book is None:
         from memory3.calibration.codec import calibrate
         from memory3.calibration.sample import default_documents

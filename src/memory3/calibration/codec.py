@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from memory3.bank.codebooks import keep_book
+from memory3.bank.codebooks import keep_codebook
 from memory3.calibration.metrics import REFERENCES, error_metrics
 from memory3.calibration.sample import default_documents, memories_of, sample
 from memory3.codec import Codebook, fit
@@ -80,5 +80,5 @@ def calibrate(
         progress=lambda what: tell(what, 0, 0),
         seed=seed,
     )
-    keep_book(codebook)
+    keep_codebook(codebook)
     return codebook

@@ -129,9 +129,9 @@ def _fit_selector(m3: Memory3, questions: Sequence[Path], documents: Iterable[Do
 
 def ensure_code_book(m3: Memory3, documents: Callable[[], Iterable[Document]]) -> None:
     """Fit the codec that the settings name to ``documents()``, unless that was done before."""
-    from memory3.bank.codebooks import cached_book
+    from memory3.bank.codebooks import cached_codebook
 
-    if m3.config.codec not in ("auto", "raw") and cached_book(m3.config.codec, m3.fingerprint) is None:
+    if m3.config.codec not in ("auto", "raw") and cached_codebook(m3.config.codec, m3.fingerprint) is None:
         message(f"fitting the codec {shown(m3.config.codec)} to these documents, once for this model and these settings")
         _fitted(m3, documents())
 

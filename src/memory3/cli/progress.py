@@ -52,10 +52,10 @@ class WriteMeter:
         total: bytes of text there are; None if nobody knows.
     """
 
-    def __init__(self, m3: MemoryWriter, total: int | None, *, cold: bool = False) -> None:
+    def __init__(self, m3: MemoryWriter, total: int | None, *, lazy: bool = False) -> None:
         self.writer = Metered(m3)
         self.total = total
-        self._cold = cold
+        self._lazy = lazy
         self._document = self._documents = self._unchanged = 0
         self._free = self._stored = 0
         self._started = time.monotonic()
@@ -71,7 +71,7 @@ class WriteMeter:
     @property
     def done(self) -> int:
         """Bytes of text that are encoded, or were found unchanged."""
-        return self._free + (self._stored if self._cold else self.writer.text_bytes)
+        return self._free + (self._stored if self._lazy else self.writer.text_bytes)
 
     def __call__(self, progress: WriteProgress) -> None:
         """What the bank calls after each document and each batch."""

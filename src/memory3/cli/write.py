@@ -176,7 +176,7 @@ def write(
         is_new = not Store(bank).exists()
         if is_new:
             ensure_code_book(m3, again)
-        meter = WriteMeter(m3, total, cold=cold or (policy or read_policy(Store(bank))).write == "auto")
+        meter = WriteMeter(m3, total, lazy=cold or (policy or read_policy(Store(bank))).write == "auto")
         with err.status("opening the bank"):
             opened = Bank.open(bank, meter.writer, embedder=full_name(embedder) if embedder else None, write=policy)
         if is_new and not as_json and config.codec == "auto" and opened.manifest.codec == "raw":

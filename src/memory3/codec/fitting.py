@@ -15,7 +15,7 @@ from memory3.codec.vectors import Sample
 from memory3.errors import InputError
 from memory3.types import Memory, MemoryShape
 
-__all__ = ["fit", "needed_vectors", "wanted_vectors"]
+__all__ = ["fit", "needed_keys", "wanted_vectors"]
 
 #: One vector in so many is not trained on, and tells the error.
 _HELD_OUT = 20
@@ -35,6 +35,7 @@ def wanted_vectors(codec: str, head_dim: int) -> int:
     return max(wanted, _WANTED_BY_PREDICTION) if pair.predicts else wanted
 
 
+<<<<<<< HEAD
 def needed_vectors(codec: str, head_dim: int) -> int:
     """How many keys, and as many values, are needed at least to fit a codebook.
 
@@ -42,6 +43,10 @@ def needed_vectors(codec: str, head_dim: int) -> int:
         codec: name of a fitted codec, with its options.
         head_dim: numbers of a vector.
     """
+=======
+def needed_keys(codec: str, head_dim: int) -> int:
+    """Keys without which none can be made."""
+>>>>>>> review
     trained = max(side.appetite(head_dim)[0] for side in vector_pair(codec).sides.values())
     return trained + -(-trained // (_HELD_OUT - 1)) + 1
 
@@ -87,7 +92,7 @@ def fit(
     memories = list(memories)
     keys, values, heads, places = _gathered(memories, shape)
     number = len(heads)
-    needed = needed_vectors(codec, shape.head_dim)
+    needed = needed_keys(codec, shape.head_dim)
     if number < needed:
         raise InputError(
             f"{number:,} key-value pairs are too few to fit the codec {codec!r}, which needs {needed:,}: "

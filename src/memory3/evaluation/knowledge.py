@@ -1,7 +1,7 @@
 """The knowledge bases that suites are answered from, as documents of a data folder, and the bank each becomes.
 
-Banks are written cold: texts and embeddings at once, a memory when it is first read, so that a run encodes what it recalls and
-nothing else, each reference once.
+Banks are written lazily: texts and embeddings at once, a memory when it is first read, so that a run encodes what it recalls
+and nothing else, each reference once.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def knowledge_bank(m3: Memory3, name: str, data: Path, folder: Path, progress: P
         if progress is not None:
             progress(f"knowledge base {name}", now.documents, now.documents / len(documents))
 
-    bank.write(documents, prune=True, replace=True, cold=True, progress=told)
+    bank.write(documents, prune=True, replace=True, lazy=True, progress=told)
     if progress is not None:
         progress(f"knowledge base {name}: {len(bank)} references, {time.perf_counter() - started:.0f} s", len(documents), 1.0)
     return bank

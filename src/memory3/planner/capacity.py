@@ -19,7 +19,7 @@ from memory3.planner.library import EMBEDDERS, Search, embedder_of, library_cost
 from memory3.planner.machine import Machine
 from memory3.planner.storage import codec_cost, library_bytes
 
-__all__ = ["CapacityPlan", "Corpus", "RecallTime", "plan"]
+__all__ = ["CapacityPlan", "CorpusSize", "RecallTime", "plan"]
 
 #: Seconds that a read of a few rows takes in Lance and Python, whatever their size.
 LANCE_SECONDS = 3e-3
@@ -39,7 +39,7 @@ BATCH = 16
 
 
 @dataclass(frozen=True)
-class Corpus:
+class CorpusSize:
     """What is to be remembered.
 
     Attributes:
@@ -125,7 +125,7 @@ class CapacityPlan:
 
 
 def plan(
-    corpus: Corpus,
+    corpus: CorpusSize,
     shape: ModelSizes,
     config: MemoryConfig,
     machine: Machine,
@@ -172,7 +172,7 @@ def plan(
         price=hours * machine.price,
         disk_price=disk / 1e12 * machine.disk_price,
         text_hours=embedding,
-        text_disk=corpus.references * each.cold,
+        text_disk=corpus.references * each.text_only,
         text_first_token=passages + recall.embed + recall.search + LANCE_SECONDS,
         training_hours=training,
         training_price=training * machine.price,

@@ -87,7 +87,7 @@ class ReferenceBytes:
         return self.record + self.text + self.embedding + self.other
 
     @property
-    def cold(self) -> float:
+    def text_only(self) -> float:
         """The same without a memory: what text (RAG) takes."""
         return self.disk - self.record
 

@@ -86,7 +86,7 @@ def simulate(
     policy: RetentionPolicy,
     record_bytes: int = 1,
     *,
-    cold_as_text: bool = True,
+    lazy_as_text: bool = True,
 ) -> Outcome:
     """Follow the traffic with a policy; time is counted in recalls, and one counts half after as many as there are names.
 
@@ -95,13 +95,13 @@ def simulate(
         costs: of a reference.
         policy: when to write, and what fits.
         record_bytes: of a memory, for the policy's budget.
-        cold_as_text: a cold reference is put into the prompt, as mode ``text`` does. False: it is encoded into a memory that
+        lazy_as_text: a lazy reference is put into the prompt, as mode ``text`` does. False: it is encoded into a memory that
             is used and not stored, as mode ``memory`` does today; waiting then saves disk, not work.
     """
     names = [str(name) for name in traffic]
     retention, counts = Retention(policy, record_bytes), RecallCounts(half_life=max(1, len(set(names))))
     warm, write = costs.explicit.read_flops, costs.explicit.write_flops
-    cold = costs.external.read_flops if cold_as_text else write + warm
+    unwritten = costs.external.read_flops if lazy_as_text else write + warm
     stored: set[str] = set()
     flops, written, dropped, hits = 0.0, 0, 0, 0
     for now, name in enumerate(names):
@@ -118,7 +118,7 @@ def simulate(
             dropped += len(surplus)
             stored.difference_update(surplus)
         else:
-            flops += cold
+            flops += unwritten
     return Outcome(flops, written, dropped, hits / max(1, len(names)), len(stored))
 
 

@@ -299,7 +299,7 @@ class Recall:
         return self._encoder.lay_out(found, memories, [r.moved for r in requests], [r.place.missing for r in requests])
 
     def _count(self, found: Sequence[Sequence[str]], rows: Sequence[int], memories: dict[str, Memory]) -> None:
-        """Book what was read by those rows that have looked something up for this pass."""
+        """Count what was read by those rows that have looked something up for this pass."""
         read: dict[int, set[str]] = {row: set() for row in rows if row in self._fresh}
         for names, row in zip(found, rows, strict=True):
             read.get(row, set()).update(names)
@@ -378,7 +378,7 @@ class Recall:
     # ---- who was looked at -------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """Book the attention paid since the last recall, that of the prompt's last token included."""
+        """Count the attention paid since the last recall, that of the prompt's last token included."""
         if self._reading is None:
             return
         everyone = [True] * len(self.requests)

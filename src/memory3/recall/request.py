@@ -24,7 +24,7 @@ from dataclasses import dataclass, field, replace
 from memory3.errors import ConfigError, RecallError
 from memory3.models.frame import Frame, Place
 from memory3.recall.chunks import Chunk, cut
-from memory3.recall.retrieval import Hit, Retrieval, within
+from memory3.recall.retrieval import Retrieval, SearchHit, within
 
 __all__ = ["ReadChunk", "RecallStatistics", "RequestMemory"]
 
@@ -184,7 +184,7 @@ class RequestMemory:
         said = self.retrieval.references is not None or (self.retrieval.chunk_references is not None and not self.is_decoding)
         return [] if said else [wanted.query for wanted in self._wanted if wanted.query]
 
-    def receive(self, hits: Sequence[Sequence[Hit]]) -> bool:
+    def receive(self, hits: Sequence[Sequence[SearchHit]]) -> bool:
         """Take what was found for each of `lookups`, most similar first. Returns whether what is read has changed.
 
         Raises:
@@ -224,12 +224,16 @@ class RequestMemory:
     # ---- after a forward pass ----------------------------------------------------------------------------------------
 
     def pay(self, mass: Mapping[str, float], looked: int) -> None:
+<<<<<<< HEAD
         """Book the attention that decoded tokens paid: by reference, and in all.
 
         Args:
             mass: attention by reference.
             looked: attention that could have been paid, one for every query of every head and layer.
         """
+=======
+        """Count the attention that decoded tokens paid: by reference, and in all."""
+>>>>>>> review
         self.looked += looked
         for name, value in mass.items():
             self.mass[name] = self.mass.get(name, 0.0) + value
@@ -297,7 +301,7 @@ class RequestMemory:
             raise RecallError(f"references were given for {len(named)} chunks of a prompt that has {count}")
         return named
 
-    def _nearest(self, hits: Sequence[Hit]) -> tuple[str, ...]:
+    def _nearest(self, hits: Sequence[SearchHit]) -> tuple[str, ...]:
         near = within(hits, self.retrieval.gap)
         self.scores.update((hit.reference_id, float(hit.score)) for hit in near)
         return tuple(hit.reference_id for hit in near)

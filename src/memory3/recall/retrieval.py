@@ -11,13 +11,13 @@ import torch
 from memory3.errors import ConfigError
 from memory3.types import Memory
 
-__all__ = ["EVERYTHING", "Hit", "MemorySource", "Retrieval", "one_version", "retrievals", "within"]
+__all__ = ["EVERYTHING", "MemorySource", "Retrieval", "SearchHit", "one_version", "pinned", "retrievals", "within"]
 
 #: A gap that leaves no reference out: cosines differ by 2 at most.
 EVERYTHING = 2.0
 
 
-class Hit(Protocol):
+class SearchHit(Protocol):
     """A reference that a search found."""
 
     @property
@@ -29,7 +29,7 @@ class Hit(Protocol):
         """Its cosine with the query, -1 to 1."""
 
 
-_Found = TypeVar("_Found", bound=Hit)
+_Found = TypeVar("_Found", bound=SearchHit)
 _Source = TypeVar("_Source")
 
 
@@ -38,6 +38,7 @@ class MemorySource(Protocol):
     that does not.
     """
 
+<<<<<<< HEAD
     def search(self, queries: Sequence[str], k: int, where: Mapping[str, Any] | None = None) -> Sequence[Sequence[Hit]]:
         """The k nearest references of each query, most similar first.
 
@@ -46,6 +47,10 @@ class MemorySource(Protocol):
             k: hits per query at most.
             where: metadata that references must have; None: any.
         """
+=======
+    def search(self, queries: Sequence[str], k: int, where: Mapping[str, Any] | None = None) -> Sequence[Sequence[SearchHit]]:
+        """The k nearest references of each query, most similar first."""
+>>>>>>> review
 
     def memories(
         self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
@@ -93,6 +98,11 @@ class Retrieval:
         return self.k == 0 or source.count(self.where) == 0
 
 
+def pinned(common: Retrieval, references: Sequence[Sequence[str]]) -> list[Retrieval]:
+    """What each prompt of a batch looks up, where its references are given."""
+    return [replace(common, references=tuple(ids)) for ids in references]
+
+
 def retrievals(
     common: Retrieval,
     references: Sequence[Sequence[str]] | None = None,
@@ -106,7 +116,7 @@ def retrievals(
         chunk_references: for each prompt and chunk the ids that chunk reads.
     """
     if references is not None:
-        return [replace(common, references=tuple(ids)) for ids in references]
+        return pinned(common, references)
     if chunk_references is not None:
         return [replace(common, chunk_references=tuple(tuple(ids) for ids in row)) for row in chunk_references]
     return common

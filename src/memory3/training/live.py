@@ -20,7 +20,7 @@ from memory3.llm import Memory3
 from memory3.training.collate import GroupBatch
 from memory3.types import Memory, Reference
 
-__all__ = ["LiveMemories", "distilled_loss", "group_loss", "token_log_likelihoods"]
+__all__ = ["LiveMemories", "batch_log_likelihoods", "distilled_loss", "group_loss"]
 
 
 class LiveMemories:
@@ -82,6 +82,7 @@ class LiveMemories:
 def group_loss(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Mean negative log-likelihood, in nats, of the scored tokens of a batch: a scalar.
 
+<<<<<<< HEAD
     Arguments and errors as `token_log_likelihoods`.
 
     Args:
@@ -89,11 +90,14 @@ def group_loss(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | 
         model: what is trained: the same, perhaps wrapped.
         batch: rows with their references.
         dtype: of autocast; None: none.
+=======
+    Arguments and errors as `batch_log_likelihoods`.
+>>>>>>> review
     """
-    return -token_log_likelihoods(m3, model, batch, dtype).sum() / batch.scored
+    return -batch_log_likelihoods(m3, model, batch, dtype).sum() / batch.scored
 
 
-def token_log_likelihoods(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | None = None) -> torch.Tensor:
+def batch_log_likelihoods(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Log-likelihood, in nats, of each scored token, ``[B, S]``; 0 for tokens that do not count.
 
     float32 unless the model is float64.
@@ -124,6 +128,7 @@ def distilled_loss(
 
     The references are encoded once for both. No gradient flows through the one that reads all. A question's own tokens tell,
     too, what was lost, and there are many more of them than of its answer. Two scalars, in nats per scored token. Arguments
+<<<<<<< HEAD
     and errors as `token_log_likelihoods`; the batch must read memories.
 
     Args:
@@ -131,6 +136,9 @@ def distilled_loss(
         model: what is trained: the same, perhaps wrapped.
         batch: rows with their references.
         dtype: of autocast; None: none.
+=======
+    and errors as `batch_log_likelihoods`; the batch must read memories.
+>>>>>>> review
     """
     source, width = LiveMemories(m3.encoder, batch.references, beside=True), batch.tokens.shape[1]
     logits = _logits(m3, model, batch, source, dtype, width)

@@ -21,7 +21,7 @@ import xxhash
 from memory3.llm import Memory3
 from memory3.training.collate import MemoryCollator
 from memory3.training.groups import Group
-from memory3.training.live import token_log_likelihoods
+from memory3.training.live import batch_log_likelihoods
 
 __all__ = ["preference_loss", "with_likelihoods"]
 
@@ -66,7 +66,7 @@ def with_likelihoods(
                 key = xxhash.xxh3_128_hexdigest(group.to_json().encode())
                 if key not in known:
                     batch = collate([group]).to(m3.model.device)
-                    known[key] = [float(n) for n in token_log_likelihoods(m3, m3.model, batch, dtype).sum(-1)]
+                    known[key] = [float(n) for n in batch_log_likelihoods(m3, m3.model, batch, dtype).sum(-1)]
                     file.write(json.dumps([key, known[key]]) + "\n")
                     file.flush()
                 rows = zip(group.rows, known[key], strict=True)

@@ -245,7 +245,7 @@ def _sample(m3: Memory3, settings: Settings, run: Path, processes: int, tell: Pr
             bank = stack.enter_context(Bank.open(folder / "bank", m3))
             bank.write(
                 documents,
-                cold=True,
+                lazy=True,
                 progress=lambda at: tell("embedding", at.documents, len(documents), f"{at.references:,} references"),
             )
         maker = GroupMaker(m3, bank, records, settings)

@@ -18,7 +18,7 @@ from memory3.llm import Memory3
 from memory3.training.checkpoints import Checkpointing
 from memory3.training.collate import GroupBatch, MemoryCollator
 from memory3.training.groups import Group
-from memory3.training.live import distilled_loss, group_loss, token_log_likelihoods
+from memory3.training.live import batch_log_likelihoods, distilled_loss, group_loss
 from memory3.training.preference import preference_loss
 from memory3.training.settings import Settings
 
@@ -146,7 +146,7 @@ class GroupTrainer(Checkpointing):
         if kind != "preference":
             mean = group_loss(self._m3, model, batch, self._dtype)
             return mean, {kind: float(mean.detach())}
-        answers: torch.Tensor = token_log_likelihoods(self._m3, model, batch, self._dtype).sum(dim=-1)
+        answers: torch.Tensor = batch_log_likelihoods(self._m3, model, batch, self._dtype).sum(dim=-1)
         loss, right = preference_loss(answers, batch.before.to(answers.dtype), self._beta)
         return loss, {kind: float(loss.detach()), f"{kind}_right": right}
 

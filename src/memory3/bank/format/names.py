@@ -12,7 +12,17 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["CURRENT", "LOCK", "book_name", "is_book", "is_ours", "is_table", "staging_name", "table_name", "table_number"]
+__all__ = [
+    "CURRENT",
+    "LOCK",
+    "codebook_name",
+    "is_codebook",
+    "is_ours",
+    "is_table",
+    "staging_name",
+    "table_name",
+    "table_number",
+]
 
 CURRENT = "CURRENT"
 LOCK = "writer.lock"
@@ -53,11 +63,11 @@ def staging_name(name: str) -> str:
     return f"{name}-staging"
 
 
-def book_name(fingerprint: str) -> str:
+def codebook_name(fingerprint: str) -> str:
     """File name of a codebook in a bank."""
     return f"codec-{fingerprint}.safetensors"
 
 
-def is_book(name: str) -> bool:
+def is_codebook(name: str) -> bool:
     """Whether this is the name of a codebook."""
     return name.startswith("codec-") and name.endswith(".safetensors")

@@ -21,7 +21,7 @@ from typing import Any
 from xxhash import xxh3_128
 
 from memory3.bank.format.manifest import BankManifest
-from memory3.bank.format.names import book_name
+from memory3.bank.format.names import codebook_name
 from memory3.bank.format.rows import BankRow
 from memory3.bank.reports import Conflict
 from memory3.codec import Codebook
@@ -157,7 +157,7 @@ class WritePlan:
         for shard in self.shards:
             shard.save(path / f"shard-{shard.number:06}.json")
         if self.code_book is not None:
-            write_atomically(path / book_name(self.code_book.fingerprint), self.code_book.data)
+            write_atomically(path / codebook_name(self.code_book.fingerprint), self.code_book.data)
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("shards", "code_book")}
         fields["documents"] = [dataclasses.astuple(each) for each in self.documents]
         for name in ("replaced", "conflicts"):
@@ -172,7 +172,7 @@ class WritePlan:
             data = parse_json(read_bounded(path / "plan.json", _MOST_BYTES))
             shards = tuple(Shard.load(path / f"shard-{number:06}.json") for number in range(data["shards"]))
             named = BankManifest.from_json(data["bank"]).code_book
-            book = Codebook.of(read_bounded(path / book_name(named), _MOST_BYTES), str(path)) if named else None
+            book = Codebook.of(read_bounded(path / codebook_name(named), _MOST_BYTES), str(path)) if named else None
             plan = cls(
                 **{
                     **data,

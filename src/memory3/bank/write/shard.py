@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from memory3.bank.codebooks import cached_book
+from memory3.bank.codebooks import cached_codebook
 from memory3.bank.embedder import Embedder, TextEmbedder
 from memory3.bank.format.manifest import METADATA_KEY, BankManifest
 from memory3.bank.format.rows import BankRow, row_batch, row_schema
@@ -122,7 +122,7 @@ def encode_shard(
 def _codec(m3: MemoryWriter, manifest: BankManifest, book: Codebook | None) -> Codec:
     if manifest.codec == "raw":
         return RawCodec(manifest.shape)
-    book = book or cached_book(manifest.codec, manifest.fingerprint)
+    book = book or cached_codebook(manifest.codec, manifest.fingerprint)
     if book is None or book.fingerprint != manifest.code_book:
         raise ConfigError(
             f"the bank's codebook is {manifest.code_book}, {'none' if book is None else book.fingerprint} is at hand: "

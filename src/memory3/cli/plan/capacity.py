@@ -15,12 +15,12 @@ from rich.text import Text
 
 from memory3.cli.loading import silence
 from memory3.cli.output import err, message, size
-from memory3.cli.plan.views import Asked, View, columns, digits
+from memory3.cli.plan.views import PlanSubject, View, columns, digits
 from memory3.cli.progress import progress_bar
 from memory3.config import MemoryConfig
 from memory3.errors import InputError
 from memory3.models.sizes import PAPER_MODEL
-from memory3.planner.capacity import CapacityPlan, Corpus, plan
+from memory3.planner.capacity import CapacityPlan, CorpusSize, plan
 from memory3.planner.library import writing_tokens
 from memory3.planner.machine import Machine, machine_of
 from memory3.planner.usage import DocumentUsage
@@ -36,7 +36,7 @@ DECADES = tuple(10**power for power in range(4, 10))
 _PATIENCE = 2.0
 
 
-def chosen_machine(asked: Asked, name: str | None, measured: bool, price: float | None, tokens: float = 0.0) -> Machine:
+def chosen_machine(asked: PlanSubject, name: str | None, measured: bool, price: float | None, tokens: float = 0.0) -> Machine:
     """A profile by name, or this machine timed with the model's shape."""
     if measured:
         from memory3.planner.measure import measure
@@ -49,7 +49,7 @@ def chosen_machine(asked: Asked, name: str | None, measured: bool, price: float 
     return machine if price is None else dataclasses.replace(machine, price=price)
 
 
-def counted(paths: Sequence[str], model: str, config: MemoryConfig) -> Corpus:
+def counted(paths: Sequence[str], model: str, config: MemoryConfig) -> CorpusSize:
     """How many references documents make, read by the library's own readers and cut by its own splitter."""
     from memory3.models.catalogue import DEFAULT_MODEL
     from memory3.models.load import load_tokenizer
@@ -71,7 +71,7 @@ def counted(paths: Sequence[str], model: str, config: MemoryConfig) -> Corpus:
                 length += len(reference.text.encode())
             late = time.monotonic() - started > _PATIENCE
             bar.update(task, status=f"{references:,} references, {size(length)}", visible=late)
-    return Corpus(references, tokens / references, length / references)
+    return CorpusSize(references, tokens / references, length / references)
 
 
 def bank_usage(path: Path) -> tuple[BankManifest, list[DocumentUsage]]:
@@ -86,9 +86,9 @@ def bank_usage(path: Path) -> tuple[BankManifest, list[DocumentUsage]]:
         return bank.manifest, sorted(usage, key=lambda use: (-use.count, use.document_id))
 
 
-def capacity(asked: Asked, corpus: Corpus | None, machine: Machine, within_hours: float) -> View:
+def capacity(asked: PlanSubject, corpus: CorpusSize | None, machine: Machine, within_hours: float) -> View:
     """What a corpus takes on a machine; without one, what 1e4 to 1e9 references take."""
-    corpora = [corpus] if corpus else [Corpus(number) for number in DECADES]
+    corpora = [corpus] if corpus else [CorpusSize(number) for number in DECADES]
     plans = [
         plan(each, asked.shape, asked.config, machine, embedder=asked.embedder, within_hours=within_hours) for each in corpora
     ]

@@ -14,10 +14,10 @@ from rich.text import Text
 from memory3.cli.loading import load_model
 from memory3.cli.output import err
 from memory3.cli.plan.capacity import chosen_machine
-from memory3.cli.plan.views import Asked, View, columns, digits
+from memory3.cli.plan.views import PlanSubject, View, columns, digits
 from memory3.codec import registry
 from memory3.config import MemoryConfig
-from memory3.planner.capacity import Corpus, plan
+from memory3.planner.capacity import CorpusSize, plan
 
 __all__ = ["check"]
 
@@ -28,7 +28,7 @@ CLOSE = 0.25
 _REFERENCES, _REPEATS, _TOKENS = 96, 9, 60
 
 
-def check(asked: Asked, written: MemoryConfig) -> View:
+def check(asked: PlanSubject, written: MemoryConfig) -> View:
     """Measure what was predicted.
 
     That is references written per second, bytes on disk, a recall, and tokens per second with memory and without.
@@ -52,7 +52,7 @@ def check(asked: Asked, written: MemoryConfig) -> View:
     tokens = sum(len(r.token_ids) for r in references) / len(references)
     length = sum(len(r.text.encode()) for r in references) / len(references)
     machine = chosen_machine(asked, None, True, None, tokens)
-    made = plan(Corpus(len(references), tokens, length), asked.shape, config, machine, embedder=asked.embedder)
+    made = plan(CorpusSize(len(references), tokens, length), asked.shape, config, machine, embedder=asked.embedder)
     measured: dict[str, float] = {}
     with (
         err.status("writing and reading a bank"),

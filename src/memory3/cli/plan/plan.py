@@ -11,11 +11,11 @@ import typer
 from memory3.cli import options
 from memory3.cli.output import message, out, print_json
 from memory3.cli.plan.capacity import bank_usage, capacity, chosen_machine, counted
-from memory3.cli.plan.views import Asked, View, allocation, costs, storage, traffic
+from memory3.cli.plan.views import PlanSubject, View, allocation, costs, storage, traffic
 from memory3.codec.registry import default_codec
 from memory3.config import MemoryConfig
 from memory3.models.sizes import sizes_of
-from memory3.planner.capacity import Corpus
+from memory3.planner.capacity import CorpusSize
 from memory3.planner.storage import reference_count
 from memory3.planner.usage import DocumentUsage, read_usage
 
@@ -160,13 +160,13 @@ def plan(
     if config.codec == "auto":
         config = config.replace(codec=default_codec(shape.head_dim))
     number = None if references is None else reference_count(references)
-    asked = Asked(model, shape, config, embedder or DEFAULT_EMBEDDER, number)
+    asked = PlanSubject(model, shape, config, embedder or DEFAULT_EMBEDDER, number)
     views: list[View] = []
     if machine is not None and measure:
         raise typer.BadParameter("is measured or named, not both", param_hint="--machine")
     if references is not None and path:
         raise typer.BadParameter("are given or counted, not both", param_hint="--references")
-    corpus = counted(path, model, config) if path else None if number is None else Corpus(number)
+    corpus = counted(path, model, config) if path else None if number is None else CorpusSize(number)
     if corpus is not None:
         asked = dataclasses.replace(asked, references=corpus.references)
         views.append(storage(asked, corpus))
@@ -197,7 +197,7 @@ def plan(
         message(f"drawn into {figure}")
 
 
-def _used(asked: Asked, usage: list[DocumentUsage], figure: Path | None, disk: str | None) -> list[View]:
+def _used(asked: PlanSubject, usage: list[DocumentUsage], figure: Path | None, disk: str | None) -> list[View]:
     """A usage log's allocation, and the same counts in random order as traffic."""
     from memory3.planner.traffic import shuffled
 
@@ -207,7 +207,7 @@ def _used(asked: Asked, usage: list[DocumentUsage], figure: Path | None, disk: s
     return views
 
 
-def _made_up(asked: Asked, exponent: float, recalls: str, disk: str | None) -> View:
+def _made_up(asked: PlanSubject, exponent: float, recalls: str, disk: str | None) -> View:
     from memory3.planner.traffic import zipf
 
     documents, number = asked.references or _SIMULATED, reference_count(recalls)

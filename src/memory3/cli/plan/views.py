@@ -17,14 +17,14 @@ from memory3.codec.registry import shown
 from memory3.config import MemoryConfig
 from memory3.models.sizes import ModelSizes
 from memory3.planner.allocation import allocate
-from memory3.planner.capacity import Corpus
+from memory3.planner.capacity import CorpusSize
 from memory3.planner.cost import LABELS, Costs, paper_costs
 from memory3.planner.library import embedder_of, library_costs
 from memory3.planner.storage import ReferenceBytes, library_bytes, paper_bytes
 from memory3.planner.usage import DocumentUsage
 from memory3.retention import RetentionPolicy
 
-__all__ = ["Asked", "View", "allocation", "binary", "columns", "costs", "digits", "storage", "traffic"]
+__all__ = ["PlanSubject", "View", "allocation", "binary", "columns", "costs", "digits", "storage", "traffic"]
 
 #: Name in JSON, value there, tables for people.
 View = tuple[str, Any, list[RenderableType]]
@@ -34,7 +34,7 @@ TYPICAL = 1_000_000
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlanSubject:
     """What is planned for.
 
     Attributes:
@@ -85,7 +85,7 @@ def binary(number: float) -> str:
 # ---- costs of a reference ------------------------------------------------------------------------------------------------
 
 
-def costs(asked: Asked, figure: Path | None) -> View:
+def costs(asked: PlanSubject, figure: Path | None) -> View:
     """Writing and reading a reference, term by term; the figure where one is wanted."""
     paper = paper_costs(asked.shape)
     own = asked.own_costs
@@ -159,7 +159,7 @@ def _between(all_costs: Costs) -> Text:
 # ---- storage -------------------------------------------------------------------------------------------------------------
 
 
-def storage(asked: Asked, corpus: Corpus) -> View:
+def storage(asked: PlanSubject, corpus: CorpusSize) -> View:
     """The paper's three sizes, and a bank of this library."""
     number = corpus.references
     paper = paper_bytes(asked.shape)
@@ -186,7 +186,7 @@ def _parts(own: ReferenceBytes) -> dict[str, float]:
         "embedding": own.embedding,
         "other columns": own.other,
         "all": own.disk,
-        "cold (text only)": own.cold,
+        "cold (text only)": own.text_only,
     }
 
 
@@ -196,7 +196,7 @@ def _parts(own: ReferenceBytes) -> dict[str, float]:
 _LISTED = 10
 
 
-def allocation(asked: Asked, usage: list[DocumentUsage], figure: Path | None) -> View:
+def allocation(asked: PlanSubject, usage: list[DocumentUsage], figure: Path | None) -> View:
     """The cheapest format of each document, against one format for all."""
     costs_ = asked.own_costs
     made = allocate(usage, costs_)
@@ -226,7 +226,7 @@ def allocation(asked: Asked, usage: list[DocumentUsage], figure: Path | None) ->
     return "allocation", value, [listing, *rest, Text(""), policies]
 
 
-def traffic(asked: Asked, recalls: Any, disk: int | None) -> View:
+def traffic(asked: PlanSubject, recalls: Any, disk: int | None) -> View:
     """What the bank's policy ``auto`` pays for traffic it does not know beforehand, against the best in hindsight.
 
     ``recalls``: numbers of references in order of their recalls.
@@ -259,8 +259,8 @@ def traffic(asked: Asked, recalls: Any, disk: int | None) -> View:
     if capacity is None or number <= capacity:
         at_once = number * costs_.explicit.write_flops + len(recalls) * costs_.explicit.read_flops
         table.add_row("memory at once", digits(at_once / 1e12), f"x {digits(at_once / best)}", f"{number:,}", "0", "100%")
-    for label, (policy, cold_as_text) in policies.items():
-        outcome = simulate(recalls, costs_, policy, record, cold_as_text=cold_as_text)
+    for label, (policy, lazy_as_text) in policies.items():
+        outcome = simulate(recalls, costs_, policy, record, lazy_as_text=lazy_as_text)
         share = outcome.flops / best
         value["policies"][label] = {**dataclasses.asdict(outcome), "of_optimum": share}
         counts = (f"{outcome.written:,}", f"{outcome.dropped:,}", f"{outcome.from_memory:.0%}")
