@@ -57,18 +57,13 @@ def coding(remedy: str) -> Iterator[None]:
         raise BankCorrupt(f"{error}: {remedy}", error.reference_ids) from error
 
 
-<<<<<<< HEAD
-def write_book(backend: Backend, book: Codebook) -> None:
+def write_codebook(backend: Backend, book: Codebook) -> None:
     """Put a codebook beside a bank's tables, whole or not at all.
 
     Args:
         backend: where the bank lies.
         book: the codebook; the file is named by its fingerprint.
     """
-=======
-def write_codebook(backend: Backend, book: Codebook) -> None:
-    """Put a codebook beside a bank's tables, whole or not at all."""
->>>>>>> review
     with writing(backend.location):
         backend.write(codebook_name(book.fingerprint), book.data)
 
@@ -166,18 +161,13 @@ def keep_codebook(book: Codebook) -> Path:
     return path
 
 
-<<<<<<< HEAD
-def cached_book(codec: str, fingerprint: str) -> Codebook | None:
-    """What `keep_book` kept, or what comes with memory3, if anything.
+def cached_codebook(codec: str, fingerprint: str) -> Codebook | None:
+    """What `keep_codebook` kept, or what comes with memory3, if anything.
 
     Args:
         codec: name of the codec, as in the settings.
         fingerprint: of the model with its settings.
     """
-=======
-def cached_codebook(codec: str, fingerprint: str) -> Codebook | None:
-    """What `keep_codebook` kept, or what comes with memory3, if anything."""
->>>>>>> review
     path = calibrated(*_parts(codec, fingerprint))
     if path is None:
         return None

@@ -35,18 +35,13 @@ def wanted_vectors(codec: str, head_dim: int) -> int:
     return max(wanted, _WANTED_BY_PREDICTION) if pair.predicts else wanted
 
 
-<<<<<<< HEAD
-def needed_vectors(codec: str, head_dim: int) -> int:
+def needed_keys(codec: str, head_dim: int) -> int:
     """How many keys, and as many values, are needed at least to fit a codebook.
 
     Args:
         codec: name of a fitted codec, with its options.
         head_dim: numbers of a vector.
     """
-=======
-def needed_keys(codec: str, head_dim: int) -> int:
-    """Keys without which none can be made."""
->>>>>>> review
     trained = max(side.appetite(head_dim)[0] for side in vector_pair(codec).sides.values())
     return trained + -(-trained // (_HELD_OUT - 1)) + 1
 

@@ -224,16 +224,12 @@ class RequestMemory:
     # ---- after a forward pass ----------------------------------------------------------------------------------------
 
     def pay(self, mass: Mapping[str, float], looked: int) -> None:
-<<<<<<< HEAD
-        """Book the attention that decoded tokens paid: by reference, and in all.
+        """Count the attention that decoded tokens paid: by reference, and in all.
 
         Args:
             mass: attention by reference.
             looked: attention that could have been paid, one for every query of every head and layer.
         """
-=======
-        """Count the attention that decoded tokens paid: by reference, and in all."""
->>>>>>> review
         self.looked += looked
         for name, value in mass.items():
             self.mass[name] = self.mass.get(name, 0.0) + value

@@ -38,8 +38,7 @@ class MemorySource(Protocol):
     that does not.
     """
 
-<<<<<<< HEAD
-    def search(self, queries: Sequence[str], k: int, where: Mapping[str, Any] | None = None) -> Sequence[Sequence[Hit]]:
+    def search(self, queries: Sequence[str], k: int, where: Mapping[str, Any] | None = None) -> Sequence[Sequence[SearchHit]]:
         """The k nearest references of each query, most similar first.
 
         Args:
@@ -47,10 +46,6 @@ class MemorySource(Protocol):
             k: hits per query at most.
             where: metadata that references must have; None: any.
         """
-=======
-    def search(self, queries: Sequence[str], k: int, where: Mapping[str, Any] | None = None) -> Sequence[Sequence[SearchHit]]:
-        """The k nearest references of each query, most similar first."""
->>>>>>> review
 
     def memories(
         self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None

@@ -82,17 +82,13 @@ class LiveMemories:
 def group_loss(m3: Memory3, model: Any, batch: GroupBatch, dtype: torch.dtype | None = None) -> torch.Tensor:
     """Mean negative log-likelihood, in nats, of the scored tokens of a batch: a scalar.
 
-<<<<<<< HEAD
-    Arguments and errors as `token_log_likelihoods`.
+    Arguments and errors as `batch_log_likelihoods`.
 
     Args:
         m3: the model with its settings.
         model: what is trained: the same, perhaps wrapped.
         batch: rows with their references.
         dtype: of autocast; None: none.
-=======
-    Arguments and errors as `batch_log_likelihoods`.
->>>>>>> review
     """
     return -batch_log_likelihoods(m3, model, batch, dtype).sum() / batch.scored
 
@@ -128,17 +124,13 @@ def distilled_loss(
 
     The references are encoded once for both. No gradient flows through the one that reads all. A question's own tokens tell,
     too, what was lost, and there are many more of them than of its answer. Two scalars, in nats per scored token. Arguments
-<<<<<<< HEAD
-    and errors as `token_log_likelihoods`; the batch must read memories.
+    and errors as `batch_log_likelihoods`; the batch must read memories.
 
     Args:
         m3: the model with its settings.
         model: what is trained: the same, perhaps wrapped.
         batch: rows with their references.
         dtype: of autocast; None: none.
-=======
-    and errors as `batch_log_likelihoods`; the batch must read memories.
->>>>>>> review
     """
     source, width = LiveMemories(m3.encoder, batch.references, beside=True), batch.tokens.shape[1]
     logits = _logits(m3, model, batch, source, dtype, width)
