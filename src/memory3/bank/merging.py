@@ -21,8 +21,8 @@ from memory3.bank.snapshot import Snapshot
 
 __all__ = ["FRAGMENT_BYTES", "is_merging_due", "merge", "rows_per_fragment", "rows_to_move"]
 
-#: A full fragment: what one merge reads, and what one commit writes. A merge needs about four times as much RAM, however many
-#: rows the table has (`memory3 bench compaction`).
+#: A full fragment: what one merge reads, and what one commit writes. A merge needs about five times as much RAM. Each further
+#: merge in a process has left one or two MiB more, for a reason not found (`memory3 bench compaction`).
 FRAGMENT_BYTES = 64 << 20
 #: Fragments are merged once there are so many more than a merged table would have.
 _MANY_FRAGMENTS = 256
