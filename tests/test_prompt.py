@@ -148,12 +148,10 @@ def test_where_memories_lie():
 
 def test_ways_of_asking_that_are_none(plain):
     check_mode("none", None)
-    for mode, bank, k, gap, said in (
-        ("telepathy", None, None, None, "'telepathy' is unknown: use one of memory, text, none"),
-        ("text", None, None, None, "'text' needs a bank"),
-        ("memory", "a path", None, None, "'a path' is no bank"),
-        ("none", None, -1, None, "k=-1"),
-        ("none", None, None, 2.5, "gap=2.5"),
+    for mode, bank, said in (
+        ("telepathy", None, "'telepathy' is unknown: use one of memory, text, none"),
+        ("text", None, "'text' needs a bank"),
+        ("memory", "a path", "'a path' is no bank"),
     ):
         with pytest.raises(ConfigError, match=said):
-            check_mode(mode, bank, k, gap)
+            check_mode(mode, bank)

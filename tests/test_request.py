@@ -149,8 +149,9 @@ def test_a_gap_leaves_out_what_is_far():
     step(one, PROMPT)
     assert one.reading == (words(PROMPT[-CHUNK:]),)
     assert one.scores == dict.fromkeys(one.statistics.queries, 0.9)
-    with pytest.raises(ConfigError, match="-1 references"):
-        Retrieval(-1)
+    for wrong in ({"k": -1}, {"k": 2.0}, {"k": True}, {"k": 1, "gap": 5}, {"k": 1, "gap": float("nan")}):
+        with pytest.raises(ConfigError, match="gap" if "gap" in wrong else "k="):
+            Retrieval(**wrong)
     with pytest.raises(ConfigError, match="every 0 tokens"):
         RequestMemory(one._frame, one.retrieval, chunk_length=0, room=1, text_of=str)
 

@@ -301,7 +301,7 @@ class Memory3:
             ConfigError: an unknown mode, or a mode that needs a bank without one.
         """
         started = time.perf_counter()
-        check_mode(mode, bank, k, gap)
+        check_mode(mode, bank)
         bank = one_version(bank)
         settings, others = decoding(self.model, max_new_tokens, options)
         single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
@@ -368,7 +368,7 @@ class Memory3:
             InputError: an empty question or answer, or a prompt that does not fit into the model's context.
             ConfigError: an unknown mode, or a mode that needs a bank without one.
         """
-        check_mode(mode, bank, k, gap)
+        check_mode(mode, bank)
         bank = one_version(bank)
         ids = [self.prompts.ids(answer) for answer in answers]
         if not ids or not all(ids):

@@ -325,14 +325,12 @@ def left_padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     return torch.tensor(padded, dtype=torch.int64).reshape(len(rows), width)
 
 
-def check_mode(mode: str, bank: object, k: int | None = None, gap: float | None = None) -> None:
+def check_mode(mode: str, bank: object) -> None:
     """Raise ConfigError where an answer cannot be asked for in this way.
 
     Args:
         mode: one of `MODES`.
         bank: that is read; None: none.
-        k: references read at once at most; None: as the settings say.
-        gap: by how much a score may be below the best one's; None: as the settings say.
     """
     if mode not in MODES:
         raise ConfigError(f"mode {mode!r} is unknown: use one of {', '.join(MODES)}")
@@ -340,10 +338,6 @@ def check_mode(mode: str, bank: object, k: int | None = None, gap: float | None 
         raise ConfigError(f"mode {mode!r} needs a bank: pass bank=Bank.open(path, m3), or mode='none' to answer without")
     if bank is not None and not hasattr(bank, "search"):
         raise ConfigError(f"{bank!r:.80} is no bank: open it with Bank.open(path, m3)")
-    if k is not None and (not isinstance(k, int) or k < 0):
-        raise ConfigError(f"{setting('k', k)}: give a whole number from 0")
-    if gap is not None and not 0 <= gap <= 2:
-        raise ConfigError(f"{setting('gap', gap)}: give a difference of cosines, 0 to 2")
 
 
 _SYSTEM = setting("system", python="the system message")

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from memory3.errors import ConfigError
+from memory3.errors import ConfigError, setting
 from memory3.types import Memory
 
 __all__ = ["EVERYTHING", "MemorySource", "Retrieval", "SearchHit", "one_version", "pinned", "retrievals", "within"]
@@ -72,6 +72,9 @@ class Retrieval:
         where: only references whose metadata have these values.
         references: ids to read instead of looking any up; none of them: nothing is read.
         chunk_references: the same for each chunk of the prompt; for prompts that are read and not continued.
+
+    Raises:
+        ConfigError: a number of references below 0, or a gap that is no difference of cosines.
     """
 
     k: int
@@ -81,8 +84,10 @@ class Retrieval:
     chunk_references: tuple[tuple[str, ...], ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.k < 0:
-            raise ConfigError(f"recall of {self.k} references: give at least 0")
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 0:
+            raise ConfigError(f"{setting('k', self.k)}: give a whole number from 0")
+        if not 0 <= self.gap <= EVERYTHING:
+            raise ConfigError(f"{setting('gap', self.gap)}: give a difference of cosines, 0 to {EVERYTHING:g}")
 
     def finds_nothing(self, source: MemorySource) -> bool:
         """Whether no chunk of the request can read anything of this source."""
