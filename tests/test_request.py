@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from dataclasses import dataclass
 
 import pytest
@@ -77,7 +78,7 @@ def test_clock_is_the_papers(length, pieces):
         step(one, [tokens[n]])
         assert one.is_decoding
         assert one.reading[0] == slow.query(tokens, n)
-        assert one.decoded_chunks[0].references == one.reading
+        assert one.chunks[0].references == one.reading
     assert one.statistics.recalls == -(-length // CHUNK) + (17 - 1) // CHUNK
     assert one.statistics.queries[-1] == words(tokens[length + 10 : length + 15])
 
@@ -285,3 +286,104 @@ def test_rows_renew_on_their_own_clocks(apart):
         assert recall.requests[0].renewals > 2
     for mine, theirs in zip(got, wanted, strict=True):
         torch.testing.assert_close(torch.stack(mine), theirs[: len(mine)], rtol=1e-4, atol=1e-4)
+
+
+def alone(m3, bank, prompt, length):
+    """Logits ``[length, V]`` of the tokens behind a prompt, greedy, and the tokens."""
+    with m3.recall(bank), torch.no_grad():
+        out, found = m3.model(torch.tensor([prompt]), use_cache=True), []
+        for _ in range(length):
+            found.append(out.logits[0, -1])
+            out = m3.model(out.logits[:, -1:].argmax(-1), past_key_values=out.past_key_values)
+    return torch.stack(found), torch.stack(found).argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+@pytest.mark.parametrize("columns", [1, 3])
+def test_a_row_that_pauses_goes_on_reading(chat, columns):
+    """Behind a renewal; a pass that holds nothing of a row changes nothing for it."""
+    m3 = memory3(chat=chat)
+    bank = RamBank(m3, TEXTS)
+    prompts = [m3.question_tokens("Who built the bridge, and when?")] * 2
+    prompts[1] = prompts[1][: len(prompts[0])]
+    wanted, said = alone(m3, bank, prompts[0], 24)
+    with m3.recall(bank) as recall, torch.no_grad():
+        mask = torch.ones(2, len(prompts[0]), dtype=torch.int64)
+        out = m3.model(torch.tensor(prompts), attention_mask=mask, use_cache=True)
+        for n in range(23):
+            if n == 9:  # row 0 pauses
+                none = torch.tensor([[0] * columns, [1] * columns])
+                mask = torch.cat([mask, none], 1)
+                m3.model(torch.full((2, columns), said[0]), attention_mask=mask, past_key_values=out.past_key_values)
+            torch.testing.assert_close(out.logits[0, -1], wanted[n], rtol=1e-4, atol=1e-4)
+            mask = torch.cat([mask, torch.ones(2, 1, dtype=torch.int64)], 1)
+            fed = torch.tensor([[said[n]], [said[n]]])
+            places = (mask.cumsum(-1) - 1)[:, -1:]
+            out = m3.model(fed, attention_mask=mask, position_ids=places, past_key_values=out.past_key_values)
+        assert recall.requests[0].renewals > 2
+
+
+def test_a_row_may_begin_after_the_first_pass():
+    m3 = memory3(chat=True)
+    bank = RamBank(m3, TEXTS)
+    asked = [
+        [{"role": "system", "content": "Be brief, reader."}, {"role": "user", "content": "Who built it?"}],
+        [
+            {"role": "system", "content": "Memories are keys and values; the river rises."},
+            {"role": "user", "content": "Why, and who?"},
+        ],
+    ]
+    rows = sorted((m3.prompts.build(chat, "memory") for chat in asked), key=len)
+    tokens, mask = m3.prompts.pad(rows)
+    cut = len(rows[1]) - len(rows[0])
+    assert cut > 2
+    wanted, _ = alone(m3, bank, rows[0], 1)
+    positions = (mask.cumsum(-1) - 1).clamp_min(0)
+    with m3.recall(bank, prompt=rows) as recall, torch.no_grad():
+        first = m3.model(
+            tokens[:, : cut - 1], attention_mask=mask[:, : cut - 1], position_ids=positions[:, : cut - 1], use_cache=True
+        )
+        rest = {"attention_mask": mask, "position_ids": positions[:, cut - 1 :], "past_key_values": first.past_key_values}
+        out = m3.model(tokens[:, cut - 1 :], **rest)
+        assert recall.requests[0].is_placed
+    torch.testing.assert_close(out.logits[0, -1], wanted[0], rtol=1e-4, atol=1e-4)
+    with m3.recall(bank) as recall, torch.no_grad():  # not announced: row 0 begins in the second pass
+        first = m3.model(tokens[:, :cut], attention_mask=mask[:, :cut], position_ids=positions[:, :cut], use_cache=True)
+        m3.model(tokens[:, cut:], **rest | {"position_ids": positions[:, cut:], "past_key_values": first.past_key_values})
+        found = recall.requests[0].moved, recall.requests[0].shift
+    assert found == single_place(m3, bank, rows[0])
+
+
+def single_place(m3, bank, row):
+    with m3.recall(bank) as recall, torch.no_grad():
+        m3.model(torch.tensor([row]))
+    return recall.requests[0].moved, recall.requests[0].shift
+
+
+def test_recalls_of_a_thread_take_turns_and_do_not_nest():
+    m3 = memory3()
+    bank = RamBank(m3, TEXTS)
+    with m3.recall(bank), pytest.raises(RecallError, match="recalling already"), m3.recall(bank):
+        pass
+    recall = m3.recall(bank)
+    with recall, recall, torch.no_grad():
+        m3.model(torch.tensor([m3.question_tokens("Who?")]))
+    assert recall.statistics.recalls
+
+
+def test_a_task_does_not_read_a_recall_that_was_left():
+    m3 = memory3()
+    bank, tokens = RamBank(m3, TEXTS), torch.tensor([m3.question_tokens("Who?")])
+    with torch.no_grad():
+        untouched = m3.model(tokens).logits
+        with m3.recall(bank):
+            task = contextvars.copy_context()
+        torch.testing.assert_close(task.run(lambda: m3.model(tokens).logits), untouched, rtol=0, atol=0)
+        with m3.recall(bank), pytest.raises(RecallError, match="another thread"):
+            task.run(lambda: m3.model(tokens))
+
+
+def test_a_model_is_proven_while_it_recalls():
+    m3 = memory3()
+    with m3.recall(RamBank(m3, TEXTS)):
+        assert Memory3(m3.model, m3.tokenizer, m3.config, name="another").proof.same == 1

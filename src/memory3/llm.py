@@ -106,7 +106,8 @@ class Memory3:
         )
         self.scorer = Scorer(model, self.prompts, self.encoder)
         install(self.geometry.base)
-        self.proof = proven(model, self.geometry, tokenizer, self.whole_model)
+        with belong_to(Nobody(), self.geometry.base):  # whatever is open around, in this thread or another
+            self.proof = proven(model, self.geometry, tokenizer, self.whole_model)
         self._state_mark = state_mark(model, tokenizer)
 
     @classmethod
@@ -304,13 +305,19 @@ class Memory3:
         check_mode(mode, bank)
         bank = one_version(bank)
         settings, others = decoding(self.model, max_new_tokens, options)
+        if not isinstance(prompt, Sequence):
+            raise InputError(f"a question is text, or the messages of a chat, not {prompt!r:.40}")
         single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
         prompts: list[Any] = [prompt] if single else list(prompt)
         if not prompts:
             raise InputError("no question was given")
+        if not all(isinstance(one, str) or (isinstance(one, Sequence) and one) for one in prompts):
+            raise InputError("a question is text, or the messages of a chat")
         given: Any = [references] if single and references is not None else references
         if given is not None and len(given) != len(prompts):
             raise ConfigError(f"references were given for {len(given)} of {len(prompts)} questions")
+        if given is not None and any(isinstance(one, str) for one in given):
+            raise ConfigError("references of several questions are a list of ids for each of them")
         common = self._retrieval(k, gap, where)
         each = [common] * len(prompts) if given is None else pinned(common, given)
         asked = prepare(prompts, each, self.prompts, bank, mode)
@@ -370,6 +377,12 @@ class Memory3:
         """
         check_mode(mode, bank)
         bank = one_version(bank)
+        counted = {"answers": answers, "lists of references": prompts if references is None else references}
+        for what, given in counted.items():
+            if isinstance(prompts, str) or isinstance(given, str) or len(given) != len(prompts):
+                raise ConfigError(
+                    f"{what} were given for {len(given)} of {len(prompts)} prompts: give lists of the same length"
+                )
         ids = [self.prompts.ids(answer) for answer in answers]
         if not ids or not all(ids):
             raise InputError("an answer is empty: give at least one word")

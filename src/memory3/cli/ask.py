@@ -117,8 +117,6 @@ def ask(
 
     with collecting_later(), without():  # here, once and for all that follows
         if bank is not None:
-            import lancedb  # noqa: F401
-
             import memory3.bank
         import memory3.llm  # noqa: F401
     if bank is None:

@@ -25,7 +25,8 @@ def read_values(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise _wrong(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:  # of JSON, of TOML, and of bytes that are no UTF-8
-        raise _wrong(f"{path} cannot be read: it is no JSON, and its name does not end in .toml ({error})") from None
+        kind = "TOML" if path.suffix.lower() == ".toml" else "JSON, and its name does not end in .toml"
+        raise _wrong(f"{path} cannot be read: it is no {kind} ({error})") from None
     if not isinstance(values, dict):
         raise _wrong(f"{path} must hold one object of options and values")
     return values

@@ -27,7 +27,7 @@ PACKAGES = (
     "transformers.models",  # reads every file of every model for their names; AutoModel imports the one it needs by itself
 )
 #: Transformers imports it, where it is installed, for losses of models that see. Answering a question does not use it.
-UNUSED = ("scipy", "pandas")
+UNUSED = ("scipy",)
 _LOCK = threading.RLock()
 
 

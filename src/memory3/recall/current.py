@@ -21,7 +21,7 @@ import torch
 
 from memory3.errors import RecallError
 
-__all__ = ["Nobody", "Owner", "belong_to", "install"]
+__all__ = ["Nobody", "Owner", "belong_to", "install", "owner"]
 
 
 class Owner(Protocol):
@@ -46,8 +46,20 @@ class Nobody:
         """
 
 
-#: What was entered, innermost last: a model's transformer without its language head, and whom its passes belong to.
-_entered: ContextVar[tuple[tuple[torch.nn.Module, Owner], ...]] = ContextVar("memory3_entered", default=())
+class _Entry:
+    """A block that was entered: a model's transformer without its language head, and whom its passes belong to.
+
+    It says itself when it was left, since tasks that were begun in it keep a copy of what was entered then.
+    """
+
+    def __init__(self, base: torch.nn.Module, whom: Owner) -> None:
+        self.base = base
+        self.whom = whom
+        self.is_open = True
+
+
+#: What was entered, innermost last.
+_entered: ContextVar[tuple[_Entry, ...]] = ContextVar("memory3_entered", default=())
 _guard = threading.Lock()
 #: By the identity of a transformer: how many blocks of any thread are open. Such a block holds the transformer, so it
 #: stays the same.
@@ -57,12 +69,13 @@ _open: Counter[int] = Counter()
 @contextmanager
 def belong_to(whom: Owner, base: torch.nn.Module) -> Iterator[None]:
     """Forward passes of ``base`` in this thread belong to ``whom``, until the block is left."""
-    entry = (base, whom)
+    entry = _Entry(base, whom)
     _count(base, whom, 1)
-    _entered.set((*_entered.get(), entry))
+    _entered.set((*(one for one in _entered.get() if one.is_open), entry))
     try:
         yield
     finally:
+        entry.is_open = False
         # Not by a token: a generator may be closed in another context than it began in.
         _entered.set(tuple(one for one in _entered.get() if one is not entry))
         _count(base, whom, -1)
@@ -84,12 +97,17 @@ def install(base: torch.nn.Module) -> None:
             base.register_forward_pre_hook(_ask_owner, with_kwargs=True)
 
 
+def owner(base: torch.nn.Module) -> Owner | None:
+    """Whom a forward pass of ``base`` in this thread belongs to; None: nobody has said so."""
+    return next((one.whom for one in reversed(_entered.get()) if one.base is base and one.is_open), None)
+
+
 def _ask_owner(base: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if (
         id(base) not in _open or "memory3" in kwargs
     ):  # that has a reader already: the encoder, at work inside a recall (lazy encoding)
         return None
-    whom = next((whom for model, whom in reversed(_entered.get()) if model is base), None)
+    whom = owner(base)
     if whom is None:
         raise RecallError(
             "this thread runs a model in which another thread is recalling: enter the recall in the thread that "

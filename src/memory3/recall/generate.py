@@ -30,7 +30,7 @@ from memory3.encode.encoder import Encoder
 from memory3.errors import RecallError
 from memory3.models.geometry import ModelGeometry
 from memory3.recall.chunks import chunk_table
-from memory3.recall.current import belong_to, install
+from memory3.recall.current import belong_to, install, owner
 from memory3.recall.request import RecallStatistics, RequestMemory
 from memory3.recall.retrieval import MemorySource, Retrieval, one_version
 from memory3.types import Memory, MemoryBatch
@@ -39,6 +39,10 @@ __all__ = ["Recall"]
 
 #: The first parameters of every causal model's forward, for callers that pass them by position.
 _FORWARD = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds")
+
+
+#: A chunk that is laid out: its row, its tokens from and to, what it reads, and by how far that was moved.
+_Laid = tuple[int, int, int, tuple[str, ...], int]
 
 
 class Recall:
@@ -88,6 +92,7 @@ class Recall:
         self._length = 0  # tokens that are in the cache now
         self._shift: torch.Tensor | None = None  # [B, 1], how far tokens behind the memories move
         self._batch: MemoryBatch | None = None  # what the chunks of the prompt read
+        self._laid: list[_Laid] = []  # the chunks of `_batch`
         self._prompt_reading: tuple[Reading, list[bool]] | None = (
             None  # of a prompt's last tokens, and of which rows they are the last
         )
@@ -98,6 +103,10 @@ class Recall:
     # ---- the context -------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Recall:
+        around = owner(self._base)
+        if isinstance(around, Recall) and around is not self:
+            # Whose a pass is could not be told where two generators of a thread are entered by turns.
+            raise RecallError("this model is recalling already: leave one `with recall` before entering another")
         with ExitStack() as stack:
             self._entered = one_version(self._bank)
             if not self.requests:
@@ -320,17 +329,16 @@ class Recall:
         """
         requests, device = self.requests, real.device
         index = torch.tensor(before, device=device)[:, None] + real.cumsum(-1) - 1  # each token's number within its row
-        if self._shift is None:
-            self._place(real, index, positions)
+        self._place(real, index, positions)
         assert self._shift is not None
         # A row that decodes already, beside others that do not, reads its references with the one token that it was fed.
         chunks = [
-            (n, chunk.start, chunk.end, chunk.references)
+            (n, chunk.start, chunk.end, chunk.references, request.moved)
             for n, request in enumerate(requests)
-            for chunk in (request.decoded_chunks if request.is_decoding else request.chunks)
+            for chunk in request.chunks
         ]
-        if self._batch is None or any(request.is_decoding for request in requests):
-            self._batch = self._load([c[3] for c in chunks], [c[0] for c in chunks])
+        if self._batch is None or chunks != self._laid:
+            self._batch, self._laid = self._load([c[3] for c in chunks], [c[0] for c in chunks]), chunks
         self._settle()
         self._inherit(chunks)
         splits = torch.tensor([request.place.split for request in requests], device=device)[:, None]
@@ -343,7 +351,7 @@ class Recall:
             self._prompt_reading = reading, ended  # its last tokens choose the first answer tokens
         return torch.where(behind, positions + self._shift, positions), reading
 
-    def _inherit(self, chunks: Sequence[tuple[int, int, int, tuple[str, ...]]]) -> None:
+    def _inherit(self, chunks: Sequence[_Laid]) -> None:
         """Let the tokens to be decoded read what the last chunk of their row reads."""
         assert self._batch is not None
         final = {chunk[0]: number for number, chunk in enumerate(chunks)}
@@ -357,8 +365,14 @@ class Recall:
     def _place(self, real: torch.Tensor, index: torch.Tensor, positions: torch.Tensor) -> None:
         """Fix where memories lie: at the position that the first token behind them would have had."""
         for n, request in enumerate(self.requests):
-            column = int(real[n].int().argmax())
-            request.lie_at(int(positions[n, column] - index[n, column]) if bool(real[n, column]) else 0)
+            if request.is_placed:
+                continue
+            if bool(real[n].any()):
+                column = int(real[n].int().argmax())
+                request.lie_at(int(positions[n, column] - index[n, column]))
+                request.is_placed = True
+            else:  # it has not begun: as if its first token came at position 0, until it comes
+                request.lie_at(0)
         self._shift = torch.tensor([[request.shift] for request in self.requests], device=positions.device)
 
     # ---- decoding ----------------------------------------------------------------------------------------------------

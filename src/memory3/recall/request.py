@@ -78,11 +78,11 @@ class RequestMemory:
         retrieval: what it looks up.
         place: where memories stand in its prompt; known once tokens were fed.
         tokens: its real tokens so far, prompt and decoded.
-        chunks: of the stretch of prompt that was fed last, what each part reads. They hold until the next stretch.
         reading: what decoded tokens read now: ids, most similar first.
         renewals: how often `reading` has been decided, by the prompt or while decoding.
         is_decoding: whether the tokens fed last were one decoded token.
         moved: by how many positions its memories move from where they were written; set by `lie_at`.
+        is_placed: whether `moved` is known for good; set by whoever knows the position of the first token.
         scores: cosine of the search that found a reference, by id.
         mass: attention its decoded tokens paid, by reference.
         looked: attention they paid in all, to memories and to the context, in the layers that have memories.
@@ -117,11 +117,11 @@ class RequestMemory:
         self.retrieval = retrieval
         self.place = Place(0, 0)
         self.tokens: list[int] = []
-        self.chunks: list[ReadChunk] = []
         self.reading: tuple[str, ...] = ()
         self.renewals = 0
         self.is_decoding = False
         self.moved = 0
+        self.is_placed = False
         self.scores: dict[str, float] = {}
         self.mass: dict[str, float] = {}
         self.looked = 0
@@ -133,6 +133,8 @@ class RequestMemory:
         self._announced = None if prompt is None else list(prompt)
         self._answer_tokens = answer_tokens
         self._begun = False
+        self._has_decoded = False  # whether the token fed last was a decoded one
+        self._prompt_chunks: list[ReadChunk] = []
         self._planned = 0  # how many tokens the chunks cut so far reach to
         self._decoded = 0  # tokens decoded since the last recall
         self._wanted: list[_Wanted] = []
@@ -150,8 +152,10 @@ class RequestMemory:
         return self.place.room(self._room) if self.reads else 0
 
     @property
-    def decoded_chunks(self) -> list[ReadChunk]:
-        """What the one token reads that was decoded last: a chunk of that token."""
+    def chunks(self) -> list[ReadChunk]:
+        """What the tokens fed last read: of a stretch of prompt each part, or the one token that was decoded."""
+        if not self._has_decoded:
+            return self._prompt_chunks
         return [ReadChunk(len(self.tokens) - 1, len(self.tokens), self.reading)]
 
     @property
@@ -169,6 +173,8 @@ class RequestMemory:
         if not self._begun:
             self._begin(tokens)
         self.is_decoding = fed_before > 0 and len(tokens) == 1 and self._planned == fed_before
+        if tokens:
+            self._has_decoded = self.is_decoding
         if self.is_decoding:
             if self._decoded >= self._chunk_length:
                 self._renew()
@@ -212,7 +218,7 @@ class RequestMemory:
         self.renewals += 1
         self._decoded = int(self.is_decoding)  # the decoded token that was fed is the first to read it
         if not self.is_decoding:
-            self.chunks = chunks
+            self._prompt_chunks = chunks
         return True
 
     def lie_at(self, origin: int) -> None:
@@ -271,7 +277,7 @@ class RequestMemory:
             self._wanted.append(_Wanted(chunk.start, chunk.end, self._query(chunk, text, is_text)))
         self._planned = len(text)
         if not self._wanted:  # the prompt ends in front of the memories: nothing is to be looked up yet
-            self.chunks = []
+            self._prompt_chunks = []
 
     def _query(self, chunk: Chunk, text: Sequence[int], is_text: Sequence[bool]) -> str:
         if chunk.query is None:

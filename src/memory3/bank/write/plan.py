@@ -25,9 +25,9 @@ from memory3.bank.format.names import codebook_name
 from memory3.bank.format.rows import BankRow
 from memory3.bank.reports import Conflict
 from memory3.codec import Codebook
-from memory3.errors import CodecError, InputError
+from memory3.errors import BankError, InputError
 from memory3.files import parse_json, read_bounded, write_atomically
-from memory3.types import Reference
+from memory3.types import Reference, whole
 
 __all__ = ["PlannedDocument", "Shard", "WritePlan", "plan_id"]
 
@@ -84,7 +84,7 @@ class Shard:
             rows = tuple(_row(each) for each in data["rows"])
             shard = cls(**{**data, "rows": rows, "kept": tuple(data["kept"])})
             shard.manifest  # noqa: B018 (raises where it is none)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, BankError) as error:
             raise InputError(f"this is no shard of a write plan ({error!s:.200}): plan again, or copy it anew") from error
         return shard
 
@@ -185,7 +185,7 @@ class WritePlan:
                     "conflicts": tuple(Conflict(*each) for each in data["conflicts"]),
                 }
             )
-        except (OSError, ValueError, TypeError, KeyError, CodecError) as error:
+        except (OSError, ValueError, TypeError, KeyError, BankError) as error:
             raise InputError(f"{path}: no whole write plan lies there ({error!s:.200}): save it anew") from error
         if any(shard.plan != plan.id or shard.number != number for number, shard in enumerate(shards)):
             raise InputError(f"{path}: the shards that lie there are not all of the plan {plan.id}: save it anew")
@@ -208,4 +208,11 @@ def plan_id(shards: tuple[Shard, ...], documents: tuple[PlannedDocument, ...]) -
 
 def _row(data: Mapping[str, Any]) -> BankRow:
     reference = data["reference"]
+    texts = ("id", "document_id", "text", "source", "header")
+    if not all(isinstance(reference.get(name, ""), str) for name in texts):
+        raise ValueError("a reference's id, text and source are texts")
+    for name, value in (("ordinal", reference["ordinal"]), ("start", reference["start"]), ("end", reference["end"])):
+        whole(name, value, 0, 1 << 48)
+    for token in reference["token_ids"]:
+        whole("a token", token, 0, (1 << 32) - 1)
     return BankRow(**{**data, "reference": Reference(**{**reference, "token_ids": tuple(reference["token_ids"])})})
