@@ -33,9 +33,9 @@ class TrainCommand(Command):
 
     def file_values(self, ctx: Any, values: Mapping[str, Any], path: Path) -> dict[str, Any]:
         """Settings are laid aside for `settings_of`. They come first: ``dtype`` is that of training, as in settings.json."""
-        from memory3.training.settings import Settings
+        from memory3.training.settings import STORED_NAMES, Settings
 
-        names = {field.name for field in fields(Settings)}
+        names = {field.name for field in fields(Settings)} | set(STORED_NAMES.values())
         written = {name.replace("-", "_"): value for name, value in values.items()}
         if isinstance(written.get("mixture"), str):
             written["mixture"] = _shares(written["mixture"])
