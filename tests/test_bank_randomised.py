@@ -27,7 +27,7 @@ def test_it_finds_a_cache_that_forgets_versions(monkeypatch):
             for id_ in reference_ids:
                 old = self._cache.get(id_)
                 if old is not None:
-                    self._cache.put((self.snapshot.id, id_), old, 166)
+                    self._cache.put((self.snapshot.id, id_, "cpu"), old, 166)
             found = super().memories(reference_ids, use_cache=use_cache)
             for id_, memory in zip(reference_ids, found, strict=True):
                 self._cache.put(id_, memory, 166)
