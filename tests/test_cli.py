@@ -504,7 +504,7 @@ def test_the_meter_counts_what_is_encoded_and_what_was_there(docs, bank, cold):
 
     (docs / "new.txt").write_text(BRIDGE * 7)
     total = sum(path.stat().st_size for path in docs.iterdir())
-    meter = WriteMeter(Memory3.from_pretrained(Bank.describe(bank).model), total, cold=cold)
+    meter = WriteMeter(Memory3.from_pretrained(Bank.describe(bank).model), total, lazy=cold)
     seen = []
 
     def progress(state):
