@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +83,12 @@ def test_an_embedder_of_a_bank_is_this_one_or_the_librarys(folder):
     assert (ours.dimension, librarys.dimension) == (384, 384)
     assert np.array_equal(librarys.encode(TEXTS[:3]), by_library(folder, TEXTS[:3]))
     assert not np.allclose(ours.encode(TEXTS[:3]), librarys.encode(TEXTS[:3]), atol=1e-3)
+
+
+def test_threads_that_embed_beside_one_another_get_what_one_gets(default_embedder_path):
+    embedder = Embedder.load(default_embedder_path)
+    jobs = [["a word", f"{n} words " * (1 + n % 7)] for n in range(40)]
+    alone = [embedder.encode(job) for job in jobs]
+    with ThreadPoolExecutor(8) as pool:
+        for mine, theirs in zip(pool.map(embedder.encode, jobs), alone, strict=True):
+            np.testing.assert_array_equal(mine, theirs)

@@ -93,9 +93,8 @@ class Recall:
         self._shift: torch.Tensor | None = None  # [B, 1], how far tokens behind the memories move
         self._batch: MemoryBatch | None = None  # what the chunks of the prompt read
         self._laid: list[_Laid] = []  # the chunks of `_batch`
-        self._prompt_reading: tuple[Reading, list[bool]] | None = (
-            None  # of a prompt's last tokens, and of which rows they are the last
-        )
+        # Of a prompt's last tokens, and of which rows they are the last.
+        self._prompt_reading: tuple[Reading, list[bool]] | None = None
         self._reading: Reading | None = None  # of decoded tokens: one chunk a row
         self._renewals: list[int] = []  # of each row, when `_reading` was made
         self._fresh: set[int] = set()  # rows whose references were decided for this pass and not yet read
