@@ -17,7 +17,7 @@ from memory3.types import Citation, Reference
 if TYPE_CHECKING:
     from memory3.bank import Bank
 
-__all__ = ["Asked", "collect", "prepare"]
+__all__ = ["Asked", "cite", "collect", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def prepare(
         references = bank.references([name for name, _ in found])
         tokens = builder.build(prompt, mode, [reference.token_ids for reference in references])
         weight = sum(max(score, 0.0) for _, score in found) or 1.0
-        cited = [_cite(r, max(score, 0.0) / weight, score) for r, (_, score) in zip(references, found, strict=True)]
+        cited = [cite(r, max(score, 0.0) / weight, score) for r, (_, score) in zip(references, found, strict=True)]
         asked.append(Asked(tokens, note, cited))
     return asked
 
@@ -105,7 +105,7 @@ def collect(
             row = n // per_question * beams + n % per_question
             shares = recall.shares(row)
             references = bank.references([name for name, _, _ in shares])
-            citations = [_cite(r, share, score) for r, (_, share, score) in zip(references, shares, strict=True)]
+            citations = [cite(r, share, score) for r, (_, share, score) in zip(references, shares, strict=True)]
             did = recall.requests[row].statistics if row < recall.rows else RecallStatistics()
             usage = Usage(len(question.tokens), len(ids), did.recalls, did.references, did.bytes_read)
         elif question.passages is not None:
@@ -116,7 +116,8 @@ def collect(
     return answers
 
 
-def _cite(reference: Reference, share: float, score: float) -> Citation:
+def cite(reference: Reference, share: float, score: float) -> Citation:
+    """The citation of a reference: its share of the attention that was paid to references, and the cosine it was found by."""
     return Citation(
         reference_id=reference.id,
         document_id=reference.document_id,

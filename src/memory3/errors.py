@@ -12,6 +12,9 @@
     │   ├── LossNotFinite      the loss or its gradient is not a number; the last checkpoint is from before
     │   └── CheckpointFull     no space left for a checkpoint; those before it are intact
     ├── RecallError            generation was driven in a way recall cannot follow
+    ├── ServingError           a server cannot start, or cannot answer a request
+    │   ├── EngineBusy         as many requests wait as may; later there is room again
+    │   └── EngineClosed       it is shutting down
     ├── JudgeError             the judge of an evaluation cannot be reached, refuses, or answers in another form
     ├── MissingDependency      an optional package is needed; names the extra to install              (also ImportError)
     ├── NeedsCheckout          a command of research was given where the repository is not            (also ImportError)
@@ -48,6 +51,8 @@ __all__ = [
     "CodecError",
     "ConfigError",
     "DownloadError",
+    "EngineBusy",
+    "EngineClosed",
     "FingerprintMismatch",
     "InputError",
     "JudgeError",
@@ -58,6 +63,7 @@ __all__ = [
     "NeedsCheckout",
     "ReadError",
     "RecallError",
+    "ServingError",
     "SourceConflict",
     "TrainingError",
     "UnsupportedModel",
@@ -147,6 +153,18 @@ class CheckpointFull(TrainingError):
 
 class RecallError(Memory3Error):
     """Generation was driven in a way recall cannot follow."""
+
+
+class ServingError(Memory3Error):
+    """A server cannot start, or cannot answer a request."""
+
+
+class EngineBusy(ServingError):
+    """As many requests are waiting as may."""
+
+
+class EngineClosed(ServingError):
+    """The engine is shutting down, or shut down before the request was answered."""
 
 
 class JudgeError(Memory3Error):

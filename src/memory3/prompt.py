@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from transformers import PreTrainedModel
@@ -24,8 +24,8 @@ from memory3.tokenizing import tokenize
 
 __all__ = ["MODES", "STYLES", "Prompt", "PromptBuilder", "PromptRow", "check_mode", "left_padded"]
 
-#: A question, or the messages of a chat.
-Prompt = str | Sequence[Mapping[str, Any]]
+#: A question, the messages of a chat, or the token ids of a whole prompt.
+Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
 
 #: How a bank is read.
 MODES = ("memory", "text", "none")
@@ -131,13 +131,16 @@ class PromptBuilder:
     # ---- what to look for --------------------------------------------------------------------------------------------
 
     def query(self, prompt: Prompt) -> str:
-        """The text by which references are looked up: the question, or the last message of the user.
+        """The text by which references are looked up: the question, the last message of the user, or the last words of a
+        prompt that is tokens.
 
         Raises:
             InputError: it is empty.
         """
         if isinstance(prompt, str):
             question = prompt
+        elif _is_tokens(prompt):
+            question = self.last_words(prompt, self._reference_length)
         else:
             messages = [_plain(message, n) for n, message in enumerate(prompt, 1)]
             question = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
@@ -158,20 +161,23 @@ class PromptBuilder:
     # ---- the prompt of a mode ----------------------------------------------------------------------------------------
 
     def build(self, prompt: Prompt, mode: str = "none", passages: Iterable[Sequence[int]] = ()) -> list[int]:
-        """Token ids of the prompt of a question or a chat.
+        """Token ids of the prompt of a question or a chat; one that is tokens already stands as it is, behind its passages.
 
         Args:
-            prompt: a question, or the messages of a chat.
+            prompt: see `Prompt`.
             mode: one of `MODES`.
             passages: in mode text, the token ids of each passage. Without any, the prompt is closed-book.
 
         Raises:
             InputError: the question is empty; or as `chat`.
         """
+        if _is_tokens(prompt):
+            return self.around(prompt, mode, passages, style="plain")
         question = self.query(prompt)
         if isinstance(prompt, str):
             return self.around(self.ids(question), mode, passages)
-        return self.around(self.chat(prompt), mode, passages, style="plain")
+        messages: Any = prompt
+        return self.around(self.chat(messages), mode, passages, style="plain")
 
     def around(
         self, tokens: Sequence[int], mode: str, passages: Iterable[Sequence[int]] = (), *, style: str = "chat"
@@ -311,6 +317,10 @@ class PromptBuilder:
         except Exception:  # a template is a program of the model's author, and raises what it likes
             return False
         return True
+
+
+def _is_tokens(prompt: Prompt) -> TypeGuard[Sequence[int]]:
+    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], int)
 
 
 def left_padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:

@@ -113,7 +113,7 @@ def _merged(
 
 
 def memory_mass(query: torch.Tensor, lse: torch.Tensor, memory: LayerMemory, *, references: int, scale: float) -> torch.Tensor:
-    """Attention that queries paid to each reference.
+    """Attention that each query paid to each reference.
 
     Args:
         query: ``[N, A, C, d]``, tokens of each chunk.
@@ -123,18 +123,20 @@ def memory_mass(query: torch.Tensor, lse: torch.Tensor, memory: LayerMemory, *, 
         scale: factor on the logits.
 
     Returns:
-        float32 ``[N, R]``: softmax weight summed over heads, tokens and pairs of a reference.
+        float32 ``[N, C, R]``: softmax weight summed over heads and pairs of a reference.
     """
     chunks, kv_heads, _, dim = memory.keys.shape
+    length = query.shape[2]
     query = query.reshape(
         chunks, kv_heads, -1, dim
     )  # the query heads of one KV head as further queries, so that no key is repeated
     lse = lse.reshape(chunks, kv_heads, -1, 1)
-    mass = torch.zeros(chunks, references + 1, device=query.device)
+    mass = torch.zeros(chunks, length, references + 1, device=query.device)
     for head, width in enumerate(memory.widths):  # head by head, since one may hold most of a layer's pairs
         scores = torch.matmul(query[:, head], memory.keys[:, head, :width].transpose(-1, -2)).float().mul_(scale)
         if memory.bias is not None:
             scores += memory.bias[:, head, :, :width]
-        weights = scores.sub_(lse[:, head]).exp_().sum(dim=1)  # [N, M_h]
-        mass.scatter_add_(1, memory.owner[:, head, :width] + 1, weights)
-    return mass[:, 1:]
+        weights = scores.sub_(lse[:, head]).exp_().unflatten(1, (-1, length)).sum(dim=1)  # [N, C, M_h]
+        owner = memory.owner[:, head, None, :width] + 1
+        mass.scatter_add_(2, owner.expand(-1, length, -1), weights)
+    return mass[..., 1:]

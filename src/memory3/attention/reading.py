@@ -153,6 +153,10 @@ class Reading:
 
     def settle(self, batch: MemoryBatch) -> torch.Tensor:
         """Attention paid since the last call, float32 ``[B, R]``: row n's queries against chunk n of ``batch``."""
+        return self.settle_each(batch).sum(1)
+
+    def settle_each(self, batch: MemoryBatch) -> torch.Tensor:
+        """The same token by token, float32 ``[B, T, R]``."""
         most = max((len(ids) for ids in batch.references), default=0)
         total: torch.Tensor | None = None
         for layer, kept in self._seen.items():
@@ -162,4 +166,4 @@ class Reading:
             self.looked += query.shape[1] * query.shape[2]
         self._seen = {}
         # One way from the device to the CPU, whatever the number of layers.
-        return torch.zeros(len(batch.references), most) if total is None else total.cpu()
+        return torch.zeros(len(batch.references), 0, most) if total is None else total.cpu()

@@ -85,6 +85,7 @@ class RequestMemory:
         is_placed: whether `moved` is known for good; set by whoever knows the position of the first token.
         scores: cosine of the search that found a reference, by id.
         mass: attention its decoded tokens paid, by reference.
+        paid: the same for each token of the answer, where whoever runs the passes tells it token by token.
         looked: attention they paid in all, to memories and to the context, in the layers that have memories.
         statistics: see `RecallStatistics`.
     """
@@ -124,6 +125,7 @@ class RequestMemory:
         self.is_placed = False
         self.scores: dict[str, float] = {}
         self.mass: dict[str, float] = {}
+        self.paid: list[Mapping[str, float]] = []
         self.looked = 0
         self.statistics = RecallStatistics()
         self._frame = frame
@@ -185,6 +187,11 @@ class RequestMemory:
             self._plan(self.tokens, max(self.place.split, self._planned))
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether `receive` has to be called before the next pass."""
+        return bool(self._wanted)
+
+    @property
     def lookups(self) -> list[str]:
         """Texts to be searched for, each by `retrieval`, before the pass; none where the caller has said what is read."""
         said = self.retrieval.references is not None or (self.retrieval.chunk_references is not None and not self.is_decoding)
@@ -240,11 +247,34 @@ class RequestMemory:
         for name, value in mass.items():
             self.mass[name] = self.mass.get(name, 0.0) + value
 
+    def pay_each(self, mass: Sequence[Mapping[str, float]], looked: int) -> None:
+        """Count the attention that decoded tokens paid, token by token; `paid` keeps it.
+
+        Args:
+            mass: for each token its attention by reference.
+            looked: as in `pay`, of all of them.
+        """
+        self.paid += mass
+        for one in mass:
+            self.pay(one, 0)
+        self.looked += looked
+
     def shares(self) -> list[tuple[str, float, float]]:
         """What its answer was read from: (reference id, share of attention 0..1, retrieval score), largest first."""
-        total = sum(self.mass.values()) or 1.0
-        names = sorted(self.mass, key=lambda name: -self.mass[name])
-        return [(name, self.mass[name] / total, self.scores.get(name, 0.0)) for name in names]
+        return self._shares(self.mass)
+
+    def shares_of(self, first: int, last: int) -> list[tuple[str, float, float]]:
+        """The same of the answer's tokens from ``first`` to before ``last``, as far as they were told token by token."""
+        mass: dict[str, float] = {}
+        for one in self.paid[first:last]:
+            for name, value in one.items():
+                mass[name] = mass.get(name, 0.0) + value
+        return self._shares(mass)
+
+    def _shares(self, mass: Mapping[str, float]) -> list[tuple[str, float, float]]:
+        total = sum(mass.values()) or 1.0
+        names = sorted(mass, key=lambda name: -mass[name])
+        return [(name, mass[name] / total, self.scores.get(name, 0.0)) for name in names]
 
     def attention(self) -> float:
         """Share of its attention that its answer paid to references, 0 to 1."""
@@ -255,9 +285,24 @@ class RequestMemory:
         other = RequestMemory.__new__(RequestMemory)
         vars(other).update(vars(self))
         other.tokens, other.scores, other.mass = list(self.tokens), dict(self.scores), dict(self.mass)
+        other.paid = list(self.paid)
         other._wanted = list(self._wanted)
         other.statistics = replace(self.statistics, queries=list(self.statistics.queries))
         return other
+
+    # ---- what comes ------------------------------------------------------------------------------------------------
+
+    @property
+    def until_renewal(self) -> int:
+        """How many tokens it decodes until it looks something up again; -1: it never does."""
+        if self.retrieval.references is not None or not self.is_decoding:
+            return -1
+        return self._chunk_length - self._decoded
+
+    def next_query(self) -> str:
+        """By what it would look something up if it did so now."""
+        tokens = self.tokens[-self._decoded :]
+        return self._words(tokens, self._frame.content(tokens))
 
     # ---- the clock ---------------------------------------------------------------------------------------------------
 
@@ -286,10 +331,9 @@ class RequestMemory:
 
     def _renew(self) -> None:
         """What was decoded since the last recall is the query for the next tokens."""
-        tokens = self.tokens[-self._decoded :]
         at = len(self.tokens)
         # A request that has ended writes nothing but padding: then it goes on reading what it read.
-        self._wanted.append(_Wanted(at, at + 1, self._words(tokens, self._frame.content(tokens))))
+        self._wanted.append(_Wanted(at, at + 1, self.next_query()))
 
     def _words(self, tokens: Sequence[int], is_text: Sequence[bool]) -> str:
         return self._text_of([t for t, keep in zip(tokens, is_text, strict=True) if keep]).strip()
