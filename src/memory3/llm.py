@@ -251,11 +251,15 @@ class Memory3:
         Raises:
             ModelError: the model has changed since this object was made, and the bank's memories with it.
         """
-        each = retrievals(self._retrieval(k, gap, where), references, chunk_references)
+        each = retrievals(self.retrieval(k, gap, where), references, chunk_references)
         return self._recall(bank, each, prompt=prompt, answer_tokens=answer_tokens, use_cache=use_cache)
 
-    def _retrieval(self, k: int | None, gap: float | None, where: Mapping[str, Any] | None) -> Retrieval:
-        """What a request looks up, as its caller and the settings say."""
+    def retrieval(self, k: int | None, gap: float | None, where: Mapping[str, Any] | None) -> Retrieval:
+        """What a request looks up, as its caller and the settings say.
+
+        Args:
+            k, gap, where: as in `recall`.
+        """
         within = gap if gap is not None else self.config.score_gap if k is None else EVERYTHING
         return Retrieval(self.config.references_per_chunk if k is None else k, within, where)
 
@@ -318,7 +322,7 @@ class Memory3:
             raise ConfigError(f"references were given for {len(given)} of {len(prompts)} questions")
         if given is not None and any(isinstance(one, str) for one in given):
             raise ConfigError("references of several questions are a list of ids for each of them")
-        common = self._retrieval(k, gap, where)
+        common = self.retrieval(k, gap, where)
         each = [common] * len(prompts) if given is None else pinned(common, given)
         asked = prepare(prompts, each, self.prompts, bank, mode)
         self.prompts.check_length([one.tokens for one in asked], settings.max_new_tokens or 0, mode)
@@ -386,7 +390,7 @@ class Memory3:
         ids = [self.prompts.ids(answer) for answer in answers]
         if not ids or not all(ids):
             raise InputError("an answer is empty: give at least one word")
-        common = self._retrieval(k, gap, where)
+        common = self.retrieval(k, gap, where)
         each = [common] * len(prompts) if references is None else pinned(common, references)
         rows = [one.tokens for one in prepare(prompts, each, self.prompts, bank, mode)]
         self.prompts.check_length([[*row, *answer] for row, answer in zip(rows, ids, strict=True)], 0, mode)
