@@ -396,11 +396,11 @@ def _where(filters: Mapping[str, Any], place: str = "filters", depth: int = 1) -
         return where
     if kind not in ("eq", "in"):
         raise invalid(f"{place}.type", f"{place}.type: this server filters by 'eq', 'in', and 'and' of these.")
-    name, value = filters.get("key"), filters.get("value")
-    if not isinstance(name, str) or not 0 < len(name) <= 64:
+    named, value = filters.get("key"), filters.get("value")
+    if not isinstance(named, str) or not 0 < len(named) <= 64:
         raise invalid(f"{place}.key", f"{place}.key: give the name of an attribute.")
-    values = value if kind == "in" else [value]
+    values: Any = value if kind == "in" else [value]
     is_list = isinstance(values, list) and 0 < len(values) <= 64
     if not is_list or not all(isinstance(each, str | bool | int | float) for each in values):
         raise invalid(f"{place}.value", f"{place}.value: give text, a number or a boolean; for 'in' a list of 1 to 64.")
-    return {name: [_number(f"{place}.value", each) for each in values]}
+    return {named: [_number(f"{place}.value", each) for each in values]}
