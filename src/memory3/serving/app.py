@@ -23,12 +23,22 @@ try:
 except ImportError as error:
     raise MissingDependency(str(error.name or "fastapi"), "serve", "memory3 serve") from None
 
-from memory3.serving.routes import files, health, vector_stores
+from memory3.serving.routes import chat, completions, embeddings, files, health, models, passages, responses, vector_stores
 
 __all__ = ["create_app"]
 
 #: Every file of routes. What comes first answers first.
-ROUTERS = (health.router, files.router, vector_stores.router)
+ROUTERS = (
+    health.router,
+    files.router,
+    vector_stores.router,
+    models.router,
+    chat.router,
+    completions.router,
+    responses.router,
+    embeddings.router,
+    passages.router,
+)
 #: Seconds between two looks at what others wrote to the banks.
 REFRESH = 2.0
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field, StringConstraints
 
 from memory3.serving.data_folder import NotStored
 from memory3.serving.errors import invalid
+from memory3.serving.fields import Strict
+from memory3.serving.filters import plain_attributes, where_of
 from memory3.serving.routes.files import storage_of
 from memory3.serving.routes.listing import check_query, page
 from memory3.serving.state import ServerState
@@ -25,7 +26,6 @@ _POLL = {"openai-poll-after-ms": "300"}
 _STATES = ("in_progress", "completed", "failed", "cancelled")
 _FILES_AT_ONCE = 500
 _QUERIES, _QUERY_CHARACTERS = 16, 4096
-_DEEPEST = 4
 
 Name = Annotated[str, StringConstraints(max_length=256)]
 FieldName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -34,17 +34,13 @@ Metadata = Annotated[dict[FieldName, Text], Field(max_length=16)]
 Attributes = Annotated[dict[FieldName, bool | float | Text], Field(max_length=16)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Chunking(_Body):
+class Chunking(Strict):
     """How files are cut: as the model's settings say, and no other way."""
 
     type: Literal["auto"]
 
 
-class NewStore(_Body):
+class NewStore(Strict):
     """A store to make."""
 
     name: Name = ""
@@ -53,14 +49,14 @@ class NewStore(_Body):
     chunking_strategy: Chunking | None = None
 
 
-class ChangedStore(_Body):
+class ChangedStore(Strict):
     """What a store is to be called."""
 
     name: Name | None = None
     metadata: Metadata | None = None
 
 
-class NewMember(_Body):
+class NewMember(Strict):
     """A file to put into a store."""
 
     file_id: str
@@ -68,13 +64,13 @@ class NewMember(_Body):
     chunking_strategy: Chunking | None = None
 
 
-class ChangedMember(_Body):
+class ChangedMember(Strict):
     """What a file of a store is to be found by."""
 
     attributes: Attributes | None
 
 
-class NewBatch(_Body):
+class NewBatch(Strict):
     """Files to put into a store."""
 
     file_ids: Annotated[list[str], Field(max_length=_FILES_AT_ONCE)] | None = None
@@ -83,14 +79,14 @@ class NewBatch(_Body):
     chunking_strategy: Chunking | None = None
 
 
-class Ranking(_Body):
+class Ranking(Strict):
     """Results are ranked by cosine, and by nothing else."""
 
     ranker: Literal["none", "auto"] = "auto"
     score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
-class Search(_Body):
+class Search(Strict):
     """What to search for."""
 
     query: str | Annotated[list[str], Field(min_length=1, max_length=_QUERIES)]
@@ -115,7 +111,7 @@ def router(state: ServerState) -> APIRouter:
         tenant, files = state.tenant(request).name, []
         for file_id, attributes in wanted:
             try:
-                files.append((storage.files.get(tenant, file_id), _plain(attributes or {})))
+                files.append((storage.files.get(tenant, file_id), plain_attributes(attributes or {})))
             except NotStored:
                 raise NotStored("file", file_id, param) from None
         batch = storage.stores.add(key, files, together=together)
@@ -175,7 +171,7 @@ def router(state: ServerState) -> APIRouter:
         if body.rewrite_query:
             raise invalid("rewrite_query", "rewrite_query: queries are searched as they are: leave it out, or give false.")
         ranking = body.ranking_options or Ranking()
-        where = None if body.filters is None else _where(body.filters)
+        where = None if body.filters is None else where_of(body.filters)
         view = storage.stores.bank(key).pin()
         storage.stores.touch(key)
         best: dict[str, float] = {}
@@ -358,49 +354,3 @@ def _batch(key: Key, store: Store, batch: Batch) -> dict[str, Any]:
         "status": "in_progress" if counts["in_progress"] else "completed",
         "file_counts": counts,
     }
-
-
-# ---- attributes and filters ----------------------------------------------------------------------------------------------
-
-
-def _plain(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes as they are filtered by: 2020 and 2020.0, which JSON's writers do not tell apart, are one number."""
-    return {key: _number(f"attributes.{key}", value) for key, value in attributes.items()}
-
-
-def _number(param: str, value: Any) -> Any:
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise invalid(param[:200], f"{param[:200]}: give a finite number.")
-        return int(value) if value.is_integer() and abs(value) < 2**53 else value
-    return value
-
-
-def _where(filters: Mapping[str, Any], place: str = "filters", depth: int = 1) -> dict[str, Any]:
-    """A filter of OpenAI's as one of a bank: ``eq``, ``in``, and ``and`` of these on different keys."""
-    kind = filters.get("type")
-    known = {"type", "filters"} if kind in ("and", "or") else {"type", "key", "value"}
-    for name in filters:
-        if name not in known:
-            raise invalid(f"{place}.{name}"[:200], f"{place}.{name[:80]} is not supported by this server: leave it out.")
-    if kind == "and" and depth < _DEEPEST:
-        parts = filters.get("filters")
-        if not isinstance(parts, list) or not 0 < len(parts) <= 16 or not all(isinstance(part, dict) for part in parts):
-            raise invalid(f"{place}.filters", f"{place}.filters: give a list of 1 to 16 filters.")
-        where: dict[str, Any] = {}
-        for number, part in enumerate(parts):
-            for key, value in _where(part, f"{place}.filters.{number}", depth + 1).items():
-                if key in where:
-                    raise invalid(f"{place}.filters.{number}.key", f"{place}: the key {key!r:.80} is there twice: use 'in'.")
-                where[key] = value
-        return where
-    if kind not in ("eq", "in"):
-        raise invalid(f"{place}.type", f"{place}.type: this server filters by 'eq', 'in', and 'and' of these.")
-    named, value = filters.get("key"), filters.get("value")
-    if not isinstance(named, str) or not 0 < len(named) <= 64:
-        raise invalid(f"{place}.key", f"{place}.key: give the name of an attribute.")
-    values: Any = value if kind == "in" else [value]
-    is_list = isinstance(values, list) and 0 < len(values) <= 64
-    if not is_list or not all(isinstance(each, str | bool | int | float) for each in values):
-        raise invalid(f"{place}.value", f"{place}.value: give text, a number or a boolean; for 'in' a list of 1 to 64.")
-    return {named: [_number(f"{place}.value", each) for each in values]}
