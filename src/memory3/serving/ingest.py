@@ -87,7 +87,7 @@ class PatientWriter:
         self._seconds = 0.0
 
     def encode(self, references: Sequence[Reference]) -> list[Memory]:
-        """As the model does it, after what `before` waits for, which is told how long the batch before took."""
+        """One memory for each reference, made by the model after `before` has returned, which is told how long the last took."""
         self.before(self._seconds)
         started = time.perf_counter()
         try:

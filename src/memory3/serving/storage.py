@@ -35,7 +35,7 @@ class StoreBank:
         return self._stores.bank(self._key).pin()
 
     def refresh(self) -> None:
-        """See what others wrote, if it is open."""
+        """Read on from what others wrote to it, where it is open."""
         bank = self._stores.opened(self._key)
         if bank is not None:
             bank.refresh()
