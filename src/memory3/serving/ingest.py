@@ -3,14 +3,14 @@
 Its queue is what the state files say is in progress or going, so a restart goes on where the server was killed. Removals
 come first: a file that is being written stands back for them and is gone on with afterwards. Tenants take turns.
 
-It encodes few references at a time, on one core and at a low priority, and rests while answers are being written.
+It encodes few references at a time, on one core, and rests while answers are being written. Its priority is as any
+thread's: one of low priority that holds Python's lock and does not get a core would hold up all others.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import threading
 import time
 from collections import OrderedDict
@@ -37,8 +37,6 @@ __all__ = ["Ingest", "PatientWriter"]
 _AT_ONCE = 2
 #: While answers are written: seconds of rest for every second of encoding.
 _REST = 1.0
-#: A thread's niceness, on Linux.
-_NICE = 15
 #: Seconds until a bank that others write, or a disk that is full, is tried again.
 _AGAIN_SECONDS = 5.0
 #: Seconds until a store that is to be dropped and is still read is looked at again.
@@ -231,8 +229,6 @@ class Ingest:
 
     def _run(self) -> None:
         torch.set_num_threads(1)  # of this thread: answers have the others
-        with suppress(OSError, AttributeError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         self.finish_deletions()
         self._reading.submit(self._reader.start)  # takes seconds, which the first file need not wait for
         while True:
