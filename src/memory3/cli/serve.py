@@ -123,7 +123,7 @@ def serve(
         from memory3.serving.keys import Keys
         from memory3.serving.limits import Limits
         from memory3.serving.metrics import Metrics
-        from memory3.serving.server import Server
+        from memory3.serving.server import Server, check_free
         from memory3.serving.state import ServerState
 
     named = dict[str, Path]()
@@ -142,6 +142,7 @@ def serve(
         upload_bytes=options.byte_count(max_upload) or 1,
     )
     keys = Keys.read(api_key_file) if api_key_file is not None else Keys()
+    check_free(host, port)
     first = next(iter(named.values()), None)
     m3 = _model(None if first is None else Bank.describe(first), model, adapter, device, model_dtype, memory_temperature)
     banks = Banks(m3, name)
