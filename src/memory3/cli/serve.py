@@ -149,10 +149,10 @@ def serve(
     for called, path in named.items():
         with err.status(f"opening {path}"), collecting_later():
             banks.open(called, path)
-    keys.check_banks(banks.names)
     metrics = Metrics()
     engine = Engine(m3, slots=slots, waiting=waiting, observer=metrics)
     state = ServerState(m3, engine, banks, keys, limits, metrics, folder=files, cors=tuple(cors or ()))
+    keys.check_banks(banks.names)  # among them the vector stores that were found in the folder
     server = Server(create_app(state, drain=drain), state, host, port, drain=drain)
     server.when_started = lambda: _tell(server, banks, as_json=as_json)
     if not keys.tenants and not _is_local(host):
