@@ -25,7 +25,12 @@ TEXTS = [
     "Emoji 🙂 and naïve café.",
     "Keys are rotated, values are not; the reader reads them while the answer is being written.",
 ]
-QUESTIONS = ("Who built it?", "Where does the river rise, and where does it reach the sea near the old town?", "Keys?", "What is read?")
+QUESTIONS = (
+    "Who built it?",
+    "Where does the river rise, and where does it reach the sea near the old town?",
+    "Keys?",
+    "What is read?",
+)
 WINDOWED: dict[str, Any] = {
     "layer_types": ["full_attention", "sliding_attention", "full_attention", "full_attention", "sliding_attention"],
     "sliding_window": 9,
@@ -104,8 +109,15 @@ def test_whatever_runs_beside_it(kind: str) -> None:
     for many in (1, 2, 5, 16):
         asked = []
         for _ in range(many):
-            question, bank, k, length = draw.choice(QUESTIONS), draw.choice(banks), draw.choice([0, 1, 3]), draw.choice([1, 5, 23])
-            alone = m3.generate(question, bank, mode="memory" if bank else "none", k=k if bank else None, max_new_tokens=length)  # type: ignore[call-overload]
+            question, bank, k, length = (
+                draw.choice(QUESTIONS),
+                draw.choice(banks),
+                draw.choice([0, 1, 3]),
+                draw.choice([1, 5, 23]),
+            )
+            alone = m3.generate(
+                question, bank, mode="memory" if bank else "none", k=k if bank else None, max_new_tokens=length
+            )  # type: ignore[call-overload]
             leaves = draw.choice([-1, -1, -1, 4, 9])
             asked.append(Asked(question, bank, k, length, alone, draw.randrange(12), leaves))
         done = run(m3, asked, draw)

@@ -53,6 +53,7 @@ class Job:
         seed: of its random numbers, where it samples.
         logprobs: how many of the likeliest tokens to tell beside each chosen one; None: no log-probabilities.
         seconds: after which it is ended where it stands; None: never.
+        ignore_eos: go on to the length that was asked for, whatever the model says; for measuring.
     """
 
     prompt: Prompt | Sequence[int]
@@ -64,6 +65,7 @@ class Job:
     seed: int | None = None
     logprobs: int | None = None
     seconds: float | None = None
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True)

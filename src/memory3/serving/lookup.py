@@ -135,6 +135,8 @@ class Lookup:
         end = m3.tokenizer.eos_token_id
         ends = [] if end is None else [end]
         chooser = Chooser(m3.model, job.settings, asked.tokens, ends=ends, seed=job.seed, logprobs=job.logprobs)
+        if job.ignore_eos:
+            chooser.ends = set()
         source = bank if job.mode == "memory" else None
         stream = Stream(m3.encoder, asked.tokens, chooser, source, job.retrieval, text_of=m3.tokenizer.decode)
         stream.begin()
