@@ -57,7 +57,7 @@ def test_a_stop_text_that_does_not_come_holds_nothing_back_for_good() -> None:
 
 
 def test_a_long_sentence_is_several_stretches() -> None:
-    growing, _, ids = grown("word " * 150)
+    growing, _, _ = grown("word " * 150)
     assert len(growing.stretches) > 1
     assert all(one.last - one.first <= MOST_TOKENS + 1 for one in growing.stretches)
     assert growing.stretches[-1].end == len(growing.text)
