@@ -212,3 +212,28 @@ def test_a_prompt_that_is_tokens_stands_as_it_is(m3: Memory3) -> None:
         expected = m3.model.generate(torch.tensor([tokens]), max_new_tokens=9, do_sample=False)[0, len(tokens) :].tolist()
     with Engine(m3) as engine:
         assert engine.submit(job(m3, tokens, length=9)).result().token_ids == m3.prompts.trim(expected)
+
+
+def test_looking_up_takes_one_thread_and_no_one_elses(m3: Memory3) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seen: dict[str, int] = {}
+        hook = m3.model.model.register_forward_pre_hook(lambda *_: seen.update(passes=torch.get_num_threads()))
+
+        class Looking(RamBank):
+            def search(self, *args: Any, **kwargs: Any) -> Any:
+                seen["lookup"] = torch.get_num_threads()
+                return super().search(*args, **kwargs)
+
+        bank = Looking(m3, TEXTS)
+        with Engine(m3) as engine:
+            engine.submit(job(m3, QUESTIONS[0], bank)).result()
+            thread = threading.Thread(target=lambda: seen.update(later=torch.get_num_threads()))
+            thread.start()
+            thread.join()
+        hook.remove()
+        assert seen == {"passes": 2, "lookup": 1, "later": 2}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

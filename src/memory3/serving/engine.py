@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from transformers import GenerationConfig
 
 from memory3.answer import Usage
@@ -254,7 +255,9 @@ class Engine:
         self._batch = Batch(m3.model, m3.geometry)
         self._lookup = Lookup(m3, self._ready, self._fail, observer)
         self._thread = threading.Thread(target=self._run, name="memory3-engine", daemon=True)
+        self._threads = torch.get_num_threads()
         self._lookup.start()
+        torch.set_num_threads(self._threads)
         self._thread.start()
 
     def __enter__(self) -> Engine:
@@ -331,6 +334,7 @@ class Engine:
     # ---- passes ------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        torch.set_num_threads(self._threads)
         with self._batch:
             while True:
                 self._sweep()
