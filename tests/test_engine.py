@@ -219,7 +219,6 @@ def test_looking_up_takes_one_thread_and_no_one_elses(m3: Memory3) -> None:
     torch.set_num_threads(2)
     try:
         seen: dict[str, int] = {}
-        hook = m3.model.model.register_forward_pre_hook(lambda *_: seen.update(passes=torch.get_num_threads()))
 
         class Looking(RamBank):
             def search(self, *args: Any, **kwargs: Any) -> Any:
@@ -228,6 +227,7 @@ def test_looking_up_takes_one_thread_and_no_one_elses(m3: Memory3) -> None:
 
         bank = Looking(m3, TEXTS)
         with Engine(m3) as engine:
+            hook = m3.model.model.register_forward_pre_hook(lambda *_: seen.update(passes=torch.get_num_threads()))
             engine.submit(job(m3, QUESTIONS[0], bank)).result()
             thread = threading.Thread(target=lambda: seen.update(later=torch.get_num_threads()))
             thread.start()
