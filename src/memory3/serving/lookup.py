@@ -95,6 +95,7 @@ class Lookup:
     def _run(self) -> None:
         # Torch keeps the number for this thread, and as the default of threads that come after it: who makes them sets theirs.
         torch.set_num_threads(1)
+        torch.get_num_threads()  # what a thread is asked for first, it keeps
         self._begun.set()
         while True:
             with self._changed:
