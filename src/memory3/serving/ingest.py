@@ -3,7 +3,7 @@
 Its queue is what the state files say is in progress or going, so a restart goes on where the server was killed. Removals
 come first: a file that is being written stands back for them and is gone on with afterwards. Tenants take turns.
 
-It encodes few references at a time, on one core, and rests while answers are being written. Its priority is as any
+It encodes few references at a time, and rests while answers are being written. Its priority is as any
 thread's: one of low priority that holds Python's lock and does not get a core would hold up all others.
 """
 
@@ -18,8 +18,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-
-import torch
 
 from memory3.bank import Bank, WriteProgress
 from memory3.bank.protocol import MemoryWriter
@@ -85,7 +83,7 @@ class PatientWriter:
         self._seconds = 0.0
 
     def encode(self, references: Sequence[Reference]) -> list[Memory]:
-        """One memory for each reference, made by the model after `before` has returned, which is told how long the last took."""
+        """One memory for each reference, made after `before` has returned, which is told how long the last batch took."""
         self.before(self._seconds)
         started = time.perf_counter()
         try:
@@ -228,7 +226,6 @@ class Ingest:
                     self.encode(key, [member.file_id])
 
     def _run(self) -> None:
-        torch.set_num_threads(1)  # of this thread: answers have the others
         self.finish_deletions()
         self._reading.submit(self._reader.start)  # takes seconds, which the first file need not wait for
         while True:
