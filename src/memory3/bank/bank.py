@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from memory3.bank.backends.base import Backend
 from memory3.bank.cache import MemoryCache
@@ -23,6 +23,7 @@ from memory3.bank.protocol import MemoryWriter
 from memory3.bank.rebuild import rebuild
 from memory3.bank.recalls import RecallLog
 from memory3.bank.record import MemoryRecord
+from memory3.bank.remote import RemoteBank
 from memory3.bank.reports import BankInfo, DocumentEntry, Hit, VerifyReport, WriteProgress, WriteReport
 from memory3.bank.retention import BankRetention, read_policy, save_policy
 from memory3.bank.snapshot import Snapshot
@@ -92,7 +93,8 @@ class Bank:
         """Open the bank at ``path``, or make an empty one.
 
         Args:
-            path: a folder, or another `memory3.bank.backends.base.Backend`.
+            path: a folder, or another `memory3.bank.backends.base.Backend`; or ``"http://host:port/banks/name"``, a bank that
+                `memory3 serve` serves there, which is read only (`memory3.bank.remote.RemoteBank.open` has its options).
             m3: the model that writes and reads. Another than the bank's raises FingerprintMismatch. None: the bank can be
                 searched, listed, checked, compacted and deleted from, but not written, and lazy references, and memories of
                 a codec that predicts, cannot be read.
@@ -106,6 +108,8 @@ class Bank:
             code_book: for a new bank whose codec needs one; by default what `memory3 calibrate` keeps in the cache folder.
                 A bank that exists has its own, and keeps its codec whatever ``m3.config`` says: `rebuild` changes it.
         """
+        if isinstance(path, str) and path.startswith(("http://", "https://")):
+            return cast(Bank, RemoteBank.open(path, m3, cache_bytes=cache_bytes))  # all that reading needs
         store = Store(path, None if m3 is None else m3.token_vectors)
         given = None if isinstance(embedder, str) else embedder
         name = embedder if isinstance(embedder, str) else given.name if given else None
