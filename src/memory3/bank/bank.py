@@ -23,7 +23,6 @@ from memory3.bank.protocol import MemoryWriter
 from memory3.bank.rebuild import rebuild
 from memory3.bank.recalls import RecallLog
 from memory3.bank.record import MemoryRecord
-from memory3.bank.remote import RemoteBank
 from memory3.bank.reports import BankInfo, DocumentEntry, Hit, VerifyReport, WriteProgress, WriteReport
 from memory3.bank.retention import BankRetention, read_policy, save_policy
 from memory3.bank.snapshot import Snapshot
@@ -109,6 +108,8 @@ class Bank:
                 A bank that exists has its own, and keeps its codec whatever ``m3.config`` says: `rebuild` changes it.
         """
         if isinstance(path, str) and path.startswith(("http://", "https://")):
+            from memory3.bank.remote import RemoteBank  # and the library for HTTP
+
             return cast(Bank, RemoteBank.open(path, m3, cache_bytes=cache_bytes))  # all that reading needs
         store = Store(path, None if m3 is None else m3.token_vectors)
         given = None if isinstance(embedder, str) else embedder

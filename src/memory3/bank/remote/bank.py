@@ -272,7 +272,7 @@ class RemoteBank:
         )
 
     def _codec(self, about: About, m3: MemoryWriter) -> Codec:
-        """The bank's codec: what is on disk here, else the server's. Asked for at once, so that it is here without a network."""
+        """The bank's codec: what is on disk here, else the server's. Asked for early, so that it is here without a network."""
         manifest = about.manifest
         if manifest.codec == "raw":
             return RawCodec(manifest.shape)

@@ -5,6 +5,7 @@ What comes in may come from anyone: every field is looked at before it becomes a
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from memory3.bank.record import MemoryRecord
 from memory3.bank.reports import Hit
 from memory3.types import Reference, whole
 
-__all__ = ["hit_rows", "hits_in", "mark", "reference_fields", "reference_in", "record_in"]
+__all__ = ["hit_rows", "hits_in", "mark", "record_in", "reference_fields", "reference_in"]
 
 _MOST_OFFSET = 1 << 53
 _MOST_NAME = 1 << 16
@@ -118,7 +119,7 @@ def hits_in(rows: Any, queries: int, k: int) -> list[list[Hit]]:
         hits = [
             Hit(_text("a hit's id", id_), _text("a hit's document", document), _cosine(score)) for id_, document, score in row
         ]
-        if any(second.score > first.score for first, second in zip(hits, hits[1:], strict=False)):
+        if any(second.score > first.score for first, second in itertools.pairwise(hits)):
             raise ValueError("hits do not come best first")
         if len({hit.reference_id for hit in hits}) != len(hits):
             raise ValueError("a reference was found twice")

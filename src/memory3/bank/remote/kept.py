@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
+from memory3.bank.record import MemoryRecord
 from memory3.bank.remote.disk import DiskCache
 from memory3.bank.remote.frames import pack, unpack
 from memory3.bank.remote.items import hit_rows, hits_in, mark, record_in, reference_fields, reference_in
-from memory3.bank.record import MemoryRecord
 from memory3.bank.reports import Hit
 from memory3.types import Reference
 

@@ -267,8 +267,8 @@ class RemoteView:
             except (ValueError, RecursionError) as error:
                 if not left:
                     raise BankCorrupt(
-                        f"{self._connection.url}{path}: the server's answer cannot be used ({str(error)[:200]!r}), and was the "
-                        f"same {_TRIES} times: the connection damages what it carries, or this is no server of memory3"
+                        f"{self._connection.url}{path}: the server's answer cannot be used ({str(error)[:200]!r}), "
+                        f"{_TRIES} times: the connection damages what it carries, or this is no server of memory3"
                     ) from error
         raise AssertionError("unreachable")
 
