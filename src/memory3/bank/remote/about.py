@@ -25,7 +25,7 @@ _MOST = 1 << 53
 
 def version_text(version: VersionId) -> str:
     """A version as servers and devices say it: 32 hex digits, equal only where every row is equal."""
-    return xxh3_128_hexdigest("\0".join(map(str, version)))
+    return xxh3_128_hexdigest("\0".join(map(str, version)).encode())
 
 
 @dataclass(frozen=True)
@@ -75,5 +75,5 @@ class About:
         manifest = BankManifest.from_json(json.dumps(fields.get("manifest")))
         if manifest.record_bytes > record_size(manifest.shape):
             raise ValueError(f"its memories take {manifest.record_bytes:,} bytes, more than uncompressed ones")
-        counts = {name: whole(name, fields.get(name), 0, _MOST) for name in ("references", "documents")}
-        return cls(dataclasses.replace(manifest, **counts), version)
+        references, documents = (whole(name, fields.get(name), 0, _MOST) for name in ("references", "documents"))
+        return cls(dataclasses.replace(manifest, references=references, documents=documents), version)

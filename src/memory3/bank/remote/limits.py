@@ -14,6 +14,6 @@ MOST_IDS = 128
 #: Bytes of a request's body.
 MOST_BODY = 1 << 20
 #: Bytes of packed memories in one answer. Hits beyond it are told without their memories.
-MOST_SENT = 64 << 20
+MOST_SENT = 16 << 20
 #: Bytes of an answer in plain JSON.
 MOST_SMALL = 16 << 20

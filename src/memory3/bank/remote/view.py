@@ -184,15 +184,15 @@ class RemoteView:
     # ---- what is here, and what the server is asked for -------------------------------------------------------------------
 
     def _search(self, queries: list[str], k: int, where: dict[str, Any], key: str) -> list[list[Hit]]:
-        found = {query: self._kept.answer(query, k, key) for query in dict.fromkeys(queries)}
-        missing = [query for query, hits in found.items() if hits is None]
+        unique = list(dict.fromkeys(queries))
+        found = {query: hits for query in unique if (hits := self._kept.answer(query, k, key)) is not None}
+        missing = [query for query in unique if query not in found]
         for start in range(0, len(missing), MOST_QUERIES):
             part = missing[start : start + MOST_QUERIES]
-            hits = self._search_there(part, k, where)
-            answers = dict(zip(part, hits, strict=True))
+            answers = dict(zip(part, self._search_there(part, k, where), strict=True))
             self._kept.put_answers(answers, k, key)
             found |= answers
-        return [hits for query in queries if (hits := found[query]) is not None]
+        return [found[query] for query in queries]
 
     def _search_there(self, queries: Sequence[str], k: int, where: dict[str, Any]) -> list[list[Hit]]:
         marks = self._kept.marks()
