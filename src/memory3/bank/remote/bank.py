@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from memory3.bank.cache import MemoryCache
-from memory3.bank.codebooks import received_codec
+from memory3.bank.codebooks import cached_codebook, received_codec
 from memory3.bank.format.manifest import BankManifest
 from memory3.bank.format.tags import Scalar
 from memory3.bank.protocol import MemoryWriter
@@ -272,10 +272,15 @@ class RemoteBank:
         )
 
     def _codec(self, about: About, m3: MemoryWriter) -> Codec:
-        """The bank's codec: what is on disk here, else the server's. Asked for early, so that it is here without a network."""
+        """The bank's codec, of a codebook that is on disk here, or comes with memory3, or else is the server's. Asked for
+        early, so that it is here without a network.
+        """
         manifest = about.manifest
         if manifest.codec == "raw":
             return RawCodec(manifest.shape)
+        own = cached_codebook(manifest.codec, manifest.fingerprint)
+        if own is not None and own.fingerprint == manifest.code_book:
+            return received_codec(own.data, manifest, self.path, m3.token_vectors)
         name = f"{self.path}\0codebook\0{manifest.code_book}"
         data = self._disk.get(name)
         if data is not None:

@@ -131,6 +131,15 @@ class Kept:
                 self.counts["fetched"] += item.record is not None
         self._disk.put(files)
 
+    def drop(self, reference_ids: Iterable[str]) -> None:
+        """Forget references with their memories."""
+        for id_ in reference_ids:
+            with self._lock:
+                self._items.drop(id_)
+                self._there.pop(id_, None)
+            for kind in ("memory", "text"):
+                self._disk.discard(self._key(kind, id_))
+
     def marks(self) -> list[int]:
         """Of the memories that are here, those used lately (`memory3.bank.remote.items.mark`)."""
         with self._lock:
@@ -259,9 +268,12 @@ class _Recent(Generic[K, V]):
             self._values.move_to_end(key)
         return value
 
-    def put(self, key: K, value: V) -> None:
+    def drop(self, key: K) -> None:
         old = self._values.pop(key, None)
         self._total -= 0 if old is None else self._size(old)
+
+    def put(self, key: K, value: V) -> None:
+        self.drop(key)
         self._values[key] = value
         self._total += self._size(value)
         while self._total > self._capacity and len(self._values) > 1:

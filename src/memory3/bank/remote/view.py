@@ -38,8 +38,8 @@ __all__ = ["RemoteView"]
 T = TypeVar("T")
 #: Answers that came damaged are asked for again, so often in all.
 _TRIES = 3
-#: For so many seconds a search waits for the guess in front of it, which fetches most of what it will want.
-_GUESS_SECONDS = 5.0
+#: For so many seconds a search waits for the guesses in front of it, which fetch most of what it will want.
+_GUESS_SECONDS, _MOST_GUESSES = 5.0, 16
 
 
 class RemoteView:
@@ -81,7 +81,7 @@ class RemoteView:
         self._reader = reader
         self._gap = gap
         self._ahead = ahead
-        self._guess: Future[None] | None = None
+        self._guesses: list[Future[None]] = []
 
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
         """The ``k`` nearest references of each query, best first, as the server finds them.
@@ -102,8 +102,8 @@ class RemoteView:
             raise InputError(f"{self._connection.url}: a query has {MOST_QUERY:,} characters at most, one has {len(long):,}")
         condition = _sent(where)
         key = json.dumps(condition, sort_keys=True)
-        if self._guess is not None:
-            wait_for([self._guess], _GUESS_SECONDS)
+        if self._guesses:
+            wait_for(self._guesses, _GUESS_SECONDS)
         return self._search(list(queries), k, condition, key)
 
     def memories(
@@ -119,7 +119,11 @@ class RemoteView:
         Raises:
             BankCorrupt: a memory cannot be decoded.
         """
-        return self._reader.memories(reference_ids, self.records, device=device, use_cache=use_cache)
+        try:
+            return self._reader.memories(reference_ids, self.records, device=device, use_cache=use_cache)
+        except BankCorrupt:
+            self._kept.drop(reference_ids)  # what the server sent was kept: the next time it is asked for anew
+            raise
 
     def records(self, reference_ids: Sequence[str]) -> list[MemoryRecord]:
         """The packed memories of references, in order."""
@@ -280,8 +284,11 @@ class RemoteView:
         return found
 
     def _beside(self, work: Callable[[], Any]) -> None:
-        """Do something in the thread that guesses, unless it is busy. A guess is worth nothing if it fails."""
-        if self._guess is not None and not self._guess.done():
+        """Do something in the thread that guesses, behind what it does already, unless that is much. A guess is worth nothing
+        if it fails.
+        """
+        self._guesses = [one for one in self._guesses if not one.done()]
+        if len(self._guesses) >= _MOST_GUESSES:
             return
 
         def guess() -> None:
@@ -291,7 +298,7 @@ class RemoteView:
                 return
 
         try:
-            self._guess = self._ahead.submit(guess)
+            self._guesses.append(self._ahead.submit(guess))
         except RuntimeError:  # the bank was closed
             return
 
