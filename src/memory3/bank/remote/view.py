@@ -38,6 +38,8 @@ __all__ = ["RemoteView"]
 T = TypeVar("T")
 #: Answers that came damaged are asked for again, so often in all.
 _TRIES = 3
+#: A gap that leaves no hit out.
+EVERYTHING = 2.0
 #: For so many seconds a search waits for the guesses in front of it, which fetch most of what it will want.
 _GUESS_SECONDS, _MOST_GUESSES = 5.0, 16
 
@@ -71,7 +73,8 @@ class RemoteView:
             kept: what is here of that version.
             shape: of the bank's items.
             reader: decodes its memories.
-            gap: memories are sent along of hits whose cosine is within this of the best one's.
+            gap: memories are sent along of hits whose cosine is within this of the best one's. Where others are read, too,
+                those of all hits.
             ahead: fetches what was guessed.
         """
         self.about = about
@@ -81,6 +84,7 @@ class RemoteView:
         self._reader = reader
         self._gap = gap
         self._ahead = ahead
+        self._left_out: set[str] = set()  # hits of the last search whose memories did not come along
         self._guesses: list[Future[None]] = []
 
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
@@ -127,6 +131,8 @@ class RemoteView:
 
     def records(self, reference_ids: Sequence[str]) -> list[MemoryRecord]:
         """The packed memories of references, in order."""
+        if not self._left_out.isdisjoint(reference_ids):
+            self._gap = EVERYTHING  # whoever reads here wants all that is found
         found = self._items(reference_ids, with_record=True)
         records = [found[id_].record for id_ in reference_ids]
         assert all(records)
@@ -224,6 +230,8 @@ class RemoteView:
                 f"{queries[0]!r:.80}"
             ) from error
         self._kept.put(items)
+        best = {hit.reference_id for each in hits for hit in each if hit.score >= each[0].score - self._gap}
+        self._left_out = {hit.reference_id for each in hits for hit in each} - best
         return hits
 
     def _items(self, reference_ids: Sequence[str], *, with_record: bool) -> dict[str, Item]:
