@@ -18,10 +18,12 @@ from typing import Any
 
 from memory3.bank import Bank
 from memory3.bank.remote import RemoteBank
+from memory3.benchmarks.beside import beside
 from memory3.benchmarks.measure import alternate, bank_references, python_documents
-from memory3.benchmarks.served import NAME, process, served
+from memory3.config import MemoryConfig
 from memory3.llm import Memory3
 from memory3.models.catalogue import DEFAULT_MODEL
+from memory3.recall.retrieval import EVERYTHING
 
 __all__ = ["OPTIONS", "run"]
 
@@ -66,11 +68,12 @@ def run(
         tokens_out: of an answer.
         repeats: turns measured.
     """
+    config = MemoryConfig.preset(preset)
     if bank:
         manifest = Bank.describe(bank)
-        m3 = Memory3.from_pretrained(manifest.model, config=manifest.config)
-    else:
-        m3 = Memory3.from_pretrained(model, config=preset)
+        model, config = manifest.model, manifest.config
+    # As the paper reads: all that are found, not only those that are nearly as near as the first.
+    m3 = Memory3.from_pretrained(model, config=config.replace(score_gap=EVERYTHING))
     rates = [float(rate) for rate in megabytes_per_second.split(",")]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="memory3-device-")))
@@ -79,9 +82,9 @@ def run(
             if not bank:
                 here.write(python_documents(m3, references))
             questions, count, size = _questions(m3, here, tokens_in), len(here), here.manifest.record_bytes
-        port = stack.enter_context(served(place))
+        port = stack.enter_context(beside("memory3", "serve", "--bank", f"docs={place}", "--port", 0, "--json"))
         links = {
-            f"{rate:g} MB/s": stack.enter_context(process("memory3.benchmarks.link", port, rate * 1e6, delay_ms / 1e3))
+            f"{rate:g} MB/s": stack.enter_context(beside("memory3.benchmarks.link", port, rate * 1e6, delay_ms / 1e3))
             for rate in rates
         }
         turns: dict[str, list[dict[str, float]]] = {"none": [], "folder": [], **{name: [] for name in links}}
@@ -96,7 +99,7 @@ def run(
                     _ = local.embedder
                     turns[name].append(_timed(m3, question, local, tokens_out))
             else:
-                url = f"http://127.0.0.1:{links[name]}/banks/{NAME}"
+                url = f"http://127.0.0.1:{links[name]}/banks/docs"
                 with RemoteBank.open(url, m3, folder=folder / str(next(caches))) as remote:
                     turns[name].append(_timed(m3, question, remote, tokens_out))
             return turns[name][-1]["end_to_end"]
@@ -129,7 +132,6 @@ def _timed(m3: Memory3, question: str, bank: Any, tokens: int) -> dict[str, floa
         question,
         bank,
         mode="none" if bank is None else "memory",
-        k=m3.config.references_per_chunk,
         max_new_tokens=tokens,
         min_new_tokens=tokens,
     )

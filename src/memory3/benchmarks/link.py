@@ -1,6 +1,6 @@
 """A slow link: a proxy for TCP that lets so many bytes a second through in each direction, each of them some time later.
 
-    python -m memory3.benchmarks.link PORT BYTES_PER_SECOND SECONDS    tells the port it listens on
+    python -m memory3.benchmarks.link PORT BYTES_PER_SECOND SECONDS    says where it listens
 
 Stands in for a network where the kernel has no ``netem``. All connections share the link. One that is new waits for a round
 trip, as TCP's handshake would.
@@ -86,9 +86,8 @@ class Link:
 
 async def _main(port: int, rate: float, delay: float) -> None:
     server = await Link(port, rate, delay).serve()
-    print(server.sockets[0].getsockname()[1], flush=True)
-    await asyncio.to_thread(sys.stdin.read)  # until whoever started it ends
-    server.close()
+    print(f"127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
+    await server.serve_forever()
 
 
 def main() -> None:
