@@ -10,6 +10,7 @@ from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from memory3.bank.address import is_address
 from memory3.bank.backends.base import Backend
 from memory3.bank.cache import MemoryCache
 from memory3.bank.codebooks import new_codec
@@ -107,7 +108,7 @@ class Bank:
             code_book: for a new bank whose codec needs one; by default what `memory3 calibrate` keeps in the cache folder.
                 A bank that exists has its own, and keeps its codec whatever ``m3.config`` says: `rebuild` changes it.
         """
-        if isinstance(path, str) and path.startswith(("http://", "https://")):
+        if is_address(path):
             from memory3.bank.remote import RemoteBank  # and the library for HTTP
 
             return cast(Bank, RemoteBank.open(path, m3, cache_bytes=cache_bytes))  # all that reading needs

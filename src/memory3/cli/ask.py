@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -32,9 +31,13 @@ Mode = Literal["memory", "text", "none", "all"]
 def ask(
     question: Annotated[str, typer.Argument(help="The question, or - to read it from standard input.")],
     bank: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "--bank", "-b", help="Folder of the bank. Needed in all modes but none.", envvar="MEMORY3_BANK", metavar="DIR"
+            "--bank",
+            "-b",
+            help="Folder of the bank, or the address of one that memory3 serve serves. Needed in all modes but none.",
+            envvar="MEMORY3_BANK",
+            metavar="DIR",
         ),
     ] = None,
     mode: Annotated[

@@ -11,8 +11,8 @@ from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
-from urllib.parse import urlsplit
 
+from memory3.bank.address import checked_address
 from memory3.bank.cache import MemoryCache
 from memory3.bank.codebooks import cached_codebook, received_codec
 from memory3.bank.format.manifest import BankManifest
@@ -28,7 +28,7 @@ from memory3.bank.remote.view import RemoteView
 from memory3.bank.reports import Hit
 from memory3.bank.where import Where
 from memory3.codec import Codec, RawCodec
-from memory3.errors import BankChanged, BankCorrupt, BankRefused, BankUnreachable, ConfigError, InputError
+from memory3.errors import BankChanged, BankCorrupt, BankRefused, BankUnreachable, ConfigError
 from memory3.files import parse_json
 from memory3.models.catalogue import cache_dir
 from memory3.types import Memory, Reference
@@ -119,7 +119,7 @@ class RemoteBank:
             BankRefused: the key may not read it.
             BankUnreachable: the server does not answer, and the bank was never opened on this machine.
         """
-        address = _address(url)
+        address = checked_address(url)
         connection = Connection(address, key or os.environ.get("MEMORY3_API_KEY"), patience)
         disk = DiskCache(Path(folder) if folder is not None else cache_dir() / "remote", disk_bytes)
         about, offline = _ask_about(connection, disk)
@@ -323,19 +323,3 @@ def _object(data: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("it is no JSON object")
     return found
-
-
-def _address(url: str) -> str:
-    """An address without what must not be in it."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as error:
-        raise InputError(f"{url!r:.200} is no address of a bank ({error})") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"{url!r:.200} is no address of a bank: write http://host:port/banks/name")
-    if parts.username or parts.password:
-        raise InputError("a bank's address has no user and no password in it: give the key, RemoteBank.open(url, m3, key=...)")
-    if parts.query or parts.fragment:
-        raise InputError(f"{url!r:.200}: a bank's address ends with its name, without '?' and '#'")
-    return url.rstrip("/")
