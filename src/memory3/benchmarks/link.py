@@ -91,7 +91,7 @@ async def _main(port: int, rate: float, delay: float) -> None:
 
 
 def main() -> None:
-    """As the module's text says."""
+    """Serve the link of the three arguments, until it is told to stop."""
     asyncio.run(_main(int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -127,8 +128,11 @@ def ask(
 
         m3, opened = load_model(full_name(model or DEFAULT_ADAPTED, adapter), device=device), None
     else:
+        from memory3.bank.address import is_address
+
+        source = bank if is_address(bank) else Path(bank)
         m3, opened = open_bank(
-            bank, model, adapter=adapter, device=device, temperature=memory_temperature, embedder=mode != "none"
+            source, model, adapter=adapter, device=device, temperature=memory_temperature, embedder=mode != "none"
         )
 
     one = mode != "all"

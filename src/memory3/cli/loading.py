@@ -57,7 +57,9 @@ def open_bank(
         from memory3.models.catalogue import DEFAULT_ADAPTED
 
         name = full_name(model or DEFAULT_ADAPTED, adapter)
-        settings = None if temperature is None else trained_config(name).replace(memory_temperature=temperature)
+        settings = None
+        if temperature is not None:
+            settings = (trained_config(name) or MemoryConfig()).replace(memory_temperature=temperature)
         m3 = load_model(name, settings, device=device, dtype=dtype)
         return m3, Bank.open(path, m3)
     manifest = Bank.describe(path)

@@ -46,7 +46,7 @@ class About:
         return f'"{self.manifest.fingerprint}.{self.version}"'
 
     def fields(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """What is sent: protocol, version, counts and the manifest, in JSON's kinds."""
         manifest = self.manifest
         return {
             "protocol": PROTOCOL,
