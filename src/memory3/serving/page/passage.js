@@ -1,0 +1,104 @@
+// The passage behind a citation, in the document it was cut from.
+
+import { ApiError, call } from "./api.js";
+import { byId, element } from "./dom.js";
+
+const dialog = byId("passage");
+const title = byId("passage-title");
+const about = byId("passage-about");
+const body = byId("passage-body");
+const wide = matchMedia("(min-width: 75rem)");
+
+let opener = null; // what had the focus
+let asking = null;
+const AROUND = [6, 60]; // references before and behind the passage: at first, and when asked for more
+
+export function isOpen() {
+  return dialog.open;
+}
+
+export function close() {
+  if (dialog.open) dialog.close();
+}
+
+dialog.addEventListener("close", () => {
+  asking?.abort();
+  if (wide.matches && !dialog.matches(":modal") && dialog.open) return;
+  if (opener?.isConnected) opener.focus({ preventScroll: true });
+  opener?.removeAttribute("aria-expanded");
+  opener = null;
+});
+byId("passage-close").addEventListener("click", close);
+dialog.addEventListener("click", (event) => {
+  if (event.target === dialog) close(); // beside it
+});
+
+/** Beside the conversation where there is room, above it where there is none. */
+function reveal() {
+  if (dialog.open) return;
+  if (wide.matches) dialog.show();
+  else dialog.showModal();
+}
+
+wide.addEventListener("change", () => {
+  if (!dialog.open) return;
+  const kept = opener;
+  opener = null;
+  dialog.close();
+  reveal();
+  opener = kept;
+});
+
+/** Show the passage of a citation. `button`: gets the focus back; `model`: whose bank it lies in. */
+export async function show(citation, model, button) {
+  opener?.removeAttribute("aria-expanded");
+  opener = button;
+  button.setAttribute("aria-expanded", "true");
+  title.textContent = citation.title;
+  about.textContent = [
+    citation.share === null ? "" : `${Math.round(citation.share * 100)} % of the attention of this sentence`,
+  ].filter(Boolean).join(" · ");
+  about.hidden = !about.textContent;
+  body.replaceChildren(...(citation.passage ? [element("mark", { text: citation.passage })] : [element("p", { text: "…" })]));
+  reveal();
+  title.focus();
+  await around(citation, model, AROUND[0]);
+}
+
+async function around(citation, model, many) {
+  asking?.abort();
+  const mine = (asking = new AbortController());
+  try {
+    const query = new URLSearchParams({ model, reference: citation.reference, around: String(many) });
+    const found = await call("GET", `v1/passage?${query}`, null, mine.signal);
+    if (mine !== asking) return;
+    draw(found, () => around(citation, model, AROUND[1]), many < AROUND[1]);
+  } catch (error) {
+    if (error.name === "AbortError" || mine !== asking) return;
+    if (!(error instanceof ApiError)) throw error;
+    body.append(element("p", { class: "note", text: `The text around it cannot be shown: ${error.message}` }));
+  }
+}
+
+/** `found`: {text, offset, start, end, is_start, is_end}: a part of the document that begins at its character `offset`. */
+function draw(found, more, canMore) {
+  const characters = Array.from(found.text);
+  const [start, end] = [found.start - found.offset, found.end - found.offset];
+  const mark = element("mark", { text: characters.slice(start, end).join(""), tabindex: "-1" });
+  const further = (label) => {
+    const button = element("button", { type: "button", class: "plain small", text: label });
+    button.addEventListener("click", more);
+    return button;
+  };
+  const gap = (isThere, label) => {
+    if (isThere) return null;
+    return canMore ? further(label) : element("p", { class: "gap", text: "…" });
+  };
+  body.replaceChildren(...[
+    gap(found.is_start, "More above"),
+    element("div", { class: "passage-text" }, characters.slice(0, start).join(""), mark, characters.slice(end).join("")),
+    gap(found.is_end, "More below"),
+  ].filter(Boolean));
+  const top = mark.getBoundingClientRect().top - body.getBoundingClientRect().top + body.scrollTop;
+  body.scrollTop = Math.max(0, top - body.clientHeight / 4);
+}
