@@ -20,6 +20,9 @@ function citation(annotation) {
   };
 }
 
+/** The first words of a passage, in one line. */
+const beginning = (passage) => Array.from(passage.replace(/\s+/g, " ").trim()).slice(0, 120).join("");
+
 /** Where the passage lies. */
 function places(cited) {
   return {
@@ -31,17 +34,16 @@ function places(cited) {
 }
 
 export class Answer {
-  /** `mode`: of `MODES`; `model`: its id; `open(citation, model, button)`: shows a passage; `say(text)`: to who listens. */
-  constructor(mode, model, open, say) {
+  /** `mode`: of `MODES`; `bank`: that it reads; `open(citation, bank, button)`: shows a passage; `say(text)`: to who listens. */
+  constructor(mode, bank, open, say) {
     this.mode = mode;
-    this.model = model;
     this.say = (text) => say(text, mode);
     this.numbers = new Map(); // of the passages, in the order they were first cited
     this.unsaid = "";
     this.status = element("span", { class: "status", text: "waits" });
     this.body = element("div", { class: "text" });
-    this.text = new CitedText(this.body, (one, chip) => open(one, model, chip));
-    this.openSource = (one, button) => open(one, model, button);
+    this.text = new CitedText(this.body, (one, chip) => open(one, bank, chip));
+    this.openSource = (one, button) => open(one, bank, button);
     this.sources = element("ol", { class: "sources", "aria-label": "Sources", hidden: true });
     this.figures = element("dl", { class: "figures", hidden: true });
     this.note = element("p", { class: "note", hidden: true });
@@ -79,21 +81,25 @@ export class Answer {
       this.speak(delta.content ?? "", false);
     }
     if (choice?.finish_reason) this.reason = choice.finish_reason;
-    const note = delta.note ?? choice?.note ?? chunk.memory3?.note;
-    if (note) this.tell(note);
     if (chunk.usage) this.usage = chunk.usage;
-    if (chunk.memory3) this.more = chunk.memory3;
+    if (choice?.memory3) {
+      this.about = choice.memory3;
+      this.reason = this.about.finish ?? this.reason;
+      if (this.about.note) this.tell(this.about.note);
+    }
   }
 
   number(one) {
     const name = one.reference || `${one.title}\n${one.passage}`;
     const known = this.numbers.get(name);
     one.number = known ? known.number : this.numbers.size + 1;
+    one.mode = this.mode;
     if (known) return;
     this.numbers.set(name, one);
     const button = element("button", { type: "button", class: "source", "aria-haspopup": "dialog" },
       element("span", { class: "chip", "aria-hidden": "true", text: one.number }),
-      element("span", { class: "source-title", text: one.title }));
+      element("span", { class: "source-title", text: one.title }),
+      element("span", { class: "source-start", text: beginning(one.passage) }));
     button.addEventListener("click", () => this.openSource(one, button));
     this.sources.append(element("li", {}, button));
     this.sources.hidden = false;
@@ -147,15 +153,12 @@ export class Answer {
 
   /** Show what it took: what the server says, else what was seen from here. */
   measure() {
-    const usage = this.usage ?? {};
-    const own = { ...usage, ...(usage.memory3 ?? {}), ...(this.more ?? {}) };
-    const number = (...names) => names.map((name) => own[name]).find((value) => typeof value === "number");
     this.took = {
-      first: number("first_token", "first_token_seconds") ?? this.first,
-      total: number("total", "total_seconds") ?? this.total,
-      bytes: number("bytes_read"),
-      prompt: number("prompt_tokens", "input_tokens"),
-      answer: number("completion_tokens", "output_tokens"),
+      first: this.about?.first_token_seconds ?? this.first,
+      total: this.about?.total_seconds ?? this.total,
+      bytes: this.about?.bytes_read,
+      prompt: this.usage?.prompt_tokens,
+      answer: this.usage?.completion_tokens,
     };
     const rows = [
       ["first", "First token", seconds],

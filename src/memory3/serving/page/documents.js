@@ -29,6 +29,11 @@ export function chosen() {
   return store.value === NEW ? "" : store.value;
 }
 
+/** Names of the stores by id. */
+export function names() {
+  return new Map([...store.options].filter((option) => option.value !== NEW).map((option) => [option.value, option.text]));
+}
+
 /** Choose a store, if it is there. */
 export function choose(id) {
   if (![...store.options].some((option) => option.value === id) || store.value === id) return;

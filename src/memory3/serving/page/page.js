@@ -33,16 +33,16 @@ function say(text, mode) {
 
 // ---- banks -----------------------------------------------------------------------------------------------------------
 
-const stores = new Map(); // model ids of vector stores -> the store's id
+/** The bank that is chosen; "" without one. A vector store is a bank that has the store's id as its name. */
+const chosenBank = () => model.selectedOptions[0]?.dataset.bank ?? "";
 
 async function loadModels(prefer = model.value) {
   const found = (await call("GET", "v1/models")).data;
-  stores.clear();
-  for (const one of found) if (one.vector_store_id) stores.set(one.id, one.vector_store_id);
+  const names = documents.names();
   const options = found.map((one) => {
-    const [base, bank] = [one.id.split("@")[0], one.id.split("@").slice(1).join("@")];
-    const name = one.name ?? bank;
-    return element("option", { value: one.id, text: bank ? name : `No bank (${base})`, "data-bank": bank || null });
+    const [base, ...rest] = one.id.split("@");
+    const bank = rest.join("@");
+    return element("option", { value: one.id, text: bank ? (names.get(bank) ?? bank) : `No bank (${base})`, "data-bank": bank || null });
   });
   options.sort((a, b) => Number(!a.dataset.bank) - Number(!b.dataset.bank)); // banks first
   model.replaceChildren(...options);
@@ -54,7 +54,7 @@ async function loadModels(prefer = model.value) {
 
 /** A model without a bank has nothing to read. */
 function showModel() {
-  const hasBank = Boolean(model.selectedOptions[0]?.dataset.bank);
+  const hasBank = Boolean(chosenBank());
   for (const radio of document.querySelectorAll('input[name="mode"]')) radio.disabled = !hasBank && radio.value !== "none";
   const checked = document.querySelector('input[name="mode"]:checked');
   if (checked?.disabled) {
@@ -64,16 +64,16 @@ function showModel() {
     document.querySelector(`input[name="mode"][value="${model.dataset.was}"]`).checked = true;
     delete model.dataset.was;
   }
-  if (stores.has(model.value)) documents.choose(stores.get(model.value));
+  documents.choose(chosenBank());
 }
 
 model.addEventListener("change", showModel);
 documents.onChanged(async (store) => {
   try {
     await loadModels();
-    const mine = [...stores].find(([, id]) => id === store)?.[0];
+    const mine = [...model.options].find((option) => option.dataset.bank === store);
     if (mine && !conversation.length) {
-      model.value = mine;
+      model.value = mine.value;
       showModel();
     }
   } catch (error) {
@@ -84,24 +84,21 @@ documents.onChanged(async (store) => {
 
 async function load() {
   tell("");
+  let takesDocuments = true;
   try {
+    await documents.load().catch((error) => {
+      if (error.status === 401 || error.status === 0 || !(error instanceof ApiError)) throw error;
+      takesDocuments = false; // this server keeps none
+    });
     await loadModels();
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     model.replaceChildren(element("option", { text: "–" }));
+    model.disabled = true;
     tell(error.status === 401 ? "The server asks for an API key." : error.message);
-    return;
   }
-  try {
-    await documents.load();
-    byId("documents").hidden = false;
-    byId("documents-button").hidden = false;
-  } catch (error) {
-    if (!(error instanceof ApiError)) throw error;
-    byId("documents").hidden = true; // this server takes no documents
-    byId("documents-button").hidden = true;
-  }
-  showModel();
+  byId("documents").hidden = !takesDocuments;
+  byId("documents-button").hidden = !takesDocuments;
 }
 
 // ---- the key ---------------------------------------------------------------------------------------------------------
@@ -158,7 +155,8 @@ async function ask(text) {
   const modes = chosenMode() === "all" ? Object.keys(MODES) : [chosenMode()];
   const length = Math.min(4096, Math.max(1, Number.parseInt(byId("length").value, 10) || 160));
   const asked = model.value;
-  const answers = modes.map((mode) => new Answer(mode, asked, passage.show, say));
+  const bank = chosenBank();
+  const answers = modes.map((mode) => new Answer(mode, bank, passage.show, say));
   const sent = answers.map((answer) => messages(answer.mode, text));
   const turn = { question: text, answers };
   conversation.push(turn);
@@ -169,7 +167,7 @@ async function ask(text) {
   // One after the other: beside one another they would slow each other down, and their times could not be compared.
   for (const [n, answer] of answers.entries()) {
     if (mine.signal.aborted) answer.stopped();
-    else await one(answer, { model: asked, messages: sent[n], mode: answer.mode, max_tokens: length }, mine.signal);
+    else await one(answer, { model: asked, messages: sent[n], memory3: { mode: answer.mode }, max_completion_tokens: length }, mine.signal);
     if (answers.length > 1) compare(answers);
     follow();
   }

@@ -49,30 +49,35 @@ wide.addEventListener("change", () => {
   opener = kept;
 });
 
-/** Show the passage of a citation. `button`: gets the focus back; `model`: whose bank it lies in. */
-export async function show(citation, model, button) {
+/** Show the passage of a citation. `bank`: it lies in; `button`: gets the focus back. */
+export async function show(citation, bank, button) {
   opener?.removeAttribute("aria-expanded");
   opener = button;
   button.setAttribute("aria-expanded", "true");
   title.textContent = citation.title;
-  about.textContent = [
-    citation.share === null ? "" : `${Math.round(citation.share * 100)} % of the attention of this sentence`,
-  ].filter(Boolean).join(" · ");
+  about.textContent = reading(citation);
   about.hidden = !about.textContent;
   body.replaceChildren(...(citation.passage ? [element("mark", { text: citation.passage })] : [element("p", { text: "…" })]));
   reveal();
   title.focus();
-  await around(citation, model, AROUND[0]);
+  await around(citation, bank, AROUND[0]);
 }
 
-async function around(citation, model, many) {
+/** How it was read. In mode text nobody saw how much. */
+function reading(citation) {
+  if (citation.mode === "text") return "It stood in the prompt as text.";
+  if (citation.share === null) return "";
+  return `${Math.round(citation.share * 100)} % of the attention that this part of the answer paid to memories.`;
+}
+
+async function around(citation, bank, many) {
   asking?.abort();
   const mine = (asking = new AbortController());
   try {
-    const query = new URLSearchParams({ model, reference: citation.reference, around: String(many) });
-    const found = await call("GET", `v1/passage?${query}`, null, mine.signal);
+    const query = new URLSearchParams({ bank, id: citation.reference, around: String(many) });
+    const found = await call("GET", `v1/passages?${query}`, null, mine.signal);
     if (mine !== asking) return;
-    draw(found, () => around(citation, model, AROUND[1]), many < AROUND[1]);
+    draw(found, () => around(citation, bank, AROUND[1]), many < AROUND[1]);
   } catch (error) {
     if (error.name === "AbortError" || mine !== asking) return;
     if (!(error instanceof ApiError)) throw error;
@@ -80,10 +85,17 @@ async function around(citation, model, many) {
   }
 }
 
-/** `found`: {text, offset, start, end, is_start, is_end}: a part of the document that begins at its character `offset`. */
+/** An address of the web that a document came from, as a link; null where it came from elsewhere. */
+function origin(source) {
+  if (!/^https?:\/\//i.test(source) || !URL.canParse(source)) return null;
+  return element("a", { href: source, target: "_blank", rel: "noopener noreferrer", text: "Open the source" });
+}
+
+/** `found`: {start, end, source, around: {text, start, is_start, is_end}}: offsets are of the document. */
 function draw(found, more, canMore) {
-  const characters = Array.from(found.text);
-  const [start, end] = [found.start - found.offset, found.end - found.offset];
+  const part = found.around;
+  const characters = Array.from(part.text);
+  const [start, end] = [found.start - part.start, found.end - part.start];
   const mark = element("mark", { text: characters.slice(start, end).join(""), tabindex: "-1" });
   const further = (label) => {
     const button = element("button", { type: "button", class: "plain small", text: label });
@@ -95,9 +107,10 @@ function draw(found, more, canMore) {
     return canMore ? further(label) : element("p", { class: "gap", text: "…" });
   };
   body.replaceChildren(...[
-    gap(found.is_start, "More above"),
+    origin(found.source),
+    gap(part.is_start, "More above"),
     element("div", { class: "passage-text" }, characters.slice(0, start).join(""), mark, characters.slice(end).join("")),
-    gap(found.is_end, "More below"),
+    gap(part.is_end, "More below"),
   ].filter(Boolean));
   const top = mark.getBoundingClientRect().top - body.getBoundingClientRect().top + body.scrollTop;
   body.scrollTop = Math.max(0, top - body.clientHeight / 4);
