@@ -23,7 +23,7 @@ try:
 except ImportError as error:
     raise MissingDependency(str(error.name or "fastapi"), "serve", "memory3 serve") from None
 
-from memory3.serving.routes import chat, completions, embeddings, health, models, passages, responses
+from memory3.serving.routes import chat, completions, embeddings, health, models, page, passages, responses
 
 __all__ = ["create_app"]
 
@@ -36,6 +36,7 @@ ROUTERS = (
     responses.router,
     embeddings.router,
     passages.router,
+    page.router,
 )
 #: Seconds between two looks at what others wrote to the banks.
 REFRESH = 2.0

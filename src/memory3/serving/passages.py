@@ -12,19 +12,18 @@ __all__ = ["Passage", "passage_of"]
 
 @dataclass(frozen=True)
 class Passage:
-    """A part of a document, in which one reference is meant.
+    """A reference in its document.
 
     Attributes:
-        reference: the one that is meant.
-        text: of the part.
-        offset: character of the document that the part begins at; ``text[reference.start - offset:reference.end - offset]``
-            is the reference's text.
-        is_start, is_end: whether the document begins, or ends, with the part.
+        reference: that is meant.
+        around: text of the document, of which the reference is a part.
+        start: the document's character that ``around`` begins at.
+        is_start, is_end: whether the document begins, or ends, with ``around``.
     """
 
     reference: Reference
-    text: str
-    offset: int
+    around: str
+    start: int
     is_start: bool
     is_end: bool
 
@@ -34,7 +33,7 @@ def passage_of(view: BankView, reference_id: str, around: int) -> Passage | None
 
     Args:
         view: of the bank.
-        reference_id: as a citation says it.
+        reference_id: from a client.
         around: references before it, and behind it, at most.
 
     Raises:
