@@ -20,6 +20,9 @@ function citation(annotation) {
   };
 }
 
+/** Of a path its last part; the passage shows it whole. */
+const short = (title) => (title.includes("://") ? title : (title.split("/").filter(Boolean).at(-1) ?? title));
+
 /** The first words of a passage, in one line. */
 const beginning = (passage) => Array.from(passage.replace(/\s+/g, " ").trim()).slice(0, 120).join("");
 
@@ -98,7 +101,7 @@ export class Answer {
     this.numbers.set(name, one);
     const button = element("button", { type: "button", class: "source", "aria-haspopup": "dialog" },
       element("span", { class: "chip", "aria-hidden": "true", text: one.number }),
-      element("span", { class: "source-title", text: one.title }),
+      element("span", { class: "source-title", text: short(one.title), title: one.title }),
       element("span", { class: "source-start", text: beginning(one.passage) }));
     button.addEventListener("click", () => this.openSource(one, button));
     this.sources.append(element("li", {}, button));
