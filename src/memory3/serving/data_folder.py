@@ -28,7 +28,17 @@ from memory3.errors import ServingError
 from memory3.files import flush_folder, read_json, write_atomically
 from memory3.serving.errors import Refused
 
-__all__ = ["STATE_BYTES", "DataFolder", "NotStored", "StorageFull", "StorageLimits", "is_id", "new_id", "saving", "write_state"]
+__all__ = [
+    "STATE_BYTES",
+    "DataFolder",
+    "NotStored",
+    "StorageFull",
+    "StorageLimits",
+    "is_id",
+    "new_id",
+    "saving",
+    "write_state",
+]
 
 #: What a state file may have: names and a few attributes.
 STATE_BYTES = 1 << 20

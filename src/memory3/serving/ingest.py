@@ -370,7 +370,9 @@ class Ingest:
     def _finish_deletions(self) -> None:
         """Delete files that are to go: from the stores that still have them, and then for good."""
         for folder, file in self._files.going():
-            there = [(key, store) for key, store in self._stores.everything() if key.folder == folder and file.id in store.members]
+            there = [
+                (key, store) for key, store in self._stores.everything() if key.folder == folder and file.id in store.members
+            ]
             for key, store in there:
                 with suppress(NotStored):
                     if store.members[file.id].status != "going":

@@ -13,7 +13,7 @@ from memory3.serving.catalogue import Banks, Served
 from memory3.serving.data_folder import DataFolder, StorageLimits
 from memory3.serving.ingest import Ingest, PatientWriter
 from memory3.serving.stored_files import StoredFiles
-from memory3.serving.vector_stores import Key, Store, VectorStores
+from memory3.serving.vector_stores import Key, VectorStores
 
 __all__ = ["Storage", "StoreBank"]
 
@@ -106,7 +106,7 @@ class Storage:
         """What tenants may keep."""
         return self._data.limits
 
-    def create_store(self, tenant: str, name: str, metadata: dict[str, str]) -> tuple[Key, Store]:
+    def create_store(self, tenant: str, name: str, metadata: dict[str, str]) -> Key:
         """Make a store, and serve its bank.
 
         Args:
@@ -117,7 +117,7 @@ class Storage:
         store = self.stores.create(tenant, name, metadata)
         key = self.stores.key(tenant, store.id)
         self._serve(key, tenant)
-        return key, store
+        return key
 
     def delete_store(self, key: Key) -> None:
         """Delete a store: nobody finds it from now on, and it is removed when nobody reads it."""

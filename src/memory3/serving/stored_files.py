@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -83,10 +84,8 @@ class Arriving:
 
     def __exit__(self, *_: object) -> None:
         if not self._kept:
-            try:
+            with suppress(OSError):  # what was buffered may not fit either
                 self._file.close()
-            except OSError:
-                pass  # what was buffered did not fit either
             Path(self._name).unlink(missing_ok=True)
             self._files.give_back(self._tenant, self.size)
 

@@ -272,7 +272,9 @@ class VectorStores:
 
     # ---- files of stores ---------------------------------------------------------------------------------------------
 
-    def add(self, key: Key, files: Sequence[tuple[StoredFile, Mapping[str, Scalar]]], *, together: bool = False) -> Batch | None:
+    def add(
+        self, key: Key, files: Sequence[tuple[StoredFile, Mapping[str, Scalar]]], *, together: bool = False
+    ) -> Batch | None:
         """Put files into a store's queue. When this returns they are in it whatever happens.
 
         One that is there already with the same attributes, and did not fail, stays as it is.
