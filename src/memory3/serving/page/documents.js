@@ -186,6 +186,14 @@ class Upload {
     this.button.setAttribute("aria-label", `Dismiss ${this.file.name}`);
   }
 
+  /** The list of the store shows it now: go after a while, unless somebody is here. */
+  leave() {
+    setTimeout(() => {
+      if (this.node.matches(":hover, :focus-within")) this.leave();
+      else this.node.remove();
+    }, 8000);
+  }
+
   async run() {
     const { signal } = this.control;
     let sent = null;
@@ -202,6 +210,7 @@ class Upload {
       await this.remembered(into, sent.id, signal);
       this.end("in the bank", "is-done");
       this.node.setAttribute("role", "status");
+      this.leave();
     } catch (error) {
       if (error.name === "AbortError") this.end("cancelled", "is-cancelled");
       else if (error instanceof ApiError) this.end(error.message, "has-failed");
