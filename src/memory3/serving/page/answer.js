@@ -5,7 +5,7 @@ import { bytes, count, element, seconds } from "./dom.js";
 
 export const MODES = { memory: "Memory", text: "Text", none: "None" };
 const READS = { memory: "reads memories", text: "reads passages as text", none: "reads nothing" };
-const REASONS = { length: "It is as long as was asked for.", time: "Its time was over.", content_filter: "It was held back." };
+const REASONS = { length: "It is cut: that many tokens were asked for.", time: "It is cut: its time was over." };
 
 /** A citation of the server's annotation, or null where it is none that can be shown. */
 function citation(annotation) {
@@ -43,7 +43,7 @@ export class Answer {
     this.say = (text) => say(text, mode);
     this.numbers = new Map(); // of the passages, in the order they were first cited
     this.unsaid = "";
-    this.status = element("span", { class: "status", text: "waits" });
+    this.status = element("span", { class: "status", text: "waiting" });
     this.body = element("div", { class: "text" });
     this.text = new CitedText(this.body, (one, chip) => open(one, bank, chip));
     this.openSource = (one, button) => open(one, bank, button);
@@ -63,7 +63,7 @@ export class Answer {
   }
 
   begin() {
-    this.status.textContent = this.mode === "none" ? "reads the question" : "looks things up";
+    this.status.textContent = this.mode === "none" ? "reading the question" : "looking things up";
     this.node.classList.add("is-running");
     this.body.setAttribute("aria-busy", "true");
     this.began = performance.now();
@@ -78,7 +78,7 @@ export class Answer {
     if (delta.content || found.length) {
       if (delta.content && this.first === undefined) {
         this.first = (performance.now() - this.began) / 1000;
-        this.status.textContent = "answers";
+        this.status.textContent = "answering";
       }
       this.text.add(delta.content ?? "", found);
       this.speak(delta.content ?? "", false);
@@ -119,7 +119,7 @@ export class Answer {
   }
 
   finish() {
-    this.end(this.reason === "length" ? "cut" : "done");
+    this.end("done");
     this.speak("", true);
     if (REASONS[this.reason]) this.tell(REASONS[this.reason]);
     if (!this.text.text.trim()) this.tell("The model said nothing.");

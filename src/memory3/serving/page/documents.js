@@ -19,7 +19,7 @@ let keptPages = null; // of the chosen store, as far as they are shown
 const waiting = [];
 let running = 0;
 
-/** `listener(storeId)`: called when documents of a store have come or gone. */
+/** `listener(storeId, isNew)`: called when documents of a store have come or gone; `isNew`: one has come. */
 export function onChanged(listener) {
   changed = listener;
 }
@@ -68,7 +68,7 @@ newStore.addEventListener("submit", async (event) => {
     const made = await create(newName.value.trim());
     newName.value = "";
     await load(made.id);
-    changed(made.id);
+    changed(made.id, true);
   });
 });
 
@@ -152,7 +152,7 @@ class Upload {
   constructor(file) {
     this.file = file;
     this.control = new AbortController();
-    this.state = element("span", { class: "upload-state", text: "waits" });
+    this.state = element("span", { class: "upload-state", text: "waiting" });
     this.bar = element("progress", { max: 1, value: 0, "aria-label": `Upload of ${file.name}` });
     this.button = element("button", { type: "button", class: "link", text: "Cancel", "aria-label": `Cancel ${file.name}` });
     this.button.addEventListener("click", () => this.press());
@@ -198,19 +198,21 @@ class Upload {
     const { signal } = this.control;
     let sent = null;
     let into = "";
+    let isNew = false;
     try {
       into = await target();
-      this.state.textContent = "is sent";
+      this.state.textContent = "sending";
       sent = await sendFile(this.file, (part) => {
         this.bar.value = part;
         this.state.textContent = part < 1 ? `${Math.floor(part * 100)} % sent` : "sent";
       }, signal);
       this.bar.removeAttribute("value"); // how long the rest takes is not known
-      this.state.textContent = "is remembered";
+      this.state.textContent = "encoding";
       await this.remembered(into, sent.id, signal);
       this.end("in the bank", "is-done");
       this.node.setAttribute("role", "status");
       this.leave();
+      isNew = true;
     } catch (error) {
       if (error.name === "AbortError") this.end("cancelled", "is-cancelled");
       else if (error instanceof ApiError) this.end(error.message, "has-failed");
@@ -220,7 +222,7 @@ class Upload {
     }
     if (into) {
       if (into === chosen()) showKept();
-      changed(into);
+      changed(into, isNew);
     }
   }
 
@@ -282,7 +284,7 @@ function line(from, one, name) {
       await forget(from, one.id);
       made.remove();
       keptSection.hidden = !kept.children.length;
-      changed(from);
+      changed(from, false);
     } finally {
       button.disabled = false;
     }

@@ -36,8 +36,9 @@ function say(text, mode) {
 /** The bank that is chosen; "" without one. A vector store is a bank that has the store's id as its name. */
 const chosenBank = () => model.selectedOptions[0]?.dataset.bank ?? "";
 
-async function loadModels(prefer = model.value) {
+async function loadModels() {
   const found = (await call("GET", "v1/models")).data;
+  const prefer = model.value; // of now: somebody may have chosen while we asked
   const names = documents.names();
   const options = found.map((one) => {
     const [base, ...rest] = one.id.split("@");
@@ -68,17 +69,20 @@ function showModel() {
 }
 
 model.addEventListener("change", showModel);
-documents.onChanged(async (store) => {
+/** What was just uploaded is asked next, unless a conversation has begun, or another bank was chosen meanwhile. */
+documents.onChanged(async (store, isNew) => {
+  const before = model.value;
   try {
     await loadModels();
-    const mine = [...model.options].find((option) => option.dataset.bank === store);
-    if (mine && !conversation.length) {
-      model.value = mine.value;
-      showModel();
-    }
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     tell(error.message);
+    return;
+  }
+  const mine = [...model.options].find((option) => option.dataset.bank === store);
+  if (mine && isNew && !conversation.length && model.value === before) {
+    model.value = mine.value;
+    showModel();
   }
 });
 
