@@ -41,7 +41,7 @@ class SlowModel(Memory3):
 
 
 def model(seconds: float = 0.0) -> Memory3:
-    config = MemoryConfig(reference_length=16, budget="fixed:4", selector="attention", codec="raw")
+    config = MemoryConfig(reference_length=16, budget="uniform:4", codec="raw")
     m3 = SlowModel(tiny_model(), tiny_chat_tokenizer(), config=config, name="tiny")
     m3.seconds = seconds
     return m3

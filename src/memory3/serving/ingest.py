@@ -15,8 +15,9 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
 
@@ -48,6 +49,15 @@ _log = logging.getLogger(__name__)
 
 class _StoodBack(BaseException):
     """The write ends here and is gone on with later. No `Exception`, so that nothing takes it for a failure."""
+
+
+@dataclass(frozen=True)
+class _Current:
+    """The file that is being read, or encoded."""
+
+    key: Key
+    member: Member
+    documents: Future[list[Document]]
 
 
 class PatientWriter:
@@ -111,6 +121,8 @@ class Ingest:
         self._writer = writer
         self._is_answering = is_answering
         self._reader = DocumentReader(seconds=data.limits.read_seconds, text_bytes=data.limits.text_bytes)
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="memory3-reading")
+        self._current: _Current | None = None
         self._changed = threading.Condition()
         self._wanted: OrderedDict[str, OrderedDict[tuple[Key, str], None]] = OrderedDict()  # by the tenant's folder
         self._removals: OrderedDict[tuple[Key, str], list[Future[None]]] = OrderedDict()
@@ -130,6 +142,8 @@ class Ingest:
             self._closed = True
             self._changed.notify_all()
         self._thread.join()
+        self._reader.stop()
+        self._reading.shutdown(cancel_futures=True)
         self._reader.close()
 
     @property
@@ -212,24 +226,25 @@ class Ingest:
         torch.set_num_threads(1)  # of this thread: answers have the others
         with suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        self._reading.submit(self._reader.start)  # takes seconds, which the first file need not wait for
         while True:
             with self._changed:
-                while not (self._closed or self._sweeping or self._removals or self._drops or any(self._wanted.values())):
+                while not (self._closed or self._sweeping or self._removals or self._drops or self._is_read()):
                     self._changed.wait(_LOOK_SECONDS if self._later else None)
                     self._drops.update((key, None) for key in self._due())
                 if self._closed:
                     break
                 removal = next(iter(self._removals), None)
                 drop = None if removal else next(iter(self._drops), None)
-                job = None if removal or drop or self._sweeping else self._next()
+                current = None if removal or drop or self._sweeping else self._current
                 self._sweeping = False
             try:
                 if removal:
                     self._remove(*removal)
                 elif drop:
                     self._drop(drop)
-                elif job:
-                    self._encode(*job)
+                elif current:
+                    self._encode(current)
                 self._finish_deletions()
             except Exception:  # a fault of ours or of the disk must not end the thread: what is left is tried again
                 _log.exception("the encoder of uploaded files met a fault")
@@ -246,6 +261,28 @@ class Ingest:
         for key in due:
             del self._later[key]
         return due
+
+    def _is_read(self) -> bool:
+        """Whether a file is ready to be encoded. If none is being read, the next one is from now on. Held: `_changed`."""
+        current = self._current
+        if current is not None and (current.key, current.member.file_id) not in self._wanted.get(current.key.folder, ()):
+            if not current.documents.cancel() and not current.documents.done():
+                self._reader.stop()  # nobody wants it any more
+            self._current = current = None
+        while current is None and (job := self._next()):
+            try:
+                member = self._stores.member(*job)
+            except NotStored:  # it went meanwhile
+                del self._wanted[job[0].folder][job]
+                continue
+            documents = self._reading.submit(self._read, job[0], member)
+            self._current = current = _Current(job[0], member, documents)
+            documents.add_done_callback(self._notice)
+        return current is not None and current.documents.done()
+
+    def _notice(self, _: object) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _next(self) -> tuple[Key, str] | None:
         """The next file, of the tenant whose turn it is. Held: `_changed`."""
@@ -270,28 +307,19 @@ class Ingest:
         if self._is_answering():
             time.sleep(_REST * min(seconds, 1.0))
 
-    def _done(self, key: Key, file_id: str) -> None:
-        with self._changed:
-            self._wanted.get(key.folder, OrderedDict()).pop((key, file_id), None)
-
     # ---- encoding ----------------------------------------------------------------------------------------------------
 
-    def _encode(self, key: Key, file_id: str) -> None:
+    def _encode(self, current: _Current) -> None:
+        key, member, file_id = current.key, current.member, current.member.file_id
         try:
-            member = self._stores.member(key, file_id)
-        except NotStored:  # it went meanwhile
-            self._done(key, file_id)
-            return
-        try:
-            documents = self._read(key, member)
+            documents = current.documents.result()
             bank = self._stores.bank(key)
             self._write(bank, key, member, documents)
             result = dataclasses.replace(member, status="completed", usage=_usage(bank, file_id), error=())
         except _StoodBack:
             return
         except NotStored:
-            self._done(key, file_id)
-            return
+            result = None
         except BankBusy as error:
             _log.warning("%s", error)
             self._rest(_AGAIN_SECONDS)
@@ -302,15 +330,17 @@ class Ingest:
                 _log.warning("%s of %s was not encoded", file_id, key.store, exc_info=error)
             self._take_back(key, file_id)
         with self._changed:
+            self._current = None
             if (key, file_id) in self._removals:
                 return
-        with suppress(NotStored):
-            now = self._stores.member(key, file_id)
-            if now.attributes != member.attributes:  # they were changed meanwhile: once more
-                return
-            self._stores.put(key, dataclasses.replace(result, created=now.created))
-        self._usage.pop((key, file_id), None)
-        self._done(key, file_id)
+            with suppress(NotStored):
+                now = self._stores.member(key, file_id)
+                if now.attributes != member.attributes:  # they were changed meanwhile: once more
+                    return
+                if result is not None:
+                    self._stores.put(key, result)
+            self._usage.pop((key, file_id), None)
+            self._wanted.get(key.folder, OrderedDict()).pop((key, file_id), None)
 
     def _read(self, key: Key, member: Member) -> list[Document]:
         path = self._data.path / key.folder / "files" / (member.file_id + member.suffix)

@@ -81,13 +81,25 @@ class DocumentReader:
                 Document(told["id"], told["text"], filename, {**told["metadata"], **attributes})
                 for told in self._answer(process.stdout)
             ]
-        except (EOFError, OSError) as error:
+        except Unreadable:
+            raise
+        except (EOFError, OSError, ValueError, KeyError, TypeError) as error:
             self.close()
             if late.is_set():
                 raise Unreadable(f"it takes more than {self._seconds:.0f} s to read: split it") from None
             raise Unreadable("its reader died, perhaps for want of RAM: it is damaged, or made to be too much") from error
         finally:
             timer.cancel()
+
+    def start(self) -> None:
+        """Start the process, so that the first file need not wait for it. OSError: it does not start."""
+        self._started()
+
+    def stop(self) -> None:
+        """End what is being read. May be called from any thread."""
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def close(self) -> None:
         """End the process."""

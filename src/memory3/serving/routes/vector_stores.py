@@ -45,7 +45,7 @@ class NewStore(Strict):
 
     name: Name = ""
     metadata: Metadata | None = None
-    file_ids: Annotated[list[str], Field(max_length=_FILES_AT_ONCE)] = []
+    file_ids: Annotated[list[str], Field(max_length=_FILES_AT_ONCE)] | None = None
     chunking_strategy: Chunking | None = None
 
 
@@ -126,7 +126,7 @@ def router(state: ServerState) -> APIRouter:
         storage = storage_of(state)
         key = storage.create_store(state.tenant(request).name, body.name, body.metadata or {})
         try:
-            add(request, storage, key, [(file_id, None) for file_id in body.file_ids], "file_ids")
+            add(request, storage, key, [(file_id, None) for file_id in body.file_ids or ()], "file_ids")
         except Exception:
             storage.delete_store(key)
             raise
