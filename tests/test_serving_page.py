@@ -135,7 +135,9 @@ def test_every_file_of_the_page_is_sent_and_loaded():
     scripts = "".join((folder / name).read_text() for name in FILES if name.endswith(".js"))
     for name in set(FILES) - {"index.html"}:
         assert name in scripts + (folder / "index.html").read_text()
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|localStorage|document\.cookie", scripts)
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|localStorage|document\.cookie", scripts
+    )
 
 
 def test_a_passage_is_given_with_the_text_around_it(state, address):
@@ -352,7 +354,8 @@ FOCUSED = """() => {
   const rings = [one, one.nextElementSibling, one.closest('.ask-line')].filter(Boolean);
   const shows = rings.some((ring) => getComputedStyle(ring).outlineStyle === 'solid'
     && parseFloat(getComputedStyle(ring).outlineWidth) >= 2);
-  return one === document.body ? ['', true] : [one.id || one.getAttribute('aria-label') || one.textContent.trim() || one.value, shows];
+  const name = one.id || one.getAttribute('aria-label') || one.textContent.trim() || one.value;
+  return one === document.body ? ['', true] : [name, shows];
 }"""
 
 
@@ -431,7 +434,8 @@ PALE = """() => {
     canvas.fillRect(0, 0, 1, 1);
     return [...canvas.getImageData(0, 0, 1, 1).data];
   };
-  const light = (rgb) => rgb.slice(0, 3).map((c) => c / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+  const linear = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const light = (rgb) => rgb.slice(0, 3).map((c) => linear(c / 255))
     .reduce((sum, c, n) => sum + c * [0.2126, 0.7152, 0.0722][n], 0);
   const behind = (one) => {
     for (let at = one; at; at = at.parentElement) {
@@ -445,11 +449,13 @@ PALE = """() => {
   let seen = 0;
   while (texts.nextNode()) {
     const one = texts.currentNode.parentElement;
-    if (!texts.currentNode.data.trim() || !one.checkVisibility() || one.closest('.unseen, .skip, noscript, :disabled')) continue;
+    if (!texts.currentNode.data.trim() || !one.checkVisibility()) continue;
+    if (one.closest('.unseen, .skip, noscript, :disabled')) continue;
     seen += 1;
     const [a, b] = [light(channels(getComputedStyle(one).color)), light(behind(one))].sort((x, y) => y - x);
     const contrast = (a + 0.05) / (b + 0.05);
-    if (contrast < 4.5) pale.push(`${contrast.toFixed(2)} ${one.className || one.tagName}: ${texts.currentNode.data.slice(0, 40)}`);
+    const name = `${one.className || one.tagName}: ${texts.currentNode.data.slice(0, 40)}`;
+    if (contrast < 4.5) pale.push(`${contrast.toFixed(2)} ${name}`);
   }
   return [seen, pale];
 }"""
@@ -470,10 +476,13 @@ def test_contrast_in_both_schemes(page, scheme, tmp_path):
     expect(page.locator(".passage-text")).to_be_visible()
     seen, pale = page.evaluate(PALE)
     assert (seen > 40, pale) == (True, [])
-    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == {
-        "light": "rgb(246, 247, 247)",
-        "dark": "rgb(16, 21, 20)",
-    }[scheme]
+    assert (
+        page.evaluate("getComputedStyle(document.body).backgroundColor")
+        == {
+            "light": "rgb(246, 247, 247)",
+            "dark": "rgb(16, 21, 20)",
+        }[scheme]
+    )
     keep(page, scheme)
 
 
@@ -493,7 +502,8 @@ def test_nothing_moves_where_that_is_not_wanted(page):
 
 
 #: What sticks out of the window to the right, or cannot be scrolled to.
-STICKS_OUT = """() => [...document.querySelectorAll('body *')].filter((one) => one.checkVisibility() && !one.closest('.unseen'))
+STICKS_OUT = """() => [...document.querySelectorAll('body *')]
+  .filter((one) => one.checkVisibility() && !one.closest('.unseen'))
   .filter((one) => one.getBoundingClientRect().right > innerWidth + 0.5 || one.getBoundingClientRect().left < -0.5)
   .map((one) => one.id || one.className || one.tagName)"""
 
@@ -534,7 +544,8 @@ def test_fits_a_phone_and_what_is_between(page, width, tmp_path):
     small = page.evaluate(
         """[...document.querySelectorAll('button, select, input, textarea')].filter((one) => one.checkVisibility())
         .map((one) => [one.id || one.className, one.getBoundingClientRect()])
-        .filter(([name, box]) => name !== 'unseen' && box.height > 1 && (box.height < 21 || box.width < 21)).map(([name]) => name)"""
+        .filter(([name, box]) => name !== 'unseen' && box.height > 1 && (box.height < 21 || box.width < 21))
+        .map(([name]) => name)"""
     )
     assert small == []
 
