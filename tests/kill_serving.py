@@ -21,7 +21,7 @@ from typing import Any
 
 import openai
 from bank_writer import HashingEmbedder
-from file_server import free_port, model
+from file_server import slow_model
 
 from memory3.bank import Bank
 from memory3.types import Document
@@ -49,21 +49,12 @@ class Server:
     """The process."""
 
     def __init__(self, data: Path) -> None:
-        self.port = free_port()
-        command = [sys.executable, str(Path(__file__).with_name("file_server.py")), str(data), str(self.port), "0.01"]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE)
-        self.client = openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="-", max_retries=0, timeout=20)
-        until = time.monotonic() + 120
-        while True:
-            try:
-                self.client.models.list()
-                return
-            except openai.APIConnectionError:
-                if time.monotonic() > until or self.process.poll() is not None:
-                    self.process.kill()
-                    _, said = self.process.communicate()
-                    raise AssertionError(f"the server does not start: {said.decode()[-2000:]}") from None
-                time.sleep(0.05)
+        command = [sys.executable, str(Path(__file__).with_name("file_server.py")), str(data), "0.01"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert self.process.stdout is not None
+        address = self.process.stdout.readline().decode().strip()
+        assert address, "the server does not start"
+        self.client = openai.OpenAI(base_url=f"{address}/v1", api_key="-", max_retries=0, timeout=60)
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
@@ -151,6 +142,10 @@ def settled(server: Server, told: Told, seconds: float = 240.0) -> None:
         while server.client.vector_stores.retrieve(store).file_counts.in_progress:
             assert time.monotonic() < until, "it is not encoded in time"
             time.sleep(0.2)
+    # Removals are made in the order they came: when this one is done, those of before the restart are.
+    last = server.client.files.create(file=("last.txt", b"last"), purpose="assistants")
+    server.client.vector_stores.files.create(vector_store_id=told.stores[0], file_id=last.id)
+    server.client.files.delete(last.id)
 
 
 def check_banks(data: Path, told: Told, m3: Any) -> None:
@@ -213,10 +208,9 @@ def run(data: Path, rounds: int, seed: int = 0, clients: int = 4) -> Counter[str
         settled(server, told)
         check(server, told)
     finally:
-        server.process.terminate()
-        server.process.communicate(timeout=60)
+        server.kill()
         server.client.close()
-    check_banks(data, told, model())
+    check_banks(data / "files", told, slow_model())
     return told.counts
 
 

@@ -164,11 +164,11 @@ class DataFolder:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise ServingError(f"{self.path} cannot be used for uploads: {error.strerror}") from error
-        self._lock = FileLock(self.path / "server.lock")
+        self._lock = FileLock(self.path / "server.lock", thread_local=False)  # another thread may close it
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise ServingError(f"{self.path}: another server keeps its uploads here: give each its own --data") from None
+            raise ServingError(f"{self.path}: another server keeps its uploads here: give each its own --files") from None
 
     def close(self) -> None:
         """Let another server have it."""

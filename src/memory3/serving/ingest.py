@@ -23,7 +23,7 @@ import torch
 
 from memory3.bank import Bank, WriteProgress
 from memory3.bank.protocol import MemoryWriter
-from memory3.errors import BankBusy, BankError, BankFull, InputError, Memory3Error, ServingError
+from memory3.errors import BankBusy, BankError, BankFull, FingerprintMismatch, InputError, Memory3Error, ServingError
 from memory3.serving.data_folder import DataFolder, NotStored, StorageFull
 from memory3.serving.reading import DocumentReader, Unreadable
 from memory3.serving.stored_files import StoredFiles
@@ -129,7 +129,6 @@ class Ingest:
         self._drops: OrderedDict[Key, None] = OrderedDict()
         self._later: dict[Key, float] = {}  # stores to drop, and when to look again
         self._usage: dict[tuple[Key, str], int] = {}
-        self._sweeping = True
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="memory3-ingest", daemon=True)
         self._resume()
@@ -190,11 +189,19 @@ class Ingest:
             self._changed.notify_all()
         return done
 
-    def sweep(self) -> None:
-        """Files are to be deleted for good: see to those that no store has any more."""
-        with self._changed:
-            self._sweeping = True
-            self._changed.notify_all()
+    def finish_deletions(self) -> None:
+        """Delete files that are to go: from the stores that still have them, and then for good."""
+        for folder, file in self._files.going():
+            there = [
+                (key, store) for key, store in self._stores.everything() if key.folder == folder and file.id in store.members
+            ]
+            for key, store in there:
+                with suppress(NotStored):
+                    if store.members[file.id].status != "going":
+                        self._stores.begin_removal(key, file.id)
+                        self.remove(key, file.id)
+            if not there:
+                self._files.finish_deletion(folder, file)
 
     def drop(self, key: Key) -> None:
         """A store goes.
@@ -226,18 +233,18 @@ class Ingest:
         torch.set_num_threads(1)  # of this thread: answers have the others
         with suppress(OSError, AttributeError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        self.finish_deletions()
         self._reading.submit(self._reader.start)  # takes seconds, which the first file need not wait for
         while True:
             with self._changed:
-                while not (self._closed or self._sweeping or self._removals or self._drops or self._is_read()):
+                while not (self._closed or self._removals or self._drops or self._is_read()):
                     self._changed.wait(_LOOK_SECONDS if self._later else None)
                     self._drops.update((key, None) for key in self._due())
                 if self._closed:
                     break
                 removal = next(iter(self._removals), None)
                 drop = None if removal else next(iter(self._drops), None)
-                current = None if removal or drop or self._sweeping else self._current
-                self._sweeping = False
+                current = None if removal or drop else self._current
             try:
                 if removal:
                     self._remove(*removal)
@@ -245,7 +252,7 @@ class Ingest:
                     self._drop(drop)
                 elif current:
                     self._encode(current)
-                self._finish_deletions()
+                self.finish_deletions()
             except Exception:  # a fault of ours or of the disk must not end the thread: what is left is tried again
                 _log.exception("the encoder of uploaded files met a fault")
                 self._rest(_AGAIN_SECONDS)
@@ -319,6 +326,9 @@ class Ingest:
         except _StoodBack:
             return
         except NotStored:
+            result = None
+        except FingerprintMismatch as error:  # the server was started with another model: the file waits for the right one
+            _log.warning("%s waits: %s", file_id, error)
             result = None
         except BankBusy as error:
             _log.warning("%s", error)
@@ -396,20 +406,6 @@ class Ingest:
             self._drops.pop(key, None)
             if not gone:  # somebody reads it: others first
                 self._later[key] = time.monotonic() + _LOOK_SECONDS
-
-    def _finish_deletions(self) -> None:
-        """Delete files that are to go: from the stores that still have them, and then for good."""
-        for folder, file in self._files.going():
-            there = [
-                (key, store) for key, store in self._stores.everything() if key.folder == folder and file.id in store.members
-            ]
-            for key, store in there:
-                with suppress(NotStored):
-                    if store.members[file.id].status != "going":
-                        self._stores.begin_removal(key, file.id)
-                        self.remove(key, file.id)
-            if not there:
-                self._files.finish_deletion(folder, file)
 
 
 def _held(bank: Bank, file_id: str) -> list[str]:

@@ -188,7 +188,7 @@ class StoredFiles:
         """
         folder = self._data.tenant(tenant)
         with self._lock:
-            self._bytes[folder.name] -= size
+            self._bytes[folder.name] = self._bytes.get(folder.name, 0) - size
 
     def arrived(self, tenant: str, file: StoredFile) -> None:
         """A file is there.
@@ -268,7 +268,7 @@ class StoredFiles:
         flush_folder(folder, files=False)
         with self._lock:
             if self._files[tenant_folder].pop(file.id, None):
-                self._bytes[tenant_folder] -= file.bytes
+                self._bytes[tenant_folder] = self._bytes.get(tenant_folder, 0) - file.bytes
 
 
 def _found(folder: Path) -> dict[str, StoredFile]:

@@ -50,7 +50,7 @@ def storage_of(state: ServerState) -> Storage:
         Refused: 404: it keeps none.
     """
     if state.storage is None:
-        message = "This server keeps no files. Whoever runs it can start it with --data DIR."
+        message = "This server keeps no files. Whoever runs it can start it with --files DIR."
         raise Refused(404, message, code="files_not_kept")
     return state.storage
 
@@ -140,11 +140,11 @@ def router(state: ServerState) -> APIRouter:
             for key in storage.stores.holding(tenant, file_id):
                 storage.stores.begin_removal(key, file_id)
                 waiting.append(storage.ingest.remove(key, file_id))
-            storage.ingest.sweep()
             return waiting
 
         for done in await asyncio.to_thread(begin):
             await asyncio.wrap_future(done)
+        await asyncio.to_thread(storage.ingest.finish_deletions)
         return {"id": file_id, "object": "file", "deleted": True}
 
     return routes
