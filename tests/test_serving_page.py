@@ -8,16 +8,13 @@ import shutil
 from importlib.resources import files
 from pathlib import Path
 
-import file_server
 import httpx2
 import pytest
 import served
-from bank_writer import HashingEmbedder
 from playwright.sync_api import Page, expect, sync_playwright
 
-from memory3 import Bank, Document
-from memory3.serving.catalogue import Served
-from memory3.serving.keys import Keys
+from memory3 import Document
+from memory3.serving.data_folder import StorageLimits
 from memory3.serving.routes.page import FILES
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -35,20 +32,20 @@ QUESTION = "Who built the bridge over the river, and when?"
 
 
 @pytest.fixture(scope="module")
-def state(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("page")
-    m3 = served.tiny_memory3()
-    state = file_server.server_state(m3, folder / "data")
-    bank = Bank.open(folder / "docs", m3, embedder=HashingEmbedder())
-    bank.write([Document("guide/bridge.md", BRIDGE, "guide/bridge.md")])
-    state.banks.add(Served("docs", bank))
-    return state
+def running(tmp_path_factory):
+    documents = [Document("guide/bridge.md", BRIDGE, "guide/bridge.md")]
+    with served.server(tmp_path_factory.mktemp("page"), banks={"docs": documents}, files=StorageLimits()) as running:
+        yield running
 
 
-@pytest.fixture(scope="module")
-def address(state):
-    with file_server.serving(state) as address:
-        yield address
+@pytest.fixture
+def state(running):
+    return running.state
+
+
+@pytest.fixture
+def address(running):
+    return running.address
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +163,9 @@ def test_a_passage_is_given_with_the_text_around_it(state, address):
         for wrong in (count, -1, "1e3", "٣", ""):
             passage(wrong, 0, 404)
         passage(0, 65, 400)
+        for wrong in ("'#0", "guide/bridge.md' OR 1=1 --#0", "\x00#0", "#0", "guide/bridge.md", "🙂#0"):
+            assert http.get("/v1/passages", params={"bank": "docs", "id": wrong, "around": 3}).status_code == 404, wrong
+        assert http.get("/v1/passages", params={"bank": "other", "id": "guide/bridge.md#0"}).status_code == 404
 
 
 # ---- what it does ------------------------------------------------------------------------------------------------------
@@ -311,9 +311,8 @@ def test_what_fails_is_said(page):
 @needs_browser
 def test_a_key_is_asked_for_and_kept_in_this_tab_alone(browser, tmp_path):
     key = "sk-0123456789abcdef"
-    m3 = served.tiny_memory3()
-    with file_server.serving(file_server.server_state(m3, None, Keys.of([key]))) as address:
-        page = visit(browser, address)
+    with served.server(tmp_path, banks={}, keys=[key]) as running:
+        page = visit(browser, running.address)
         expect(page.locator("#key")).to_be_visible()
         page.fill("#key-value", "sk-wrong-wrong-wrong")
         page.keyboard.press("Enter")
@@ -333,7 +332,7 @@ def test_a_key_is_asked_for_and_kept_in_this_tab_alone(browser, tmp_path):
         expect(page.locator("#model option:checked")).to_have_text("No bank (tiny)")
         assert page.evaluate("[localStorage.length, document.cookie, Object.values(sessionStorage)]") == [0, "", [key]]
         other = page.context.new_page()
-        other.goto(address)
+        other.goto(running.address)
         expect(other.locator("#key")).to_be_visible()
         page.click("#key-button")
         page.click("#key-forget")
@@ -509,7 +508,7 @@ STICKS_OUT = """() => [...document.querySelectorAll('body *')]
 
 
 @needs_browser
-@pytest.mark.parametrize("width", [360, 768, 1024])
+@pytest.mark.parametrize("width", [360, 768, 1199, 1200])
 def test_fits_a_phone_and_what_is_between(page, width, tmp_path):
     page.set_viewport_size({"width": width, "height": 740})
 
@@ -520,22 +519,24 @@ def test_fits_a_phone_and_what_is_between(page, width, tmp_path):
     fits("at first")
     long = "a" * 200 + ".md"
     (tmp_path / long).write_text(BRIDGE)
-    if width <= 960:
+    if width < 960:
         page.click("#documents-button")
     page.set_input_files("#files", [tmp_path / long])
     expect(page.locator(".upload.is-done").last).to_be_visible()
     fits("documents")
-    if width <= 960:
-        page.click("#documents-button")
-        expect(page.locator("#documents")).to_be_hidden()
     turn = ask(page, "x" * 300)
+    assert page.locator("#documents").is_visible() == (width >= 960)
     fits("an answer")
     keep(page, f"answer-{width}")
     turn.locator(".source").first.click()
     expect(page.locator(".passage-text")).to_be_visible()
     fits("a passage")
     keep(page, f"passage-{width}")
-    assert page.evaluate("document.querySelector('#passage').matches(':modal')")  # above the conversation
+    box = page.locator("#passage").bounding_box()
+    assert box["x"] + box["width"] == width
+    assert page.evaluate("document.querySelector('#passage').matches(':modal')") == (width < 1200)  # above, or beside
+    beside = turn.bounding_box()["x"] + turn.bounding_box()["width"] <= box["x"]
+    assert beside == (width == 1200)
     page.keyboard.press("Escape")
     expect(page.locator("#passage")).to_be_hidden()
     ask(page, mode="all")

@@ -155,6 +155,7 @@ async function ask(text) {
   send.hidden = true;
   stop.hidden = false;
   welcome.hidden = true;
+  showDocuments(false); // in a narrow window they would hide the answer
   tell("");
   const modes = chosenMode() === "all" ? Object.keys(MODES) : [chosenMode()];
   const length = Math.min(4096, Math.max(1, Number.parseInt(byId("length").value, 10) || 160));
@@ -266,10 +267,11 @@ document.addEventListener("keydown", (event) => {
 });
 
 const documentsButton = byId("documents-button");
-documentsButton.addEventListener("click", () => {
-  const isOpen = byId("documents").classList.toggle("is-open");
+function showDocuments(isOpen) {
+  byId("documents").classList.toggle("is-open", isOpen);
   documentsButton.setAttribute("aria-expanded", String(isOpen));
-});
+}
+documentsButton.addEventListener("click", () => showDocuments(!byId("documents").classList.contains("is-open")));
 
 load();
 question.focus({ preventScroll: true });

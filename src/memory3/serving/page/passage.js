@@ -7,7 +7,7 @@ const dialog = byId("passage");
 const title = byId("passage-title");
 const about = byId("passage-about");
 const body = byId("passage-body");
-const wide = matchMedia("(min-width: 75rem)");
+const wide = matchMedia("(width >= 75rem)");
 
 let opener = null; // what had the focus
 let asking = null;
@@ -23,7 +23,6 @@ export function close() {
 
 dialog.addEventListener("close", () => {
   asking?.abort();
-  if (wide.matches && !dialog.matches(":modal") && dialog.open) return;
   if (opener?.isConnected) opener.focus({ preventScroll: true });
   opener?.removeAttribute("aria-expanded");
   opener = null;
