@@ -22,6 +22,7 @@ FLOORS = (
     {"training", "evaluation", "planner"},
     {"benchmarks"},
     {"serving", "demo"},
+    {"plugs"},
     {"cli"},
     {"__init__", "__main__"},
 )
