@@ -268,6 +268,11 @@ class Engine:
             looking = sum(one.number not in self._is_ready for one in self._running)
             return EngineState(len(self._running), len(self._opening), looking)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether it takes requests."""
+        return self._thread.is_alive() and not (self._closed or self._draining)
+
     def submit(self, job: Job, tell: Callable[[Event], None] | None = None) -> Handle:
         """Take a request.
 

@@ -1,0 +1,1 @@
+"""The routes of a server. Each file has a function ``router(state)``."""

@@ -1,0 +1,64 @@
+"""`ServerState`: what all routes of a server share."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memory3.errors import MissingDependency
+from memory3.llm import Memory3
+from memory3.serving.catalogue import Banks
+from memory3.serving.engine import Engine
+from memory3.serving.keys import Keys, Tenant
+from memory3.serving.limits import Limits
+from memory3.serving.metrics import Metrics
+
+try:
+    from starlette.requests import HTTPConnection
+except ImportError as error:
+    raise MissingDependency(str(error.name or "fastapi"), "serve", "memory3 serve") from None
+
+__all__ = ["ServerState"]
+
+
+@dataclass
+class ServerState:
+    """What all routes of a server share.
+
+    Attributes:
+        m3: the model.
+        engine: answers.
+        banks: that are served.
+        keys: who may ask.
+        limits: how much.
+        metrics: what was done.
+        folder: where files and vector stores of clients are kept; None: nothing is kept, and none can be made.
+        cors: origins whose pages may ask; none: no page of another origin.
+        started: Unix time.
+        draining: whether it takes no more requests.
+    """
+
+    m3: Memory3
+    engine: Engine
+    banks: Banks
+    keys: Keys = field(default_factory=Keys)
+    limits: Limits = field(default_factory=Limits)
+    metrics: Metrics = field(default_factory=Metrics)
+    folder: Path | None = None
+    cors: tuple[str, ...] = ()
+    started: float = field(default_factory=time.time)
+    draining: bool = False
+
+    def __post_init__(self) -> None:
+        def caches() -> list[Any]:
+            return [cache.statistics() for one in self.banks if (cache := getattr(one.bank, "cache", None)) is not None]
+
+        self.metrics.show(lambda: self.engine.state, caches)
+
+    def tenant(self, request: HTTPConnection) -> Tenant:
+        """Who asks: whom the key of the request belongs to, as `memory3.serving.guard` found out before any route ran."""
+        tenant = request.state.tenant
+        assert isinstance(tenant, Tenant)
+        return tenant
