@@ -1,10 +1,11 @@
 """An MCP server over one bank: the tools ``search`` and ``ask``, and where changes are allowed ``write`` and ``forget``.
 
-    with Engine(m3) as engine:
-        serve_http(make_server(BankTools(m3, bank, engine), write=True), listen("127.0.0.1", 8765))
+    state = ServerState(m3, engine, banks)
+    serve_http(make_server(BankTools(state, "docs"), write=True), state, "docs", listen("127.0.0.1", 8765))
 
 Answers come from the engine, so that many can ask at once, and none for longer than it may. Stateless: every request stands
-for itself. What a client gives is bounded before it reaches a bank or a model.
+for itself. What a client gives is bounded before it reaches a bank or a model; keys, the log and the size of bodies are
+those of `memory3 serve`.
 """
 
 from __future__ import annotations
@@ -24,27 +25,29 @@ try:
     from mcp.server.mcpserver.exceptions import ToolError
     from mcp.server.transport_security import TransportSecuritySettings
     from mcp_types import ToolAnnotations
+    from starlette.responses import JSONResponse
 except ImportError as error:
     raise MissingDependency(str(error.name or "mcp"), "mcp", "memory3 mcp") from None
 
 from pydantic import BaseModel, Field
-from starlette.datastructures import Headers
-from starlette.responses import JSONResponse
 
-from memory3.bank import Bank
 from memory3.decoding import decoding
 from memory3.errors import ConfigError, InputError, Memory3Error, SourceConflict
-from memory3.llm import Memory3
 from memory3.plugs.passages import PASSAGES, find_passages
 from memory3.recall.retrieval import EVERYTHING, Retrieval
-from memory3.serving.engine import Engine, Event, Failed, Finished, Job
-from memory3.serving.keys import Keys
-from memory3.types import Citation, Document
+from memory3.serving.engine import Event, Failed, Finished, Job
+from memory3.serving.errors import as_refusal
+from memory3.serving.guard import Guard
+from memory3.serving.keys import Keys, Tenant
+from memory3.serving.state import ServerState
+from memory3.types import Citation, Document, Reference
 
-__all__ = ["BankTools", "listen", "make_server", "serve_http", "serve_stdio"]
+__all__ = ["BankTools", "http_config", "listen", "make_server", "serve_http", "serve_stdio"]
 
-#: Bytes of a request at most: a text of the longest size, every character of it written as an escape.
-BODY_BYTES = 4 << 20
+#: Characters of a document that is written at most.
+TEXT_CHARACTERS = 200_000
+#: Seconds that an answer takes at most.
+ANSWER_SECONDS = 60.0
 #: Seconds that a change waits for another process that writes the bank.
 WAIT_SECONDS = 20.0
 #: Hosts that other machines cannot reach.
@@ -81,7 +84,7 @@ class SearchResult(BaseModel):
     passages: list[Found]
 
 
-class Cited(Found):
+class CitedPassage(Found):
     """A passage that an answer was read from."""
 
     share: float = Field(description="Part of the attention to passages that this one got, 0 to 1.")
@@ -91,7 +94,7 @@ class AskResult(BaseModel):
     """An answer and what it was read from."""
 
     answer: str
-    citations: list[Cited] = Field(description="Passages it was read from, most attended first.")
+    citations: list[CitedPassage] = Field(description="Passages it was read from, most attended first.")
     ended: Literal["stop", "length", "time"] = Field(description="stop: complete. length, time: cut off there.")
     note: str = Field(description="Why nothing of the bank was read; else empty.")
 
@@ -114,22 +117,18 @@ class ForgetResult(BaseModel):
 class BankTools:
     """The tools, as methods whose parameters are what a client may give."""
 
-    def __init__(
-        self, m3: Memory3, bank: Bank, engine: Engine, *, seconds: float = 60.0, text_characters: int = 200_000
-    ) -> None:
+    def __init__(self, state: ServerState, bank: str) -> None:
         """
         Args:
-            m3: the model.
-            bank: opened with it.
-            engine: of it.
-            seconds: that an answer takes at most.
-            text_characters: of a document that is written at most.
+            state: of the server: its model, engine, banks and limits.
+            bank: name of the one that is served.
+
+        Raises:
+            ServingError: there is none of that name.
         """
-        self._m3 = m3
-        self._bank = bank
-        self._engine = engine
-        self._seconds = seconds
-        self._text_characters = text_characters
+        self._m3 = state.m3
+        self._engine = state.engine
+        self._bank = state.banks.get(bank, Tenant()).bank
 
     def search(
         self, query: Query, k: Annotated[int, Field(ge=1, le=20)] = PASSAGES, where: Filter | None = None
@@ -142,7 +141,6 @@ class BankTools:
             where: metadata that their documents must have.
         """
         with _told():
-            self._bank.refresh()  # what another process wrote
             found = find_passages(self._bank, query, Retrieval(k, EVERYTHING, where))
         return SearchResult(passages=[Found(**_about(each.reference, each.score)) for each in found])
 
@@ -163,12 +161,11 @@ class BankTools:
             where: metadata that passages must have.
         """
         with _told():
-            await asyncio.to_thread(self._bank.refresh)
             settings, _ = decoding(self._m3.model, max_tokens, {})
             retrieval = self._m3.retrieval(None, None, where)
             bank = None if mode == "none" else self._bank
-            answer = await self._answer(Job(question, settings, mode, bank, retrieval, seconds=self._seconds))
-        cited = [Cited(share=each.share, **_about(each, each.score)) for each in answer.citations]
+            answer = await self._answer(Job(question, settings, mode, bank, retrieval, seconds=ANSWER_SECONDS))
+        cited = [CitedPassage(share=each.share, **_about(each, each.score)) for each in answer.citations]
         ended: Any = answer.reason
         return AskResult(answer=answer.text.strip(), citations=cited, ended=ended, note=answer.note)
 
@@ -194,7 +191,7 @@ class BankTools:
 
     def write(
         self,
-        text: Annotated[str, Field(min_length=1)],
+        text: Annotated[str, Field(min_length=1, max_length=TEXT_CHARACTERS)],
         id: Annotated[str, Field(max_length=1_000)] = "",
         source: Annotated[str, Field(max_length=1_000)] = "",
         metadata: Metadata | None = None,
@@ -211,10 +208,6 @@ class BankTools:
             replace: take the place of a document that has this id and came from another source.
         """
         with _told():
-            if len(text) > self._text_characters:
-                raise InputError(
-                    f"the text has {len(text):,} characters, and {self._text_characters:,} are allowed: write it in parts"
-                )
             if not text.strip():
                 raise InputError("the text is empty: there is nothing to remember")
             name = id or source or f"note-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
@@ -231,8 +224,8 @@ class BankTools:
 
     def forget(
         self,
-        ids: Annotated[list[Name], Field(max_length=100)] = [],  # noqa: B006 (a default of a schema, which nobody changes)
-        sources: Annotated[list[Name], Field(max_length=100)] = [],  # noqa: B006
+        ids: Annotated[list[Name], Field(max_length=100)] | None = None,
+        sources: Annotated[list[Name], Field(max_length=100)] | None = None,
         purge: bool = False,
     ) -> ForgetResult:
         """Remove documents from the bank, by their ids or by where they came from. There is no way back.
@@ -245,18 +238,14 @@ class BankTools:
         with _told():
             if not ids and not sources:
                 raise InputError("name documents by ids or sources: nothing was forgotten")
-            self._bank.refresh()
-            by_source = {source: [] for source in sources}  # type: dict[str, list[str]]
-            there = set()
-            for entry in self._bank.documents():
-                there.add(entry.id)
-                if entry.source in by_source:
-                    by_source[entry.source].append(entry.id)
-            wanted = sorted({*ids, *(name for names in by_source.values() for name in names)} & there)
+            self._bank.refresh()  # what another process wrote
+            came_from = {entry.id: entry.source for entry in self._bank.documents()}
+            wanted = [name for name, source in came_from.items() if name in (ids or ()) or source in (sources or ())]
             if wanted:
                 self._bank.delete(wanted, purge=purge, wait_seconds=WAIT_SECONDS)
-        missing = [name for name in ids if name not in there] + [name for name, found in by_source.items() if not found]
-        return ForgetResult(forgotten=wanted, missing=missing)
+        there, places = set(came_from), set(came_from.values())
+        missing = [name for name in ids or () if name not in there] + [name for name in sources or () if name not in places]
+        return ForgetResult(forgotten=sorted(wanted), missing=missing)
 
 
 def make_server(tools: BankTools, *, write: bool = False, name: str = "memory3") -> MCPServer[Any]:
@@ -306,39 +295,43 @@ def listen(host: str, port: int, *, keys: Keys | None = None) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=128)
 
 
-def serve_http(server: MCPServer[Any], sock: socket.socket, *, keys: Keys | None = None, bank: str = "") -> None:
+def serve_http(server: MCPServer[Any], state: ServerState, bank: str, sock: socket.socket) -> None:
     """Serve streamable HTTP at ``/mcp`` until the process is told to end.
 
     Args:
         server: of `make_server`.
+        state: its keys and limits are kept to.
+        bank: name of the one that is served, for keys that are bound to banks.
         sock: of `listen`.
-        keys: that clients must have; None: none.
-        bank: its name, for keys that are bound to banks.
     """
-    uvicorn.Server(http_config(server, sock, keys=keys, bank=bank)).run(sockets=[sock])
+    uvicorn.Server(http_config(server, state, bank, sock)).run(sockets=[sock])
 
 
-def http_config(server: MCPServer[Any], sock: socket.socket, *, keys: Keys | None = None, bank: str = "") -> uvicorn.Config:
-    """How `serve_http` runs uvicorn; parameters as there.
+def http_config(server: MCPServer[Any], state: ServerState, bank: str, sock: socket.socket) -> uvicorn.Config:
+    """How `serve_http` has uvicorn serve.
 
     Args:
-        server, sock, keys, bank: as there.
+        server, state, bank, sock: as there.
     """
     host = sock.getsockname()[0]
-    # Pages of a browser that were led here by a false name are refused where no key would stop them.
+    # By default the SDK refuses names that are not of this machine, which pages of a browser may have been led here by.
+    # Where other machines may ask, a key is what they must have.
     security = None if host in LOCAL else TransportSecuritySettings(enable_dns_rebinding_protection=False)
-    app: Any = server.streamable_http_app(
+    app = server.streamable_http_app(
         streamable_http_path=PATH,
         json_response=True,
         stateless_http=True,
-        max_request_body_size=BODY_BYTES,
+        max_request_body_size=state.limits.body_bytes,
         transport_security=security,
         host=host,
     )
-    if keys is not None and keys.tenants:
-        app = _Guarded(app, keys, bank)
     return uvicorn.Config(
-        app, log_level="warning", access_log=False, limit_concurrency=64, timeout_keep_alive=10, timeout_graceful_shutdown=10
+        Guard(_OfBank(app, bank), state),
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        limit_concurrency=state.limits.connections,
+        timeout_graceful_shutdown=10,
     )
 
 
@@ -351,26 +344,18 @@ def serve_stdio(server: MCPServer[Any]) -> None:
     server.run("stdio")
 
 
-class _Guarded:
-    """Lets those in who have a key. ASGI."""
+class _OfBank:
+    """Lets those through who see the bank. ASGI, behind `Guard`."""
 
-    def __init__(self, app: Callable[..., Awaitable[None]], keys: Keys, bank: str) -> None:
+    def __init__(self, app: Callable[..., Awaitable[None]], bank: str) -> None:
         self._app = app
-        self._keys = keys
         self._bank = bank
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-            tenant = self._keys.tenant(key.strip() if scheme.lower() == "bearer" else None)
-            if tenant is None or not tenant.sees(self._bank):
-                refusal = JSONResponse(
-                    {"error": "give a key of this server, as in Authorization: Bearer KEY"},
-                    status_code=401,
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
-                await refusal(scope, receive, send)
-                return
+        tenant = scope.get("state", {}).get("tenant") if scope["type"] == "http" else None
+        if tenant is not None and not tenant.sees(self._bank):
+            await JSONResponse({"error": "this key is of another bank"}, 403)(scope, receive, send)
+            return
         await self._app(scope, receive, send)
 
 
@@ -380,11 +365,10 @@ def _told() -> Iterator[None]:
     try:
         yield
     except Memory3Error as error:
-        raise ToolError(str(error)) from error
+        raise ToolError(as_refusal(error).body["error"]["message"]) from error
 
 
-def _about(passage: Any, score: float) -> dict[str, Any]:
-    """The fields of `Found`, of a reference or a citation."""
-    assert isinstance(passage, Citation) or hasattr(passage, "token_ids")
+def _about(passage: Reference | Citation, score: float) -> dict[str, Any]:
+    """The fields of `Found`."""
     names = ("document_id", "source", "start", "end", "text")
     return {name: getattr(passage, name) for name in names} | {"score": score, "metadata": dict(passage.metadata)}
