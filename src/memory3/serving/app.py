@@ -23,12 +23,20 @@ try:
 except ImportError as error:
     raise MissingDependency(str(error.name or "fastapi"), "serve", "memory3 serve") from None
 
-from memory3.serving.routes import health
+from memory3.serving.routes import chat, completions, embeddings, health, models, passages, responses
 
 __all__ = ["create_app"]
 
 #: Every file of routes. What comes first answers first.
-ROUTERS = (health.router,)
+ROUTERS = (
+    health.router,
+    models.router,
+    chat.router,
+    completions.router,
+    responses.router,
+    embeddings.router,
+    passages.router,
+)
 #: Seconds between two looks at what others wrote to the banks.
 REFRESH = 2.0
 

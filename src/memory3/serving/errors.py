@@ -25,6 +25,8 @@ from memory3.errors import (
 
 __all__ = ["Refused", "as_refusal", "error_body", "invalid", "not_found", "of_validation"]
 
+#: How clients call settings that messages mention.
+_NAMES = {"max_new_tokens": "max_tokens"}
 #: Seconds after which a client may ask again.
 RETRY_AFTER = 1
 
@@ -72,7 +74,13 @@ def error_body(message: str, kind: str, param: str | None = None, code: str | No
         param: the field.
         code: a word for programs.
     """
+    # What a client sent may stand in it, and not all of that can be written.
+    message, param = _clean(message), None if param is None else _clean(param)
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def invalid(param: str | None, message: str, code: str | None = None) -> Refused:
@@ -113,7 +121,7 @@ def as_refusal(error: Exception) -> Refused:
         again = {"Retry-After": str(RETRY_AFTER)}
         return Refused(503, str(error), kind="server_error", code="shutting_down", headers=again)
     if isinstance(error, InputError | ConfigError):
-        return Refused(400, str(error))
+        return Refused(400, error.worded(lambda name: _NAMES.get(name, name)))
     if isinstance(error, BankError):
         return _of_bank(error)
     if isinstance(error, ServingError):
