@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -27,9 +28,7 @@ def mcp(
     write: Annotated[bool, typer.Option("--write", help="Offer the tools that change the bank: write and forget.")] = False,
     api_key_file: Annotated[
         Path | None,
-        typer.Option(
-            "--api-key-file", help="Ask for a key of this file: one a line, at least 16 characters.", metavar="FILE"
-        ),
+        typer.Option("--api-key-file", help="Ask for a key of this file: one a line, at least 16 characters.", metavar="FILE"),
     ] = None,
     model: options.Model = None,
     adapter: options.Adapter = None,
@@ -50,8 +49,8 @@ def mcp(
     if stdio and (as_json or api_key_file):
         raise typer.BadParameter("--stdio leaves no room for --json, and needs no --api-key-file")
     with collecting_later():
-        from memory3.plugs.mcp import BankTools, listen, make_server, serve_http, serve_stdio
-    from memory3.serving.catalogue import Banks, Served
+        from memory3.plugs.mcp import BankTools, http_server, listen, make_server
+    from memory3.serving.catalogue import NAME, Banks, Served
     from memory3.serving.engine import Engine
     from memory3.serving.keys import Keys
     from memory3.serving.state import ServerState
@@ -59,7 +58,8 @@ def mcp(
     keys = Keys() if api_key_file is None else Keys.read(api_key_file)
     sock = None if stdio else listen(host, port, keys=keys)  # an address in use is known before a model is loaded
     m3, opened = open_bank(bank, model, adapter=adapter, device=device)
-    name = "bank"  # what a tenant's key may be bound to does not depend on how the folder is called
+    name = bank.resolve().name
+    name = name if NAME.fullmatch(name) else "bank"  # keys may be bound to banks by their names
     banks = Banks(m3)
     banks.add(Served(name, opened))
     with Engine(m3) as engine:
@@ -68,7 +68,7 @@ def mcp(
         banks.watch(2.0, lambda _name, error: message(f"the bank cannot be read anew: {error}", kind="warning"))
         try:
             if sock is None:
-                serve_stdio(server)
+                server.run("stdio")
                 return
             address, number = sock.getsockname()[:2]
             url = f"http://{f'[{address}]' if ':' in address else address}:{number}/mcp"
@@ -77,6 +77,7 @@ def mcp(
                 print_json({"url": url, "tools": tools})
             else:
                 out.print(f"{url}  tools: {', '.join(tools)}", soft_wrap=True)
-            serve_http(server, state, name, sock)
+            sys.stdout.flush()  # whoever reads it through a pipe waits for it
+            http_server(server, state, name, host).run(sockets=[sock])
         finally:
             banks.close()  # writes down what was recalled

@@ -1,7 +1,9 @@
 """An MCP server over one bank: the tools ``search`` and ``ask``, and where changes are allowed ``write`` and ``forget``.
 
     state = ServerState(m3, engine, banks)
-    serve_http(make_server(BankTools(state, "docs"), write=True), state, "docs", listen("127.0.0.1", 8765))
+    server = make_server(BankTools(state, "docs"), write=True)
+    http_server(server, state, "docs", "127.0.0.1").run(sockets=[listen("127.0.0.1", 8765)])
+    server.run("stdio")  # or so
 
 Answers come from the engine, so that many can ask at once, and none for longer than it may. Stateless: every request stands
 for itself. What a client gives is bounded before it reaches a bank or a model; keys, the log and the size of bodies are
@@ -20,7 +22,6 @@ from typing import Annotated, Any, Literal
 from memory3.errors import MissingDependency
 
 try:
-    import uvicorn
     from mcp.server.mcpserver import MCPServer
     from mcp.server.mcpserver.exceptions import ToolError
     from mcp.server.transport_security import TransportSecuritySettings
@@ -39,10 +40,11 @@ from memory3.serving.engine import Event, Failed, Finished, Job
 from memory3.serving.errors import as_refusal
 from memory3.serving.guard import Guard
 from memory3.serving.keys import Keys, Tenant
+from memory3.serving.server import Server
 from memory3.serving.state import ServerState
 from memory3.types import Citation, Document, Reference
 
-__all__ = ["BankTools", "http_config", "listen", "make_server", "serve_http", "serve_stdio"]
+__all__ = ["BankTools", "http_server", "listen", "make_server"]
 
 #: Characters of a document that is written at most.
 TEXT_CHARACTERS = 200_000
@@ -295,25 +297,15 @@ def listen(host: str, port: int, *, keys: Keys | None = None) -> socket.socket:
     return socket.create_server((host, port), family=family, backlog=128)
 
 
-def serve_http(server: MCPServer[Any], state: ServerState, bank: str, sock: socket.socket) -> None:
-    """Serve streamable HTTP at ``/mcp`` until the process is told to end.
+def http_server(server: MCPServer[Any], state: ServerState, bank: str, host: str) -> Server:
+    """A server of streamable HTTP at ``/mcp``: ``run(sockets=[sock])`` serves until the process is told to end.
 
     Args:
         server: of `make_server`.
         state: its keys and limits are kept to.
         bank: name of the one that is served, for keys that are bound to banks.
-        sock: of `listen`.
+        host: address that it is asked at.
     """
-    uvicorn.Server(http_config(server, state, bank, sock)).run(sockets=[sock])
-
-
-def http_config(server: MCPServer[Any], state: ServerState, bank: str, sock: socket.socket) -> uvicorn.Config:
-    """How `serve_http` has uvicorn serve.
-
-    Args:
-        server, state, bank, sock: as there.
-    """
-    host = sock.getsockname()[0]
     # By default the SDK refuses names that are not of this machine, which pages of a browser may have been led here by.
     # Where other machines may ask, a key is what they must have.
     security = None if host in LOCAL else TransportSecuritySettings(enable_dns_rebinding_protection=False)
@@ -325,23 +317,7 @@ def http_config(server: MCPServer[Any], state: ServerState, bank: str, sock: soc
         transport_security=security,
         host=host,
     )
-    return uvicorn.Config(
-        Guard(_OfBank(app, bank), state),
-        lifespan="on",
-        log_level="warning",
-        access_log=False,
-        limit_concurrency=state.limits.connections,
-        timeout_graceful_shutdown=10,
-    )
-
-
-def serve_stdio(server: MCPServer[Any]) -> None:
-    """Serve the program that started this one, over standard input and output.
-
-    Args:
-        server: of `make_server`.
-    """
-    server.run("stdio")
+    return Server(Guard(_OfBank(app, bank), state), state, host, 0)
 
 
 class _OfBank:
