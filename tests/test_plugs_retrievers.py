@@ -28,7 +28,9 @@ QUERY = "which words are near"
 @pytest.fixture(name="path")
 def written(tmp_path):
     with open_bank(tmp_path / "bank", HashingWriter()) as bank:
-        bank.write([*documents(), Document("near", "which words are near these are", "near.md", {"year": 2020, "score": "own"})])
+        bank.write(
+            [*documents(), Document("near", "which words are near these are", "near.md", {"year": 2020, "score": "own"})]
+        )
     return tmp_path / "bank"
 
 
@@ -87,7 +89,9 @@ def test_langchain_in_threads_and_batches(bank):
 
 
 def test_langchain_by_metadata_and_nearness(bank):
-    assert of_langchain(langchain.BankRetriever(bank=bank, where={"year": 2020}).invoke(QUERY)) == found(bank, 5, {"year": 2020})
+    assert of_langchain(langchain.BankRetriever(bank=bank, where={"year": 2020}).invoke(QUERY)) == found(
+        bank, 5, {"year": 2020}
+    )
     best = found(bank, 5)[0][2]
     near = langchain.BankRetriever(bank=bank, gap=0.3).invoke(QUERY)
     assert of_langchain(near) == [each for each in found(bank) if each[2] >= best - 0.3]

@@ -26,6 +26,7 @@ from memory3.cli.output import out
 from memory3.cli.plan import plan
 from memory3.cli.rebuild import rebuild
 from memory3.cli.report import report
+from memory3.cli.serve import serve
 from memory3.cli.train import train
 from memory3.cli.verify import verify
 from memory3.cli.write import write
@@ -41,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (write, ask, info, verify, delete, compact, rebuild, calibrate, plan, demo, mcp):
+for command in (write, ask, info, verify, delete, compact, rebuild, calibrate, plan, demo, mcp, serve):
     app.command(cls=Command)(command)
 app.command("eval", cls=Command)(evaluate)
 app.command(cls=Command)(report)

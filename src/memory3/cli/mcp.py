@@ -15,6 +15,9 @@ from memory3.cli.output import message, out, print_json
 
 __all__ = ["mcp"]
 
+#: Seconds between two looks at what others wrote to the bank.
+REFRESH = 2.0
+
 
 def mcp(
     bank: options.Bank,
@@ -49,14 +52,13 @@ def mcp(
     if stdio and (as_json or api_key_file):
         raise typer.BadParameter("--stdio leaves no room for --json, and needs no --api-key-file")
     with collecting_later():
-        from memory3.plugs.mcp import BankTools, http_server, listen, make_server
+        from memory3.plugs.mcp import PATH, BankTools, http_server, make_server
     from memory3.serving.catalogue import NAME, Banks, Served
     from memory3.serving.engine import Engine
     from memory3.serving.keys import Keys
     from memory3.serving.state import ServerState
 
     keys = Keys() if api_key_file is None else Keys.read(api_key_file)
-    sock = None if stdio else listen(host, port, keys=keys)  # an address in use is known before a model is loaded
     m3, opened = open_bank(bank, model, adapter=adapter, device=device)
     name = bank.resolve().name
     name = name if NAME.fullmatch(name) else "bank"  # keys may be bound to banks by their names
@@ -64,20 +66,27 @@ def mcp(
     banks.add(Served(name, opened))
     with Engine(m3) as engine:
         state = ServerState(m3, engine, banks, keys)
-        server = make_server(BankTools(state, name), write=write)
-        banks.watch(2.0, lambda _name, error: message(f"the bank cannot be read anew: {error}", kind="warning"))
+        tools = make_server(BankTools(state, name), write=write)
+        banks.watch(REFRESH, lambda _name, error: message(f"the bank cannot be read anew: {error}", kind="warning"))
         try:
-            if sock is None:
-                server.run("stdio")
+            if stdio:
+                tools.run("stdio")
                 return
-            address, number = sock.getsockname()[:2]
-            url = f"http://{f'[{address}]' if ':' in address else address}:{number}/mcp"
-            tools = ["search", "ask", *(["write", "forget"] if write else [])]
-            if as_json:
-                print_json({"url": url, "tools": tools})
-            else:
-                out.print(f"{url}  tools: {', '.join(tools)}", soft_wrap=True)
-            sys.stdout.flush()  # whoever reads it through a pipe waits for it
-            http_server(server, state, name, host).run(sockets=[sock])
+            server = http_server(tools, state, name, host, port)
+            offered = ["search", "ask", *(["write", "forget"] if write else [])]
+            server.when_started = lambda: _tell(f"{server.address}{PATH}", offered, as_json=as_json)
+            server.run()
         finally:
             banks.close()  # writes down what was recalled
+    if not server.started:
+        raise typer.Exit(1)
+
+
+def _tell(url: str, tools: list[str], *, as_json: bool) -> None:
+    """Where it listens, and what it offers."""
+    if as_json:
+        print_json({"url": url, "tools": tools})
+    else:
+        out.print(f"Listening at {url}", style="bold")
+        out.print(f"Tools: {', '.join(tools)}")
+    sys.stdout.flush()  # whoever reads it through a pipe waits for it

@@ -2,7 +2,7 @@
 
     state = ServerState(m3, engine, banks)
     server = make_server(BankTools(state, "docs"), write=True)
-    http_server(server, state, "docs", "127.0.0.1").run(sockets=[listen("127.0.0.1", 8765)])
+    http_server(server, state, "docs", "127.0.0.1", 8765).run()
     server.run("stdio")  # or so
 
 Answers come from the engine, so that many can ask at once, and none for longer than it may. Stateless: every request stands
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any, Literal
@@ -33,18 +32,18 @@ except ImportError as error:
 from pydantic import BaseModel, Field
 
 from memory3.decoding import decoding
-from memory3.errors import ConfigError, InputError, Memory3Error, SourceConflict
+from memory3.errors import ConfigError, InputError, Memory3Error, SourceConflict, setting
 from memory3.plugs.passages import PASSAGES, find_passages
 from memory3.recall.retrieval import EVERYTHING, Retrieval
 from memory3.serving.engine import Event, Failed, Finished, Job
 from memory3.serving.errors import as_refusal
 from memory3.serving.guard import Guard
-from memory3.serving.keys import Keys, Tenant
+from memory3.serving.keys import Tenant
 from memory3.serving.server import Server
 from memory3.serving.state import ServerState
 from memory3.types import Citation, Document, Reference
 
-__all__ = ["BankTools", "http_server", "listen", "make_server"]
+__all__ = ["BankTools", "http_server", "make_server"]
 
 #: Characters of a document that is written at most.
 TEXT_CHARACTERS = 200_000
@@ -277,35 +276,24 @@ def make_server(tools: BankTools, *, write: bool = False, name: str = "memory3")
     return server
 
 
-def listen(host: str, port: int, *, keys: Keys | None = None) -> socket.socket:
-    """A socket that a server can be given, so that an address in use is known before a model is loaded.
-
-    Args:
-        host: an address of this machine.
-        port: 0: one that is free.
-        keys: that clients must have; without, only this machine is served.
-
-    Raises:
-        ConfigError: other machines could ask without a key.
-        OSError: the address cannot be had.
-    """
-    if host not in LOCAL and not (keys and keys.tenants):
-        raise ConfigError(
-            f"host {host} lets other machines read the bank: give a file of keys (--api-key-file FILE), or leave --host out"
-        )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=128)
-
-
-def http_server(server: MCPServer[Any], state: ServerState, bank: str, host: str) -> Server:
-    """A server of streamable HTTP at ``/mcp``: ``run(sockets=[sock])`` serves until the process is told to end.
+def http_server(server: MCPServer[Any], state: ServerState, bank: str, host: str, port: int) -> Server:
+    """A server of streamable HTTP at ``/mcp``: ``run()`` serves until the process is told to end.
 
     Args:
         server: of `make_server`.
         state: its keys and limits are kept to.
         bank: name of the one that is served, for keys that are bound to banks.
-        host: address that it is asked at.
+        host: address to listen at.
+        port: 0: any that is free.
+
+    Raises:
+        ConfigError: other machines could ask without a key.
     """
+    if host not in LOCAL and not state.keys.tenants:
+        raise ConfigError(
+            f"{setting('host', host)} lets other machines use the bank: give a file of keys ({setting('api_key_file', 'FILE')}),"
+            " or listen at 127.0.0.1"
+        )
     # By default the SDK refuses names that are not of this machine, which pages of a browser may have been led here by.
     # Where other machines may ask, a key is what they must have.
     security = None if host in LOCAL else TransportSecuritySettings(enable_dns_rebinding_protection=False)
@@ -317,7 +305,7 @@ def http_server(server: MCPServer[Any], state: ServerState, bank: str, host: str
         transport_security=security,
         host=host,
     )
-    return Server(Guard(_OfBank(app, bank), state), state, host, 0)
+    return Server(Guard(_OfBank(app, bank), state), state, host, port)
 
 
 class _OfBank:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from memory3.bank import Bank
-from memory3.errors import ConfigError, Memory3Error, ServingError
+from memory3.errors import ConfigError, FingerprintMismatch, Memory3Error, ServingError
 from memory3.llm import Memory3
 from memory3.serving.errors import not_found
 from memory3.serving.keys import Tenant
@@ -74,11 +74,16 @@ class Banks:
         Raises:
             ConfigError: a name that no id can have, or that is taken.
             BankNotFound: there is none.
-            FingerprintMismatch: it is of another model than the others.
+            ServingError: it is of another model than the others.
         """
         check_name("bank", name)
         manifest = Bank.describe(path)
-        bank = Bank.open(path, self._m3, create=False, embedder=self._embedders.get(manifest.embedder))
+        try:
+            bank = Bank.open(path, self._m3, create=False, embedder=self._embedders.get(manifest.embedder))
+        except FingerprintMismatch as error:
+            raise ServingError(
+                f"the bank {name!r} ({path}) cannot be served by {self.model}: {error} Or give it a server of its own."
+            ) from error
         self._embedders[manifest.embedder] = bank.embedder
         self.add(Served(name, bank))
         return bank

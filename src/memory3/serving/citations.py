@@ -7,7 +7,7 @@ saw which stretch it was read for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -54,19 +54,19 @@ class Citer:
 
     def url_citations(self, cited: Cited) -> list[dict[str, Any]]:
         """Annotations of a chat message, for one stretch that was ``cited``."""
-        return [self._url_citation(one, cited.stretch.start, cited.stretch.end) for one in worth_citing(cited.citations)]
+        return _distinct(self._url_citation, worth_citing(cited.citations), cited.stretch.start, cited.stretch.end)
 
     def file_citations(self, cited: Cited) -> list[dict[str, Any]]:
         """Annotations of a Responses output, for one stretch that was ``cited``."""
-        return [self._file_citation(one, cited.stretch.start, cited.stretch.end) for one in worth_citing(cited.citations)]
+        return _distinct(self._file_citation, worth_citing(cited.citations), cited.stretch.start, cited.stretch.end)
 
     def url_citations_of_all(self, finished: Finished) -> list[dict[str, Any]]:
         """Annotations for the whole answer that is ``finished``, which was read from passages in its prompt."""
-        return [self._url_citation(one, 0, len(finished.text)) for one in self._passages(finished)]
+        return _distinct(self._url_citation, self._passages(finished), 0, len(finished.text))
 
     def file_citations_of_all(self, finished: Finished) -> list[dict[str, Any]]:
         """The same for a Responses output that is ``finished``."""
-        return [self._file_citation(one, 0, len(finished.text)) for one in self._passages(finished)]
+        return _distinct(self._file_citation, self._passages(finished), 0, len(finished.text))
 
     def about(self, finished: Finished) -> dict[str, Any]:
         """What OpenAI's answers have no field for, of an answer that is ``finished``: all references with their shares, and
@@ -100,6 +100,18 @@ class Citer:
     def _whole(self, citation: Citation) -> dict[str, Any]:
         place = {"source": citation.source, "start": citation.start, "end": citation.end, "score": round(citation.score, 6)}
         return {"url": self.url(citation), "title": title(citation), **_more(citation), **place}
+
+
+def _distinct(
+    write: Callable[[Citation, int, int], dict[str, Any]], citations: Sequence[Citation], start: int, end: int
+) -> list[dict[str, Any]]:
+    """One annotation of a stretch for each place that is cited: of several passages of one place the first."""
+    found: dict[str, dict[str, Any]] = {}
+    for citation in citations:
+        annotation = write(citation, start, end)
+        inside = annotation.get("url_citation")
+        found.setdefault(inside["url"] if inside else annotation["file_id"], annotation)
+    return list(found.values())
 
 
 def title(citation: Citation) -> str:

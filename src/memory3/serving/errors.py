@@ -152,9 +152,11 @@ def of_validation(errors: Sequence[Mapping[str, Any]]) -> Refused:
     """What is wrong with a body or a query, from pydantic's list.
 
     Args:
-        errors: as pydantic tells them; the first is told.
+        errors: as pydantic tells them; one is told.
     """
-    first = errors[0]
+    # Where a field may be of several kinds, there is an error for each: the deepest is of the kind that was meant.
+    field = errors[0].get("loc", ())[:2]
+    first = max((one for one in errors if one.get("loc", ())[:2] == field), key=lambda one: len(one.get("loc", ())))
     kind = str(first.get("type", ""))
     place = [str(part) for part in first.get("loc", ())]
     if place and place[0] in ("body", "query", "path", "header", "cookie"):

@@ -111,7 +111,8 @@ class Logprobs:
         return {
             "tokens": texts,
             "token_logprobs": [one.logprob for one in tokens],
-            "top_logprobs": [{self._text(token): value for token, value in one.likeliest} for one in tokens],
+            # Several tokens may have one text, such as parts of characters: the likeliest stands for them.
+            "top_logprobs": [{self._text(token): value for token, value in reversed(one.likeliest)} for one in tokens],
             "text_offset": offsets,
         }
 
