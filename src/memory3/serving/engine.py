@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from transformers import GenerationConfig
 
 from memory3.answer import Usage
@@ -53,6 +54,7 @@ class Job:
         seed: of its random numbers, where it samples.
         logprobs: how many of the likeliest tokens to tell beside each chosen one; None: no log-probabilities.
         seconds: after which it is ended where it stands; None: never.
+        ignore_eos: go on to the length that was asked for, whatever the model says; for measuring.
     """
 
     prompt: Prompt | Sequence[int]
@@ -64,6 +66,7 @@ class Job:
     seed: int | None = None
     logprobs: int | None = None
     seconds: float | None = None
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True)
@@ -252,7 +255,9 @@ class Engine:
         self._batch = Batch(m3.model, m3.geometry)
         self._lookup = Lookup(m3, self._ready, self._fail, observer)
         self._thread = threading.Thread(target=self._run, name="memory3-engine", daemon=True)
+        self._threads = torch.get_num_threads()
         self._lookup.start()
+        torch.set_num_threads(self._threads)
         self._thread.start()
 
     def __enter__(self) -> Engine:
@@ -329,6 +334,7 @@ class Engine:
     # ---- passes ------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        torch.set_num_threads(self._threads)
         with self._batch:
             while True:
                 self._sweep()

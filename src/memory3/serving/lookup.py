@@ -57,11 +57,13 @@ class Lookup:
         self._opening: list[Handle] = []
         self._guessing: list[Handle] = []
         self._closed = False
+        self._begun = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory3-lookup", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Begin. What follows may run torch on as many threads as it likes; this one takes one."""
         self._thread.start()
+        self._begun.wait()
 
     def close(self) -> None:
         """End after what is being done now."""
@@ -91,7 +93,10 @@ class Lookup:
     # ---- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        torch.set_num_threads(1)  # of this thread: the passes have the others
+        # Torch keeps the number for this thread, and as the default of threads that come after it: who makes them sets theirs.
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # what a thread is asked for first, it keeps
+        self._begun.set()
         while True:
             with self._changed:
                 while not (self._closed or self._renewing or self._opening or self._guessing):
@@ -135,6 +140,8 @@ class Lookup:
         end = m3.tokenizer.eos_token_id
         ends = [] if end is None else [end]
         chooser = Chooser(m3.model, job.settings, asked.tokens, ends=ends, seed=job.seed, logprobs=job.logprobs)
+        if job.ignore_eos:
+            chooser.ends = set()
         source = bank if job.mode == "memory" else None
         stream = Stream(m3.encoder, asked.tokens, chooser, source, job.retrieval, text_of=m3.tokenizer.decode)
         stream.begin()
