@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+from pathlib import Path
 
 import pytest
 import served
+from bank_writer import HashingEmbedder
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_openai import ChatOpenAI
 
+from memory3.bank.embedder import Embedder
 from memory3.plugs.langchain import BankRetriever
 from memory3.serving.keys import Tenant
 
@@ -42,7 +46,9 @@ def test_langchain_asks_the_server(running):
     answer = chat(running).invoke(QUESTION)
     assert answer.content
     assert answer.text == alone(running, [{"role": "user", "content": QUESTION}]).text
-    assert answer.usage_metadata["output_tokens"] == alone(running, [{"role": "user", "content": QUESTION}]).usage.answer_tokens
+    assert (
+        answer.usage_metadata["output_tokens"] == alone(running, [{"role": "user", "content": QUESTION}]).usage.answer_tokens
+    )
 
 
 def cited(message):
@@ -67,7 +73,9 @@ def test_langchain_shows_citations_of_responses(running):
         streamed = chunk if streamed is None else streamed + chunk
     assert streamed.text.strip() == expected.text
     assert cited(streamed) == cited(whole)
-    assert "annotations" not in chat(running).invoke(QUESTION).additional_kwargs, "LangChain keeps them now: say so in docs/plugs.md"
+    assert "annotations" not in chat(running).invoke(QUESTION).additional_kwargs, (
+        "LangChain keeps them now: say so in docs/plugs.md"
+    )
 
 
 def test_langchain_asks_in_turns(running):
@@ -178,3 +186,22 @@ def test_tools_of_open_webui_are_refused_by_name(running):
     answer = running.http(headers=HEADERS).post("/v1/chat/completions", json=CHAT | {"tools": [tool]})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "tools"
+
+
+# ---- the page ------------------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[1] / "docs" / "plugs.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_the_python_of_the_page_runs(running, number, tmp_path, monkeypatch, capsys):
+    """Word for word but for the server's address and its model, where the bank of the server lies."""
+    assert len(BLOCKS) == 3
+    monkeypatch.setattr(Embedder, "load", lambda name, **_: HashingEmbedder(name))
+    monkeypatch.chdir(tmp_path)
+    bank = running.state.banks.get("docs", Tenant()).bank
+    (tmp_path / "bank").symlink_to(Path(bank.pin().snapshot.path))
+    code = BLOCKS[number].replace("http://127.0.0.1:8000", running.address).replace("smollm2-135m-instruct", "tiny")
+    exec(code, {})
+    assert "guide/bridge.md" in capsys.readouterr().out

@@ -207,9 +207,10 @@ def test_a_purge_by_another_between_search_and_read_is_survived(path, bank):
             return Purged(bank.pin()) if self.pinned == 1 else bank.pin()
 
     source = Pins()
+    view = Purged(bank.pin())
+    ids = [hit.reference_id for hit in view.search([QUERY], 5)[0]]
     with pytest.raises(BankChanged):
-        view = Purged(bank.pin())
-        view.references([hit.reference_id for hit in view.search([QUERY], 5)[0]])
+        view.references(ids)
     with open_bank(path, HashingWriter()) as writer:
         writer.write([Document("near", "which words are near these are", "near.md")])
     bank.refresh()

@@ -291,8 +291,8 @@ def http_server(server: MCPServer[Any], state: ServerState, bank: str, host: str
     """
     if host not in LOCAL and not state.keys.tenants:
         raise ConfigError(
-            f"{setting('host', host)} lets other machines use the bank: give a file of keys ({setting('api_key_file', 'FILE')}),"
-            " or listen at 127.0.0.1"
+            f"{setting('host', host)} lets other machines use the bank: give keys ({setting('api_key_file', 'FILE')}), or "
+            "listen at 127.0.0.1"
         )
     # By default the SDK refuses names that are not of this machine, which pages of a browser may have been led here by.
     # Where other machines may ask, a key is what they must have.
