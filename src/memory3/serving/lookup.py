@@ -10,7 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 
@@ -19,16 +19,11 @@ from memory3.choosing import Chooser
 from memory3.llm import Memory3
 from memory3.recall.batching import Stream
 from memory3.recall.retrieval import one_version
+from memory3.serving.handle import Handle
+from memory3.serving.job import Observer
 from memory3.serving.stretches import GrowingText
 
-if TYPE_CHECKING:
-    from memory3.serving.engine import Handle
-
 __all__ = ["Lookup"]
-
-
-class _Told(Protocol):
-    def looked_up(self, seconds: float, requests: int) -> None: ...
 
 
 class Lookup:
@@ -39,7 +34,7 @@ class Lookup:
         m3: Memory3,
         ready: Callable[[Sequence[Handle]], None],
         fail: Callable[[Handle, Exception], None],
-        observer: _Told | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """
         Args:
