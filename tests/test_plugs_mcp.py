@@ -256,6 +256,12 @@ def raw(url, content, **headers):
     return httpx2.post(url, content=content, headers=given, timeout=30)
 
 
+def answered(answer):
+    """The JSON of an answer, whether it came as such or as the only event of a stream."""
+    lines = [line.removeprefix("data:") for line in answer.text.splitlines() if line.startswith("data:")]
+    return json.loads(lines[-1] if lines else answer.text)
+
+
 def tool_call(tool, arguments):
     body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
     return json.dumps(body)
@@ -272,7 +278,7 @@ def test_halves_of_characters_are_refused(url, bank, place):
     answer = raw(url, tool_call("write", arguments))
     assert answer.status_code in (200, 400)
     if answer.status_code == 200:
-        assert answer.json()["result"]["isError"]
+        assert answered(answer)["result"]["isError"]
     assert {entry.id for entry in bank.documents()} == {"bridge", "river", "town"}
 
 
@@ -295,7 +301,7 @@ def test_hostile_requests_are_refused_and_the_server_lives(url, content, headers
     answer = raw(url, content, **headers)
     assert answer.status_code in status
     if answer.status_code == 200:
-        assert "error" in answer.json()
+        assert "error" in answered(answer)
     assert call(url, "search", query=QUESTION, k=1)["passages"]
 
 
@@ -319,7 +325,9 @@ def test_a_client_that_goes_frees_its_place(running, url):
 
     def cancelled():
         lines = running.http().get("/metrics").text.splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if "answers" in line and 'reason="cancelled"' in line)
+        return sum(
+            float(line.rpartition(" ")[2]) for line in lines if "answers_total" in line and 'reason="cancelled"' in line
+        )
 
     async def give_up():
         async with Client(url) as client:
@@ -334,6 +342,17 @@ def test_a_client_that_goes_frees_its_place(running, url):
     asyncio.run(give_up())
     running.wait_until_idle()
     assert cancelled() == before + 1
+
+
+def test_a_bank_that_cannot_be_read_is_told_without_paths(tmp_path, capfd):
+    with served.server(tmp_path) as running, mcp_of(running) as url:
+        for path in (tmp_path / "docs").rglob("*.lance"):
+            if path.is_file():
+                path.write_bytes(b"")
+        said = refused(url, "search", query=QUESTION)
+        assert "cannot be read" in said
+        assert str(tmp_path) not in said
+    assert "BankCorrupt" in capfd.readouterr().err
 
 
 # ---- keys ----------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any, Literal
@@ -299,7 +300,7 @@ def http_server(server: MCPServer[Any], state: ServerState, bank: str, host: str
     security = None if host in LOCAL else TransportSecuritySettings(enable_dns_rebinding_protection=False)
     app = server.streamable_http_app(
         streamable_http_path=PATH,
-        json_response=True,
+        json_response=False,  # with it, the SDK would not notice that a client is gone
         stateless_http=True,
         max_request_body_size=state.limits.body_bytes,
         transport_security=security,
@@ -329,7 +330,10 @@ def _told() -> Iterator[None]:
     try:
         yield
     except Memory3Error as error:
-        raise ToolError(as_refusal(error).body["error"]["message"]) from error
+        refusal = as_refusal(error)
+        if refusal.status >= 500:  # what the client is not told, such as folders of this machine
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        raise ToolError(str(refusal)) from error
 
 
 def _about(passage: Reference | Citation, score: float) -> dict[str, Any]:
