@@ -22,6 +22,7 @@ FLOORS = (
     {"training", "evaluation", "planner"},
     {"serving"},
     {"benchmarks"},
+    {"plugs"},
     {"demo"},
     {"cli"},
     {"__init__", "__main__"},

@@ -88,6 +88,11 @@ ABOUT = {
     ),
     "benchmarks": ("Benchmarks", "Measurements of speed and size with real models. They print JSON."),
     "demo": ("The demo", "A real bank and three questions, without a terminal."),
+    "plugs": (
+        "Plugs",
+        "A bank, and a model that reads it, as other programs take them. Each file is one program's way, behind an extra of "
+        "its name.",
+    ),
     "cli": (
         "Commands",
         "Options become calls of the floors below, results become tables or JSON, errors become one sentence "

@@ -21,6 +21,7 @@ from memory3.cli.edge import Commands
 from memory3.cli.eval import evaluate
 from memory3.cli.info import info
 from memory3.cli.lm_eval import lm_eval
+from memory3.cli.mcp import mcp
 from memory3.cli.output import out
 from memory3.cli.plan import plan
 from memory3.cli.rebuild import rebuild
@@ -41,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (write, ask, info, verify, delete, compact, rebuild, calibrate, plan, demo, serve):
+for command in (write, ask, info, verify, delete, compact, rebuild, calibrate, plan, demo, mcp, serve):
     app.command(cls=Command)(command)
 app.command("eval", cls=Command)(evaluate)
 app.command(cls=Command)(report)
