@@ -74,7 +74,7 @@ def alone() -> None:
 
         for module in (utils, import_utils):
             if hasattr(module, "is_torch_distributed_available"):
-                module.is_torch_distributed_available = lambda: False
+                vars(module)["is_torch_distributed_available"] = lambda: False
     if "pandas" not in sys.modules:
         finder = _Absent()
         sys.meta_path.insert(0, finder)
