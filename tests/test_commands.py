@@ -174,14 +174,20 @@ def test_the_reference_in_the_docs_is_what_the_commands_say():
 
 DEFERRED = """
 import json, sys
-from memory3.cli.deferred import collecting_later, defer, without
+from memory3.cli.deferred import alone, collecting_later, defer, without
 defer()
 import gc
 with collecting_later(), without():
+    alone()
     import transformers.models.llama.modeling_llama, lancedb, memory3.bank, memory3.llm
     assert not gc.isenabled()
 waits = [name for name in sys.argv[1:] if "_memory3_loader" in vars(sys.modules[name])]
-import scipy
+unused = sorted({"torch._dynamo.eval_frame", "torch.distributed.tensor", "pandas", "accelerate"} & set(sys.modules))
+import torch
+left_alone, constant = torch.compiler.disable(lambda: torch.compiler.is_compiling()), lambda: 3
+assert torch._dynamo.assume_constant_result(constant) is constant and not left_alone()
+assert "_memory3_loader" in vars(sys.modules["torch._dynamo"])
+import pandas, scipy
 import lance_namespace_urllib3_client as client
 import transformers
 found = [client.TableApi.__name__, client.__version__ != "", transformers.models.llama.LlamaConfig.__name__]
@@ -191,9 +197,11 @@ try:
     transformers.models.nothing_of_this_name
 except AttributeError:
     found += ["none"]
+compiled = torch.compile(lambda x: (x + left_alone(), x + torch.compiler.is_compiling()), backend="eager")
+found += [int(number) for number in compiled(torch.tensor(4))] + [constant._dynamo_marked_constant]
 left = [name for name in sys.argv[1:] if "_memory3_loader" in vars(sys.modules[name])]
 heavy = sorted({"sentence_transformers", "sklearn", "pypdf", "chardet", "faiss"} & set(sys.modules))
-print(json.dumps([waits, found, left, heavy]))
+print(json.dumps([waits, found, left, heavy + unused]))
 """
 
 
@@ -202,7 +210,19 @@ def test_packages_wait_and_then_are_what_they_always_were():
     assert done.returncode == 0, done.stderr
     waits, found, left, heavy = json.loads(done.stdout.splitlines()[-1])
     assert waits == list(PACKAGES)
-    assert found == ["TableApi", True, "LlamaConfig", "transformers.models.gpt2", "GPT2Config", False, True, "none"]
+    assert found == [
+        "TableApi",
+        True,
+        "LlamaConfig",
+        "transformers.models.gpt2",
+        "GPT2Config",
+        False,
+        True,
+        "none",
+        4,
+        5,
+        True,
+    ]
     assert (left, heavy) == ([], [])
 
 

@@ -14,7 +14,7 @@ from memory3.attention.attach import attached
 from memory3.config import Budget, MemoryConfig
 from memory3.errors import ConfigError, InputError, RecallError, UnsupportedModel
 from memory3.llm import Memory3
-from memory3.recall.retrieval import within
+from memory3.recall.retrieval import Retrieval, within
 
 TEXTS = [
     "The river rises in the mountains. It reaches the sea near the old town.",
@@ -207,6 +207,32 @@ def test_references_can_be_named() -> None:
     assert bank.queries == []
     with pytest.raises(ConfigError, match="1 of 2 questions"):
         m3.generate(["Who?", "What?"], bank, references=[["x"]])
+
+
+def test_a_retrieval_is_the_same_as_its_parts() -> None:
+    m3 = memory3()
+    bank: Any = RamBank(m3, TEXTS)
+    prompts, ids = [QUESTION, "Who?"], [(bank.order[2],), (bank.order[0], bank.order[3])]
+    for parts, whole in (
+        ({"k": 1}, Retrieval(1)),
+        ({"k": 2, "gap": 0.01}, [Retrieval(2, 0.01)] * 2),
+        ({"references": [list(one) for one in ids]}, [Retrieval(2, references=one) for one in ids]),
+    ):
+        made, given = (m3.generate(prompts, bank, max_new_tokens=9, **each) for each in (parts, {"retrieval": whole}))
+        assert [one.token_ids for one in made] == [one.token_ids for one in given]
+        assert [one.citations for one in made] == [one.citations for one in given]
+        tokens, mask = m3.prompts.pad([m3.question_tokens(prompt) for prompt in prompts])
+        seen = []
+        for each in (parts, {"retrieval": whole}):
+            with m3.recall(bank, **each), torch.no_grad():
+                seen.append(m3.model(tokens, attention_mask=mask).logits)
+        assert torch.equal(*seen)
+    with pytest.raises(ConfigError, match="either retrieval, or k"):
+        m3.generate(QUESTION, bank, retrieval=Retrieval(1), k=2)
+    with pytest.raises(ConfigError, match="either retrieval, or k"):
+        m3.recall(bank, retrieval=Retrieval(1), where={"year": 2020})
+    with pytest.raises(ConfigError, match="1 of 2 questions"):
+        m3.generate(prompts, bank, retrieval=[Retrieval(1)])
 
 
 # ---- 6. nothing to read ------------------------------------------------------------------------------------------------

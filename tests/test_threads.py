@@ -11,11 +11,12 @@ from ram_bank import RamBank
 from tiny import tiny_model, tiny_tokenizer
 from transformers import StoppingCriteria
 
-from memory3.attention.attach import attached
+from memory3.attention.attach import Seen, attached
 from memory3.codec.raw import encode_record
 from memory3.config import MemoryConfig
 from memory3.errors import RecallError
 from memory3.llm import Memory3
+from memory3.proof import _own_attention
 from memory3.types import Document
 
 TEXTS = ["The river rises in the mountains.", "The bridge was built in 1874.", "Keys and values.", "A town by the sea."]
@@ -108,3 +109,18 @@ def test_attention_is_restored_by_the_last_who_leaves(own):
         second.__exit__(None, None, None)
         assert model.config._attn_implementation == own
         torch.testing.assert_close(model(tokens).logits, untouched, rtol=0, atol=0)
+
+
+def test_a_proof_leaves_the_attention_to_who_is_attached_beside_it(m3):
+    ids, seen = torch.arange(5)[None], Seen()
+    with torch.inference_mode():
+        alone = m3.model(ids).logits
+        beside, proof = attached(m3.model), _own_attention(m3.model)
+        beside.__enter__()
+        proof.__enter__()  # as a thread that proves while another encodes
+        m3.model(ids, memory3=seen)
+        assert len(seen.layers) == m3.geometry.num_layers
+        beside.__exit__(None, None, None)
+        assert torch.equal(m3.model(ids).logits, alone)
+        proof.__exit__(None, None, None)
+    assert m3.model.config._attn_implementation == "sdpa"

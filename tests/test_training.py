@@ -50,7 +50,7 @@ from memory3.training.collate import MemoryCollator
 from memory3.training.groups import Group, TrainingRow
 from memory3.training.live import LiveMemories, _logits, distilled_loss, group_loss
 from memory3.training.logs import read_log
-from memory3.training.records import Records, read_records
+from memory3.training.records import Records, training_records
 from memory3.training.run import train
 from memory3.training.sampling import LEAK, GroupMaker, documents_of
 from memory3.training.settings import KINDS, Mixture, Settings
@@ -260,7 +260,7 @@ def test_records_of_every_kind(tmp_path: Path) -> None:
             {"text": "T"},
         ],
     )
-    records = read_records([path])
+    records = training_records([path])
     assert [(q.question, q.answer) for q in records.questions] == [
         ("Q", "A"),
         ("Read this:\nWho built the bridge, and when?", "the engineer"),
@@ -270,24 +270,24 @@ def test_records_of_every_kind(tmp_path: Path) -> None:
     assert len(records.prompts) == 3
     assert records.texts == ["T"]
     few = write_records(tmp_path / "few.jsonl", [{"text": str(n)} for n in range(11)])
-    assert read_records([few], most=3, seed=2).texts == read_records([few], most=3, seed=2).texts
-    assert len(set(read_records([few], most=3).texts) & set(map(str, range(11)))) == 3
+    assert training_records([few], most=3, seed=2).texts == training_records([few], most=3, seed=2).texts
+    assert len(set(training_records([few], most=3).texts) & set(map(str, range(11)))) == 3
     asked = [{"passage": f"P{n % 5}", "question": f"Q{n}", "answer": "A"} for n in range(35)]
-    drawn = read_records([write_records(tmp_path / "asked.jsonl", asked)], most=14).questions
+    drawn = training_records([write_records(tmp_path / "asked.jsonl", asked)], most=14).questions
     assert len(drawn) == 14
     assert len({question.passage for question in drawn}) == 2  # 7 on each
 
 
 def test_bad_records(tmp_path: Path) -> None:
     with pytest.raises(ReadError, match=r"none\.jsonl"):
-        read_records([tmp_path / "none.jsonl"])
+        training_records([tmp_path / "none.jsonl"])
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(b'{"text": "a"}\n' * 99)[:-9])
     with pytest.raises(ReadError, match=r"cut\.jsonl"):
-        read_records([tmp_path / "cut.jsonl.gz"])
+        training_records([tmp_path / "cut.jsonl.gz"])
     with pytest.raises(InputError, match="record 2 has fields title"):
-        read_records([write_records(tmp_path / "b.jsonl", [{"text": "a"}, {"title": "b"}])])
+        training_records([write_records(tmp_path / "b.jsonl", [{"text": "a"}, {"title": "b"}])])
     with pytest.raises(InputError, match="nothing to train on"):
-        read_records([write_records(tmp_path / "c.jsonl", [])])
+        training_records([write_records(tmp_path / "c.jsonl", [])])
 
 
 def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
@@ -302,10 +302,10 @@ def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
     same_answer = write_records(
         tmp_path / "b.jsonl", [{"passage": "P", "question": "Q", "answer": "Who was it that built the bridge?"}]
     )
-    assert len(read_records([same_answer], [tmp_path / "test"]).questions) == 1
+    assert len(training_records([same_answer], [tmp_path / "test"]).questions) == 1
     with pytest.raises(InputError, match=r"record 2: 'who was it"):
-        read_records([path], [tmp_path / "test"])
-    assert len(read_records([path]).questions) == 1
+        training_records([path], [tmp_path / "test"])
+    assert len(training_records([path]).questions) == 1
 
 
 @pytest.fixture(scope="module")
@@ -713,7 +713,7 @@ def test_what_is_looked_at_is_never_trained_on(tmp_path: Path, model_path: str, 
     settings = run_settings(model_path, data, sequence_length=64, eval_groups=2, mixture=dict.fromkeys(KINDS, 1.0))
     settings = settings.replace(memory=CONFIG.replace(chunk_length=16).to_dict())
     m3 = a_model(settings.memory)
-    records = read_records([data])
+    records = training_records([data])
     with Bank.open(tmp_path / "bank", m3) as bank:
         bank.write(documents_of(records), cold=True)
         maker = GroupMaker(m3, bank, records, settings)
@@ -766,7 +766,7 @@ def test_recited_references_are_read(tmp_path: Path, model_path: str, data: str)
 
     settings = run_settings(model_path, data, eval_groups=1, mixture={"memory": 1, "recite": 1})
     m3 = a_model(settings.memory)
-    records = read_records([data])
+    records = training_records([data])
     with Bank.open(tmp_path / "bank", m3) as bank:
         bank.write(documents_of(records), cold=True)
         maker = GroupMaker(m3, bank, records, settings)

@@ -24,7 +24,7 @@ from memory3.training.live import batch_log_likelihoods
 from memory3.training.logs import read_log
 from memory3.training.lora import with_lora
 from memory3.training.preference import preference_loss, with_likelihoods
-from memory3.training.records import Preference, Records, read_records
+from memory3.training.records import Preference, Records, training_records
 from memory3.training.run import train
 from memory3.training.sampling import LEAK, GroupMaker
 from memory3.training.settings import DPO, SFT, Mixture, Settings
@@ -76,7 +76,7 @@ def test_prompts_in_the_forms_of_other_libraries(tmp_path: Path) -> None:
             {"instruction": "Spell it.", "input": "", "output": "never mind", "chosen": "it", "rejected": "ti"},
         ],
     )
-    records = read_records([path])
+    records = training_records([path])
     assert records.prompts == [
         ("Spell it.\n\nfreind", "friend"),
         ("Hello?", "Yes."),
@@ -87,9 +87,9 @@ def test_prompts_in_the_forms_of_other_libraries(tmp_path: Path) -> None:
     secret = "Never ask about this sentence."
     held_out = write_records(tmp_path / "b.jsonl", [{"question": secret}])
     asked = write_records(tmp_path / "c.jsonl", [{"messages": [{"role": "user", "content": secret}, messages[1]]}])
-    assert len(read_records([asked]).prompts) == 1
+    assert len(training_records([asked]).prompts) == 1
     with pytest.raises(InputError, match="record 1: 'Never ask"):
-        read_records([asked], [held_out])
+        training_records([asked], [held_out])
 
 
 @pytest.mark.parametrize("command", ["continual", "warmup", "sft", "dpo", "two-stage"])

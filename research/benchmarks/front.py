@@ -45,7 +45,7 @@ from memory3.errors import ConfigError, InputError
 from memory3.evaluation.generation import generate_rows
 from memory3.evaluation.intervals import aggregate_interval, interval
 from memory3.evaluation.metrics import contains, exact_match, f1
-from memory3.evaluation.task import read_records
+from memory3.evaluation.task import data_records
 from memory3.files import write_atomically
 from memory3.llm import Memory3
 from memory3.models.catalogue import DEFAULT_MODEL
@@ -231,7 +231,7 @@ def read_items(bank: Bank, options: Mapping[str, Any]) -> tuple[list[dict[str, A
 
     Of ``options``: data, split, questions, k, gap, seed.
     """
-    questions, _ = read_records(Path(options["data"]), options["split"])
+    questions, _ = data_records(Path(options["data"]), options["split"])
     random.Random(options["seed"]).shuffle(questions)
     sizes = {entry.id: entry.references for entry in bank.documents()}
     items: list[dict[str, Any]] = []

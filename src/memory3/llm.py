@@ -231,6 +231,7 @@ class Memory3:
         references: Sequence[Sequence[str]] | None = None,
         chunk_references: Sequence[Sequence[Sequence[str]]] | None = None,
         use_cache: bool = True,
+        retrieval: Retrieval | Sequence[Retrieval] | None = None,
     ) -> Recall:
         """Context in which plain ``model.generate()`` and ``model()`` read memories of a bank.
 
@@ -247,11 +248,14 @@ class Memory3:
             chunk_references: the same for each chunk of each prompt (`memory3.recall.chunks`); for prompts that are read
                 and not continued.
             use_cache: keep memories in the bank's RAM cache.
+            retrieval: all of what is looked up as one value, or one for each prompt, instead of ``k``, ``gap``, ``where``
+                and the references.
 
         Raises:
             ModelError: the model has changed since this object was made, and the bank's memories with it.
+            ConfigError: what is looked up was given twice.
         """
-        each = retrievals(self.retrieval(k, gap, where), references, chunk_references)
+        each = self._retrievals(retrieval, k, gap, where, references, chunk_references)
         return self._recall(bank, each, prompt=prompt, answer_tokens=answer_tokens, use_cache=use_cache)
 
     def retrieval(self, k: int | None, gap: float | None, where: Mapping[str, Any] | None) -> Retrieval:
@@ -262,6 +266,22 @@ class Memory3:
         """
         within = gap if gap is not None else self.config.score_gap if k is None else EVERYTHING
         return Retrieval(self.config.references_per_chunk if k is None else k, within, where)
+
+    def _retrievals(
+        self,
+        given: Retrieval | Sequence[Retrieval] | None,
+        k: int | None,
+        gap: float | None,
+        where: Mapping[str, Any] | None,
+        references: Sequence[Sequence[str]] | None = None,
+        chunk_references: Sequence[Sequence[Sequence[str]]] | None = None,
+    ) -> Retrieval | Sequence[Retrieval]:
+        """What each prompt looks up: as given, or made of its parts."""
+        if given is None:
+            return retrievals(self.retrieval(k, gap, where), references, chunk_references)
+        if any(part is not None for part in (k, gap, where, references, chunk_references)):
+            raise ConfigError("give either retrieval, or k, gap, where and references: a retrieval says all of these")
+        return given
 
     def _recall(self, bank: Any, each: Retrieval | Sequence[Retrieval], **options: Any) -> Recall:
         if not getattr(bank, "live", False):
@@ -284,6 +304,7 @@ class Memory3:
         gap: float | None = None,
         where: Mapping[str, Any] | None = None,
         references: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        retrieval: Retrieval | Sequence[Retrieval] | None = None,
         max_new_tokens: int | None = None,
         streamer: Any = None,
         **options: Any,
@@ -296,6 +317,7 @@ class Memory3:
             mode: ``"memory"``, ``"text"`` or ``"none"``.
             k, gap, where: as in `recall`.
             references: ids of the references to read, instead of looking them up; for a list of questions one list each.
+            retrieval: as in `recall`; for a list of questions one for all, or a list.
             max_new_tokens: length of an answer at most; default: what ``generation_config`` says, else 128.
             streamer: as transformers takes it; a single question only.
             options: passed to ``model.generate`` (``do_sample=True, temperature=0.7``, ``num_beams=4``, ...). Over a
@@ -322,8 +344,10 @@ class Memory3:
             raise ConfigError(f"references were given for {len(given)} of {len(prompts)} questions")
         if given is not None and any(isinstance(one, str) for one in given):
             raise ConfigError("references of several questions are a list of ids for each of them")
-        common = self.retrieval(k, gap, where)
-        each = [common] * len(prompts) if given is None else pinned(common, given)
+        looked_up = self._retrievals(retrieval, k, gap, where, given)
+        each = [looked_up] * len(prompts) if isinstance(looked_up, Retrieval) else list(looked_up)
+        if len(each) != len(prompts):
+            raise ConfigError(f"a retrieval was given for {len(each)} of {len(prompts)} questions")
         asked = prepare(prompts, each, self.prompts, bank, mode)
         self.prompts.check_length([one.tokens for one in asked], settings.max_new_tokens or 0, mode)
 

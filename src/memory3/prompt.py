@@ -22,7 +22,7 @@ from memory3.errors import ConfigError, InputError, setting
 from memory3.models.frame import Frame, render
 from memory3.tokenizing import tokenize
 
-__all__ = ["MODES", "STYLES", "Prompt", "PromptBuilder", "PromptRow", "check_mode", "left_padded"]
+__all__ = ["MODES", "STYLES", "Prompt", "PromptBuilder", "PromptRow", "check_mode", "left_padded", "token_positions"]
 
 #: A question, the messages of a chat, or the token ids of a whole prompt.
 Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
@@ -333,6 +333,15 @@ def left_padded(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
     width = max(map(len, rows))
     padded = [[value] * (width - len(row)) + list(row) for row in rows]
     return torch.tensor(padded, dtype=torch.int64).reshape(len(rows), width)
+
+
+def token_positions(mask: torch.Tensor) -> torch.Tensor:
+    """Positions of padded rows, int64 ``[B, T]``: each row counts its own tokens from 0, and padding stands at 0.
+
+    Args:
+        mask: int64 ``[B, T]``, 0 for padding.
+    """
+    return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
 def check_mode(mode: str, bank: object) -> None:

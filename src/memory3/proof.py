@@ -27,6 +27,7 @@ import torch
 import xxhash
 from transformers import PreTrainedModel
 
+from memory3.attention.attach import attached
 from memory3.attention.attend import additive
 from memory3.config import Budget, MemoryConfig
 from memory3.encode.encoder import Encoder
@@ -311,13 +312,13 @@ def _forward(
 
 @contextmanager
 def _own_attention(model: PreTrainedModel) -> Iterator[None]:
-    """The model's attention as it is, or where that takes no mask of ours (flash attention), the one that does."""
-    previous = model.config._attn_implementation
-    if previous in ("eager", "sdpa"):
+    """The model's attention as it is, or where that takes no mask of ours (flash attention), sdpa.
+
+    Passes without a reader are sdpa's while somebody is attached. Switching by ourselves would take the attention from other
+    threads that are attached now.
+    """
+    if model.config._attn_implementation in ("eager", "sdpa"):
         yield
         return
-    model.set_attn_implementation("sdpa")
-    try:
+    with attached(model):
         yield
-    finally:
-        model.set_attn_implementation(previous)

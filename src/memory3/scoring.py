@@ -25,7 +25,7 @@ from memory3.attention.attend import additive
 from memory3.attention.reading import Reading
 from memory3.encode.encoder import Encoder
 from memory3.errors import ConfigError
-from memory3.prompt import PromptBuilder, PromptRow, left_padded
+from memory3.prompt import PromptBuilder, PromptRow, left_padded, token_positions
 from memory3.types import Memory
 
 __all__ = ["IGNORED", "Score", "Scorer", "last_logits", "log_probabilities", "token_log_likelihoods"]
@@ -68,7 +68,7 @@ def last_logits(
         options: for the model's forward. Without a cache among them none is made.
     """
     if positions is None:
-        positions = (mask.cumsum(-1) - 1).clamp_min(0)
+        positions = token_positions(mask)
     options.setdefault("use_cache", options.get("past_key_values") is not None)
     call = {"attention_mask": mask, "position_ids": positions, "logits_to_keep": keep, **options}
     logits: torch.Tensor = model(input_ids=tokens, **call).logits

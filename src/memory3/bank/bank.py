@@ -33,15 +33,15 @@ from memory3.bank.upkeep import purge as purge_bank
 from memory3.bank.verify import verify
 from memory3.bank.view import BankView
 from memory3.bank.where import Where
-from memory3.bank.write.commit import Committer
-from memory3.bank.write.deliver import Delivery, pending
+from memory3.bank.write.conflicts import check_conflicts
+from memory3.bank.write.options import WriteOptions
 from memory3.bank.write.plan import WritePlan
-from memory3.bank.write.prepare import prepare
+from memory3.bank.write.planned import commit_shards, plan_write, wanted_shards
 from memory3.bank.write.removal import delete_documents, present
 from memory3.bank.write.run import WriteRun
 from memory3.bank.write.shard import EncodedShard
-from memory3.codec import Codebook, CodedCodec
-from memory3.errors import BankChanged, BankCorrupt, ConfigError, SourceConflict
+from memory3.codec import Codebook
+from memory3.errors import BankChanged, BankCorrupt, ConfigError
 from memory3.models.catalogue import DEFAULT_EMBEDDER
 from memory3.retention import RetentionPolicy
 from memory3.sources import Unread
@@ -230,20 +230,13 @@ class Bank:
             self.refresh()
             now = self._store.snapshot()
             lazy = self.policy.write == "auto" if lazy is None else lazy
-            run = WriteRun(self._store, now.name, now.table, m3, embedder, lazy=lazy, progress=progress)
-            unread, prefix = _pruning(documents, unread, within if prune_prefix is None else prune_prefix)
-            report = run.run(documents, prune=prune, replace=replace, unread=unread, prune_prefix=prefix)
+            prefix = within if prune_prefix is None else prune_prefix
+            options = WriteOptions.of(documents, lazy=lazy, prune=prune, replace=replace, unread=unread, prune_prefix=prefix)
+            report = WriteRun(self._store, now.name, now.table, m3, embedder, options, progress=progress).run(documents)
             if report.written or report.removed:
                 tidy(self._store)
         self.refresh()
-        if report.conflicts:
-            some = "; ".join(f"{each.id!r} came from {each.stored}, now from {each.given}" for each in report.conflicts[:3])
-            raise SourceConflict(
-                f"{len(report.conflicts)} not written: under the same id the bank has a document from another source: {some}. "
-                "To keep both, put a prefix before these ids (--prefix NAME/); to replace, give --replace. "
-                "All else was written, nothing was pruned",
-                report,
-            )
+        check_conflicts(report)
         return report
 
     def plan(
@@ -274,24 +267,9 @@ class Bank:
                 left out.
         """
         m3 = self._model("plan a write of")
-        with self._store.lock(wait_seconds):
-            now = self._store.snapshot()
-            committer = Committer(self._store, now.name, now.table)
-        unread, prefix = _pruning(documents, unread, prune_prefix)
-        return prepare(
-            committer,
-            m3,
-            documents,
-            table_id=now.id.table_id,
-            version=now.version,
-            code_book=now.codec.codebook if isinstance(now.codec, CodedCodec) else None,
-            shard_references=shard_references,
-            lazy=self.policy.write == "auto" if lazy is None else lazy,
-            prune=prune,
-            replace=replace,
-            unread=unread,
-            prune_prefix=prefix,
-        )
+        lazy = self.policy.write == "auto" if lazy is None else lazy
+        options = WriteOptions.of(documents, lazy=lazy, prune=prune, replace=replace, unread=unread, prune_prefix=prune_prefix)
+        return plan_write(self._store, m3, documents, options, shard_references=shard_references, wait_seconds=wait_seconds)
 
     def commit(
         self, plan: WritePlan, encoded: EncodedShard | Iterable[EncodedShard], *, wait_seconds: float = 0.0
@@ -315,11 +293,7 @@ class Bank:
             BankChanged: the bank was rebuilt, or a document was changed by others since the plan was made.
         """
         with self._store.lock(wait_seconds):
-            now = self._planned(plan)
-            delivery = Delivery(plan, Committer(self._store, now.name, now.table), now.codec)
-            for shard in [encoded] if isinstance(encoded, EncodedShard) else encoded:
-                delivery.take(shard)
-            report = delivery.finish()
+            report = commit_shards(self._store, plan, [encoded] if isinstance(encoded, EncodedShard) else encoded)
             if report.written or report.removed:
                 tidy(self._store)
         self.refresh()
@@ -336,17 +310,7 @@ class Bank:
             BankChanged: as `commit`.
         """
         with self._store.lock(wait_seconds):
-            now = self._planned(plan)
-            return pending(plan, Committer(self._store, now.name, now.table))
-
-    def _planned(self, plan: WritePlan) -> Snapshot:
-        """The newest version, of the table that the plan was made for."""
-        now = self._store.snapshot()
-        if now.id.table_id != plan.table_id:
-            raise BankChanged(
-                f"{self._store.path}: the plan was made for another bank, or this one was rebuilt or purged since: plan again"
-            )
-        return now
+            return wanted_shards(self._store, plan)
 
     def delete(self, document_ids: str | Iterable[str], *, purge: bool = False, wait_seconds: float = 0.0) -> int:
         """Remove documents. Returns how many of them were there.
@@ -530,9 +494,3 @@ class Bank:
         if self._m3 is None:
             raise ConfigError(f"to {task} this bank a model is needed: open it with Bank.open({self._store.path!r}, m3)")
         return self._m3
-
-
-def _pruning(documents: Iterable[Document], unread: Unread | None, prefix: str | None) -> tuple[Unread | None, str]:
-    """What pruning spares and keeps to: as given, else as `read_documents` says of its documents."""
-    unread = getattr(documents, "unread", None) if unread is None else unread
-    return unread, str(getattr(documents, "prefix", "")) if prefix is None else prefix

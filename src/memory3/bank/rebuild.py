@@ -15,6 +15,7 @@ from memory3.bank.reports import WriteProgress, WriteReport
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 from memory3.bank.upkeep import tidy
+from memory3.bank.write.options import WriteOptions
 from memory3.bank.write.run import WriteRun
 from memory3.codec import Codebook
 from memory3.errors import BankCorrupt
@@ -55,9 +56,8 @@ def rebuild(
         store.remove_table(f"{name}-staging")
         store.add_codebook(book)
         unfinished = store.add_table(name, manifest)
-    report = WriteRun(store, name, unfinished, m3, embedder, lazy=lazy, progress=progress).run(
-        stored_documents(old), prune=True, replace=True
-    )
+    options = WriteOptions(lazy=lazy, prune=True, replace=True)
+    report = WriteRun(store, name, unfinished, m3, embedder, options, progress=progress).run(stored_documents(old))
     store.switch(name)
     tidy(store)
     return report

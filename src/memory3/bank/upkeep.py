@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pyarrow as pa
 
+from memory3.bank.allocator import freed_at_once
 from memory3.bank.faults import writing
 from memory3.bank.indexes import ensure_indexes
 from memory3.bank.merging import is_merging_due, merge, rows_per_fragment
@@ -53,9 +54,10 @@ def purge(store: Store) -> None:
     listing = old.scan(["reference_id"])["_rowid"].to_pylist()
     schema, size = table.schema, rows_per_fragment(old)
     try:
-        for rows in old.take(listing, schema.names, portion=size):
-            with writing(store.path):
-                table.add(pa.RecordBatchReader.from_batches(schema, rows.select(schema.names).cast(schema).to_batches()))
+        with freed_at_once():
+            for rows in old.take(listing, schema.names, portion=size):
+                with writing(store.path):
+                    table.add(pa.RecordBatchReader.from_batches(schema, rows.select(schema.names).cast(schema).to_batches()))
     except BankError:
         store.remove_table(name)
         raise

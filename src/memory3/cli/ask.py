@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memory3.cli import options
-from memory3.cli.deferred import collecting_later, without
+from memory3.cli.deferred import alone, collecting_later, without
 from memory3.cli.loading import full_name, load_model, open_bank
 from memory3.cli.output import count, first_line, message, out, print_json, printable, size
 from memory3.errors import InputError
@@ -120,7 +120,10 @@ def ask(
     prompt: Any = [{"role": "system", "content": _clean(system)}, {"role": "user", "content": text}] if system else text
 
     with collecting_later(), without():  # here, once and for all that follows
+        alone()
         if bank is not None:
+            import lancedb  # noqa: F401
+
             import memory3.bank
         import memory3.llm  # noqa: F401
     if bank is None:

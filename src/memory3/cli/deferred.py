@@ -14,20 +14,28 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial, wraps
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
-__all__ = ["PACKAGES", "UNUSED", "collecting_later", "defer", "without"]
+__all__ = ["PACKAGES", "UNUSED", "alone", "collecting_later", "defer", "without"]
 
 #: What waits, and for what sake it is imported.
 PACKAGES = (
+    "torch._dynamo",  # the compiler; the masks of transformers need one module in it
     "lance_namespace_urllib3_client",  # clients of a remote catalogue; lancedb needs the classes in its `models`
     "transformers.models",  # reads every file of every model for their names; AutoModel imports the one it needs by itself
 )
-#: Transformers imports it, where it is installed, for losses of models that see. Answering a question does not use it.
-UNUSED = ("scipy",)
+#: Decorators of torch's compiler that modules use while they are imported. A function is the same without its compiler: of the
+#: first two it is told once it runs, and what the last gives asks for it at each call.
+_DECORATORS = ("allow_in_graph", "assume_constant_result", "disable")
+#: Where they are installed, transformers imports scipy for losses of models that see, and accelerate for models that are
+#: spread over devices. Answering a question uses neither.
+UNUSED = ("scipy", "accelerate")
+#: The module of the compiler that can be had before it. The others import one another in the order in which it begins.
+_MASKS = "torch._dynamo._trace_wrapped_higher_order_op"
 _LOCK = threading.RLock()
 
 
@@ -54,6 +62,28 @@ def without(packages: Sequence[str] = UNUSED) -> Iterator[None]:
             del sys.modules[name]
 
 
+def alone() -> None:
+    """From now on libraries find neither other processes nor pandas, where they ask as they are imported.
+
+    Transformers takes torch to be built without its distributed part, which is 200 modules. Pyarrow, which looks for
+    pandas at its first value and remembers what it found, finds none. A process that has imported them already stays as it is.
+    """
+    if "transformers.modeling_utils" not in sys.modules:
+        from transformers import utils
+        from transformers.utils import import_utils
+
+        for module in (utils, import_utils):
+            if hasattr(module, "is_torch_distributed_available"):
+                vars(module)["is_torch_distributed_available"] = lambda: False
+    if "pandas" not in sys.modules:
+        finder = _Absent()
+        sys.meta_path.insert(0, finder)
+        try:
+            import pyarrow.dataset  # noqa: F401
+        finally:
+            sys.meta_path.remove(finder)
+
+
 @contextmanager
 def collecting_later() -> Iterator[None]:
     """No garbage collection while the block runs.
@@ -77,13 +107,65 @@ class _Package(ModuleType):
         if name.startswith("__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         with _LOCK:
-            loader = self.__dict__.pop("_memory3_loader", None)
-            if loader is not None:
-                loader.exec_module(self)
+            if "_memory3_loader" in self.__dict__ and self.__name__ == "torch._dynamo" and name in _DECORATORS:
+                return partial(self._decorate, name)
+            self.run()
         found = sys.modules[self.__name__]  # it may have put another object in its place, as transformers does
         if found is self and name not in self.__dict__:
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return getattr(found, name)
+
+    def _decorate(self, name: str, function: Any = None, *arguments: Any, **options: Any) -> Any:
+        """What a decorator of the waiting compiler gives."""
+        if function is None:
+            return lambda found: self._decorate(name, found, *arguments, **options)
+        with _LOCK:
+            if "_memory3_loader" in self.__dict__ and isinstance(function, FunctionType):
+                if name == "disable":
+                    return self._disabled(function, *arguments, **options)
+                self.__dict__.setdefault("_memory3_untold", []).append((name, function))
+                return function
+        self.run()
+        return getattr(self, name)(function, *arguments, **options)
+
+    def _disabled(self, function: Any, *arguments: Any, **options: Any) -> Any:
+        """A function that the compiler, should it ever run, leaves alone."""
+        real: list[Any] = []
+
+        @wraps(function)
+        def call(*given: Any, **named: Any) -> Any:
+            if "_memory3_loader" in self.__dict__:
+                return function(*given, **named)
+            if not real:
+                real.append(self.__dict__["disable"](function, *arguments, **options))
+            return real[0](*given, **named)
+
+        return call
+
+    def run(self) -> None:
+        """The package's ``__init__``, if it has not run."""
+        with _LOCK:
+            loader = self.__dict__.pop("_memory3_loader", None)
+            if loader is not None:
+                loader.exec_module(self)
+                for name, function in self.__dict__.pop("_memory3_untold", ()):
+                    self.__dict__[name](function)
+
+
+class _Absent(MetaPathFinder):
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
+        """Pandas is not there. None in `sys.modules` would not do: pyarrow is compiled, and takes it for a module."""
+        if fullname == "pandas":
+            raise ModuleNotFoundError("pandas is not used here", name=fullname)
+
+
+class _There(Loader):
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """The module that was imported meanwhile."""
+        return sys.modules[spec.name]
+
+    def exec_module(self, module: ModuleType) -> None:
+        """It has run."""
 
 
 class _Waiting(Loader):
@@ -105,6 +187,13 @@ class _Finder(MetaPathFinder):
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         """The usual spec of a package, with a loader that waits; of anything else nothing."""
+        if fullname.startswith("torch._dynamo.") and fullname != _MASKS:
+            waiting = sys.modules["torch._dynamo"]
+            if isinstance(waiting, _Package):
+                waiting.run()
+                if fullname in sys.modules:  # in its place and its order
+                    return ModuleSpec(fullname, _There())
+            return None
         if fullname not in self._packages:
             return None
         spec = PathFinder.find_spec(fullname, path, target)

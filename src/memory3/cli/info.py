@@ -55,14 +55,14 @@ def info(
             ]
         print_json(about)
         return
-    cold = f", {sizes.lazy:,} of them cold (text only)" if sizes.lazy else ""
+    lazy = f", {sizes.lazy:,} of them lazy (text only)" if sizes.lazy else ""
     out.print(
         facts(
             {
                 "bank": f"{bank} (format {manifest.format_version})",
                 "model": f"{manifest.model} (fingerprint {manifest.fingerprint})",
                 "embedder": f"{manifest.embedder} ({manifest.dimension} numbers)",
-                "holds": f"{count(sizes.documents, 'document')}, {count(sizes.references, 'reference')}{cold}",
+                "holds": f"{count(sizes.documents, 'document')}, {count(sizes.references, 'reference')}{lazy}",
                 "on disk": f"{size(sizes.bytes)}; a memory has {size(sizes.record_bytes)} ({shown(manifest.codec)})",
                 "writing": _policy(opened.policy),
                 "search": f"{sizes.index}{f', {sizes.unindexed:,} not indexed yet' if sizes.unindexed else ''}",

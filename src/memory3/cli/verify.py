@@ -28,8 +28,8 @@ def verify(bank: options.Bank, as_json: options.Json = False) -> None:
         print_json({"bank": str(bank), "ok": report.ok, **report.to_dict()})
     else:
         checked = f"{count(report.references, 'reference')} of {count(report.documents, 'document')}"
-        cold = f", {report.lazy:,} cold" if report.lazy else ""
-        out.print(f"{checked} checked{cold}: {'all sound' if report.ok else count(len(report.problems), 'problem')}")
+        lazy = f", {report.lazy:,} lazy" if report.lazy else ""
+        out.print(f"{checked} checked{lazy}: {'all sound' if report.ok else count(len(report.problems), 'problem')}")
         for problem in report.problems:
             message(problem, kind="problem", style="bold red")
         if report.bad:

@@ -13,7 +13,7 @@ from typing import Any
 
 from memory3.bank import Bank
 from memory3.errors import ConfigError
-from memory3.evaluation.task import read_records
+from memory3.evaluation.task import data_records
 from memory3.llm import Memory3
 from memory3.types import Document
 
@@ -27,7 +27,7 @@ def _plain(file: str, *, titled: bool = False, **wanted: str) -> Callable[[Path]
 
     def documents(data: Path) -> Iterator[Document]:
         seen: dict[str, set[str]] = {}
-        for record in read_records(data / Path(file).parent, Path(file).name)[0]:
+        for record in data_records(data / Path(file).parent, Path(file).name)[0]:
             text = record["text"]
             if not text.strip() or any(record.get(name) != value for name, value in wanted.items()):
                 continue
@@ -44,7 +44,7 @@ def _plain(file: str, *, titled: bool = False, **wanted: str) -> Callable[[Path]
 
 def _abstracts(data: Path) -> Iterator[Document]:
     """PubMedQA's abstracts, section by section. Not their conclusions: those are the long answers."""
-    for record in read_records(data / "pro", "pubmedqa")[0]:
+    for record in data_records(data / "pro", "pubmedqa")[0]:
         for number, text in enumerate(record["contexts"]):
             yield Document(f"{record['id']}-{number}", text, source=f"PubMed {record['id']}")
 
@@ -52,7 +52,7 @@ def _abstracts(data: Path) -> Iterator[Document]:
 def _halueval(data: Path) -> Iterator[Document]:
     """The Wikipedia passages that HaluEval's questions were made from."""
     seen = set()
-    for number, record in enumerate(read_records(data / "bench", "halueval_qa")[0]):
+    for number, record in enumerate(data_records(data / "bench", "halueval_qa")[0]):
         if record["knowledge"].strip() and record["knowledge"] not in seen:
             seen.add(record["knowledge"])
             yield Document(f"halueval-{number}", record["knowledge"], source="HaluEval QA")

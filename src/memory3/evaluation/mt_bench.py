@@ -13,7 +13,7 @@ from memory3.errors import InputError
 from memory3.evaluation.generation import generate_rows
 from memory3.evaluation.judge import Judge
 from memory3.evaluation.modes import Mode
-from memory3.evaluation.task import Item, Metric, Task, read_records
+from memory3.evaluation.task import Item, Metric, Task, data_records
 from memory3.llm import Memory3
 
 __all__ = ["MtBenchTask"]
@@ -44,7 +44,7 @@ class MtBenchTask(Task):
         Raises:
             InputError: the file is missing, or a record is not as it must be.
         """
-        records, digest = read_records(data / "bench", "mt_bench")
+        records, digest = data_records(data / "bench", "mt_bench")
         try:
             items = [Item(str(r["question_id"]), str(r["turns"][0]), (), r) for r in records if len(r["turns"]) > 0]
         except (KeyError, TypeError):

@@ -18,7 +18,7 @@ from memory3.evaluation.generation import Generated, generate_rows
 from memory3.evaluation.intervals import aggregate_interval
 from memory3.evaluation.metrics import auroc, contains, exact_match, f1
 from memory3.evaluation.modes import Mode
-from memory3.evaluation.task import Item, Metric, Task, read_records
+from memory3.evaluation.task import Item, Metric, Task, data_records
 from memory3.llm import Memory3
 
 __all__ = ["AbstainTask", "QaTask"]
@@ -32,7 +32,7 @@ _METRICS = {
 
 
 def _items(folder: Path, split: str) -> tuple[list[Item], str]:
-    records, digest = read_records(folder, split)
+    records, digest = data_records(folder, split)
     items = []
     for number, record in enumerate(records, 1):
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from memory3.errors import InputError, MissingDependency
-from memory3.evaluation.task import read_records
+from memory3.evaluation.task import data_records
 
 __all__ = ["OWN", "STOCK", "Source", "harness_task", "hub_tasks", "own_task"]
 
@@ -164,7 +164,7 @@ def harness_task(name: str, data: Path) -> tuple[Any, str]:
     _, folder = _lm_eval()
     records, digests = {}, []
     for split, file in source.files.items():
-        found, digest = read_records(data / Path(file).parent, Path(file).name)
+        found, digest = data_records(data / Path(file).parent, Path(file).name)
         records[split] = [source.convert(record) for record in found]
         digests.append(digest)
     return _build(name, folder / "tasks" / source.folder, records), "-".join(digests)
@@ -182,7 +182,7 @@ def own_task(name: str, data: Path) -> tuple[Any, str]:
         InputError: the data folder lacks the file.
     """
     _lm_eval()
-    found, digest = read_records(data / Path(OWN[name].file).parent, Path(OWN[name].file).name)
+    found, digest = data_records(data / Path(OWN[name].file).parent, Path(OWN[name].file).name)
     return _build(name, TASKS, {"test": found}), digest
 
 

@@ -18,10 +18,10 @@ import xxhash
 from memory3.bank import Bank
 from memory3.errors import InputError
 from memory3.evaluation.modes import Mode
-from memory3.files import open_unzipped
+from memory3.files import json_lines, open_unzipped
 from memory3.llm import Memory3
 
-__all__ = ["Item", "Metric", "Task", "read_records"]
+__all__ = ["Item", "Metric", "Task", "data_records"]
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Task(ABC):
         return {}
 
 
-def read_records(folder: Path, name: str) -> tuple[list[dict[str, Any]], str]:
+def data_records(folder: Path, name: str) -> tuple[list[dict[str, Any]], str]:
     """Records of ``name.jsonl.gz``, ``name.jsonl`` or ``name.json`` (one list) in a data folder, and a hash of the file.
 
     Raises:
@@ -129,8 +129,7 @@ def read_records(folder: Path, name: str) -> tuple[list[dict[str, Any]], str]:
         try:
             with open_unzipped(path) as file:
                 text = file.read()
-            lines = text.decode("utf-8").split("\n")
-            records = json.loads(text) if whole else [json.loads(line) for line in lines if line.strip()]
+            records = json.loads(text) if whole else [record for _, record in json_lines(text)]
         except (OSError, EOFError, ValueError, RecursionError) as error:
             raise InputError(f"{path}: is not readable as JSON{'' if whole else ' lines'}: {error}") from None
         if not isinstance(records, list):

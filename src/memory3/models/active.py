@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -280,8 +281,10 @@ def feed(digest: Any, value: Any) -> None:
 def check_complete(model: PreTrainedModel) -> None:
     """Raise UnsupportedModel for a model that is wrapped, compiled, or not in memory as a whole."""
     name = type(model).__name__
+    compiler = sys.modules.get("torch._dynamo.eval_frame")  # half a second to import; without it nothing can be compiled
+    wrapper = () if compiler is None else compiler.OptimizedModule
     for where, module in model.named_modules():
-        compiled = isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None
+        compiled = isinstance(module, wrapper) or module._compiled_call_impl is not None
         if compiled or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable"):
             raise UnsupportedModel(
                 f"{name} is compiled ({where or 'all of it'}), and a compiled forward pass takes no memories: give "

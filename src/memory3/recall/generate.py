@@ -29,6 +29,7 @@ from memory3.attention.reading import Reading
 from memory3.encode.encoder import Encoder
 from memory3.errors import RecallError
 from memory3.models.geometry import ModelGeometry
+from memory3.prompt import token_positions
 from memory3.recall.chunks import chunk_table
 from memory3.recall.current import belong_to, install, owner
 from memory3.recall.request import RecallStatistics, RequestMemory
@@ -192,7 +193,7 @@ class Recall:
         self._length += new
         positions = kwargs.get("position_ids")
         if positions is None:
-            positions = (mask.cumsum(-1)[:, past:] - 1).clamp_min(0)
+            positions = token_positions(mask)[:, past:]
         real = mask[:, past:].bool()
         fed = (
             [row[keep].tolist() for row, keep in zip(ids, real, strict=True)]

@@ -13,7 +13,6 @@ Other fields are ignored. What must never be trained on is named as held out: a 
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import zlib
@@ -23,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from memory3.errors import InputError, ReadError
-from memory3.files import open_unzipped
+from memory3.files import json_lines, open_unzipped
 
-__all__ = ["Preference", "Prompt", "Question", "Records", "read_records"]
+__all__ = ["Preference", "Prompt", "Question", "Records", "training_records"]
 
 #: A user's text, or the messages of a conversation that ends with the user's.
 Prompt = str | Sequence[Mapping[str, str]]
@@ -73,7 +72,9 @@ class Records:
     texts: list[str] = field(default_factory=list)
 
 
-def read_records(paths: Sequence[str | Path], held_out: Sequence[str | Path] = (), *, most: int = 0, seed: int = 0) -> Records:
+def training_records(
+    paths: Sequence[str | Path], held_out: Sequence[str | Path] = (), *, most: int = 0, seed: int = 0
+) -> Records:
     """The records of the files, in order.
 
     Args:
@@ -211,12 +212,10 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with open_unzipped(path) as file:
             data = file.read()
-        for number, line in enumerate(data.splitlines(), 1):
-            if line.strip():
-                record = json.loads(line)
-                if not isinstance(record, dict):
-                    raise ReadError(path, f"line {number} is not a JSON object")
-                yield number, record
+        for number, record in json_lines(data):
+            if not isinstance(record, dict):
+                raise ReadError(path, f"line {number} is not a JSON object")
+            yield number, record
     except OSError as error:
         raise ReadError(path, error.strerror or str(error)) from error
     except (ValueError, EOFError, RecursionError, zlib.error) as error:

@@ -35,7 +35,7 @@ from memory3.training.groups import Group, read_groups, write_groups
 from memory3.training.logs import RunLog, curves_of, cut_log, draw_losses, read_log
 from memory3.training.lora import export_adapter, with_lora
 from memory3.training.preference import with_likelihoods
-from memory3.training.records import read_records
+from memory3.training.records import training_records
 from memory3.training.sampling import GroupMaker, documents_of
 from memory3.training.settings import Settings
 from memory3.training.stopping import StopOnSignal
@@ -234,7 +234,7 @@ def _sample(m3: Memory3, settings: Settings, run: Path, processes: int, tell: Pr
         shutil.rmtree(folder, ignore_errors=True)  # what another try was interrupted at
     _write_settings(settings, run)
     tell("reading", 0, 0, "")
-    records = read_records(settings.data, settings.held_out, most=settings.records, seed=settings.seed)
+    records = training_records(settings.data, settings.held_out, most=settings.records, seed=settings.seed)
     records.questions += cloze_questions(list(dict.fromkeys(records.texts)), settings.cloze, seed=settings.seed)
     with ExitStack() as stack:
         bank = None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from memory3.errors import ConfigError, InputError
 from memory3.models.load import load_tokenizer
-from memory3.training.records import read_records
+from memory3.training.records import training_records
 
 __all__ = ["SMALLEST", "train_vocabulary"]
 
@@ -49,7 +49,7 @@ def train_vocabulary(
     base = load_tokenizer(of)
     if not SMALLEST <= size <= len(base):
         raise ConfigError(f"a tokenizer of {size} tokens cannot be had of {of}: give {SMALLEST} to {len(base)}")
-    records = read_records(data)
+    records = training_records(data)
     texts = [*dict.fromkeys(question.passage for question in records.questions), *dict.fromkeys(records.texts)]
     if not texts:
         raise InputError("there is no text to train a tokenizer on: give files with texts or passages")

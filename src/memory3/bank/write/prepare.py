@@ -8,50 +8,44 @@ from itertools import islice
 
 from memory3.bank.format.rows import BankRow
 from memory3.bank.protocol import MemoryWriter
+from memory3.bank.snapshot import Snapshot
 from memory3.bank.write.commit import Committer
 from memory3.bank.write.compare import Comparison, Step
 from memory3.bank.write.cut import Cut, Cutter, EmptyDocument, LargeDocument, WholeDocuments
 from memory3.bank.write.documents import checked
+from memory3.bank.write.options import WriteOptions
 from memory3.bank.write.pace import most_references
 from memory3.bank.write.plan import PlannedDocument, Shard, WritePlan, plan_id
-from memory3.codec import Codebook
+from memory3.codec import CodedCodec
 from memory3.errors import ConfigError, setting
-from memory3.sources import Unread
 from memory3.types import Document
 
 __all__ = ["prepare"]
 
 
 def prepare(
+    now: Snapshot,
     committer: Committer,
     m3: MemoryWriter,
     documents: Iterable[Document],
-    *,
-    table_id: str,
-    version: int,
-    code_book: Codebook | None,
+    options: WriteOptions,
     shard_references: int,
-    lazy: bool = False,
-    prune: bool = False,
-    replace: bool = False,
-    unread: Unread | None = None,
-    prune_prefix: str = "",
 ) -> WritePlan:
-    """A plan for the table that ``committer`` has read. Encodes and changes nothing.
+    """A plan for a table. Encodes and changes nothing.
 
     Args:
-        committer: of the table.
+        now: the table; its codebook travels with the plan.
+        committer: which has read it.
         m3: cuts documents into references; its model is not run.
-        table_id, version: of the table.
-        code_book: of the bank, to travel with the plan.
+        documents: in any order; read once.
+        options: how they are to be written.
         shard_references: references of a shard, about: documents stay whole while a commit can hold them.
-        documents, lazy, prune, replace, unread, prune_prefix: as for `Bank.write`.
     """
     if isinstance(shard_references, bool) or not isinstance(shard_references, int) or shard_references < 1:
         raise ConfigError(f"{setting('shard_references', shard_references)}: give a whole number from 1")
     most = most_references(committer.manifest.record_bytes)
     size = min(shard_references, most)
-    comparison = Comparison(committer.stored, committer.broken, lazy=lazy, replace=replace)
+    comparison = Comparison(committer.stored, committer.broken, lazy=options.lazy, replace=options.replace)
     cutter = Cutter(m3, most, lambda references: references >= size)
     planned: list[PlannedDocument] = []
     groups: list[tuple[BankRow, ...]] = []
@@ -86,18 +80,19 @@ def prepare(
             unchanged += sum(map(add, cutter.take(document, content_hash)))
     for cut in cutter.rest():
         add(cut)
-    gone, spared = comparison.gone(prune_prefix, unread) if prune else ([], [])
+    gone, spared = comparison.gone(options.prune_prefix, options.unread) if options.prune else ([], [])
     bank = committer.manifest.to_json()
     shards = tuple(
-        Shard("", number, bank, table_id, lazy, rows, _kept(committer, rows, lazy=lazy)) for number, rows in enumerate(groups)
+        Shard("", number, bank, now.id.table_id, options.lazy, rows, _kept(committer, rows, lazy=options.lazy))
+        for number, rows in enumerate(groups)
     )
     id_ = plan_id(shards, tuple(planned))
     return WritePlan(
         id=id_,
         bank=bank,
-        table_id=table_id,
-        version=version,
-        lazy=lazy,
+        table_id=now.id.table_id,
+        version=now.version,
+        lazy=options.lazy,
         documents=tuple(planned),
         shards=tuple(dataclasses.replace(shard, plan=id_) for shard in shards),
         unchanged=unchanged,
@@ -105,7 +100,7 @@ def prepare(
         replaced=tuple(comparison.replaced),
         conflicts=tuple(comparison.conflicts),
         kept=tuple(spared),
-        code_book=code_book,
+        code_book=now.codec.codebook if isinstance(now.codec, CodedCodec) else None,
     )
 
 

@@ -20,9 +20,9 @@ from memory3.bank.write.compare import Comparison, Step
 from memory3.bank.write.cut import Cut, Cutter, EmptyDocument, LargeDocument, WholeDocuments
 from memory3.bank.write.documents import checked
 from memory3.bank.write.kept import completed
+from memory3.bank.write.options import WriteOptions
 from memory3.bank.write.pace import Pace
 from memory3.bank.write.shard import encode_rows
-from memory3.sources import Unread
 from memory3.types import Document
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class WriteRun:
         table: Table,
         m3: MemoryWriter,
         embedder: TextEmbedder,
+        options: WriteOptions,
         *,
-        lazy: bool = False,
         progress: Callable[[WriteProgress], None] | None = None,
     ) -> None:
         self._started = time.monotonic()
@@ -50,35 +50,23 @@ class WriteRun:
         self._codec = codec_of(store.backend, self._committer.manifest, store.token_vectors)
         self._m3 = m3
         self._embedder = embedder
-        self._lazy = lazy
+        self._options = options
         self._progress = progress
         self._pace = Pace(self._codec.record_size, m3.batch_size)
         self._documents = self._written = self._unchanged = self._references = self._bytes = 0
         self._document_id = ""
 
-    def run(
-        self,
-        documents: Iterable[Document],
-        *,
-        prune: bool = False,
-        replace: bool = False,
-        unread: Unread | None = None,
-        prune_prefix: str = "",
-    ) -> WriteReport:
+    def run(self, documents: Iterable[Document]) -> WriteReport:
         """Write what is new or changed. Conflicts are reported, not raised.
 
         Args:
             documents: in any order; read once.
-            prune: remove the documents that were not given.
-            replace: let a document take the place of one from another source.
-            unread: files that could not be read; pruning spares what they may hold.
-            prune_prefix: only ids that begin so are pruned.
 
         Returns:
             how many documents were written, unchanged, pruned, and the conflicts.
         """
-        committer = self._committer
-        comparison = Comparison(committer.stored, committer.broken, lazy=self._lazy, replace=replace)
+        committer, options = self._committer, self._options
+        comparison = Comparison(committer.stored, committer.broken, lazy=self._options.lazy, replace=self._options.replace)
         cutter = Cutter(self._m3, self._pace.most, self._pace.is_due)
         for given in documents:
             document = checked(given)
@@ -96,7 +84,7 @@ class WriteRun:
             self._tell()
         for cut in cutter.rest():
             self._write(cut)
-        gone, kept = comparison.gone(prune_prefix, unread) if prune else ([], [])
+        gone, kept = comparison.gone(options.prune_prefix, options.unread) if options.prune else ([], [])
         committer.remove(gone)
         committer.staging.close(comparison.seen)
         self._tell()
@@ -137,7 +125,7 @@ class WriteRun:
     def _write_large(self, large: LargeDocument) -> None:
         """Encode a large document part by part into the staging table, then move it in one commit."""
         document, references, staging = large.document, large.references, self._committer.staging
-        staged = staging.begin(document.id, large.content_hash, self._committer.schema, lazy=self._lazy)
+        staged = staging.begin(document.id, large.content_hash, self._committer.schema, lazy=self._options.lazy)
         count = len(staged)
         begun = [staged.get(ordinal) for ordinal in range(count)]
         if any(there != (made.end, len(made.token_ids)) for there, made in zip(begun, references, strict=False)):
@@ -152,10 +140,10 @@ class WriteRun:
     def _encode(self, rows: Sequence[BankRow]) -> pa.RecordBatch:
         """Rows with embeddings and memories; what the table has for the same tokens is kept."""
         schema = self._committer.schema
-        kept = self._committer.kept([row.reference for row in rows], lazy=self._lazy)
+        kept = self._committer.kept([row.reference for row in rows], lazy=self._options.lazy)
         self._references += len(kept)
         new = [row for row in rows if row.reference.id not in kept]
-        encoded = encode_rows(self._m3, self._embedder, self._codec, new, schema, lazy=self._lazy, told=self._encoded)
+        encoded = encode_rows(self._m3, self._embedder, self._codec, new, schema, lazy=self._options.lazy, told=self._encoded)
         batch = completed(rows, encoded, kept, schema)
         self._bytes += batch.nbytes
         return batch

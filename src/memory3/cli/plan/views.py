@@ -186,7 +186,7 @@ def _parts(own: ReferenceBytes) -> dict[str, float]:
         "embedding": own.embedding,
         "other columns": own.other,
         "all": own.disk,
-        "cold (text only)": own.text_only,
+        "lazy (text only)": own.text_only,
     }
 
 
