@@ -20,8 +20,9 @@ FLOORS = (
     {"proof", "asking", "llm"},
     {"calibration"},
     {"training", "evaluation", "planner"},
+    {"serving"},
     {"benchmarks"},
-    {"serving", "demo"},
+    {"demo"},
     {"cli"},
     {"__init__", "__main__"},
 )

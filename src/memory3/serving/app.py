@@ -23,7 +23,19 @@ try:
 except ImportError as error:
     raise MissingDependency(str(error.name or "fastapi"), "serve", "memory3 serve") from None
 
-from memory3.serving.routes import chat, completions, embeddings, files, health, models, passages, responses, vector_stores
+from memory3.serving.routes import (
+    bank,
+    chat,
+    completions,
+    embeddings,
+    files,
+    health,
+    models,
+    page,
+    passages,
+    responses,
+    vector_stores,
+)
 
 __all__ = ["create_app"]
 
@@ -38,6 +50,8 @@ ROUTERS = (
     responses.router,
     embeddings.router,
     passages.router,
+    bank.router,
+    page.router,
 )
 #: Seconds between two looks at what others wrote to the banks.
 REFRESH = 2.0
