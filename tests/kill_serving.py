@@ -82,7 +82,7 @@ def work(server: Server, told: Told, rng: random.Random, name: str, stop: thread
             with told.lock:
                 told.kept[file.id] = data
                 told.counts["uploads acknowledged"] += 1
-            if words < 100:
+            if words < 100 and rng.random() < 0.3:  # encoding has to keep up with what comes
                 store = rng.choice(told.stores)
                 with told.lock:
                     told.asked.add((file.id, store))
@@ -113,8 +113,11 @@ def work(server: Server, told: Told, rng: random.Random, name: str, stop: thread
             raise
 
 
-def check(server: Server, told: Told) -> None:
-    """What is there is what was told: nothing acknowledged is missing, nothing is half there, nothing is there twice."""
+def check(server: Server, told: Told, rng: random.Random, most: int = 100) -> None:
+    """What is there is what was told: nothing acknowledged is missing, nothing is half there, nothing is there twice.
+
+    The bytes of ``most`` files are read.
+    """
     client = server.client
     there = {file.id: file for file in client.files.list(limit=10_000)}
     for file_id, data in told.kept.items():
@@ -123,7 +126,8 @@ def check(server: Server, told: Told) -> None:
         elif file_id not in told.leaving:
             assert file_id in there, f"{file_id} was acknowledged and is lost"
             assert there[file_id].bytes == len(data)
-            assert client.files.content(file_id).read() == data, f"{file_id} has other bytes"
+            if len(told.kept) <= most or rng.random() < most / len(told.kept):
+                assert client.files.content(file_id).read() == data, f"{file_id} has other bytes"
     unheard = 0
     for file_id in there:
         if file_id not in told.kept:  # the server died between keeping it and saying so
@@ -131,11 +135,11 @@ def check(server: Server, told: Told) -> None:
             unheard += 1
     told.counts["whole, though nobody was told"] = unheard
     for file_id, store in told.added.items():
-        if file_id not in told.leaving:
+        if file_id not in told.leaving and rng.random() < most / len(told.added):
             client.vector_stores.files.retrieve(file_id, vector_store_id=store)
 
 
-def settled(server: Server, told: Told, seconds: float = 240.0) -> None:
+def settled(server: Server, told: Told, seconds: float = 900.0) -> None:
     """Wait until everything acknowledged is encoded."""
     until = time.monotonic() + seconds
     for store in told.stores:
@@ -185,7 +189,7 @@ def run(data: Path, rounds: int, seed: int = 0, clients: int = 4) -> Counter[str
         try:
             if not told.stores:
                 told.stores += [server.client.vector_stores.create(name=name).id for name in ("a", "b")]
-            check(server, told)
+            check(server, told, rng)
             stop = threading.Event()
             threads = [
                 threading.Thread(target=work, args=(server, told, random.Random(rng.random()), f"{turn}.{client}", stop))
@@ -204,9 +208,9 @@ def run(data: Path, rounds: int, seed: int = 0, clients: int = 4) -> Counter[str
         told.counts["kills"] += 1
     server = Server(data)
     try:
-        check(server, told)
+        check(server, told, rng)
         settled(server, told)
-        check(server, told)
+        check(server, told, rng, most=100_000)
     finally:
         server.kill()
         server.client.close()

@@ -372,7 +372,7 @@ REFUSED = [
     ("completions", TEXT, {"prompt": [10**6]}, "prompt"),
     ("completions", TEXT, {"prompt": ["x"] * 20}, "n"),
     ("completions", TEXT, {"messages": QUESTION}, "messages"),
-    ("responses", RESPONSE, {"tools": [{"type": "web_search"}]}, "tools"),
+    ("responses", RESPONSE, {"tools": [{"type": "web_search"}]}, "tools.0.type"),
     ("responses", RESPONSE, {"previous_response_id": "resp_1"}, "previous_response_id"),
     ("responses", RESPONSE, {"store": True}, "store"),
     ("responses", RESPONSE, {"background": True}, "background"),
