@@ -15,7 +15,7 @@ FLOORS = (
     {"text", "models"},
     {"encode"},
     {"bank"},
-    {"answer", "decoding", "prompt", "scoring"},
+    {"answer", "decoding", "choosing", "prompt", "scoring"},
     {"recall"},
     {"proof", "asking", "llm"},
     {"calibration"},

@@ -68,7 +68,8 @@ class Running:
 def tiny_memory3(**config: Any) -> Memory3:
     """A tiny model called "tiny", with short references and chunks, so that a short text has several."""
     settings = {"reference_length": 24, "chunk_length": 16, "references_per_chunk": 2, "score_gap": 2.0} | config
-    return Memory3(tiny.tiny_model(), tiny.tiny_chat_tokenizer(), MemoryConfig(**settings), name="tiny")
+    model = tiny.tiny_model(max_position_embeddings=4096)
+    return Memory3(model, tiny.tiny_chat_tokenizer(), MemoryConfig(**settings), name="tiny")
 
 
 @contextlib.contextmanager

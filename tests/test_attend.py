@@ -69,7 +69,7 @@ def test_merge_of_one_token_by_hand() -> None:
     out, lse = attend(query, key, value, None, memory, None, scale=1.0)
     torch.testing.assert_close(out.flatten(), torch.tensor([1.0, 6.0]))
     torch.testing.assert_close(lse.flatten(), torch.tensor([math.log(4)]))
-    torch.testing.assert_close(memory_mass(query, lse, memory, references=2, scale=1.0), torch.tensor([[0.75, 0.0]]))
+    torch.testing.assert_close(memory_mass(query, lse, memory, references=2, scale=1.0), torch.tensor([[[0.75, 0.0]]]))
 
 
 @pytest.mark.usefixtures("kernel")
@@ -111,19 +111,19 @@ def test_fused_attention_equals_the_formula() -> None:
 
 def test_memory_mass_counts_every_weight_once() -> None:
     g = torch.Generator().manual_seed(5)
-    query, key, value = torch.randn(2, 6, 3, D, generator=g), *(torch.randn(2, 2, 3, D, generator=g) for _ in range(2))
+    query, key, value = torch.randn(2, 6, 4, D, generator=g), *(torch.randn(2, 2, 4, D, generator=g) for _ in range(2))
     memory = random_layer(2, 2, 7)
-    table = torch.tensor([[0, 1, 2], [3, 4, 5]])
+    table = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7]])
     _, lse = attend(query, key, value, None, memory, table, causal=True, scale=0.3)
     mass = memory_mass(query, lse, memory, references=3, scale=0.3)
-    expected = torch.zeros(2, 3)
+    expected = torch.zeros(2, 4, 3)
     for n in range(2):
         for head in range(6):
-            for t in range(3):
+            for t in range(4):
                 for m in range(7):
                     if memory.owner[n, head // 3, m] >= 0:
                         logit = query[n, head, t] @ memory.keys[n, head // 3, m] * 0.3
-                        expected[n, memory.owner[n, head // 3, m]] += torch.exp(logit - lse[n, head, t])
+                        expected[n, t, memory.owner[n, head // 3, m]] += torch.exp(logit - lse[n, head, t])
     torch.testing.assert_close(mass, expected)
 
 
@@ -136,4 +136,4 @@ def test_nothing_waits_for_the_device() -> None:
     assert (out.shape, lse.shape) == (query.shape, query.shape[:3])
     memory = moved(random_layer(3, 2, 7), "meta")
     out, lse = attend(query, key, key, None, memory, None, causal=True, scale=0.3)
-    assert memory_mass(query, lse, memory, references=3, scale=0.3).shape == (3, 3)
+    assert memory_mass(query, lse, memory, references=3, scale=0.3).shape == (3, 11, 3)

@@ -164,7 +164,7 @@ class ServingError(Memory3Error):
 
 
 class EngineBusy(ServingError):
-    """As many requests are waiting as may."""
+    """As many requests are being answered, or wait for it, as may be. Later there is room again."""
 
 
 class EngineClosed(ServingError):

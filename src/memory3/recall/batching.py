@@ -319,7 +319,7 @@ class Batch:
                     position_ids=torch.tensor([positions], device=device),
                     attention_mask=self._mask,
                     use_cache=False,
-                    logits_to_keep=torch.tensor(last, device=device),
+                    logits_to_keep=torch.tensor(last, dtype=torch.int64, device=device),
                 )
                 self._choose(chosen, out.logits[0])
         finally:
@@ -334,7 +334,7 @@ class Batch:
         return self._geometry.windows(self._model, 1 << (whole - 1).bit_length())
 
     def _choose(self, streams: Sequence[Stream], logits: torch.Tensor) -> None:
-        greedy = logits.argmax(-1).tolist() if logits.shape[0] else []
+        greedy = logits.argmax(-1).tolist()
         for stream, row, likeliest in zip(streams, logits, greedy, strict=True):
             chooser = stream.chooser
             stream.take(Choice(likeliest) if chooser.is_greedy else chooser.choose(row))

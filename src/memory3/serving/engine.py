@@ -15,136 +15,24 @@ Knows no network. All queues are bounded: `submit` refuses what does not fit.
 from __future__ import annotations
 
 import itertools
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from transformers import GenerationConfig
+import torch
 
 from memory3.answer import Usage
 from memory3.asking import Asked, cite
-from memory3.choosing import Choice
 from memory3.errors import EngineBusy, EngineClosed, Memory3Error, ServingError
 from memory3.llm import Memory3
-from memory3.prompt import Prompt
 from memory3.recall.batching import Batch, Stream
-from memory3.recall.retrieval import Retrieval
+from memory3.serving.handle import Handle
+from memory3.serving.job import Cited, Event, Failed, Finished, Job, Observer, Text
 from memory3.serving.lookup import Lookup
-from memory3.serving.stretches import GrowingText, Stretch
-from memory3.types import Citation, Reference
+from memory3.types import Citation
 
 __all__ = ["Cited", "Engine", "EngineState", "Event", "Failed", "Finished", "Handle", "Job", "Observer", "Text"]
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is asked.
-
-    Attributes:
-        prompt: a question, the messages of a chat, or the token ids of a whole prompt.
-        mode: ``"memory"``, ``"text"`` or ``"none"``.
-        bank: where to look; None in mode none.
-        retrieval: what to look up there.
-        settings: of decoding, as `memory3.decoding.decoding` gives them.
-        stop: texts that end the answer and are not part of it.
-        seed: of its random numbers, where it samples.
-        logprobs: how many of the likeliest tokens to tell beside each chosen one; None: no log-probabilities.
-        seconds: after which it is ended where it stands; None: never.
-    """
-
-    prompt: Prompt | Sequence[int]
-    settings: GenerationConfig
-    mode: str = "memory"
-    bank: Any = None
-    retrieval: Retrieval = field(default_factory=lambda: Retrieval(0))
-    stop: Sequence[str] = ()
-    seed: int | None = None
-    logprobs: int | None = None
-    seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Text:
-    """More of the answer.
-
-    Attributes:
-        text: to be put behind what was said before; may be empty where a token's text is not certain yet.
-        choice: the token that was chosen; None: text that was held back until the end.
-    """
-
-    text: str
-    choice: Choice | None
-
-
-@dataclass(frozen=True)
-class Cited:
-    """What a stretch of the answer was read from.
-
-    Attributes:
-        stretch: which part.
-        citations: its references, largest share of that stretch's attention first.
-    """
-
-    stretch: Stretch
-    citations: list[Citation]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The answer is complete.
-
-    Attributes:
-        reason: ``"stop"``: the model or a stop text ended it; ``"length"``: it has as many tokens as were asked for;
-            ``"time"``: its time was over; ``"cancelled"``.
-        text: the whole answer.
-        citations: of the whole answer, largest share of attention first.
-        usage: what it took.
-        note: why nothing was read of the bank that was asked; else empty.
-        token_ids: of the answer.
-        first_token, total: seconds from `Engine.submit`.
-    """
-
-    reason: str
-    text: str
-    citations: list[Citation]
-    usage: Usage
-    note: str
-    token_ids: list[int]
-    first_token: float
-    total: float
-
-
-@dataclass(frozen=True)
-class Failed:
-    """It cannot be answered.
-
-    Attributes:
-        error: why.
-    """
-
-    error: Exception
-
-
-Event = Text | Cited | Finished | Failed
-
-
-class Observer(Protocol):
-    """Is told what an engine does, in its threads: it has to be quick."""
-
-    def first_token(self, seconds: float) -> None:
-        """A request has its first token, ``seconds`` after it came."""
-
-    def tokens(self, prompt: int, answer: int) -> None:
-        """A pass was made over so many tokens of prompts, and chose so many of answers."""
-
-    def looked_up(self, seconds: float, requests: int) -> None:
-        """So many requests were given what they read, in one go of ``seconds``."""
-
-    def finished(self, reason: str, usage: Usage | None) -> None:
-        """A request has ended: the reason of `Finished`, or ``"failed"``."""
 
 
 @dataclass(frozen=True)
@@ -160,61 +48,6 @@ class EngineState:
     running: int
     waiting: int
     looking: int
-
-
-class Handle:
-    """One request that an engine works on. Iterate over it for its events; the last is `Finished` or `Failed`.
-
-    Attributes:
-        number: of the request, counted by the engine.
-        job: what was asked.
-        asked: its prompt as tokens; None until that is made.
-        stream: of its tokens, while it is in the engine.
-        text: of its answer so far.
-        known: the references that it has read, by id.
-    """
-
-    def __init__(self, number: int, job: Job, tell: Callable[[Event], None] | None) -> None:
-        self.number = number
-        self.job = job
-        self.asked: Asked | None = None
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._tell = tell or self._events.put
-        self._cancelled = False
-        self._came = time.perf_counter()
-        self._first = 0.0
-        self.stream: Stream | None = None
-        self.text: GrowingText | None = None
-        self.known: dict[str, Reference] = {}
-        self._cited = 0  # stretches that were cited
-
-    def begin(self, asked: Asked, stream: Stream, text: GrowingText) -> None:
-        """Its prompt was made: what it is, what runs it, and what its answer grows in."""
-        self.asked, self.stream, self.text = asked, stream, text
-
-    def cancel(self) -> None:
-        """End it where it stands: it leaves the batch before the next pass."""
-        self._cancelled = True
-
-    def __iter__(self) -> Iterator[Event]:
-        while True:
-            event = self._events.get()
-            yield event
-            if isinstance(event, Finished | Failed):
-                return
-
-    def result(self) -> Finished:
-        """Wait for the end.
-
-        Raises:
-            Memory3Error: it could not be answered.
-        """
-        for event in self:
-            if isinstance(event, Failed):
-                raise event.error
-            if isinstance(event, Finished):
-                return event
-        raise AssertionError("events end with Finished or Failed")
 
 
 class Engine:
@@ -252,7 +85,9 @@ class Engine:
         self._batch = Batch(m3.model, m3.geometry)
         self._lookup = Lookup(m3, self._ready, self._fail, observer)
         self._thread = threading.Thread(target=self._run, name="memory3-engine", daemon=True)
+        self._threads = torch.get_num_threads()
         self._lookup.start()
+        torch.set_num_threads(self._threads)
         self._thread.start()
 
     def __enter__(self) -> Engine:
@@ -329,6 +164,7 @@ class Engine:
     # ---- passes ------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        torch.set_num_threads(self._threads)
         with self._batch:
             while True:
                 self._sweep()
@@ -351,9 +187,9 @@ class Engine:
             there = [*self._running, *self._opening]
         for handle in there:
             seconds = handle.job.seconds
-            if handle._cancelled:
+            if handle.cancelled:
                 self._end(handle, "cancelled")
-            elif seconds is not None and now - handle._came > seconds:
+            elif seconds is not None and now - handle.came > seconds:
                 self._end(handle, "time")
 
     def _admit(self) -> None:
@@ -383,10 +219,10 @@ class Engine:
         waiting = []
         for stream in chosen:
             handle = by_stream[id(stream)]
-            if not handle._first:
-                handle._first = time.perf_counter()
+            if not handle.first:
+                handle.first = time.perf_counter()
                 if self._observer is not None:
-                    self._observer.first_token(handle._first - handle._came)
+                    self._observer.first_token(handle.first - handle.came)
             if self._say(handle, stream):
                 continue
             stream.begin()
@@ -404,14 +240,14 @@ class Engine:
         text, choice = handle.text, stream.chosen[-1]
         assert text is not None
         ended = choice.token in stream.chooser.ends
-        handle._tell(Text("" if ended else text.add(choice.token), choice))
+        handle.tell(Text("" if ended else text.add(choice.token), choice))
         if ended or text.stopped:
             self._end(handle, "stop")
             return True
         if stream.is_done:
             self._end(handle, "length")
             return True
-        if len(text.stretches) > handle._cited:
+        if len(text.stretches) > handle.cited:
             self._cite(handle, stream)
         return False
 
@@ -420,11 +256,11 @@ class Engine:
         text = handle.text
         assert text is not None
         stream.settle()
-        for stretch in text.stretches[handle._cited :]:
+        for stretch in text.stretches[handle.cited :]:
             citations = self._citations(handle, stream.shares(stretch.first, stretch.last))
             if citations:
-                handle._tell(Cited(stretch, citations))
-        handle._cited = len(text.stretches)
+                handle.tell(Cited(stretch, citations))
+        handle.cited = len(text.stretches)
 
     @staticmethod
     def _citations(handle: Handle, shares: Sequence[tuple[str, float, float]]) -> list[Citation]:
@@ -435,13 +271,13 @@ class Engine:
         stream, text, asked = handle.stream, handle.text, handle.asked
         if stream is None or text is None or asked is None:  # it had not begun
             usage = Usage(0, 0)
-            event: Event = Finished(reason, "", [], usage, "", [], 0.0, time.perf_counter() - handle._came)
+            event: Event = Finished(reason, "", [], usage, "", [], 0.0, time.perf_counter() - handle.came)
             self._leave(handle, event, reason, usage)
             return
         try:
             more = text.finish()
             if more:
-                handle._tell(Text(more, None))
+                handle.tell(Text(more, None))
             self._cite(handle, stream)
             event = self._finished(handle, stream, asked, reason)
         except Exception as error:  # its bank may be gone by now
@@ -460,9 +296,9 @@ class Engine:
             read = sum(len(citation.text.encode()) for citation in citations)
             usage = Usage(len(stream.prompt), len(said), 1, len(citations), read)
         now = time.perf_counter()
-        first = (handle._first or now) - handle._came
+        first = (handle.first or now) - handle.came
         text = handle.text.text if handle.text else ""
-        return Finished(reason, text, citations, usage, asked.note, said, first, now - handle._came)
+        return Finished(reason, text, citations, usage, asked.note, said, first, now - handle.came)
 
     def _leave(self, handle: Handle, event: Event, reason: str, usage: Usage | None) -> None:
         with self._changed:
@@ -478,4 +314,4 @@ class Engine:
         handle.stream = None  # its context and memories go
         if self._observer is not None:
             self._observer.finished(reason, usage)
-        handle._tell(event)
+        handle.tell(event)

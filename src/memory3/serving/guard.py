@@ -140,17 +140,18 @@ def _bounded(receive: Receive, most: int, seconds: float) -> Receive:
             return await receive()
         try:
             async with asyncio.timeout(max(until - time.monotonic(), 0)):
-                message = await receive()
+                received = await receive()
         except TimeoutError:
-            raise HTTPException(408, f"The body did not come within {seconds:g} seconds.") from None
-        if message["type"] == "http.request":
-            read += len(message.get("body", b""))
-            complete = not message.get("more_body", False)
+            message = f"The body did not come within {seconds:g} seconds."
+            raise HTTPException(408, message, {"Connection": "close"}) from None
+        if received["type"] == "http.request":
+            read += len(received.get("body", b""))
+            complete = not received.get("more_body", False)
             if read > most:
                 raise HTTPException(413, str(_too_large(most)), {"Connection": "close"})
         else:
             complete = True
-        return message
+        return received
 
     return bounded
 

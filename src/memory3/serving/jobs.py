@@ -48,6 +48,7 @@ class Sampling:
         seed: of the random numbers; the choices of one request have this and those behind it.
         stop: texts that end the answer.
         logprobs: how many of the likeliest tokens to tell beside each.
+        ignore_eos: go on to the length that was asked for, whatever the model says.
     """
 
     tokens: tuple[str, int | None] = ("max_tokens", None)
@@ -56,6 +57,7 @@ class Sampling:
     seed: int | None = None
     stop: str | Sequence[str] | None = None
     logprobs: int | None = None
+    ignore_eos: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -150,6 +152,7 @@ def jobs_of(
         stop=stop,
         logprobs=sampling.logprobs,
         seconds=limits.seconds,
+        ignore_eos=sampling.ignore_eos,
     )
     seeds = [None if sampling.seed is None else (sampling.seed + n) % 2**63 for n in range(choices)]
     return [replace(job, prompt=prompt, seed=seed) for prompt in prompts for seed in seeds]

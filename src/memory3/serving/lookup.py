@@ -10,7 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import torch
 
@@ -19,16 +19,11 @@ from memory3.choosing import Chooser
 from memory3.llm import Memory3
 from memory3.recall.batching import Stream
 from memory3.recall.retrieval import one_version
+from memory3.serving.handle import Handle
+from memory3.serving.job import Observer
 from memory3.serving.stretches import GrowingText
 
-if TYPE_CHECKING:
-    from memory3.serving.engine import Handle
-
 __all__ = ["Lookup"]
-
-
-class _Told(Protocol):
-    def looked_up(self, seconds: float, requests: int) -> None: ...
 
 
 class Lookup:
@@ -39,7 +34,7 @@ class Lookup:
         m3: Memory3,
         ready: Callable[[Sequence[Handle]], None],
         fail: Callable[[Handle, Exception], None],
-        observer: _Told | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """
         Args:
@@ -57,11 +52,13 @@ class Lookup:
         self._opening: list[Handle] = []
         self._guessing: list[Handle] = []
         self._closed = False
+        self._begun = threading.Event()
         self._thread = threading.Thread(target=self._run, name="memory3-lookup", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Begin. What follows may run torch on as many threads as it likes; this one takes one."""
         self._thread.start()
+        self._begun.wait()
 
     def close(self) -> None:
         """End after what is being done now."""
@@ -91,7 +88,10 @@ class Lookup:
     # ---- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        torch.set_num_threads(1)  # of this thread: the passes have the others
+        # Torch keeps the number for this thread, and as the default of threads that come after it: who makes them sets theirs.
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # what a thread is asked for first, it keeps
+        self._begun.set()
         while True:
             with self._changed:
                 while not (self._closed or self._renewing or self._opening or self._guessing):
@@ -135,6 +135,8 @@ class Lookup:
         end = m3.tokenizer.eos_token_id
         ends = [] if end is None else [end]
         chooser = Chooser(m3.model, job.settings, asked.tokens, ends=ends, seed=job.seed, logprobs=job.logprobs)
+        if job.ignore_eos:
+            chooser.ends = set()
         source = bank if job.mode == "memory" else None
         stream = Stream(m3.encoder, asked.tokens, chooser, source, job.retrieval, text_of=m3.tokenizer.decode)
         stream.begin()

@@ -63,7 +63,7 @@ class Server(uvicorn.Server):
                 http=Bounded,
                 ws="none",
                 lifespan="on",
-                log_level="warning",
+                log_level="error",
                 access_log=False,
                 server_header=False,
                 limit_concurrency=limits.connections,

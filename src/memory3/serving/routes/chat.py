@@ -59,7 +59,7 @@ class Message(Strict):
 
     @property
     def plain(self) -> dict[str, str]:
-        """As chat templates know it: its role and its text."""
+        """Its role and its text, which is what chat templates know of a turn."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
@@ -79,6 +79,7 @@ class ChatBody(Strict):
     stop: Stop = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     user: User = None
@@ -174,6 +175,7 @@ def _sampling(body: ChatBody) -> Sampling:
         seed=body.seed,
         stop=body.stop,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        ignore_eos=bool(body.ignore_eos),
     )
 
 

@@ -57,6 +57,7 @@ class CompletionBody(Strict):
     stop: Stop = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    ignore_eos: bool | None = None
     logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     user: User = None
     best_of: Annotated[Any, only(1)] = None
@@ -87,6 +88,7 @@ def router(state: ServerState) -> APIRouter:
             seed=body.seed,
             stop=body.stop,
             logprobs=body.logprobs,
+            ignore_eos=bool(body.ignore_eos),
         )
         jobs = jobs_of(state, prompts, reading, sampling, choices)
         answer = _Answer(body, Citer(reading, str(request.base_url)), logprobs, len(jobs), choices)

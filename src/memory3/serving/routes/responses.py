@@ -57,7 +57,7 @@ class InputItem(Strict):
 
     @property
     def plain(self) -> dict[str, str]:
-        """As chat templates know it: its role and its text."""
+        """Its role and its text, which is what chat templates know of a turn."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 

@@ -1,0 +1,512 @@
+"""What a server does with strangers: keys, tenants, bounds, slow and absent clients, broken bodies, banks that go away."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+import openai
+import pytest
+import served
+
+from memory3.errors import ConfigError
+from memory3.serving.keys import Keys
+from memory3.serving.limits import Limits
+
+QUESTION = [{"role": "user", "content": "Who built the bridge, and when?"}]
+CHAT = {"model": "tiny@docs", "messages": QUESTION, "max_tokens": 4}
+ALL, DOCS, SECRET = "sk-everything-0001", "sk-only-docs-00001", "sk-only-secret-001"
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    keys = ["# keys", ALL, "", f"{DOCS}  docs", f"{SECRET} secret  # a comment"]
+    with served.server(tmp_path_factory.mktemp("banks"), keys=keys) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory):
+    limits = Limits(body_bytes=20_000, body_seconds=1.0, header_seconds=1.0, seconds=60, connections=24)
+    with served.server(tmp_path_factory.mktemp("banks"), limits=limits, slots=2, waiting=2) as running:
+        yield running
+
+
+# ---- keys ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["short"], "line 1"),
+        ([ALL, ALL], "twice"),
+        (["# nothing"], "no key"),
+        (["sk-ünïcode-0123456789"], "line 1"),
+    ],
+)
+def test_a_file_of_keys_that_cannot_be_used_is_refused_without_telling_a_key(tmp_path, lines, said):
+    path = tmp_path / "keys"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(ConfigError, match=said) as caught:
+        Keys.read(path)
+    assert not any(line in str(caught.value) for line in lines)
+
+
+def test_a_key_of_a_bank_that_is_not_served_is_refused():
+    keys = Keys.of([f"{DOCS} docs dosc"])
+    with pytest.raises(ConfigError, match="dosc"):
+        keys.check_banks(["docs", "secret"])
+    keys.check_banks(["docs", "dosc"])
+
+
+def test_without_a_key_only_the_pulse_can_be_felt(guarded):
+    with guarded.http() as http:
+        assert http.get("/health").status_code == http.get("/ready").status_code == 200
+        for path in ("/v1/models", "/metrics", "/v1/passages", "/nix"):
+            answer = http.get(path)
+            assert answer.status_code == 401
+            assert answer.json()["error"]["code"] == "invalid_api_key"
+        for key in ("", "Bearer", "Bearer x", f"Basic {ALL}", f"Bearer {ALL}x", f"Bearer {ALL[:-1]}", "Bearer \xff"):
+            headers = [(b"authorization", key.encode("latin-1"))]
+            assert http.post("/v1/chat/completions", json=CHAT, headers=headers).status_code == 401
+    assert all(line["key"] is None for line in guarded.log if line["status"] == 401)
+
+
+def test_a_key_opens_its_banks_alone(guarded):
+    ids = {key: [one.id for one in guarded.client(key).models.list()] for key in (ALL, DOCS, SECRET)}
+    assert ids == {
+        ALL: ["tiny", "tiny@docs", "tiny@secret"],
+        DOCS: ["tiny", "tiny@docs"],
+        SECRET: ["tiny", "tiny@secret"],
+    }
+    assert guarded.client(DOCS).chat.completions.create(**CHAT).choices
+    assert guarded.client(DOCS).chat.completions.create(**{**CHAT, "model": "tiny"}).choices
+
+
+def test_a_bank_that_is_not_there_and_one_of_another_are_the_same(guarded):
+    def without_names(answer):
+        return answer.status_code, answer.text.replace("secret", "NAME").replace("absent", "NAME"), sorted(answer.headers)
+
+    with guarded.http(headers={"Authorization": f"Bearer {DOCS}"}) as http:
+        for path, body in (
+            ("chat/completions", {"messages": QUESTION}),
+            ("completions", {"prompt": "x"}),
+            ("responses", {"input": "x"}),
+            ("embeddings", {"input": "x"}),
+        ):
+            answers = [http.post(f"/v1/{path}", json={"model": f"tiny@{name}", **body}) for name in ("secret", "absent")]
+            assert answers[0].status_code == 404
+            assert without_names(answers[0]) == without_names(answers[1])
+        passages = [http.get("/v1/passages", params={"bank": name, "id": "plan#0"}) for name in ("secret", "absent")]
+        assert without_names(passages[0]) == without_names(passages[1])
+        models = [http.get(f"/v1/models/tiny@{name}") for name in ("secret", "absent")]
+        assert without_names(models[0]) == without_names(models[1])
+
+
+def test_not_even_time_tells_of_a_bank_of_another(guarded):
+    """Medians of requests in turn. Were the bank opened or looked into, it would take milliseconds more."""
+    times = {"secret": [], "absent": []}
+    body = {"messages": QUESTION}
+    with guarded.http(headers={"Authorization": f"Bearer {DOCS}"}) as http:
+        for n in range(300):
+            for name in ("secret", "absent") if n % 2 else ("absent", "secret"):
+                began = time.perf_counter()
+                http.post("/v1/chat/completions", json={"model": f"tiny@{name}", **body})
+                times[name].append(time.perf_counter() - began)
+    secret, absent = (statistics.median(times[name]) for name in ("secret", "absent"))
+    assert abs(secret - absent) < 0.15 * absent, (secret, absent)
+
+
+def test_metrics_count_and_name_nobody(guarded):
+    client = guarded.client(SECRET)
+    client.chat.completions.create(**{**CHAT, "model": "tiny@secret"})
+    with guarded.http(headers={"Authorization": f"Bearer {DOCS}"}) as http:
+        text = http.get("/metrics").text
+    assert not any(
+        name in text for name in ("secret", "docs", "key-", *(tenant.name for tenant in guarded.state.keys.tenants.values()))
+    )
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(values['memory3_tokens_total{kind="answer"}']) >= 4
+    assert float(values["memory3_first_token_seconds_count"]) >= 1
+    assert float(values["memory3_retrieval_seconds_count"]) >= 1
+    assert float(values["memory3_recalls_total"]) >= 1
+    assert float(values["memory3_cache_bytes"]) > 0
+    assert float(values["memory3_queue"]) == float(values["memory3_running"]) == 0
+    assert 'route="unknown"' not in text or "/nix" not in text
+
+
+def test_the_log_has_a_line_for_each_request_and_no_key(guarded):
+    with guarded.http(headers={"Authorization": f"Bearer {ALL}"}) as http:
+        own = http.get("/v1/models", headers={"X-Request-Id": "my-id.7"})
+        made = http.get("/v1/models", headers={"X-Request-Id": "bad id\x22"})
+    assert own.headers["x-request-id"] == "my-id.7"
+    assert made.headers["x-request-id"].startswith("req-")
+    until = time.monotonic() + 5
+    while len(lines := [one for one in guarded.log if one["id"] in ("my-id.7", made.headers["x-request-id"])]) < 2:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert [line["status"] for line in lines] == [200, 200]
+    assert lines[0]["path"] == "/v1/models"
+    assert lines[0]["key"].startswith("key-")
+    assert not any(key in json.dumps(guarded.log) for key in (ALL, DOCS, SECRET))
+
+
+# ---- bounds --------------------------------------------------------------------------------------------------------------
+
+
+def raw(server, data, *, pause=0.0, pieces=1, seconds=10.0):
+    """Sends bytes in pieces, with pauses; gives back what came until the server closed."""
+    host, port = server.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=seconds) as connection:
+        size = -(-len(data) // pieces) or 1
+        try:
+            for first in range(0, len(data), size):
+                connection.sendall(data[first : first + size])
+                time.sleep(pause)
+            got = b""
+            while part := connection.recv(65536):
+                got += part
+        except (ConnectionResetError, BrokenPipeError):
+            return b""
+        return got
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_read(strict):
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    got = raw(strict, head + b"Content-Length: 1000000000\r\n\r\n{")
+    assert b" 413 " in got.splitlines()[0]
+    assert b"20,000 bytes" in got
+
+
+def test_a_body_without_a_length_is_bounded_too(strict):
+    def endless():
+        for _ in range(100):
+            yield b" " * 1000
+
+    with strict.http() as http:
+        answer = http.post("/v1/chat/completions", content=endless(), headers={"Content-Type": "application/json"})
+        assert answer.status_code == 413
+        assert answer.json()["error"]["code"] is None or answer.json()["error"]["message"]
+
+
+def test_a_slow_body_is_given_up(strict):
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n"
+    began = time.monotonic()
+    got = raw(strict, head + b"{")
+    assert b" 408 " in got.splitlines()[0]
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("data", [b"", b"GET /health HTTP/1.1\r\nHost: x\r\nX-A"])
+def test_a_slow_head_is_given_up(strict, data):
+    began = time.monotonic()
+    assert raw(strict, data) == b""
+    assert 0.5 < time.monotonic() - began < 5
+
+
+def test_a_head_that_trickles_is_given_up(strict):
+    began = time.monotonic()
+    data = b"GET /health HTTP/1.1\r\n" + b"".join(b"X-%d: 1\r\n" % n for n in range(100))
+    assert raw(strict, data, pause=0.05, pieces=100) == b""
+    assert time.monotonic() - began < 5
+
+
+def test_slow_clients_do_not_keep_others_out(strict):
+    host, port = strict.address.removeprefix("http://").split(":")
+    slow = [socket.create_connection((host, int(port))) for _ in range(16)]
+    try:
+        for connection in slow:
+            connection.sendall(b"GET /hea")
+        with strict.http() as http:
+            assert http.get("/health").status_code == 200
+        time.sleep(1.5)
+        assert all(_is_closed(connection) for connection in slow)
+    finally:
+        for connection in slow:
+            connection.close()
+
+
+def _is_closed(connection):
+    connection.settimeout(2)
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_a_head_that_is_too_large_is_refused(strict):
+    got = raw(strict, b"GET /health HTTP/1.1\r\nHost: x\r\nX-A: " + b"a" * 1_000_000 + b"\r\n\r\n")
+    assert got == b"" or b" 400 " in got.splitlines()[0]
+
+
+def test_a_full_queue_says_when_to_come_again(strict):
+    long = {**CHAT, "max_tokens": 600}
+    client = strict.client()
+    streams = [client.chat.completions.create(**long, stream=True) for _ in range(2)]
+    results, threads = [], []
+    for _ in range(12):
+        threads.append(threading.Thread(target=lambda: results.append(_status(strict, long))))
+        threads[-1].start()
+    for thread in threads:
+        thread.join(60)
+    for stream in streams:
+        stream.close()
+    statuses = [status for status, _ in results]
+    assert 429 in statuses
+    assert set(statuses) <= {200, 429}
+    assert all(after == "1" for status, after in results if status == 429)
+    strict.wait_until_idle()
+    # Several answers at once are taken together, or not at all.
+    with strict.http() as http:
+        assert http.post("/v1/chat/completions", json={**CHAT, "n": 5}).status_code == 429
+        strict.wait_until_idle()
+        assert http.post("/v1/chat/completions", json={**CHAT, "n": 4}).status_code == 200
+    strict.wait_until_idle()
+
+
+def _status(server, body):
+    with server.http() as http:
+        answer = http.post("/v1/chat/completions", json=body)
+        return answer.status_code, answer.headers.get("retry-after")
+
+
+def test_a_request_whose_time_is_over_gets_what_there_is(tmp_path):
+    with served.server(tmp_path, limits=Limits(seconds=0.5)) as server:
+        answer = server.client().chat.completions.create(**{**CHAT, "max_tokens": 3000})
+        about = answer.choices[0].model_extra["memory3"]
+        assert about["finish"] == "time"
+        assert answer.choices[0].finish_reason == "length"
+        assert 0 < answer.usage.completion_tokens < 3000
+
+
+# ---- clients that go away ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_who_goes_away_frees_the_slot(strict, stream):
+    strict.wait_until_idle()
+    body = json.dumps({**CHAT, "max_tokens": 3000, "stream": stream}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    host, port = strict.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head % len(body) + body)
+        until = time.monotonic() + 10
+        while not strict.state.engine.state.running:
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        if stream:
+            connection.recv(100)
+    gone = time.monotonic()
+    strict.wait_until_idle(5)
+    assert time.monotonic() - gone < 1.0
+
+
+def test_the_official_client_closes_a_stream(strict):
+    strict.wait_until_idle()
+    with strict.client().chat.completions.create(**{**CHAT, "max_tokens": 3000}, stream=True) as stream:
+        next(iter(stream))
+    strict.wait_until_idle(2)
+
+
+# ---- hostile bodies ------------------------------------------------------------------------------------------------------
+
+
+def hostile(random):
+    """A body that is nearly right, or not at all."""
+    values = [
+        None, True, 0, -1, 2**70, 1e308, "", "\ud800", "\x00", "a" * 5000, [], {}, [[]], [None], {"a": {"b": [{}] * 9}},
+        "tiny", "tiny@docs", "tiny@", "@docs", "tiny@../docs", "user", [{"role": "user", "content": "x"}],
+        float("nan"), float("inf"),
+    ]  # fmt: skip
+    fields = "model messages prompt input max_tokens temperature top_p n stop seed stream stream_options logprobs top_logprobs"
+    fields = [*f"{fields} memory3 tools user metadata instructions".split(), "\ud800", ""]
+    kind = random.randrange(4)
+    if kind == 0:
+        return random.randbytes(random.randrange(200))
+    body = {"model": "tiny@docs", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    if kind == 1:
+        text = json.dumps(body)
+        cut = random.randrange(len(text))
+        return (
+            text[:cut] + random.choice(['"', "{", "}", "[", "\\", "\x00", ""]) + text[cut + random.randrange(3) :]
+        ).encode()
+    for _ in range(random.randrange(1, 4)):
+        place = random.choice(
+            [
+                body,
+                body["messages"][0]
+                if isinstance(body.get("messages"), list) and body["messages"] and isinstance(body["messages"][0], dict)
+                else body,
+            ]
+        )
+        place[random.choice([*fields, "role", "content"])] = random.choice(values)
+    if kind == 3:
+        body["memory3"] = {
+            random.choice(["mode", "k", "gap", "where", "x"]): random.choice([*values, {"a": "\ud800"}, {"": 1}])
+        }
+    return json.dumps(body).encode()
+
+
+def test_no_body_makes_the_server_fail_or_hang(strict):
+    chance = random.Random(1)
+    statuses = {}
+    paths = ("chat/completions", "completions", "responses", "embeddings")
+    with strict.http() as http:
+        bodies = [hostile(chance) for _ in range(400)]
+        bodies += [b"[" * 19_000, b'{"a":' * 3000, b'"' * 100, b"1" * 10_000, b"NaN", b"null", b"[]", b'"x"', b"\xff\xfe{}"]
+        for n, body in enumerate(bodies):
+            path = paths[n % len(paths)] if n % 2 else paths[0]
+            query = chance.choice(["", "?mode=text", "?k=-1", "?k=99999999999999999999999", "?x=%ff", "?gap=nan", "?mode=%00"])
+            answer = http.post(f"/v1/{path}{query}", content=body, headers={"Content-Type": "application/json"})
+            statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
+            assert answer.status_code in (200, 400, 404), (answer.status_code, answer.text, body, path, query)
+            if answer.status_code != 200:
+                assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert statuses[400] > 100
+    strict.wait_until_idle()
+
+
+def test_other_content_types_and_methods_are_refused_in_the_same_shape(strict):
+    with strict.http() as http:
+        for answer in (
+            http.post(
+                "/v1/chat/completions", content=b"model=tiny", headers={"Content-Type": "application/x-www-form-urlencoded"}
+            ),
+            http.post("/v1/chat/completions", files={"file": b"x"}),
+            http.get("/v1/chat/completions"),
+            http.delete("/v1/models"),
+            http.get("/v1/nix"),
+            http.get("/v1/passages"),
+            http.get("/v1/passages?bank=docs&id=%00"),
+        ):
+            assert answer.status_code in (400, 404, 405)
+            assert answer.json()["error"]["message"]
+
+
+def test_cors_is_off_unless_asked_for(strict, tmp_path):
+    origin = {"Origin": "https://example.org"}
+    with strict.http() as http:
+        assert "access-control-allow-origin" not in http.get("/v1/models", headers=origin).headers
+    with served.server(tmp_path, banks={}, keys=[ALL], cors=("https://example.org",)) as server, server.http() as http:
+        assert http.get("/v1/models", headers=origin).headers["access-control-allow-origin"] == "https://example.org"
+        asked = {**origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        assert http.options("/v1/chat/completions", headers=asked).status_code == 200
+        other = http.get("/v1/models", headers={"Origin": "https://example.com"})
+        assert "access-control-allow-origin" not in other.headers
+
+
+# ---- banks that change ---------------------------------------------------------------------------------------------------
+
+
+def test_a_bank_that_is_written_while_it_is_served_is_seen(tmp_path):
+    from bank_writer import HashingEmbedder
+
+    from memory3 import Bank, Document
+
+    with served.server(tmp_path) as server:
+        writer = Bank.open(tmp_path / "docs", server.state.m3, embedder=HashingEmbedder())
+        writer.write([Document("new", "Zebras have stripes of black and white. " * 3, "zebra.md")])
+        until = time.monotonic() + 15
+        asked = {"model": "tiny@docs", "messages": [{"role": "user", "content": "Zebras have stripes of black"}]}
+        while True:
+            answer = server.client().chat.completions.create(**asked, max_tokens=4)
+            if any(one["document_id"] == "new" for one in answer.choices[0].model_extra["memory3"]["citations"]):
+                break
+            assert time.monotonic() < until
+            time.sleep(0.2)
+
+
+def test_a_bank_that_is_deleted_while_it_is_served_fails_its_own_requests_alone(tmp_path):
+    with served.server(tmp_path) as server:
+        client = server.client()
+        assert client.chat.completions.create(**CHAT).choices
+        shutil.rmtree(tmp_path / "docs")
+        time.sleep(3)
+        for question in ("Where does the river rise?", "What of the old town?"):
+            with server.http() as http:
+                answer = http.post("/v1/chat/completions", json={**CHAT, "messages": [{"role": "user", "content": question}]})
+                assert answer.status_code in (200, 404, 503)
+                assert str(tmp_path) not in answer.text
+        assert client.chat.completions.create(**{**CHAT, "model": "tiny@secret"}).choices
+        assert client.chat.completions.create(**{**CHAT, "model": "tiny"}).choices
+        server.wait_until_idle()
+
+
+# ---- the command ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(tmp_path, tiny_model_path):
+    """``memory3 serve`` in a process of its own, on a bank of that model."""
+    processes = []
+
+    def start(*options):
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        arguments = [sys.executable, "-m", "memory3", "serve", "--model", tiny_model_path, "--port", "0", "--json", *options]
+        errors = (tmp_path / "stderr").open("w")
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True)
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait(10)
+
+
+def told(process):
+    """The JSON document that the command prints."""
+    text = ""
+    while line := process.stdout.readline():
+        text += line
+        if line.rstrip() == "}":
+            return json.loads(text)
+    raise AssertionError(text)
+
+
+def test_sigterm_lets_requests_end_that_have_begun(command, tmp_path):
+    process = command("--name", "tiny")
+    address = told(process)["address"]
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+    asked = {"model": "tiny", "messages": QUESTION, "max_tokens": 300}
+    whole = client.chat.completions.create(**asked).choices[0].message.content
+    stream = client.chat.completions.create(**asked, stream=True)
+    text = next(iter(stream)).choices[0].delta.content or ""
+    process.send_signal(signal.SIGTERM)
+    text += "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    assert text == whole
+    assert process.wait(30) == 0
+    with pytest.raises(openai.APIConnectionError):
+        client.models.list()
+    lines = [json.loads(line) for line in (tmp_path / "stderr").read_text().splitlines() if line.startswith("{")]
+    assert [line["path"] for line in lines] == ["/v1/chat/completions"] * 2
+
+
+def test_a_bank_of_another_model_is_refused_at_the_start(command, tmp_path):
+    from bank_writer import HashingEmbedder
+
+    from memory3 import Bank
+
+    Bank.open(tmp_path / "other", served.tiny_memory3(), embedder=HashingEmbedder()).close()
+    process = command("--bank", str(tmp_path / "other"))
+    assert process.wait(60) == 1
+    said = (tmp_path / "stderr").read_text()
+    assert "fingerprint" in said or "hashing" in said
+
+
+def test_a_port_that_is_taken_is_said(command, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        process = command("--port", str(taken.getsockname()[1]))
+        assert process.wait(60) == 1
+    assert "it is taken" in (tmp_path / "stderr").read_text()
