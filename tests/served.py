@@ -24,12 +24,14 @@ from memory3 import Bank, Document, Memory3
 from memory3.config import MemoryConfig
 from memory3.serving.app import create_app
 from memory3.serving.catalogue import Banks, Served
+from memory3.serving.data_folder import StorageLimits
 from memory3.serving.engine import Engine
 from memory3.serving.keys import Keys
 from memory3.serving.limits import Limits
 from memory3.serving.metrics import Metrics
 from memory3.serving.server import Server
 from memory3.serving.state import ServerState
+from memory3.serving.storage import Storage
 
 #: What the banks of `server` hold.
 BANKS = {
@@ -83,9 +85,10 @@ def server(
     drain: float = 10.0,
     slots: int = 8,
     waiting: int = 16,
+    files: StorageLimits | None = None,
     **state: Any,
 ) -> Iterator[Running]:
-    """A server on 127.0.0.1, with banks in ``folder``."""
+    """A server on 127.0.0.1, with banks in ``folder``, and within ``files`` what clients upload."""
     m3 = m3 or tiny_memory3()
     metrics = Metrics()
     catalogue = Banks(m3)
@@ -95,6 +98,9 @@ def server(
         catalogue.add(Served(name, bank))
     engine = Engine(m3, slots=slots, waiting=waiting, observer=metrics)
     known = Keys.of(keys) if keys else Keys()
+    if files is not None:
+        busy = {"embedders": (HashingEmbedder(),), "is_answering": lambda: engine.state.running > 0}
+        state["storage"] = Storage(folder / "files", m3, catalogue, limits=files, **busy)
     made = ServerState(m3, engine, catalogue, known, limits or Limits(), metrics, **state)
     log: list[dict[str, Any]] = []
     app = create_app(made, drain=drain, log=lambda line: log.append(json.loads(line)))

@@ -81,6 +81,11 @@ ABOUT = {
         "records become adapters; "
         "a model's sizes become costs.",
     ),
+    "serving": (
+        "Serving",
+        "Many requests at once over one model, each with its own memories, and HTTP in front of them: OpenAI's routes, and "
+        "banks for other machines. `engine` knows no network.",
+    ),
     "benchmarks": ("Benchmarks", "Measurements of speed and size with real models. They print JSON."),
     "demo": ("The demo", "A real bank and three questions, without a terminal."),
     "plugs": (

@@ -25,6 +25,8 @@
         ├── BankCorrupt        a checksum or a length is wrong; names the rows
         │   └── CodecError     a record or a codebook cannot be decoded: what codecs raise, which know no bank
         ├── BankChanged        the version being read was replaced and then removed
+        ├── BankUnreachable    a bank of another machine: the server does not answer, and what is wanted is not cached
+        ├── BankRefused        a bank of another machine: it may not be read with this key, or not be written from here
         ├── BankVersion        written by another format version
         └── FingerprintMismatch  memories of another model or of other settings; carries both fingerprints
 
@@ -46,6 +48,8 @@ __all__ = [
     "BankError",
     "BankFull",
     "BankNotFound",
+    "BankRefused",
+    "BankUnreachable",
     "BankVersion",
     "CheckpointFull",
     "CodecError",
@@ -222,6 +226,14 @@ class CodecError(BankCorrupt):
 
 class BankChanged(BankError):
     """The version being read was replaced by others and then removed."""
+
+
+class BankUnreachable(BankError):
+    """The server of a bank does not answer, and what is wanted of it is not in the cache of this machine."""
+
+
+class BankRefused(BankError):
+    """A bank of another machine may not be read with this key, or cannot be written from here."""
 
 
 class BankVersion(BankError):

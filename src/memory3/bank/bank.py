@@ -8,8 +8,9 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
+from memory3.bank.address import is_address
 from memory3.bank.backends.base import Backend
 from memory3.bank.cache import MemoryCache
 from memory3.bank.codebooks import new_codec
@@ -92,7 +93,8 @@ class Bank:
         """Open the bank at ``path``, or make an empty one.
 
         Args:
-            path: a folder, or another `memory3.bank.backends.base.Backend`.
+            path: a folder, or another `memory3.bank.backends.base.Backend`; or ``"http://host:port/banks/name"``, a bank that
+                `memory3 serve` serves there, which is read only (`memory3.bank.remote.RemoteBank.open` has its options).
             m3: the model that writes and reads. Another than the bank's raises FingerprintMismatch. None: the bank can be
                 searched, listed, checked, compacted and deleted from, but not written, and lazy references, and memories of
                 a codec that predicts, cannot be read.
@@ -106,6 +108,10 @@ class Bank:
             code_book: for a new bank whose codec needs one; by default what `memory3 calibrate` keeps in the cache folder.
                 A bank that exists has its own, and keeps its codec whatever ``m3.config`` says: `rebuild` changes it.
         """
+        if is_address(path):
+            from memory3.bank.remote import RemoteBank  # and the library for HTTP
+
+            return cast(Bank, RemoteBank.open(path, m3, cache_bytes=cache_bytes))  # all that reading needs
         store = Store(path, None if m3 is None else m3.token_vectors)
         given = None if isinstance(embedder, str) else embedder
         name = embedder if isinstance(embedder, str) else given.name if given else None

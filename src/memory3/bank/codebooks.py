@@ -40,6 +40,7 @@ __all__ = [
     "keep_codebook",
     "new_codec",
     "read_codec",
+    "received_codec",
     "write_codebook",
 ]
 
@@ -112,10 +113,33 @@ def read_codec(backend: Backend, manifest: BankManifest) -> Codec:
     if manifest.codec == "raw":
         return RawCodec(manifest.shape)
     with coding(f"restore it from a copy, or {_MAKE_ANEW}"):
-        codec = CodedCodec(_read(backend, manifest.code_book))
+        return _fitting(_read(backend, manifest.code_book), manifest, backend.location)
+
+
+def received_codec(data: bytes, manifest: BankManifest, name: str, vectors: torch.Tensor) -> Codec:
+    """The codec of a bank whose codebook came from elsewhere.
+
+    Args:
+        data: the codebook's file.
+        manifest: says the codec, the shape and the bytes of a record.
+        name: of the bank, for messages.
+        vectors: ``[V, e]``, the model's token vectors.
+
+    Raises:
+        BankCorrupt: it cannot be read, or is another than the manifest's.
+    """
+    remedy = "the bank's server has another one than its memories were written with"
+    with coding(remedy):
+        book = Codebook.of(data, f"the codebook of {name}")
+        _require(book, manifest.code_book, f"the codebook of {name}", remedy)
+        return _fitting(book, manifest, name).with_vectors(vectors)
+
+
+def _fitting(book: Codebook, manifest: BankManifest, place: object) -> CodedCodec:
+    codec = CodedCodec(book)
     if (codec.name, codec.shape, codec.record_size) != (manifest.codec, manifest.shape, manifest.record_bytes):
         raise BankCorrupt(
-            f"{backend.location}: the codebook {manifest.code_book} is of codec {codec.name!r} and "
+            f"{place}: the codebook {manifest.code_book} is of codec {codec.name!r} and "
             f"{codec.record_size} bytes a memory, the bank of "
             f"{manifest.codec!r} and {manifest.record_bytes}: restore the bank from a copy"
         )
@@ -135,12 +159,16 @@ def _read(backend: Backend, fingerprint: str) -> Codebook:
             raise BankCorrupt(f"{path}, the codebook of this bank, {error.strerror}: {remedy}") from None
     with coding(remedy):
         book = Codebook.of(data, str(path))
+    _require(book, fingerprint, path, remedy)
+    return book
+
+
+def _require(book: Codebook, fingerprint: str, name: object, remedy: str) -> None:
     if book.fingerprint != fingerprint:
         raise BankCorrupt(
-            f"{path} is another codebook than the one this bank was written with: its fingerprint is {book.fingerprint}, not "
+            f"{name} is another codebook than the one this bank was written with: its fingerprint is {book.fingerprint}, not "
             f"{fingerprint}: {remedy}"
         )
-    return book
 
 
 def cached_path(codec: str, fingerprint: str) -> Path:

@@ -23,6 +23,7 @@ BENCHMARKS: dict[str, str] = {
     "decode": "tokens per second with memory against without: distinct references, RAM cache off",
     "first_token": "time to first token: memory against the same references as text",
     "speed": "the speed table: tokens per second, first token and peak memory of all modes, worst case and warm",
+    "device": "tokens per second of a device that reads a bank over a slow network, against no memory",
     "write": "references encoded per second against a plain forward pass of the same tokens",
     "codec": "bytes, error, encoding and decoding time of every codec",
     "kernels": "milliseconds of every attention kernel that serves here against torch's own, which tells no log-sum-exp",

@@ -32,9 +32,13 @@ Mode = Literal["memory", "text", "none", "all"]
 def ask(
     question: Annotated[str, typer.Argument(help="The question, or - to read it from standard input.")],
     bank: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            "--bank", "-b", help="Folder of the bank. Needed in all modes but none.", envvar="MEMORY3_BANK", metavar="DIR"
+            "--bank",
+            "-b",
+            help="Folder of the bank, or the address of one that memory3 serve serves. Needed in all modes but none.",
+            envvar="MEMORY3_BANK",
+            metavar="DIR",
         ),
     ] = None,
     mode: Annotated[
@@ -124,8 +128,11 @@ def ask(
 
         m3, opened = load_model(full_name(model or DEFAULT_ADAPTED, adapter), device=device), None
     else:
+        from memory3.bank.address import is_address
+
+        source = bank if is_address(bank) else Path(bank)
         m3, opened = open_bank(
-            bank, model, adapter=adapter, device=device, temperature=memory_temperature, embedder=mode != "none"
+            source, model, adapter=adapter, device=device, temperature=memory_temperature, embedder=mode != "none"
         )
 
     one = mode != "all"

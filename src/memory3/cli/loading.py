@@ -33,7 +33,7 @@ def load_model(
 
 
 def open_bank(
-    path: Path,
+    path: Path | str,
     model: str | None = None,
     *,
     adapter: str | None = None,
@@ -42,14 +42,26 @@ def open_bank(
     temperature: float | None = None,
     embedder: bool = True,
 ) -> tuple[Memory3, Bank]:
-    """The bank at ``path`` with the model it remembers, or with another that must be able to read it.
+    """The bank at ``path`` with the model it remembers, or with another that must be able to read it. One that another
+    machine serves is read with the default model, or the one that is named: it does not say what is loaded here.
 
     ``temperature``: of memories, in place of the bank's. ``embedder``: load it now, so that the first answer's time does not
     count it.
     """
     with collecting_later():
         from memory3.bank import Bank
+        from memory3.bank.address import is_address
 
+    if is_address(path):
+        from memory3.models.adapter import trained_config
+        from memory3.models.catalogue import DEFAULT_ADAPTED
+
+        name = full_name(model or DEFAULT_ADAPTED, adapter)
+        settings = None
+        if temperature is not None:
+            settings = (trained_config(name) or MemoryConfig()).replace(memory_temperature=temperature)
+        m3 = load_model(name, settings, device=device, dtype=dtype)
+        return m3, Bank.open(path, m3)
     manifest = Bank.describe(path)
     config = manifest.config if temperature is None else manifest.config.replace(memory_temperature=temperature)
     m3 = load_model(full_name(model or manifest.model, adapter), config, device=device, dtype=dtype)

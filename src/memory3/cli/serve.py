@@ -123,7 +123,7 @@ def serve(
         from memory3.serving.keys import Keys
         from memory3.serving.limits import Limits
         from memory3.serving.metrics import Metrics
-        from memory3.serving.server import Server
+        from memory3.serving.server import Server, check_free
         from memory3.serving.state import ServerState
 
     named = dict[str, Path]()
@@ -142,16 +142,17 @@ def serve(
         upload_bytes=options.byte_count(max_upload) or 1,
     )
     keys = Keys.read(api_key_file) if api_key_file is not None else Keys()
+    check_free(host, port)
     first = next(iter(named.values()), None)
     m3 = _model(None if first is None else Bank.describe(first), model, adapter, device, model_dtype, memory_temperature)
     banks = Banks(m3, name)
     for called, path in named.items():
         with err.status(f"opening {path}"), collecting_later():
             banks.open(called, path)
-    keys.check_banks(banks.names)
     metrics = Metrics()
     engine = Engine(m3, slots=slots, waiting=waiting, observer=metrics)
     state = ServerState(m3, engine, banks, keys, limits, metrics, folder=files, cors=tuple(cors or ()))
+    keys.check_banks(banks.names)  # among them the vector stores that were found in the folder
     server = Server(create_app(state, drain=drain), state, host, port, drain=drain)
     server.when_started = lambda: _tell(server, banks, as_json=as_json)
     if not keys.tenants and not _is_local(host):

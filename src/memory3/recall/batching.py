@@ -36,9 +36,6 @@ from memory3.types import MemoryBatch
 
 __all__ = ["Batch", "Stream"]
 
-#: So many tokens before a request looks for memories again, what it will read can be guessed.
-AHEAD = 8
-
 
 class Stream:
     """One request in a batch: the tokens it feeds next, its context and what it reads.
@@ -247,8 +244,8 @@ class Stream:
 
     @property
     def is_near_renewal(self) -> bool:
-        """Whether it will look for memories `AHEAD` tokens from now."""
-        return self.memory is not None and self.memory.until_renewal == AHEAD
+        """Whether it will look for memories again in a few tokens (`RequestMemory.is_near_renewal`)."""
+        return self.memory is not None and self.memory.is_near_renewal
 
     def next_query(self) -> str:
         """By what it would look for memories if it did so now."""

@@ -386,7 +386,17 @@ class Recall:
             self._renewals = renewals
         self._reading.follow(cache)
         self._batch = None  # the prompt has been read
+        self._guess()
         return self._reading
+
+    def _guess(self) -> None:
+        """Tell a source that fetches beside us what requests would look up now: they will soon, and find about the same."""
+        ahead = getattr(self.source, "ahead", None)
+        if ahead is None:
+            return
+        for request in self.requests:
+            if request.is_near_renewal and request.reads:
+                ahead([request.next_query()], request.retrieval.k, where=request.retrieval.where)
 
     # ---- who was looked at -------------------------------------------------------------------------------------------
 

@@ -28,6 +28,9 @@ from memory3.recall.retrieval import Retrieval, SearchHit, within
 
 __all__ = ["ReadChunk", "RecallStatistics", "RequestMemory"]
 
+#: So many tokens before a request looks for memories again, what it will read can be guessed.
+AHEAD = 8
+
 
 @dataclass
 class RecallStatistics:
@@ -298,6 +301,11 @@ class RequestMemory:
         if self.retrieval.references is not None or not self.is_decoding:
             return -1
         return self._chunk_length - self._decoded
+
+    @property
+    def is_near_renewal(self) -> bool:
+        """Whether it will look something up `AHEAD` tokens from now."""
+        return self.until_renewal == AHEAD
 
     def next_query(self) -> str:
         """By what it would look something up if it did so now."""

@@ -35,7 +35,8 @@ _Source = TypeVar("_Source")
 
 class MemorySource(Protocol):
     """What recall needs of a bank. One that changes while it is read has a method ``pin`` besides, which gives a source
-    that does not.
+    that does not. One that is far away has ``ahead``, called as `search`, which fetches beside the caller what such a search
+    would find.
     """
 
     def search(self, queries: Sequence[str], k: int, where: Mapping[str, Any] | None = None) -> Sequence[Sequence[SearchHit]]:

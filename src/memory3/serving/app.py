@@ -23,19 +23,35 @@ try:
 except ImportError as error:
     raise MissingDependency(str(error.name or "fastapi"), "serve", "memory3 serve") from None
 
-from memory3.serving.routes import chat, completions, embeddings, health, models, passages, responses
+from memory3.serving.routes import (
+    bank,
+    chat,
+    completions,
+    embeddings,
+    files,
+    health,
+    models,
+    page,
+    passages,
+    responses,
+    vector_stores,
+)
 
 __all__ = ["create_app"]
 
 #: Every file of routes. What comes first answers first.
 ROUTERS = (
     health.router,
+    files.router,
+    vector_stores.router,
     models.router,
     chat.router,
     completions.router,
     responses.router,
     embeddings.router,
     passages.router,
+    bank.router,
+    page.router,
 )
 #: Seconds between two looks at what others wrote to the banks.
 REFRESH = 2.0
@@ -55,6 +71,8 @@ def create_app(state: ServerState, *, drain: float = 20.0, log: Callable[[str], 
         state.banks.watch(REFRESH, _bank_failed)
         yield
         state.draining = True
+        if state.storage is not None:
+            await asyncio.to_thread(state.storage.close)
         await asyncio.to_thread(state.engine.drain, drain)
         await asyncio.to_thread(state.engine.close)
         await asyncio.to_thread(state.banks.close)

@@ -94,7 +94,10 @@ class Citer:
         return {"type": "url_citation", "url_citation": {**inside, **_more(citation)}}
 
     def _file_citation(self, citation: Citation, start: int, end: int) -> dict[str, Any]:
-        standard = {"type": "file_citation", "file_id": citation.document_id, "filename": title(citation), "index": end}
+        served = self.reading.served
+        is_uploaded = served is not None and served.owner is not None
+        file_id = citation.document_id.partition("#")[0] if is_uploaded else citation.document_id
+        standard = {"type": "file_citation", "file_id": file_id, "filename": title(citation), "index": end}
         return {**standard, "start_index": start, "end_index": end, "url": self.url(citation), **_more(citation)}
 
     def _whole(self, citation: Citation) -> dict[str, Any]:

@@ -103,12 +103,14 @@ class Guard:
                 return
         else:
             scope["state"]["tenant"] = tenant
-        most = limits.upload_bytes if any(path == one or path.startswith(f"{one}/") for one in UPLOADS) else limits.body_bytes
+        is_upload = any(path == one or path.startswith(f"{one}/") for one in UPLOADS)
+        most = limits.upload_bytes if is_upload else limits.body_bytes
+        seconds = limits.seconds if is_upload else limits.body_seconds
         length = headers.get("content-length")
         if length is not None and (not length.isascii() or not length.isdigit() or int(length[:20]) > most):
             await _refuse(_too_large(most), scope, receive, send)
             return
-        await self._app(scope, _bounded(receive, most, limits.body_seconds), send)
+        await self._app(scope, _bounded(receive, most, seconds), send)
 
     def _tell(self, scope: Scope, number: str, told: dict[str, int], seconds: float, failed: str) -> None:
         tenant = scope["state"].get("tenant")

@@ -44,7 +44,9 @@ class Tenant:
             bank: its name.
             owner: name of the tenant that made it; None: nobody did, it was there from the start.
         """
-        return self.banks is None or bank in self.banks or (owner is not None and owner == self.name)
+        if owner is not None:
+            return owner == self.name
+        return self.banks is None or bank in self.banks
 
 
 @dataclass(frozen=True)

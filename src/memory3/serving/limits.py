@@ -16,7 +16,7 @@ class Limits:
     Attributes:
         body_bytes: of a body.
         upload_bytes: of a body that uploads a file.
-        body_seconds: until a body is read.
+        body_seconds: until a body is read; one that uploads a file has ``seconds``.
         header_seconds: until the head of a request is read.
         seconds: until a request is answered; what there is by then is the answer.
         prompt_characters: of all messages of a prompt together.

@@ -5,6 +5,7 @@ head of a request is read, and how many connections there are.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -19,7 +20,7 @@ try:
 except ImportError as error:
     raise MissingDependency(str(error.name or "uvicorn"), "serve", "memory3 serve") from None
 
-__all__ = ["Server"]
+__all__ = ["Server", "check_free"]
 
 #: Bytes of the head of a request at most.
 HEAD = 32 << 10
@@ -91,10 +92,7 @@ class Server(uvicorn.Server):
         try:
             await super().startup(sockets)
         except SystemExit:  # uvicorn has logged why
-            host, port = self.config.host, self.config.port
-            raise ServingError(
-                f"{host}:{port} cannot be listened at: it is taken, or not of this machine. Give another port"
-            ) from None
+            raise _taken(self.config.host, self.config.port) from None
         if self.started and self.when_started is not None:
             self.when_started()
 
@@ -109,6 +107,21 @@ class Server(uvicorn.Server):
         if self.should_exit:
             self.force_exit = True
         self.should_exit = True
+
+
+def check_free(host: str, port: int) -> None:
+    """Raise ServingError where nothing can listen at ``host`` and ``port``: better before a model is loaded than after."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind((host, port))
+    except OSError as error:
+        raise _taken(host, port) from error
+
+
+def _taken(host: str, port: int) -> ServingError:
+    return ServingError(f"{host}:{port} cannot be listened at: it is taken, or not of this machine. Give another port or host")
 
 
 class _Bounded(H11Protocol):

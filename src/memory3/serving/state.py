@@ -10,10 +10,12 @@ from typing import Any
 from memory3.errors import MissingDependency
 from memory3.llm import Memory3
 from memory3.serving.catalogue import Banks
+from memory3.serving.data_folder import StorageLimits
 from memory3.serving.engine import Engine
 from memory3.serving.keys import Keys, Tenant
 from memory3.serving.limits import Limits
 from memory3.serving.metrics import Metrics
+from memory3.serving.storage import Storage
 
 try:
     from starlette.requests import HTTPConnection
@@ -38,6 +40,7 @@ class ServerState:
         cors: origins whose pages may ask; none: no page of another origin.
         started: Unix time.
         draining: whether it takes no more requests.
+        storage: of files and vector stores, in ``folder``.
     """
 
     m3: Memory3
@@ -50,8 +53,15 @@ class ServerState:
     cors: tuple[str, ...] = ()
     started: float = field(default_factory=time.time)
     draining: bool = False
+    storage: Storage | None = None
 
     def __post_init__(self) -> None:
+        if self.folder is not None and self.storage is None:
+            limits = StorageLimits(file_bytes=self.limits.upload_bytes)
+            self.storage = Storage(
+                self.folder, self.m3, self.banks, limits=limits, is_answering=lambda: self.engine.state.running > 0
+            )
+
         def caches() -> list[Any]:
             return [cache.statistics() for one in self.banks if (cache := getattr(one.bank, "cache", None)) is not None]
 

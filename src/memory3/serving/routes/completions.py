@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
+import anyio
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import Field
@@ -79,7 +80,7 @@ def router(state: ServerState) -> APIRouter:
         if body.stream_options is not None and not body.stream:
             raise invalid("stream_options", "stream_options is for streams: leave it out, or set stream to true")
         reading = reading_of(state, state.tenant(request), body.model, body.memory3, query)
-        prompts = _tokens(state, body.prompt)
+        prompts = await anyio.to_thread.run_sync(_tokens, state, body.prompt)
         choices = body.n or 1
         sampling = Sampling(
             tokens=("max_tokens", body.max_tokens),

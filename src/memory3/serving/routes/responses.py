@@ -26,7 +26,9 @@ from memory3.serving.fields import (
     User,
     only,
 )
+from memory3.serving.filters import where_of
 from memory3.serving.jobs import Sampling, jobs_of, reading_of
+from memory3.serving.keys import Tenant
 from memory3.serving.routes.chat import RESPONSES
 from memory3.serving.running import Run, unless_gone
 from memory3.serving.said import Said, collect, finish_reason
@@ -62,6 +64,16 @@ class InputItem(Strict):
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
+class FileSearch(Strict):
+    """A vector store to read: its memories, beside the question, and not by a call of a tool."""
+
+    type: Literal["file_search"]
+    vector_store_ids: Annotated[list[Name], Field(min_length=1, max_length=1)]
+    max_num_results: Annotated[int | None, Field(ge=1, le=50)] = None
+    filters: dict[str, Any] | None = None
+    ranking_options: Annotated[Any, only({}, {"ranker": "auto"}, {"ranker": "none"})] = None
+
+
 class ResponseBody(Strict):
     """What is asked."""
 
@@ -92,7 +104,7 @@ class ResponseBody(Strict):
     service_tier: Annotated[Any, only("auto", "default")] = None
     text: Annotated[Any, only({}, {"format": {"type": "text"}}, {"format": {"type": "text"}, "verbosity": "medium"})] = None
     tool_choice: Annotated[Any, only("none", "auto")] = None
-    tools: Annotated[Any, only([])] = None
+    tools: Annotated[list[FileSearch], Field(max_length=1)] | None = None
     top_logprobs: Annotated[Any, only(0)] = None
     truncation: Annotated[Any, only("disabled")] = None
 
@@ -105,7 +117,8 @@ def router(state: ServerState) -> APIRouter:
     async def respond(request: Request, body: ResponseBody, query: Annotated[MemoryQuery, Query()]) -> Response:
         """Answer, from the bank of the model."""
         messages = _messages(state, body)
-        reading = reading_of(state, state.tenant(request), body.model, body.memory3, query)
+        model, options = _with_tools(state, state.tenant(request), body)
+        reading = reading_of(state, state.tenant(request), model, options, query)
         sampling = Sampling(("max_output_tokens", body.max_output_tokens), body.temperature, body.top_p)
         jobs = jobs_of(state, [messages], reading, sampling)
         answer = _Answer(body, Citer(reading, str(request.base_url)))
@@ -122,6 +135,24 @@ def router(state: ServerState) -> APIRouter:
         return EventStream(run, answer.events(run), answer.failed, seconds=state.limits.seconds + 30)
 
     return routes
+
+
+def _with_tools(state: ServerState, tenant: Tenant, body: ResponseBody) -> tuple[str, MemoryOptions | None]:
+    """The model id and the options that a file search means: the model with the bank of that store."""
+    if not body.tools:
+        return body.model, body.memory3
+    if state.banks.of_model(body.model, tenant) is not None:
+        raise invalid("tools", f"tools: {body.model} reads a bank already: name the model without it, {state.banks.model}")
+    (tool,), options = body.tools, body.memory3 or MemoryOptions()
+    served = state.banks.get(tool.vector_store_ids[0], tenant, "tools.0.vector_store_ids.0")
+    given: dict[str, Any] = {}
+    if tool.max_num_results is not None and options.k is None:
+        given["k"] = tool.max_num_results
+    if tool.filters is not None:
+        if options.where is not None:
+            raise invalid("tools.0.filters", "tools.0.filters: memory3.where says it already: give one of them")
+        given["where"] = where_of(tool.filters, "tools.0.filters")
+    return state.banks.id_of(served.name), options.model_copy(update=given)
 
 
 def _messages(state: ServerState, body: ResponseBody) -> list[dict[str, str]]:

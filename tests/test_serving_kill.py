@@ -1,0 +1,11 @@
+"""A server that is killed while files come in: what it acknowledged is there, whole and once."""
+
+import kill_serving
+
+
+def test_nothing_acknowledged_is_lost_and_nothing_is_half_there(tmp_path):
+    counts = kill_serving.run(tmp_path / "server", rounds=8)
+    assert counts["kills"] == 8
+    assert counts["uploads acknowledged"] > 8
+    assert counts["additions acknowledged"] > 4
+    assert counts["cut off"] > 0, "no client was cut off: the kills came when nothing happened"
