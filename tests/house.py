@@ -22,8 +22,13 @@ FLOORS = (
     {"training", "evaluation", "planner"},
     {"serving"},
     {"benchmarks"},
+<<<<<<< HEAD
     {"plugs"},
     {"demo"},
+=======
+    {"demo"},
+    {"plugs"},
+>>>>>>> plugs
     {"cli"},
     {"__init__", "__main__"},
 )
