@@ -22,13 +22,8 @@ FLOORS = (
     {"training", "evaluation", "planner"},
     {"serving"},
     {"benchmarks"},
-<<<<<<< HEAD
     {"plugs"},
     {"demo"},
-=======
-    {"demo"},
-    {"plugs"},
->>>>>>> plugs
     {"cli"},
     {"__init__", "__main__"},
 )
