@@ -18,7 +18,8 @@ from memory3.config import MemoryConfig
 from memory3.decoding import decoding
 from memory3.errors import BankCorrupt, EngineBusy, EngineClosed, InputError, ServingError
 from memory3.llm import Memory3
-from memory3.serving.engine import Cited, Engine, Failed, Finished, Job, Text
+from memory3.serving.engine import Engine
+from memory3.serving.job import Cited, Failed, Finished, Job, Text
 
 TEXTS = [
     "The river rises in the mountains. It reaches the sea near the old town.",

@@ -33,7 +33,8 @@ from memory3.errors import (
     FingerprintMismatch,
     InputError,
 )
-from memory3.serving.engine import Engine, Job
+from memory3.serving.engine import Engine
+from memory3.serving.job import Job
 from memory3.serving.keys import Keys
 from memory3.types import Document
 

@@ -36,9 +36,9 @@ from memory3.decoding import decoding
 from memory3.errors import ConfigError, InputError, Memory3Error, SourceConflict, setting
 from memory3.plugs.passages import PASSAGES, find_passages
 from memory3.recall.retrieval import EVERYTHING, Retrieval
-from memory3.serving.engine import Event, Failed, Finished, Job
 from memory3.serving.errors import as_refusal
 from memory3.serving.guard import Guard
+from memory3.serving.job import Event, Failed, Finished, Job
 from memory3.serving.keys import Tenant
 from memory3.serving.server import Server
 from memory3.serving.state import ServerState

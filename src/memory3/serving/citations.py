@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from memory3.serving.engine import Cited, Finished
+from memory3.serving.job import Cited, Finished
 from memory3.serving.jobs import Reading
 from memory3.types import Citation
 

@@ -32,7 +32,7 @@ from memory3.serving.job import Cited, Event, Failed, Finished, Job, Observer, T
 from memory3.serving.lookup import Lookup
 from memory3.types import Citation
 
-__all__ = ["Cited", "Engine", "EngineState", "Event", "Failed", "Finished", "Handle", "Job", "Observer", "Text"]
+__all__ = ["Engine", "EngineState"]
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from memory3.decoding import decoding
 from memory3.prompt import Prompt
 from memory3.recall.retrieval import Retrieval
 from memory3.serving.catalogue import Served
-from memory3.serving.engine import Job
 from memory3.serving.errors import invalid
 from memory3.serving.fields import MemoryOptions, MemoryQuery
+from memory3.serving.job import Job
 from memory3.serving.keys import Tenant
 from memory3.serving.state import ServerState
 

@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from typing import Any, TypeVar
 
-from memory3.serving.engine import Engine, Event, Failed, Finished, Handle, Job
+from memory3.serving.engine import Engine
 from memory3.serving.errors import Refused
+from memory3.serving.handle import Handle
+from memory3.serving.job import Event, Failed, Finished, Job
 
 __all__ = ["ClientGone", "Run", "unless_gone"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from memory3.choosing import Choice
 from memory3.llm import Memory3
-from memory3.serving.engine import Cited, Event, Finished, Text
+from memory3.serving.job import Cited, Event, Finished, Text
 from memory3.serving.running import Run
 
 __all__ = ["Logprobs", "Said", "collect", "finish_reason", "usage_of"]

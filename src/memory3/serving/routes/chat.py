@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from memory3.serving.citations import Citer
-from memory3.serving.engine import Cited, Finished, Text
 from memory3.serving.errors import as_refusal, invalid
 from memory3.serving.fields import (
     Choices,
@@ -29,6 +28,7 @@ from memory3.serving.fields import (
     User,
     only,
 )
+from memory3.serving.job import Cited, Finished, Text
 from memory3.serving.jobs import Sampling, jobs_of, reading_of
 from memory3.serving.running import Run, unless_gone
 from memory3.serving.said import Logprobs, Said, collect, finish_reason, usage_of

@@ -13,7 +13,6 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from memory3.serving.citations import Citer
-from memory3.serving.engine import Finished, Text
 from memory3.serving.errors import as_refusal, invalid
 from memory3.serving.fields import (
     Choices,
@@ -30,6 +29,7 @@ from memory3.serving.fields import (
     User,
     only,
 )
+from memory3.serving.job import Finished, Text
 from memory3.serving.jobs import Sampling, jobs_of, reading_of
 from memory3.serving.routes.chat import RESPONSES
 from memory3.serving.running import Run, unless_gone

@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from memory3.serving.citations import Citer
-from memory3.serving.engine import Cited, Finished, Text
 from memory3.serving.errors import Refused, as_refusal, invalid
 from memory3.serving.fields import (
     MemoryOptions,
@@ -27,6 +26,7 @@ from memory3.serving.fields import (
     only,
 )
 from memory3.serving.filters import where_of
+from memory3.serving.job import Cited, Finished, Text
 from memory3.serving.jobs import Sampling, jobs_of, reading_of
 from memory3.serving.keys import Tenant
 from memory3.serving.routes.chat import RESPONSES
