@@ -36,6 +36,8 @@ COMMANDS = (
     "calibrate",
     "plan",
     "demo",
+    "mcp",
+    "serve",
     "eval",
     "report",
     "bench",
