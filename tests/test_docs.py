@@ -92,9 +92,9 @@ def test_structure_is_that_of_the_tree():
     assert TEXT["docs/structure.md"] == structure.page(), "`make structure` writes docs/structure.md anew"
 
 
-def test_the_readme_fits_one_screen():
-    assert len(README.split()) <= 450
-    assert len(re.findall(r"^!\[", README, re.MULTILINE)) == 1
+def test_the_readme_fits_two_screens():
+    assert len(README.split()) <= 520
+    assert len(re.findall(r"^!\[", README, re.MULTILINE)) == 2  # the figures, and the page
     (code,) = fenced(README, "python")
     assert len([line for line in code.splitlines() if line]) == 5
     tables = re.findall(r"(?:^\|.*\n)+", README, re.MULTILINE)

@@ -144,6 +144,7 @@ OWN_WORDS = {
     "prefix",
     "chunk clock",
     "recall",
+    "stretch",
     "gap",
     "memory temperature",
     "lazy reference",
