@@ -4,8 +4,9 @@ clients, in mode memory against the same server in mode text with the same refer
     memory3 bench serve --bank ./bank --against llama.cpp=http://127.0.0.1:8081
 
 The server is a process of its own; clients are threads here, each of which asks its next question when the last was
-answered. No question is asked twice. Arms take turns, so that a machine that slows down slows all of them. Another server
-named by ``--against`` is given the passages in the prompt, those that this bank finds for the question.
+answered. No question is asked twice. Arms take turns, so that a machine that slows down slows all of them. All arms read
+the same ``k`` references of a question. Another server named by ``--against`` is given them in the prompt, and
+``--against-body`` is added to what it is asked: how it is told to go on after an end token differs.
 
 With ``--soak 10000`` so many questions follow, and the first thousand are compared with the last: speed and resident memory.
 """
@@ -13,7 +14,6 @@ With ``--soak 10000`` so many questions follow, and the first thousand are compa
 from __future__ import annotations
 
 import http.client
-import itertools
 import json
 import random
 import socket
@@ -32,7 +32,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from memory3.bank import Bank
-from memory3.benchmarks.measure import bank_references, python_documents
+from memory3.benchmarks.measure import bank_references, progress, python_documents
 from memory3.errors import InputError, ServingError
 from memory3.llm import Memory3
 from memory3.models.catalogue import DEFAULT_ADAPTED
@@ -49,7 +49,9 @@ OPTIONS: dict[str, Any] = {
     "modes": "memory,text,none",
     "requests": 3,
     "repeats": 3,
+    "k": 5,
     "against": "",
+    "against_body": '{"ignore_eos": true}',
     "soak": 0,
 }
 
@@ -66,15 +68,18 @@ class _Arm:
     port: int
     model: str
     mode: str
+    body: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """One request: when the first token came and the last, in seconds from sending it, and how many there were."""
+    """One request: when the first token came and the last, in seconds from sending it, and how many tokens there were of
+    the answer and the prompt."""
 
     first: float
     total: float
     tokens: int
+    prompt: int
 
 
 def run(
@@ -87,7 +92,9 @@ def run(
     modes: str,
     requests: int,
     repeats: int,
+    k: int,
     against: str,
+    against_body: str,
     soak: int,
 ) -> dict[str, Any]:
     """For each length of prompt, number of clients and arm: medians over the turns, and ratios to mode text.
@@ -102,7 +109,9 @@ def run(
         modes: between commas.
         requests: of each client in each turn.
         repeats: turns.
+        k: references that are read for a question.
         against: other servers, as NAME=URL, between commas.
+        against_body: JSON object: fields of a request to these.
         soak: questions of the long run; 0: none.
     """
     with ExitStack() as stack:
@@ -110,11 +119,17 @@ def run(
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="memory3-bench-"))
             bank = str(Path(folder) / "bank")
             _write(model, bank, references)
-        questions = _Questions(model, bank)
+        questions = _Questions(model, bank, k)
         port, process = stack.enter_context(_server(model, bank))
         name = _models("127.0.0.1", port)
-        arms = [_Arm(mode, "127.0.0.1", port, name, mode) for mode in modes.split(",")]
-        arms += [_other(one) for one in against.split(",") if one]
+        ours = {"ignore_eos": True, "stream_options": {"include_usage": True}}
+        arms = [
+            _Arm(
+                mode, "127.0.0.1", port, name, mode, ours | {"memory3": {"mode": mode} | ({} if mode == "none" else {"k": k})}
+            )
+            for mode in modes.split(",")
+        ]
+        arms += [_other(one, _object(against_body)) for one in against.split(",") if one]
         results: dict[str, Any] = {"model": name}
         for length in (int(n) for n in tokens_in.split(",")):
             for many in (int(n) for n in clients.split(",")):
@@ -132,11 +147,11 @@ def run(
 class _Questions:
     """Questions that were never asked before: stretches of the bank's own text, each begun somewhere else."""
 
-    def __init__(self, model: str, folder: str) -> None:
+    def __init__(self, model: str, folder: str, k: int) -> None:
         m3 = Memory3.from_pretrained(model)
         self._tokenizer = m3.tokenizer
         self._frame = len(m3.frame.after([0])) - 1
-        self._k = m3.config.references_per_chunk
+        self._k = k
         self._bank = Bank.open(folder, m3)
         self._tokens = [token for r in bank_references(self._bank) for token in r.token_ids]
         self._draw = random.Random(0)
@@ -214,14 +229,24 @@ def _models(host: str, port: int) -> str:
     return next((one for one in ids if "@" in one), ids[0])
 
 
-def _other(text: str) -> _Arm:
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"against_body is {text!r}: write a JSON object")
+    return found
+
+
+def _other(text: str, body: dict[str, Any]) -> _Arm:
     name, has_url, rest = text.partition("=")
     url, _, model = rest.partition("#")
     where = urlsplit(url)
     if not has_url or where.scheme != "http" or not where.hostname:
         raise InputError(f"{text!r}: name another server as NAME=http://HOST:PORT, with #MODEL behind it where it wants one")
     port = where.port or 80
-    return _Arm(name, where.hostname, port, model or _models(where.hostname, port), "")
+    return _Arm(name, where.hostname, port, model or _models(where.hostname, port), "", body)
 
 
 # ---- asking ----------------------------------------------------------------------------------------------------------
@@ -235,17 +260,14 @@ def _ask(arm: _Arm, question: str, tokens_out: int) -> _Asked:
         "stream": True,
         "max_tokens": tokens_out,
         "temperature": 0,
-        "ignore_eos": True,
-    }
-    if arm.mode:
-        body |= {"memory3": {"mode": arm.mode}, "stream_options": {"include_usage": True}}
+    } | arm.body
     connection = http.client.HTTPConnection(arm.host, arm.port, timeout=600)
     started = time.perf_counter()
     connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
     if response.status != 200:
         raise ServingError(f"{arm.name} answers {response.status}: {response.read(500).decode(errors='replace')}")
-    first, pieces, counted = 0.0, 0, 0
+    first, pieces, usage = 0.0, 0, dict[str, int]()
     for line in response:
         if not line.startswith(b"data: {"):
             continue
@@ -253,10 +275,10 @@ def _ask(arm: _Arm, question: str, tokens_out: int) -> _Asked:
         if any(choice["delta"].get("content") for choice in chunk.get("choices", ())):
             pieces += 1
             first = first or time.perf_counter() - started
-        counted = (chunk.get("usage") or {}).get("completion_tokens", counted)
+        usage = chunk.get("usage") or usage
     total = time.perf_counter() - started
     connection.close()
-    return _Asked(first or total, total, counted or pieces)
+    return _Asked(first or total, total, usage.get("completion_tokens", pieces), usage.get("prompt_tokens", 0))
 
 
 def _turn(arm: _Arm, questions: Sequence[str], many: int, tokens_out: int) -> tuple[float, list[_Asked]]:
@@ -272,7 +294,7 @@ def _compare(
 ) -> dict[str, Any]:
     turns: dict[str, list[dict[str, float]]] = {arm.name: [] for arm in arms}
     firsts: dict[str, list[float]] = {arm.name: [] for arm in arms}
-    for number in range(repeats):
+    for number in progress(range(repeats), f"{many} clients, {length} tokens in"):
         order = list(arms) if number % 2 == 0 else list(reversed(arms))
         for arm in order:
             mine = [questions.next(length) for _ in range(many * requests)]
@@ -281,7 +303,13 @@ def _compare(
             seconds, asked = _turn(arm, mine, many, tokens_out)
             firsts[arm.name] += [one.first for one in asked]
             tokens = sum(one.tokens for one in asked)
-            turns[arm.name].append({"requests_per_second": len(asked) / seconds, "tokens_per_second": tokens / seconds})
+            turns[arm.name].append(
+                {
+                    "requests_per_second": len(asked) / seconds,
+                    "tokens_per_second": tokens / seconds,
+                    "prompt_tokens": statistics.median(one.prompt for one in asked),
+                }
+            )
     found: dict[str, Any] = {}
     for arm in arms:
         found[arm.name] = {key: statistics.median(turn[key] for turn in turns[arm.name]) for key in turns[arm.name][0]} | {
@@ -309,7 +337,7 @@ def _soak(arm: _Arm, questions: _Questions, count: int, process: int) -> dict[st
     part = max(1, count // 10)
     seconds: list[float] = []
     resident: list[int] = []
-    for _ in itertools.repeat(None, 10):
+    for _ in progress(range(10), f"{10 * part} questions"):
         took, _asked = _turn(arm, [questions.next(32) for _ in range(part)], 8, 4)
         seconds.append(took)
         resident.append(_resident(process))
