@@ -158,3 +158,11 @@ def test_fifty_clients_that_do_not_read_or_write_keep_nobody_out(server):
         assert slowest < 5
         assert client.models.list().data
     server.wait_until_idle()
+
+
+def test_the_servers_own_description_tells_how_it_refuses(server):
+    with server.http() as http:
+        for path, methods in http.get("/openapi.json").json()["paths"].items():
+            for method, told in methods.items():
+                assert "4XX" in told["responses"], (method, path)
+                assert "422" not in told["responses"], (method, path)
