@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from memory3.errors import Memory3Error, MissingDependency
-from memory3.serving.errors import Refused, as_refusal, error_body, of_validation
+from memory3.serving.errors import Refused, as_refusal, error_body, invalid, of_validation
 from memory3.serving.guard import Guard
 from memory3.serving.state import ServerState
 
@@ -90,7 +90,14 @@ def create_app(state: ServerState, *, drain: float = 20.0, log: Callable[[str], 
             ),
         )
     app = FastAPI(
-        title="memory3", docs_url=None, redoc_url=None, lifespan=lifespan, middleware=middleware, redirect_slashes=False
+        title="memory3",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        middleware=middleware,
+        redirect_slashes=False,
+        # In place of FastAPI's 422, which this server never answers with.
+        responses={"4XX": {"description": "Refused: {error: {message, type, param, code}}."}},
     )
     app.state.server = state
     app.add_exception_handler(Memory3Error, _failed)
@@ -119,6 +126,9 @@ async def _not_valid(_request: Request, error: Exception) -> JSONResponse:
 
 async def _http(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400 and isinstance(error.__cause__, ValueError | RecursionError):  # of Python's reader of JSON
+        message = "The body is no JSON that can be read: it is not UTF-8, nested too deep, or has a number of too many digits."
+        return _answer(invalid(None, message, "invalid_json"))
     kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
     body: dict[str, Any] = error_body(str(error.detail), kind, None, None)
     return JSONResponse(body, error.status_code, dict(error.headers or {}))

@@ -23,7 +23,7 @@ from memory3.errors import (
     ServingError,
 )
 
-__all__ = ["Refused", "as_refusal", "error_body", "invalid", "not_found", "of_validation"]
+__all__ = ["Refused", "as_refusal", "error_body", "invalid", "no_range", "not_found", "of_validation"]
 
 #: How clients call settings that messages mention.
 _NAMES = {"max_new_tokens": "max_tokens"}
@@ -104,6 +104,16 @@ def not_found(what: str, name: str, param: str | None = None, code: str | None =
         code: a word for programs.
     """
     return Refused(404, f"The {what} {name!r:.200} does not exist or you do not have access to it.", param=param, code=code)
+
+
+def no_range(size: int) -> Refused:
+    """416: there are no such bytes.
+
+    Args:
+        size: how many there are.
+    """
+    said = f"Range: there are {size:,} bytes, and none of these."
+    return Refused(416, said, param="Range", code="invalid_range", headers={"Content-Range": f"bytes */{size}"})
 
 
 def as_refusal(error: Exception) -> Refused:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from memory3.errors import MissingDependency
 
 try:
-    from pydantic import BaseModel, ConfigDict, Field
+    from pydantic import AfterValidator, BaseModel, ConfigDict, Field
     from pydantic_core import PydanticCustomError, core_schema
 except ImportError as error:
     raise MissingDependency(str(error.name or "pydantic"), "serve", "memory3 serve") from None
 
 __all__ = [
+    "Characters",
     "Choices",
     "MemoryOptions",
     "MemoryQuery",
     "Mode",
     "Name",
+    "Plain",
     "Seed",
     "Stop",
     "StreamOptions",
@@ -30,6 +33,8 @@ __all__ = [
 ]
 
 Mode = Literal["memory", "text", "none"]
+#: Objects within objects of `Plain`.
+_DEEPEST = 32
 
 
 class Strict(BaseModel):
@@ -60,6 +65,22 @@ class only:
         )
 
 
+def _can_be_said(value: Any, depth: int = 0) -> Any:
+    if depth > _DEEPEST:
+        raise PydanticCustomError("invalid", "it is nested too deep")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PydanticCustomError("invalid", "give finite numbers")
+    if isinstance(value, str) and any("\ud800" <= one <= "\udfff" for one in value):
+        raise PydanticCustomError("invalid", "it has a lone surrogate, which is no character")
+    for one in [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _can_be_said(one, depth + 1)
+    return value
+
+
+#: An object of any fields, of which the answer may tell again: what JSON or UTF-8 cannot write is refused.
+Plain = Annotated[dict[str, Any], AfterValidator(_can_be_said)]
+#: Text that UTF-8 can write: pydantic looks at this only where a text has bounds.
+Characters = Annotated[str, AfterValidator(_can_be_said)]
 Name = Annotated[str, Field(min_length=1, max_length=300)]
 Temperature = Annotated[float | None, Field(ge=0, le=2)]
 TopP = Annotated[float | None, Field(ge=0, le=1)]

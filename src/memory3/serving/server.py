@@ -5,12 +5,14 @@ head of a request is read, and how many connections there are.
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 from memory3.errors import MissingDependency, ServingError
+from memory3.serving.errors import error_body
 from memory3.serving.state import ServerState
 
 try:
@@ -149,6 +151,23 @@ class _Bounded(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
         super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP is refused in the shape of all errors, and the connection closed.
+
+        Args:
+            msg: why.
+        """
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # else an answer has begun, and nothing may follow it
+            body = json.dumps(error_body(msg, "invalid_request_error", None, "invalid_http")).encode()
+            headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Connection", "close")]
+            for part in (
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(part) or b"")
+        self.transport.close()
 
     def _wait(self) -> None:
         if self._late is None:

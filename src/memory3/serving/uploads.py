@@ -6,6 +6,7 @@ Nothing is held in RAM but a chunk, and nothing is put into the system's tempora
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -25,6 +26,10 @@ _FIELDS = 16
 _FIELD_BYTES = 4096
 #: Bytes that are gathered before they are written.
 _WRITE_BYTES = 1 << 20
+
+
+# It warns of every byte that is wrong, which the client is told: a stranger may not fill the log.
+logging.getLogger("python_multipart").addHandler(logging.NullHandler())
 
 
 class Upload:

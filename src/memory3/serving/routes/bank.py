@@ -31,8 +31,8 @@ from memory3.bank.remote.kept import Item, ItemShape
 from memory3.bank.remote.limits import MOST_HITS, MOST_IDS, MOST_QUERIES, MOST_QUERY, MOST_SENT
 from memory3.bank.reports import Hit
 from memory3.bank.view import BankView
-from memory3.errors import BankChanged, MissingDependency
-from memory3.serving.errors import invalid, not_found
+from memory3.errors import BankChanged, InputError, MissingDependency
+from memory3.serving.errors import invalid, no_range, not_found
 from memory3.serving.state import ServerState
 from memory3.serving.versions import Versions, version_gone
 
@@ -94,15 +94,23 @@ def router(state: ServerState) -> APIRouter:
     versions = Versions()
     limiter = anyio.CapacityLimiter(_AT_ONCE)
 
-    async def read(request: Request, name: str, version: str | None, work: Callable[[BankView, About], T]) -> T:
-        """``work`` with a version of a bank that this client may read, beside the server's other work."""
+    async def read(
+        request: Request, name: str, version: str | None, work: Callable[[BankView, About], T], param: str = "version"
+    ) -> T:
+        """``work`` with a version of a bank that this client may read, beside the server's other work.
+
+        ``param`` is to blame for what cannot be done.
+        """
         served = state.banks.get(name, state.tenant(request))
 
         def reading() -> T:
             try:
-                return work(*versions.find(served, version))
+                view, about = versions.find(served, version)
+                return work(view, about)
             except BankChanged:
                 raise version_gone() from None
+            except InputError as error:  # it begins with the bank's folder, which is not for clients
+                raise invalid(param, f"{param}: {str(error).removeprefix(f'{view.snapshot.path}: ')}.") from None
 
         return await anyio.to_thread.run_sync(reading, limiter=limiter)
 
@@ -149,14 +157,16 @@ def router(state: ServerState) -> APIRouter:
         if_range: Annotated[str | None, Header(max_length=1024)] = None,
     ) -> Response:
         """One packed memory, or a range of its bytes."""
-        found, data = await read(request, name, version, lambda view, about: (about, view.records([reference_id])[0].data))
+        found, data = await read(
+            request, name, version, lambda view, about: (about, view.records([reference_id])[0].data), "reference_id"
+        )
         headers = {**_kept(found, version), "Accept-Ranges": "bytes"}
         part = None if range_ is None or if_range not in (None, found.tag) else _RANGE.fullmatch(range_)
         if part is None or part[0] == "bytes=-":
             return Response(data, media_type="application/octet-stream", headers=headers)
         first, last = _ends(part, len(data))
         if first > last:
-            return Response(status_code=416, headers={**headers, "Content-Range": f"bytes */{len(data)}"})
+            raise no_range(len(data))
         headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
         return Response(data[first : last + 1], 206, media_type="application/octet-stream", headers=headers)
 
@@ -172,7 +182,7 @@ def router(state: ServerState) -> APIRouter:
             fitting = lacking[: MOST_SENT // about.manifest.record_bytes]
             return _message(view, about, fitting, with_records=True, hits=hits)
 
-        return _frames(await read(request, name, body.version, work))
+        return _frames(await read(request, name, body.version, work, "where"))
 
     @routes.post("/{name}/records")
     async def records(request: Request, name: str, body: Named) -> Response:
@@ -183,19 +193,21 @@ def router(state: ServerState) -> APIRouter:
                 raise invalid("ids", f"ids: their memories have more than {MOST_SENT:,} bytes: ask for fewer at once.")
             return _message(view, about, body.ids, with_records=True)
 
-        return _frames(await read(request, name, body.version, work))
+        return _frames(await read(request, name, body.version, work, "ids"))
 
     @routes.post("/{name}/references")
     async def references(request: Request, name: str, body: Named) -> Response:
         """Texts of references."""
-        return _frames(
-            await read(request, name, body.version, lambda view, about: _message(view, about, body.ids, with_records=False))
-        )
+
+        def work(view: BankView, about: About) -> bytes:
+            return _message(view, about, body.ids, with_records=False)
+
+        return _frames(await read(request, name, body.version, work, "ids"))
 
     @routes.post("/{name}/count")
     async def count(request: Request, name: str, body: Filtered) -> dict[str, int]:
         """How many references match."""
-        return {"count": await read(request, name, body.version, lambda view, _: view.count(body.where or None))}
+        return {"count": await read(request, name, body.version, lambda view, _: view.count(body.where or None), "where")}
 
     @routes.post("/{name}/metadata")
     async def metadata(request: Request, name: str, body: _Body) -> Response:

@@ -14,6 +14,7 @@ from pydantic import Field
 from memory3.serving.citations import Citer
 from memory3.serving.errors import as_refusal, invalid
 from memory3.serving.fields import (
+    Characters,
     Choices,
     MemoryOptions,
     MemoryQuery,
@@ -42,14 +43,14 @@ class TextPart(Strict):
     """A part of a message."""
 
     type: Literal["text"]
-    text: str
+    text: Characters
 
 
 class Message(Strict):
     """A turn. What an answer of ours has may stand in it, so that it can be sent back as it came."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=1000)]
+    content: Characters | Annotated[list[TextPart], Field(min_length=1, max_length=1000)]
     name: Annotated[Any, only()] = None
     refusal: Annotated[Any, only()] = None
     audio: Annotated[Any, only()] = None

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, JSONResponse
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
 
 from memory3.errors import InputError
-from memory3.serving.errors import Refused, invalid
+from memory3.serving.errors import Refused, invalid, no_range
 from memory3.serving.routes.listing import check_query, page
+from memory3.serving.running import ClientGone
 from memory3.serving.state import ServerState
 from memory3.serving.storage import Storage
 from memory3.serving.stored_files import PURPOSES, StoredFile
@@ -41,6 +45,20 @@ _UPLOAD = {
         },
     }
 }
+
+
+class _Content(FileResponse):
+    """The bytes of a file. A range that cannot be is refused in the shape of all errors, not in Starlette's plain text."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 416:
+                raise no_range(Path(self.path).stat().st_size)
+            if message["type"] == "http.response.start" and message["status"] == 400:
+                raise invalid("Range", "Range: write it as bytes=FIRST-LAST, or leave it out.", "invalid_range")
+            await send(message)
+
+        await super().__call__(scope, receive, sending)
 
 
 def storage_of(state: ServerState) -> Storage:
@@ -99,6 +117,8 @@ def router(state: ServerState) -> APIRouter:
                 kept = await asyncio.to_thread(file.keep, upload.filename or "", purpose)
         except TimeoutError:
             raise Refused(408, f"Nothing came for {_CHUNK_SECONDS:g} seconds: nothing was kept.", code="timeout") from None
+        except ClientDisconnect:
+            raise ClientGone from None
         except InputError as error:
             raise invalid("file", f"{error}.") from None
         finally:
@@ -119,7 +139,7 @@ def router(state: ServerState) -> APIRouter:
         return shown(storage_of(state).files.get(state.tenant(request).name, file_id))
 
     @routes.get("/{file_id}/content", response_class=FileResponse)
-    def content(request: Request, file_id: str) -> FileResponse:
+    def content(request: Request, file_id: str) -> _Content:
         """The bytes of a file, to be saved and never shown as a page of this server."""
         storage, tenant = storage_of(state), state.tenant(request).name
         file = storage.files.get(tenant, file_id)
@@ -127,7 +147,7 @@ def router(state: ServerState) -> APIRouter:
             "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",
             "X-Content-Type-Options": "nosniff",
         }
-        return FileResponse(storage.files.path(tenant, file), media_type="application/octet-stream", headers=headers)
+        return _Content(storage.files.path(tenant, file), media_type="application/octet-stream", headers=headers)
 
     @routes.delete("/{file_id}")
     async def delete(request: Request, file_id: str) -> dict[str, Any]:

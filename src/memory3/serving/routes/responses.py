@@ -14,9 +14,11 @@ from pydantic import Field
 from memory3.serving.citations import Citer
 from memory3.serving.errors import Refused, as_refusal, invalid
 from memory3.serving.fields import (
+    Characters,
     MemoryOptions,
     MemoryQuery,
     Name,
+    Plain,
     StreamOptions,
     Strict,
     Temperature,
@@ -42,7 +44,7 @@ class InputPart(Strict):
     """A part of a turn: text of the user, or of an answer that is sent back as it came."""
 
     type: Literal["input_text", "output_text"]
-    text: str
+    text: Characters
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
 
@@ -52,7 +54,7 @@ class InputItem(Strict):
 
     type: Literal["message"] | None = None
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[InputPart], Field(min_length=1, max_length=1000)]
+    content: Characters | Annotated[list[InputPart], Field(min_length=1, max_length=1000)]
     id: Annotated[str | None, Field(max_length=200)] = None
     status: Literal["completed", "incomplete", "in_progress"] | None = None
     phase: Annotated[Any, only()] = None
@@ -70,7 +72,7 @@ class FileSearch(Strict):
     type: Literal["file_search"]
     vector_store_ids: Annotated[list[Name], Field(min_length=1, max_length=1)]
     max_num_results: Annotated[int | None, Field(ge=1, le=50)] = None
-    filters: dict[str, Any] | None = None
+    filters: Plain | None = None
     ranking_options: Annotated[Any, only({}, {"ranker": "auto"}, {"ranker": "none"})] = None
 
 
@@ -79,7 +81,7 @@ class ResponseBody(Strict):
 
     model: Name
     input: Annotated[str, Field(min_length=1)] | Annotated[list[InputItem], Field(min_length=1)]
-    instructions: str | None = None
+    instructions: Characters | None = None
     memory3: MemoryOptions | None = None
     max_output_tokens: Tokens = None
     temperature: Temperature = None
@@ -89,7 +91,7 @@ class ResponseBody(Strict):
     user: User = None
     safety_identifier: User = None
     prompt_cache_key: User = None
-    metadata: dict[str, Any] | None = None
+    metadata: Plain | None = None
     store: Annotated[Any, only(False)] = None
     background: Annotated[Any, only(False)] = None
     conversation: Annotated[Any, only()] = None

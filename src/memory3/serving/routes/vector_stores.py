@@ -11,7 +11,7 @@ from pydantic import Field, StringConstraints
 
 from memory3.serving.data_folder import NotStored
 from memory3.serving.errors import invalid
-from memory3.serving.fields import Strict
+from memory3.serving.fields import Characters, Plain, Strict
 from memory3.serving.filters import plain_attributes, where_of
 from memory3.serving.routes.files import storage_of
 from memory3.serving.routes.listing import check_query, page
@@ -89,9 +89,9 @@ class Ranking(Strict):
 class Search(Strict):
     """What to search for."""
 
-    query: str | Annotated[list[str], Field(min_length=1, max_length=_QUERIES)]
+    query: Characters | Annotated[list[Characters], Field(min_length=1, max_length=_QUERIES)]
     max_num_results: Annotated[int, Field(ge=1, le=50)] = 10
-    filters: dict[str, Any] | None = None
+    filters: Plain | None = None
     ranking_options: Ranking | None = None
     rewrite_query: bool = False
 
