@@ -343,6 +343,16 @@ def test_text_that_is_no_unicode(bank):
     assert said["question"] == "Why \ufffd?"
 
 
+@pytest.mark.parametrize("arguments", [["write", "docs"], ["info"], ["verify"], ["serve"], ["delete", "a"]])
+@pytest.mark.parametrize("scheme", ["http", "HTTPS"])
+def test_an_address_is_no_folder(docs, arguments, scheme):
+    """It would be written to a folder of the name http:, beside the bank that was meant."""
+    bank = f"{scheme}://127.0.0.1:1/banks/docs"
+    said = error(*arguments, "--bank", f"x={bank}" if arguments == ["serve"] else bank, code=2)
+    assert "is an address" in said
+    assert not Path(f"{scheme}:").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

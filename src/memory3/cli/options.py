@@ -34,6 +34,7 @@ __all__ = [
     "Selector",
     "Wait",
     "byte_count",
+    "folder",
     "settings",
 ]
 
@@ -42,7 +43,18 @@ READING = "How memories are read"
 MACHINE = "Machine"
 MODEL = "Model"
 
-Bank = Annotated[Path, typer.Option("--bank", "-b", help="Folder of the bank.", envvar="MEMORY3_BANK", metavar="DIR")]
+
+def folder(value: Path | None) -> Path | None:
+    """A bank's folder. An address would become the folder ``http:`` here, and be written to."""
+    if value is not None and value.parts[:1] and value.parts[0].lower() in ("http:", "https:"):
+        raise typer.BadParameter("is an address, and this takes a folder: run it where the bank lies. `ask` reads addresses")
+    return value
+
+
+Bank = Annotated[
+    Path,
+    typer.Option("--bank", "-b", callback=folder, help="Folder of the bank.", envvar="MEMORY3_BANK", metavar="DIR"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
 
 

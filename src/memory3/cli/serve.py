@@ -167,11 +167,16 @@ def _named(argument: str) -> tuple[str, Path]:
     """``docs=./bank`` or ``./bank``."""
     called, equals, path = argument.partition("=")
     if equals and re.fullmatch(r"[A-Za-z0-9._-]+", called) and path:
-        return called, Path(path)
+        return called, _folder(path)
     own = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(argument).resolve().name).lstrip("._-")
     if not own:
         raise typer.BadParameter(f"{argument!r} gives the bank no name: write NAME={argument}", param_hint="--bank")
-    return own, Path(argument)
+    return own, _folder(argument)
+
+
+def _folder(path: str) -> Path:
+    options.folder(Path(path))
+    return Path(path)
 
 
 def _model(
