@@ -343,7 +343,10 @@ def test_text_that_is_no_unicode(bank):
     assert said["question"] == "Why \ufffd?"
 
 
-@pytest.mark.parametrize("arguments", [["write", "docs"], ["info"], ["verify"], ["serve"], ["delete", "a"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["write", "docs"], ["info"], ["verify"], ["serve"], ["delete", "a"], ["plan"], ["demo"], ["eval"]],
+)
 @pytest.mark.parametrize("scheme", ["http", "HTTPS"])
 def test_an_address_is_no_folder(docs, arguments, scheme):
     """It would be written to a folder of the name http:, beside the bank that was meant."""

@@ -31,7 +31,13 @@ def demo(
     ] = False,
     bank: Annotated[
         Path | None,
-        typer.Option("--bank", "-b", help="Keep the bank in this folder instead of the cache folder.", metavar="DIR"),
+        typer.Option(
+            "--bank",
+            "-b",
+            callback=options.folder,
+            help="Keep the bank in this folder instead of the cache folder.",
+            metavar="DIR",
+        ),
     ] = None,
     model: options.AnyModel = None,
     device: options.Device = None,

@@ -42,7 +42,13 @@ def evaluate(
     ] = None,
     bank: Annotated[
         Path | None,
-        typer.Option("--bank", "-b", help="Answer from this bank, instead of the suite's own knowledge bases.", metavar="DIR"),
+        typer.Option(
+            "--bank",
+            "-b",
+            callback=options.folder,
+            help="Answer from this bank, instead of the suite's own knowledge bases.",
+            metavar="DIR",
+        ),
     ] = None,
     banks: Annotated[
         Path | None,

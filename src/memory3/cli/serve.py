@@ -213,6 +213,7 @@ def _tell(server: Server, banks: Banks, *, as_json: bool) -> None:
     asked = models[1] if len(models) > 1 else models[0]
     out.print(f"Listening at {server.address}", style="bold", highlight=False)
     out.print(f"Models: {', '.join(models)}", highlight=False, soft_wrap=True)
+    out.print(f"A page to ask and upload: {server.address}/", highlight=False)
     out.print(
         f"\nAsk with curl:\n\n"
         f"  curl {server.address}/v1/chat/completions -H 'Content-Type: application/json' \\\n"

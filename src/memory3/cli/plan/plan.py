@@ -93,6 +93,7 @@ def plan(
         typer.Option(
             "--bank",
             "-b",
+            callback=options.folder,
             help="Take model, settings, codec, embedder and recalls from this bank.",
             metavar="DIR",
         ),
