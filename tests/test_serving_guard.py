@@ -21,6 +21,7 @@ import pytest
 import served
 
 from memory3.errors import ConfigError
+from memory3.serving.catalogue import Banks, Served
 from memory3.serving.keys import Keys
 from memory3.serving.limits import Limits
 
@@ -425,6 +426,26 @@ def test_a_bank_that_is_written_while_it_is_served_is_seen(tmp_path):
                 break
             assert time.monotonic() < until
             time.sleep(0.2)
+
+
+def test_a_bank_whose_look_fails_in_an_odd_way_is_looked_at_again():
+    looks, told = threading.Semaphore(0), []
+
+    class Odd:
+        def refresh(self):
+            looks.release()
+            raise KeyError("not of memory3")
+
+        def close(self):
+            pass
+
+    banks = Banks(served.tiny_memory3())
+    banks.add(Served("odd", Odd()))
+    thread = banks.watch(0.01, lambda name, error: told.append((name, type(error))))
+    assert all(looks.acquire(timeout=20) for _ in range(3))
+    banks.close()
+    thread.join(20)
+    assert set(told) == {("odd", KeyError)}
 
 
 def test_a_bank_that_is_deleted_while_it_is_served_fails_its_own_requests_alone(tmp_path):
