@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from bank_writer import HashingEmbedder, HashingWriter, contents, documents, expected, open_bank, same_memory
 
-from memory3.bank import Bank
+from memory3.bank import Bank, Embedder
 from memory3.bank.write import pace
 from memory3.config import MemoryConfig
 from memory3.errors import (
@@ -297,6 +297,13 @@ def test_a_second_writer_is_refused_and_readers_are_not(tmp_path):
 # ---- opening -------------------------------------------------------------------------------------------------------------
 
 
+class OtherEmbedder(HashingEmbedder):
+    """Puts the same texts elsewhere."""
+
+    def encode(self, texts):
+        return super().encode([text.replace("w", "other") for text in texts])
+
+
 def test_no_bank(tmp_path):
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(BankNotFound, match=r"memory3 write"):
@@ -354,6 +361,37 @@ def test_another_model_is_refused(tmp_path, other, says):
         open_bank(tmp_path / "bank", other)
     assert caught.value.bank in str(caught.value)
     assert caught.value.model == other.fingerprint
+
+
+@pytest.mark.parametrize("dimension", [11, 7], ids=["as long", "shorter"])
+def test_a_bank_that_is_open_goes_over_to_the_embedder_of_a_rebuild(tmp_path, monkeypatch, dimension):
+    monkeypatch.setattr(Embedder, "load", lambda name: OtherEmbedder(name, dimension))
+    m3 = HashingWriter()
+    with open_bank(tmp_path / "bank", m3) as bank:
+        bank.write(documents())
+        before = bank.pin()
+        found = before.search(["w1 w2"], 5)
+        Bank.rebuild(tmp_path / "bank", m3, embedder="other")
+        bank.refresh()
+        with open_bank(tmp_path / "bank", m3, embedder=OtherEmbedder("other", dimension)) as fresh:
+            assert bank.search(["w1 w2"], 5) == fresh.search(["w1 w2"], 5)
+        assert before.search(["w1 w2"], 5) == found  # the old version is still searched by its own
+        bank.write([Document("late", "w1 w2 w3")])
+        assert bank.embedder.name == "other"
+        assert bank.verify().ok
+        assert bank.search(["w1 w2 w3"], 1)[0][0].reference_id == "late#0"
+
+
+def test_a_write_that_finds_the_bank_rebuilt_embeds_by_its_new_embedder(tmp_path, monkeypatch):
+    monkeypatch.setattr(Embedder, "load", lambda name: OtherEmbedder(name))
+    m3 = HashingWriter()
+    with open_bank(tmp_path / "bank", m3) as bank:
+        bank.write(documents())
+        Bank.rebuild(tmp_path / "bank", m3, embedder="other")
+        bank.write([Document("late", "w1 w2 w3")])
+    with open_bank(tmp_path / "bank", m3, embedder=OtherEmbedder("other")) as fresh:
+        (hit,) = fresh.search(["w1 w2 w3"], 1)[0]
+        assert (hit.reference_id, round(hit.score, 4)) == ("late#0", 1.0)
 
 
 def test_changed_weights_are_refused(tmp_path):

@@ -56,6 +56,18 @@ def test_search_and_count_by_definition(tmp_path, monkeypatch, condition, keep, 
         assert bank.count(condition) == sum(keep(r.metadata) for r, _ in expected(documents()).values())
 
 
+def test_of_equal_scores_the_row_stored_first_is_found_however_many_are_asked_for(tmp_path):
+    with open_bank(tmp_path / "bank") as bank:
+        bank.write([Document(f"other{n}", f"w{n} w{n + 90}") for n in range(20)])
+        bank.write([Document(f"same{n}", "w1 w2 w3") for n in range(40)])
+        view = bank.pin()
+        vectors = HashingEmbedder().encode(["w1 w2 w3", "w1 w5"])
+        for k in range(1, 40):
+            stored = [id_ for id_ in view.snapshot.resident.document_ids if id_.startswith("same")]
+            for asked in (vectors[:1], vectors):
+                assert [hit.document_id for hit in search_exactly(view.snapshot, asked, k)[0]] == stored[:k]
+
+
 def test_nothing_asked_nothing_there(tmp_path):
     with open_bank(tmp_path / "bank") as bank:
         assert bank.search(["a", "b"], 5) == [[], []]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import queue
 import random
 import threading
 import time
@@ -10,13 +11,16 @@ import weakref
 from typing import Any
 
 import pytest
+import served
 import torch
+from bank_writer import HashingEmbedder
 from ram_bank import RamBank
 from tiny import tiny_model, tiny_tokenizer
 
+from memory3.bank import Bank
 from memory3.config import MemoryConfig
 from memory3.decoding import decoding
-from memory3.errors import BankCorrupt, EngineBusy, EngineClosed, InputError, ServingError
+from memory3.errors import BankChanged, BankCorrupt, EngineBusy, EngineClosed, InputError, ServingError
 from memory3.llm import Memory3
 from memory3.serving.engine import Engine
 from memory3.serving.job import Cited, Failed, Finished, Job, Text
@@ -238,3 +242,42 @@ def test_looking_up_takes_one_thread_and_no_one_elses(m3: Memory3) -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+class Vanishing:
+    """A bank that is found in, and gone when it is read."""
+
+    def __init__(self, bank):
+        self.bank = bank
+
+    def pin(self):
+        return self
+
+    def __getattr__(self, name):
+        return getattr(self.bank, name)
+
+    def search(self, *arguments, **options):
+        time.sleep(0.3)  # so that those that come meanwhile are looked up together
+        return self.bank.search(*arguments, **options)
+
+    def memories(self, *_, **__):
+        raise BankChanged("its files are gone")
+
+
+def test_of_requests_that_are_looked_up_together_all_are_told_when_the_bank_is_gone_between_finding_and_reading(tmp_path):
+    m3 = served.tiny_memory3()
+    with Bank.open(tmp_path / "bank", m3, embedder=HashingEmbedder()) as bank, Engine(m3) as engine:
+        bank.write(served.BANKS["docs"])
+        settings, _ = decoding(m3.model, 3, {})
+        gone, ends = Vanishing(bank), queue.Queue()
+        for _ in range(4):
+            engine.submit(
+                Job("Who built the bridge?", settings, bank=gone, retrieval=m3.retrieval(None, None, None)), ends.put
+            )
+        for _ in range(4):
+            assert isinstance(ends.get(timeout=20).error, BankChanged)
+        assert (
+            engine.submit(Job("Who built the bridge?", settings, bank=bank, retrieval=m3.retrieval(None, None, None)))
+            .result()
+            .token_ids
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import json
@@ -21,8 +22,11 @@ import pytest
 import served
 
 from memory3.errors import ConfigError
+from memory3.serving.catalogue import Banks, Served
+from memory3.serving.guard import Guard
 from memory3.serving.keys import Keys
 from memory3.serving.limits import Limits
+from memory3.serving.state import ServerState
 
 QUESTION = [{"role": "user", "content": "Who built the bridge, and when?"}]
 CHAT = {"model": "tiny@docs", "messages": QUESTION, "max_tokens": 4}
@@ -427,6 +431,26 @@ def test_a_bank_that_is_written_while_it_is_served_is_seen(tmp_path):
             time.sleep(0.2)
 
 
+def test_a_bank_whose_look_fails_in_an_odd_way_is_looked_at_again():
+    looks, told = threading.Semaphore(0), []
+
+    class Odd:
+        def refresh(self):
+            looks.release()
+            raise KeyError("not of memory3")
+
+        def close(self):
+            pass
+
+    banks = Banks(served.tiny_memory3())
+    banks.add(Served("odd", Odd()))
+    thread = banks.watch(0.01, lambda name, error: told.append((name, type(error))))
+    assert all(looks.acquire(timeout=20) for _ in range(3))
+    banks.close()
+    thread.join(20)
+    assert set(told) == {("odd", KeyError)}
+
+
 def test_a_bank_that_is_deleted_while_it_is_served_fails_its_own_requests_alone(tmp_path):
     with served.server(tmp_path) as server:
         client = server.client()
@@ -441,6 +465,30 @@ def test_a_bank_that_is_deleted_while_it_is_served_fails_its_own_requests_alone(
         assert client.chat.completions.create(**{**CHAT, "model": "tiny@secret"}).choices
         assert client.chat.completions.create(**{**CHAT, "model": "tiny"}).choices
         server.wait_until_idle()
+
+
+def test_a_request_that_a_stopping_server_cuts_off_is_told_so_in_the_usual_shape():
+    sent, lines, m3 = [], [], served.tiny_memory3()
+
+    async def slow(_scope, _receive, _send):
+        await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    async def ask():
+        scope = {"type": "http", "method": "GET", "path": "/health", "headers": []}
+        guard = Guard(slow, ServerState(m3, None, Banks(m3)), lines.append)
+        task = asyncio.create_task(guard(scope, None, send))
+        await asyncio.sleep(0.05)
+        task.cancel()  # as uvicorn does when the time to drain is over
+        await task
+
+    asyncio.run(ask())
+    assert sent[0]["status"] == 503
+    error = json.loads(sent[1]["body"])["error"]
+    assert (error["type"], error["code"]) == ("server_error", "shutting_down")
+    assert json.loads(lines[0])["status"] == 503
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------------

@@ -71,7 +71,8 @@ class Bank:
         self._snapshot = snapshot
         self._refresh_lock = Lock()
         self._m3 = m3
-        self._embedder = embedder
+        # By name and dimension, as a rebuild may bring another; versions that are still read keep theirs.
+        self._embedders = {(embedder.name, embedder.dimension): embedder} if embedder is not None else {}
         self._embedder_lock = Lock()
         self.cache = MemoryCache(cache_bytes)
         self._recalls = RecallLog(store.backend, store.lock)
@@ -176,13 +177,8 @@ class Bank:
 
     @property
     def embedder(self) -> TextEmbedder:
-        """The sentence embedder, loaded at first use."""
-        with self._embedder_lock:
-            if self._embedder is None:
-                embedder = Embedder.load(self.manifest.embedder)
-                self.manifest.require_embedder(embedder.name, embedder.dimension)
-                self._embedder = embedder
-            return self._embedder
+        """The sentence embedder of the version that is open, loaded at first use."""
+        return self._embedder_of(self.manifest)
 
     @property
     def policy(self) -> RetentionPolicy:
@@ -224,11 +220,12 @@ class Bank:
             within, cold: ``prune_prefix`` and ``lazy`` by their names in earlier releases.
         """
         m3 = self._model("write")
-        embedder = self.embedder
+        _ = self.embedder  # loaded before others have to wait for the lock
         lazy = cold if lazy is None else lazy
         with self._store.lock(wait_seconds):
             self.refresh()
             now = self._store.snapshot()
+            embedder = self._embedder_of(now.manifest)
             lazy = self.policy.write == "auto" if lazy is None else lazy
             prefix = within if prune_prefix is None else prune_prefix
             options = WriteOptions.of(documents, lazy=lazy, prune=prune, replace=replace, unread=unread, prune_prefix=prefix)
@@ -464,10 +461,22 @@ class Bank:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
+    def _embedder_of(self, manifest: BankManifest) -> TextEmbedder:
+        key = (manifest.embedder, manifest.dimension)
+        with self._embedder_lock:
+            if key not in self._embedders:
+                embedder = Embedder.load(manifest.embedder)
+                manifest.require_embedder(embedder.name, embedder.dimension)
+                while len(self._embedders) > 1:  # that of the version before may be in use; older ones go
+                    del self._embedders[next(iter(self._embedders))]
+                self._embedders[key] = embedder
+            return self._embedders[key]
+
     def _view(self) -> BankView:
+        snapshot = self._snapshot
         return BankView(
-            self._snapshot,
-            embed=lambda texts: self.embedder.encode(texts),
+            snapshot,
+            embed=lambda texts: self._embedder_of(snapshot.manifest).encode(texts),
             encode_lazy=self._encode_lazy,
             cache=self.cache,
             recalls=self._recalls,

@@ -57,8 +57,9 @@ def search_exactly(snapshot: Snapshot, vectors: np.ndarray, k: int, where: Where
     scores = vectors @ embeddings.T
     hits = []
     for row in scores:
-        best = np.argpartition(-row, k - 1)[:k]
-        best = best[np.lexsort((best, -row[best]))]
+        # All that equal the last one: which of them a partition leaves inside would depend on the other queries' last bits.
+        best = np.flatnonzero(row >= np.partition(row, -k)[-k])
+        best = best[np.lexsort((best, -row[best]))][:k]
         hits.append(
             [
                 Hit(resident.reference_ids[p], resident.document_ids[p], float(s))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from memory3.bank import Bank
-from memory3.errors import ConfigError, FingerprintMismatch, Memory3Error, ServingError
+from memory3.errors import ConfigError, FingerprintMismatch, ServingError
 from memory3.llm import Memory3
 from memory3.serving.errors import not_found
 from memory3.serving.keys import Tenant
@@ -179,7 +179,7 @@ class Banks:
                 for one in self:
                     try:
                         one.bank.refresh()
-                    except (Memory3Error, OSError) as error:
+                    except Exception as error:  # whatever it is: the other banks, and this one later, are looked at again
                         failed(one.name, error)
 
         thread = threading.Thread(target=look, name="memory3-banks", daemon=True)

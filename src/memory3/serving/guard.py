@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from datetime import UTC, datetime
 from typing import Any
 
-from memory3.errors import MissingDependency
+from memory3.errors import EngineClosed, MissingDependency
 from memory3.serving.errors import Refused, as_refusal
 from memory3.serving.state import ServerState
 
@@ -84,6 +84,11 @@ class Guard:
             traceback.print_exc()
             if not told["status"]:
                 await _refuse(as_refusal(error), scope, receive, sending)
+        except asyncio.CancelledError:  # the server stops, and does not wait for this one any longer
+            failed = "cut off: the server stops"
+            if not told["status"]:
+                closed = EngineClosed("the server was shut down before this was answered")
+                await _refuse(as_refusal(closed), scope, receive, sending)
         finally:
             seconds = time.perf_counter() - began
             route = scope.get("route")

@@ -157,7 +157,7 @@ class Lookup:
                 self._read(alike, waiting)
             found.extend(alike)
 
-        self._each(handles, _alike, find)
+        self._each(handles, _alike, find, reads=True)
         if found and self._observer is not None:
             self._observer.looked_up(time.perf_counter() - started, len(found))
         if found:
@@ -196,7 +196,12 @@ class Lookup:
                 source.memories([hit.reference_id for hit in hits], device=self._m3.model.device)
 
     def _each(
-        self, handles: Sequence[Handle], key: Callable[[Handle], Hashable], work: Callable[[Sequence[Handle]], None]
+        self,
+        handles: Sequence[Handle],
+        key: Callable[[Handle], Hashable],
+        work: Callable[[Sequence[Handle]], None],
+        *,
+        reads: bool = False,
     ) -> None:
         """Work on requests that are alike together; where that fails, on each alone, so that one fails no other."""
         groups: dict[Hashable, list[Handle]] = {}
@@ -210,9 +215,10 @@ class Lookup:
                     self._fail(alike[0], error)
                     continue
                 for handle in alike:
-                    if handle.stream is not None and not handle.stream.needs_memories:
-                        continue
-                    self._each([handle], key, work)
+                    if handle.stream is None or (reads and handle.stream.needs_memories):
+                        self._each([handle], key, work, reads=reads)
+                    elif reads:  # it has taken what was found and not what that says: it can neither go on nor begin again
+                        self._fail(handle, error)
 
 
 def _alike(handle: Handle) -> Hashable:
