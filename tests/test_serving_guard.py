@@ -21,10 +21,10 @@ import openai
 import pytest
 import served
 
-from memory3.errors import ConfigError
+from memory3.errors import ConfigError, FingerprintMismatch
 from memory3.serving.catalogue import Banks, Served
 from memory3.serving.guard import Guard
-from memory3.serving.keys import Keys
+from memory3.serving.keys import Keys, Tenant
 from memory3.serving.limits import Limits
 from memory3.serving.state import ServerState
 
@@ -465,6 +465,34 @@ def test_a_bank_that_is_deleted_while_it_is_served_fails_its_own_requests_alone(
         assert client.chat.completions.create(**{**CHAT, "model": "tiny@secret"}).choices
         assert client.chat.completions.create(**{**CHAT, "model": "tiny"}).choices
         server.wait_until_idle()
+
+
+def test_a_bank_that_was_rebuilt_for_another_model_is_refused_until_it_is_ours_again():
+    """What is open of it is old: it would cite what was deleted since."""
+    looks, foreign = threading.Semaphore(0), threading.Event()
+    foreign.set()
+
+    class Rebuilt:
+        def refresh(self):
+            looks.release()
+            if foreign.is_set():
+                raise FingerprintMismatch("theirs", "ours")
+
+        def close(self):
+            pass
+
+    banks, tenant = Banks(served.tiny_memory3()), Tenant("all", None)
+    banks.add(Served("docs", Rebuilt()))
+    assert banks.get("docs", tenant).name == "docs"
+    thread = banks.watch(0.01, lambda name, error: None)
+    assert all(looks.acquire(timeout=20) for _ in range(2))
+    with pytest.raises(FingerprintMismatch):
+        banks.get("docs", tenant)
+    foreign.clear()
+    assert all(looks.acquire(timeout=20) for _ in range(100))
+    assert banks.get("docs", tenant).name == "docs"
+    banks.close()
+    thread.join(20)
 
 
 def test_a_request_that_a_stopping_server_cuts_off_is_told_so_in_the_usual_shape():

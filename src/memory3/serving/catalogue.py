@@ -61,6 +61,7 @@ class Banks:
         self._m3 = m3
         self._embedders: dict[str, Any] = {}
         self._served: dict[str, Served] = {}
+        self._foreign: dict[str, tuple[Any, FingerprintMismatch]] = {}  # banks that became another model's while served
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
@@ -131,13 +132,18 @@ class Banks:
 
         Raises:
             Refused: 404: there is none, or this tenant does not see it, which is the same.
+            FingerprintMismatch: somebody rebuilt it for another model. What is open of it is old: of what was deleted since
+                it knows nothing.
         """
         with self._lock:
             found = self._served.get(name)
+            foreign = self._foreign.get(name)
         # Both questions are always asked, so that neither answer comes sooner.
         seen = tenant.sees(name, found.owner if found else None)
         if found is None or not seen:
             raise not_found("bank", name, param, "bank_not_found")
+        if foreign is not None and foreign[0] is found.bank:
+            raise foreign[1]
         return found
 
     # ---- model ids ---------------------------------------------------------------------------------------------------
@@ -180,7 +186,13 @@ class Banks:
                     try:
                         one.bank.refresh()
                     except Exception as error:  # whatever it is: the other banks, and this one later, are looked at again
+                        if isinstance(error, FingerprintMismatch):
+                            with self._lock:
+                                self._foreign[one.name] = one.bank, error
                         failed(one.name, error)
+                    else:
+                        with self._lock:
+                            self._foreign.pop(one.name, None)
 
         thread = threading.Thread(target=look, name="memory3-banks", daemon=True)
         thread.start()
