@@ -173,7 +173,7 @@ def test_llamaindex_settings_are_checked(bank):
 
 
 def test_what_others_wrote_is_found_once_the_bank_is_refreshed(path, bank):
-    retriever, asked = langchain.BankRetriever(bank=bank, k=1), "a heron stands in the reeds"
+    retriever, asked = langchain.BankRetriever(bank=bank, k=1), "a heron stands there"
     with open_bank(path, HashingWriter()) as writer:
         writer.write([Document("new", asked, "new.md")])
     assert retriever.invoke(asked)[0].metadata["document_id"] != "new"
