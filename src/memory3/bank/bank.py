@@ -14,7 +14,7 @@ from memory3.bank.address import is_address
 from memory3.bank.backends.base import Backend
 from memory3.bank.cache import MemoryCache
 from memory3.bank.codebooks import new_codec
-from memory3.bank.embedder import Embedder, TextEmbedder
+from memory3.bank.embedder import Embedder, Embedders, TextEmbedder
 from memory3.bank.format.manifest import BankManifest
 from memory3.bank.format.rows import FIRST_ROWS
 from memory3.bank.format.tags import Scalar
@@ -71,9 +71,7 @@ class Bank:
         self._snapshot = snapshot
         self._refresh_lock = Lock()
         self._m3 = m3
-        # By name and dimension, as a rebuild may bring another; versions that are still read keep theirs.
-        self._embedders = {(embedder.name, embedder.dimension): embedder} if embedder is not None else {}
-        self._embedder_lock = Lock()
+        self._embedders = Embedders(embedder)
         self.cache = MemoryCache(cache_bytes)
         self._recalls = RecallLog(store.backend, store.lock)
         weakref.finalize(self, self._recalls.flush)  # a bank that nobody closes has been recalled from, too
@@ -178,7 +176,7 @@ class Bank:
     @property
     def embedder(self) -> TextEmbedder:
         """The sentence embedder of the version that is open, loaded at first use."""
-        return self._embedder_of(self.manifest)
+        return self._embedders.of(self.manifest)
 
     @property
     def policy(self) -> RetentionPolicy:
@@ -225,7 +223,7 @@ class Bank:
         with self._store.lock(wait_seconds):
             self.refresh()
             now = self._store.snapshot()
-            embedder = self._embedder_of(now.manifest)
+            embedder = self._embedders.of(now.manifest)
             lazy = self.policy.write == "auto" if lazy is None else lazy
             prefix = within if prune_prefix is None else prune_prefix
             options = WriteOptions.of(documents, lazy=lazy, prune=prune, replace=replace, unread=unread, prune_prefix=prefix)
@@ -461,22 +459,11 @@ class Bank:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
 
-    def _embedder_of(self, manifest: BankManifest) -> TextEmbedder:
-        key = (manifest.embedder, manifest.dimension)
-        with self._embedder_lock:
-            if key not in self._embedders:
-                embedder = Embedder.load(manifest.embedder)
-                manifest.require_embedder(embedder.name, embedder.dimension)
-                while len(self._embedders) > 1:  # that of the version before may be in use; older ones go
-                    del self._embedders[next(iter(self._embedders))]
-                self._embedders[key] = embedder
-            return self._embedders[key]
-
     def _view(self) -> BankView:
         snapshot = self._snapshot
         return BankView(
             snapshot,
-            embed=lambda texts: self._embedder_of(snapshot.manifest).encode(texts),
+            embed=lambda texts: self._embedders.of(snapshot.manifest).encode(texts),
             encode_lazy=self._encode_lazy,
             cache=self.cache,
             recalls=self._recalls,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -16,9 +17,10 @@ from memory3.models.causes import loading
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from memory3.bank.format.manifest import BankManifest
     from memory3.bank.mean_pooling import MeanPooling
 
-__all__ = ["Embedder", "TextEmbedder"]
+__all__ = ["Embedder", "Embedders", "TextEmbedder"]
 
 
 class TextEmbedder(Protocol):
@@ -86,3 +88,33 @@ class Embedder:
             show_progress_bar=False,
         )
         return np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+class Embedders:
+    """The embedders of the versions of one bank that are read: a rebuild may bring another. Loaded at first use, kept by name
+    and dimension. Safe to use from several threads.
+    """
+
+    def __init__(self, embedder: TextEmbedder | None) -> None:
+        """
+        Args:
+            embedder: one that is loaded already.
+        """
+        self._loaded = {} if embedder is None else {(embedder.name, embedder.dimension): embedder}
+        self._lock = Lock()
+
+    def of(self, manifest: BankManifest) -> TextEmbedder:
+        """That of a version.
+
+        Raises:
+            ConfigError: what is loaded by its name has another dimension.
+        """
+        key = (manifest.embedder, manifest.dimension)
+        with self._lock:
+            if key not in self._loaded:
+                embedder = Embedder.load(manifest.embedder)
+                manifest.require_embedder(embedder.name, embedder.dimension)
+                while len(self._loaded) > 1:  # that of the version before may be in use; older ones go
+                    del self._loaded[next(iter(self._loaded))]
+                self._loaded[key] = embedder
+            return self._loaded[key]

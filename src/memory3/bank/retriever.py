@@ -58,8 +58,10 @@ def search_exactly(snapshot: Snapshot, vectors: np.ndarray, k: int, where: Where
     hits = []
     for row in scores:
         # All that equal the last one: which of them a partition leaves inside would depend on the other queries' last bits.
-        best = np.flatnonzero(row >= np.partition(row, -k)[-k])
-        best = best[np.lexsort((best, -row[best]))][:k]
+        # What is no number sorts behind all numbers, and is left over for when there are fewer than k of these.
+        below = -row
+        best = np.flatnonzero(~(below > np.partition(below, k - 1)[k - 1]))
+        best = best[np.lexsort((best, below[best]))][:k]
         hits.append(
             [
                 Hit(resident.reference_ids[p], resident.document_ids[p], float(s))

@@ -4,9 +4,10 @@ clients, in mode memory against the same server in mode text with the same refer
     memory3 bench serve --bank ./bank --against llama.cpp=http://127.0.0.1:8081
 
 The server is a process of its own; clients are threads here, each of which asks its next question when the last was
-answered. No question is asked twice. Arms take turns, so that a machine that slows down slows all of them. All arms read
-the same ``k`` references of a question. Another server named by ``--against`` is given them in the prompt, and
-``--against-body`` is added to what it is asked: how it is told to go on after an end token differs.
+answered. No question is asked twice. Arms take turns, so that a machine that slows down slows all of them. Mode text,
+and other servers named by ``--against``, have the ``k`` references of a question in the prompt. Mode memory reads ``k`` for
+every 64 tokens of question and answer: for a question of one such chunk, first the same ones. ``--against-body`` is added to
+what another server is asked: how it is told to go on after an end token differs.
 
 With ``--soak 10000`` so many questions follow, and the first thousand are compared with the last: speed and resident memory.
 """
@@ -51,7 +52,7 @@ OPTIONS: dict[str, Any] = {
     "repeats": 3,
     "k": 5,
     "against": "",
-    "against_body": '{"ignore_eos": true}',
+    "against_body": '{"ignore_eos": true, "stream_options": {"include_usage": true}}',
     "soak": 0,
 }
 
@@ -74,7 +75,7 @@ class _Arm:
 @dataclass(frozen=True)
 class _Asked:
     """One request: when the first token came and the last, in seconds from sending it, and how many tokens there were of
-    the answer and the prompt."""
+    the answer and the prompt (0: the server does not tell)."""
 
     first: float
     total: float

@@ -104,6 +104,7 @@ class Banks:
     def remove(self, name: str) -> Served | None:
         """Serve one no longer. Whoever reads it goes on; it is not closed. Returns what was served."""
         with self._lock:
+            self._foreign.pop(name, None)
             return self._served.pop(name, None)
 
     def __iter__(self) -> Iterator[Served]:
@@ -143,7 +144,9 @@ class Banks:
         if found is None or not seen:
             raise not_found("bank", name, param, "bank_not_found")
         if foreign is not None and foreign[0] is found.bank:
-            raise foreign[1]
+            raise FingerprintMismatch(
+                foreign[1].bank, foreign[1].model
+            )  # one error of many threads would grow by each of them
         return found
 
     # ---- model ids ---------------------------------------------------------------------------------------------------

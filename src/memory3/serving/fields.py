@@ -70,8 +70,11 @@ def _can_be_said(value: Any, depth: int = 0) -> Any:
         raise PydanticCustomError("invalid", "it is nested too deep")
     if isinstance(value, float) and not math.isfinite(value):
         raise PydanticCustomError("invalid", "give finite numbers")
-    if isinstance(value, str) and any("\ud800" <= one <= "\udfff" for one in value):
-        raise PydanticCustomError("invalid", "it has a lone surrogate, which is no character")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise PydanticCustomError("invalid", "it has a lone surrogate, which is no character") from None
     for one in [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ():
         _can_be_said(one, depth + 1)
     return value
