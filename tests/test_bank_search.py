@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,6 +68,24 @@ def test_of_equal_scores_the_row_stored_first_is_found_however_many_are_asked_fo
             stored = [id_ for id_ in view.snapshot.resident.document_ids if id_.startswith("same")]
             for asked in (vectors[:1], vectors):
                 assert [hit.document_id for hit in search_exactly(view.snapshot, asked, k)[0]] == stored[:k]
+
+
+def test_rows_that_are_no_numbers_come_behind_all_numbers(tmp_path):
+    """A stranger's bank may have them. They once stood ahead of the best rows, which were lost."""
+    with open_bank(tmp_path / "bank") as bank:
+        bank.write([Document(f"doc{n}", f"w{n}") for n in range(11)])
+        view, vectors = bank.pin(), HashingEmbedder().encode(["w7"])
+        right = [hit.document_id for hit in search_exactly(view.snapshot, vectors, 11)[0]]
+        resident = view.snapshot.resident
+        embeddings = resident.embeddings.copy()
+        hurt = {right[3], right[8]}
+        embeddings[[document in hurt for document in resident.document_ids]] = np.nan
+        strange = SimpleNamespace(resident=copy.copy(resident))
+        strange.resident.embeddings = embeddings
+        left = [document for document in right if document not in hurt]
+        for k in range(1, 10):
+            assert [hit.document_id for hit in search_exactly(strange, vectors, k)[0]] == left[:k]
+        assert {hit.document_id for hit in search_exactly(strange, vectors, 11)[0][9:]} == hurt
 
 
 def test_nothing_asked_nothing_there(tmp_path):
