@@ -1,11 +1,11 @@
 """Many requests in one forward pass: their tokens stand one after the other in a single row, and each request attends to
 its own context and its own memories.
 
-    row      | request 1: 1 token | request 2: 40 tokens | request 3: 1 token |
-    reads      cache 1, memories 1   cache 2, memories 2    cache 3, memories 3
+    row      | requests 1 and 2: a token each | request 3: 40 tokens | request 4: 1 token |
+    reads      a lane                           cache 3, memories 3    cache 4, memories 4
 
-Nothing is padded, so that a request's attention is computed on the tensors it would be computed on alone, whatever stands
-beside it.
+Those that decode share a kernel call (`memory3.attention.lane`). Prompts, and what no lane takes, are segments: nothing
+of them is padded, and each is computed on the tensors it would be computed on alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 
 from memory3.attention.attend import attention_with_lse
 from memory3.attention.kernels import additive
+from memory3.attention.lane import Lane
 from memory3.attention.reading import Reading
 
 __all__ = ["PackedReading", "Segment"]
@@ -66,12 +67,14 @@ class Segment:
 class PackedReading:
     """Reader (see `memory3.attention.attach.Reader`) of one packed forward pass."""
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    def __init__(self, segments: Sequence[Segment], lanes: Sequence[tuple[Lane, int]] = ()) -> None:
         """
         Args:
-            segments: of all requests, in the order of their columns; together they are the whole row.
+            segments: of the requests in no lane, in the order of their columns, which end the row.
+            lanes: each with how many of its requests feed a token; in the order of their columns, which begin the row.
         """
         self._segments = segments
+        self._lanes = lanes
 
     def attend(
         self,
@@ -96,7 +99,11 @@ class PackedReading:
         Returns:
             the attention output ``[1, A, T, d]``.
         """
-        parts = []
+        parts, start = [], 0
+        for lane, many in self._lanes:
+            mine = slice(start, start + many)
+            parts.append(lane.attend(layer, query[:, :, mine], key[:, :, mine], value[:, :, mine], scale))
+            start += many
         for segment in self._segments:
             mine = slice(segment.start, segment.end)
             asked = query[:, :, mine]
@@ -109,4 +116,4 @@ class PackedReading:
             if out is None:
                 out, _ = attention_with_lse(asked, keys, values, mask, causal=alone, scale=scale)
             parts.append(out)
-        return torch.cat(parts, dim=2)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)

@@ -91,9 +91,20 @@ class Reading:
         if self._watched is not None:
             rows = torch.arange(query.shape[0], device=query.device)
             query, lse = query[rows, :, self._watched, None], lse[rows, :, self._watched, None]
+        self.saw(layer, query, lse, scale)
+        return out
+
+    def saw(self, layer: int, query: torch.Tensor, lse: torch.Tensor, scale: float) -> None:
+        """Tokens have read these memories; `settle` tells how much attention they paid.
+
+        Args:
+            layer: number of the layer in the model, from 0.
+            query: ``[N, A, C, d]``, after RoPE, of the tokens of each chunk.
+            lse: ``[N, A, C]`` over context and memory together.
+            scale: what scores were multiplied with.
+        """
         self._seen.setdefault(layer, []).append((query, lse))
         self._scale = scale
-        return out
 
     def _decode(
         self,

@@ -91,8 +91,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal's encoding may lack a character; that must not end the program
             stream.reconfigure(errors="backslashreplace")
-    # Idle threads of torch spin by default; on a machine that does something else, too, that makes everything several times
-    # slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # How long idle threads of torch wait awake. Not at all, and small operations take half as long again; as long as OpenMP
+    # has it, and on a machine that does something else, too, everything is several times slower.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     defer()
     app(prog_name="memory3")

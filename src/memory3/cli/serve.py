@@ -116,6 +116,8 @@ def serve(
         memory3 serve --bank bank --json
     """
     with collecting_later():
+        import torch
+
         from memory3.bank import Bank
         from memory3.serving.app import create_app
         from memory3.serving.catalogue import Banks
@@ -125,6 +127,7 @@ def serve(
         from memory3.serving.metrics import Metrics
         from memory3.serving.server import Server, check_free
         from memory3.serving.state import ServerState
+        from memory3.serving.threads import apart
 
     named = dict[str, Path]()
     for each in bank or []:
@@ -144,13 +147,20 @@ def serve(
     keys = Keys.read(api_key_file) if api_key_file is not None else Keys()
     check_free(host, port)
     first = next(iter(named.values()), None)
-    m3 = _model(None if first is None else Bank.describe(first), model, adapter, device, model_dtype, memory_temperature)
-    banks = Banks(m3, name)
-    for called, path in named.items():
-        with err.status(f"opening {path}"), collecting_later():
-            banks.open(called, path)
+
+    def load() -> tuple[Memory3, Banks]:
+        m3 = _model(None if first is None else Bank.describe(first), model, adapter, device, model_dtype, memory_temperature)
+        banks = Banks(m3, name)
+        for called, path in named.items():
+            with err.status(f"opening {path}"), collecting_later():
+                banks.open(called, path)
+        return m3, banks
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    m3, banks = apart(load, threads)
     metrics = Metrics()
-    engine = Engine(m3, slots=slots, waiting=waiting, observer=metrics)
+    engine = Engine(m3, slots=slots, waiting=waiting, threads=threads, observer=metrics)
     state = ServerState(m3, engine, banks, keys, limits, metrics, folder=files, cors=tuple(cors or ()))
     keys.check_banks(banks.names)  # among them the vector stores that were found in the folder
     server = Server(create_app(state, drain=drain), state, host, port, drain=drain)

@@ -22,6 +22,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from memory3.attention.attach import attached
 from memory3.attention.kv_cache import grow
+from memory3.attention.lane import Lanes, Seat, can_sit
 from memory3.attention.layout import select_chunks
 from memory3.attention.packed import PackedReading, Segment
 from memory3.attention.reading import Reading
@@ -46,7 +47,9 @@ class Stream:
         chooser: chooses its tokens.
         memory: what it reads; None: nothing.
         source: where its memories are; the bank as it was when the request came.
-        cache: its context.
+        cache: its context, until it has a seat.
+        seat: where it decodes beside others; None: by itself, or not yet.
+        has_left: whether it will not be fed any more (`leave`).
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class Stream:
         self.chooser = chooser
         self.source = source
         self.cache = DynamicCache()
+        self.seat: Seat | None = None
+        self.has_left = False
         self.memory: RequestMemory | None = None
         if source is not None and retrieval is not None and not retrieval.finds_nothing(source):
             self.memory = RequestMemory(
@@ -161,8 +166,37 @@ class Stream:
         self.settle()
         self._reading = Reading(self._encoder.lay_out(chunks, memories, moved, missing))
 
+    def sit(self, lanes: Lanes, *, has_windows: bool) -> bool:
+        """Decode its next token beside others, where that can be. Returns whether.
+
+        Args:
+            lanes: where it sits down.
+            has_windows: whether layers of the model attend within a window, which lanes do not.
+        """
+        if self.seat is None:
+            if has_windows or not can_sit(self.cache):
+                return False
+            self.seat = lanes.take(self.cache)
+            self.cache = DynamicCache()
+        self.seat = lanes.with_room(self.seat)
+        if self._reading is not None and self._reading is not self.seat.reading:
+            self.seat.lane.lead(self.seat, self._reading)
+        return True
+
+    def leave(self) -> None:
+        """It will not be fed any more: its seat is free from the next pass on. From any thread."""
+        self.has_left = True
+
+    def next_token(self) -> tuple[int, int]:
+        """The token that it feeds in the next pass, its prompt being read, and that one's position."""
+        at, memory = self._fed, self.memory
+        self._fed += 1
+        if memory is not None and at >= memory.place.split:
+            at += memory.shift
+        return self.chosen[-1].token, at
+
     def segment(self, start: int, most: int, windows: Mapping[int, torch.Tensor]) -> tuple[Segment, list[int], list[int]]:
-        """Its part of the next pass: the segment, its tokens and their positions.
+        """Its part of the next pass where it has no seat: the segment, its tokens and their positions.
 
         Args:
             start: column of its first token.
@@ -170,25 +204,20 @@ class Stream:
             windows: see `Segment`.
         """
         if self.is_prompt_read:
-            tokens, at = [self.chosen[-1].token], [self._fed]
-        else:
-            end = min(len(self.prompt), self._fed + most)
-            tokens, at = self.prompt[self._fed : end], list(range(self._fed, end))
-        reading = None
-        memory = self.memory
-        if memory is not None:
-            split, shift = memory.place.split, memory.shift
-            if self.is_prompt_read:
-                reading = self._reading
-                assert reading is not None
-                reading.follow(self.cache)
+            if self._reading is None:
+                grow(self.cache)
             else:
-                memory.feed(tokens)
-                reading = self._prompt_reading(at)
-            at = [n + shift if n >= split else n for n in at]
-        elif self.is_prompt_read:
-            grow(self.cache)
-        self._fed += len(tokens)
+                self._reading.follow(self.cache)
+            token, place = self.next_token()
+            return Segment(start, start + 1, self.cache, self._reading, windows), [token], [place]
+        end = min(len(self.prompt), self._fed + most)
+        tokens, at = self.prompt[self._fed : end], list(range(self._fed, end))
+        reading, memory = None, self.memory
+        if memory is not None:
+            memory.feed(tokens)
+            reading = self._prompt_reading(at)
+            at = [n + memory.shift if n >= memory.place.split else n for n in at]
+        self._fed = end
         return Segment(start, start + len(tokens), self.cache, reading, windows), tokens, at
 
     def _prompt_reading(self, at: Sequence[int]) -> Reading:
@@ -259,7 +288,10 @@ class Batch:
         self._model = model
         self._geometry = geometry
         self._base = geometry.base
+        self._has_windows = len(geometry.full_layers) < geometry.num_layers
         self._reader: PackedReading | None = None
+        self._lanes = Lanes()
+        self._seated: list[Stream] = []
         # Transformers makes no mask where it is given one of four dimensions; ours are the segments'.
         self._mask = torch.zeros(1, 1, 1, 1, dtype=model.dtype, device=model.device)
         self._open = ExitStack()
@@ -282,6 +314,7 @@ class Batch:
         """
         return args, {**kwargs, "memory3": self._reader}
 
+    @torch.inference_mode()
     def step(self, streams: Sequence[Stream], prompt_tokens: int = 1 << 30) -> list[Stream]:
         """One pass. Streams whose prompt is read choose a token each.
 
@@ -292,17 +325,24 @@ class Batch:
         Returns:
             those that chose one.
         """
+        self.sweep()
         segments: list[Segment] = []
         tokens: list[int] = []
         positions: list[int] = []
-        chosen: list[Stream] = []
-        last: list[int] = []
-        for stream in streams:
-            most = prompt_tokens if not stream.is_prompt_read else 1
-            if most <= 0:
+        seated, others = self._seat(streams)
+        lanes = self._lanes.begin([stream.seat for stream in seated if stream.seat is not None])
+        chosen = [seated[number] for _, numbers in lanes for number in numbers]
+        for stream in chosen:
+            token, place = stream.next_token()
+            tokens.append(token)
+            positions.append(place)
+        last = list(range(len(chosen)))
+        for stream in others:
+            is_prompt = not stream.is_prompt_read
+            if is_prompt and prompt_tokens <= 0:
                 continue
-            segment, mine, at = stream.segment(len(tokens), most, self._masks(stream))
-            if not (len(mine) == 1 and stream.chosen):
+            segment, mine, at = stream.segment(len(tokens), prompt_tokens, self._masks(stream))
+            if is_prompt:
                 prompt_tokens -= len(mine)
             tokens += mine
             positions += at
@@ -311,9 +351,9 @@ class Batch:
                 chosen.append(stream)
                 last.append(len(tokens) - 1)
         device = self._model.device
-        self._reader = PackedReading(segments)
+        self._reader = PackedReading(segments, [(lane, len(numbers)) for lane, numbers in lanes])
         try:
-            with torch.inference_mode(), belong_to(self, self._base):
+            with belong_to(self, self._base):
                 out = self._model(
                     input_ids=torch.tensor([tokens], device=device),
                     position_ids=torch.tensor([positions], device=device),
@@ -326,9 +366,31 @@ class Batch:
             self._reader = None
         return chosen
 
+    @torch.inference_mode()
+    def sweep(self) -> None:
+        """Free the seats of streams that have left, or whose answer has ended."""
+        for stream in [one for one in self._seated if one.has_left or one.is_done]:
+            self._seated.remove(stream)
+            if stream.seat is not None:
+                self._lanes.leave(stream.seat)
+                stream.seat = None
+
+    def _seat(self, streams: Sequence[Stream]) -> tuple[list[Stream], list[Stream]]:
+        """Those that decode in lanes, and the others."""
+        seated, others = [], []
+        for stream in streams:
+            sat = stream.seat is not None
+            if stream.is_prompt_read and stream.sit(self._lanes, has_windows=self._has_windows):
+                seated.append(stream)
+                if not sat:
+                    self._seated.append(stream)
+            else:
+                others.append(stream)
+        return seated, others
+
     def _masks(self, stream: Stream) -> Mapping[int, torch.Tensor]:
         """What tokens of layers with a window see, for a context as long as this stream's will be."""
-        if len(self._geometry.full_layers) == self._geometry.num_layers:
+        if not self._has_windows:
             return {}
         whole = len(stream.prompt) + stream.chooser.length
         return self._geometry.windows(self._model, 1 << (whole - 1).bit_length())

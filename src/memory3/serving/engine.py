@@ -30,6 +30,7 @@ from memory3.recall.batching import Batch, Stream
 from memory3.serving.handle import Handle
 from memory3.serving.job import Cited, Event, Failed, Finished, Job, Observer, Text
 from memory3.serving.lookup import Lookup
+from memory3.serving.threads import start
 from memory3.types import Citation
 
 __all__ = ["Engine", "EngineState"]
@@ -60,6 +61,7 @@ class Engine:
         slots: int = 16,
         waiting: int = 64,
         prompt_tokens: int = 256,
+        threads: int | None = None,
         observer: Observer | None = None,
     ) -> None:
         """
@@ -68,6 +70,8 @@ class Engine:
             slots: requests in one pass at most.
             waiting: requests beside those, that wait for a place.
             prompt_tokens: of all prompts together in one pass at most, so that a long one does not hold up the others.
+            threads: of torch, for passes; None: as many as the caller's. It is fastest where no other thread of the process
+                has run torch on several (`memory3.serving.threads`).
             observer: is told what happens.
         """
         self._m3 = m3
@@ -84,11 +88,9 @@ class Engine:
         self._closed = False
         self._batch = Batch(m3.model, m3.geometry)
         self._lookup = Lookup(m3, self._ready, self._fail, observer)
-        self._thread = threading.Thread(target=self._run, name="memory3-engine", daemon=True)
-        self._threads = torch.get_num_threads()
+        self._threads = threads or torch.get_num_threads()
         self._lookup.start()
-        torch.set_num_threads(self._threads)
-        self._thread.start()
+        self._thread = start(self._run, "memory3-engine", self._threads)
 
     def __enter__(self) -> Engine:
         return self
@@ -102,6 +104,11 @@ class Engine:
         with self._changed:
             looking = sum(one.number not in self._is_ready for one in self._running)
             return EngineState(len(self._running), len(self._opening), looking)
+
+    @property
+    def threads(self) -> int:
+        """Threads of torch that its passes run on."""
+        return self._threads
 
     @property
     def is_alive(self) -> bool:
@@ -164,10 +171,10 @@ class Engine:
     # ---- passes ------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        torch.set_num_threads(self._threads)
         with self._batch:
             while True:
                 self._sweep()
+                self._batch.sweep()
                 with self._changed:
                     if self._closed:
                         break
@@ -311,7 +318,9 @@ class Engine:
             self._changed.notify_all()
         if not there:
             return
-        handle.stream = None  # its context and memories go
+        stream, handle.stream = handle.stream, None  # its context and memories go
+        if stream is not None:
+            stream.leave()
         if self._observer is not None:
             self._observer.finished(reason, usage)
         handle.tell(event)

@@ -18,6 +18,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+
+import torch
 
 from memory3.bank import Bank, WriteProgress
 from memory3.bank.protocol import MemoryWriter
@@ -25,6 +28,7 @@ from memory3.errors import BankBusy, BankError, BankFull, FingerprintMismatch, I
 from memory3.serving.data_folder import DataFolder, NotStored, StorageFull
 from memory3.serving.reading import DocumentReader, Unreadable
 from memory3.serving.stored_files import StoredFiles
+from memory3.serving.threads import apart, start
 from memory3.serving.vector_stores import Key, Member, VectorStores
 from memory3.text.readers.read import READERS
 from memory3.types import Document, Memory, Reference
@@ -102,6 +106,7 @@ class Ingest:
         stores: VectorStores,
         writer: PatientWriter,
         is_answering: Callable[[], bool] = lambda: False,
+        threads: int | None = None,
     ) -> None:
         """
         Args:
@@ -110,12 +115,15 @@ class Ingest:
             stores: in it, whose banks are written with ``writer``.
             writer: the model.
             is_answering: whether requests are being answered now, for which encoding rests.
+            threads: of torch, for encoding; None: as many as the caller's.
         """
         self._data = data
         self._files = files
         self._stores = stores
         self._writer = writer
         self._is_answering = is_answering
+        self._threads = threads or torch.get_num_threads()
+        self._encoding: threading.Thread | None = None
         self._reader = DocumentReader(seconds=data.limits.read_seconds, text_bytes=data.limits.text_bytes)
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="memory3-reading")
         self._current: _Current | None = None
@@ -126,10 +134,9 @@ class Ingest:
         self._later: dict[Key, float] = {}  # stores to drop, and when to look again
         self._usage: dict[tuple[Key, str], int] = {}
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name="memory3-ingest", daemon=True)
         self._resume()
         writer.before = self._between
-        self._thread.start()
+        self._thread = start(self._run, "memory3-ingest", 1)
 
     def close(self) -> None:
         """End after what is being encoded now; what is left goes on with the next server."""
@@ -244,7 +251,7 @@ class Ingest:
                 elif drop:
                     self._drop(drop)
                 elif current:
-                    self._encode(current)
+                    apart(partial(self._encode, current), self._threads)
                 self.finish_deletions()
             except Exception:  # a fault of ours or of the disk must not end the thread: what is left is tried again
                 _log.exception("the encoder of uploaded files met a fault")
@@ -299,7 +306,7 @@ class Ingest:
 
     def _between(self, seconds: float) -> None:
         """Before a batch is encoded: stand back for what must not wait, and rest for answers."""
-        if threading.current_thread() is not self._thread:
+        if threading.current_thread() is not self._encoding:
             return
         with self._changed:
             if self._closed or self._removals or self._drops:
@@ -311,6 +318,7 @@ class Ingest:
 
     def _encode(self, current: _Current) -> None:
         key, member, file_id = current.key, current.member, current.member.file_id
+        self._encoding = threading.current_thread()
         try:
             documents = current.documents.result()
             bank = self._stores.bank(key)

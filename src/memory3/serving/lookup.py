@@ -22,6 +22,7 @@ from memory3.recall.retrieval import one_version
 from memory3.serving.handle import Handle
 from memory3.serving.job import Observer
 from memory3.serving.stretches import GrowingText
+from memory3.serving.threads import start
 
 __all__ = ["Lookup"]
 
@@ -52,20 +53,18 @@ class Lookup:
         self._opening: list[Handle] = []
         self._guessing: list[Handle] = []
         self._closed = False
-        self._begun = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="memory3-lookup", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin. What follows may run torch on as many threads as it likes; this one takes one."""
-        self._thread.start()
-        self._begun.wait()
+        """Begin, with torch on one thread: passes have the others."""
+        self._thread = start(self._run, "memory3-lookup", 1)
 
     def close(self) -> None:
         """End after what is being done now."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
 
     def open(self, handle: Handle) -> None:
@@ -88,10 +87,6 @@ class Lookup:
     # ---- the thread --------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        # Torch keeps the number for this thread, and as the default of threads that come after it: who makes them sets theirs.
-        torch.set_num_threads(1)
-        torch.get_num_threads()  # what a thread is asked for first, it keeps
-        self._begun.set()
         while True:
             with self._changed:
                 while not (self._closed or self._renewing or self._opening or self._guessing):

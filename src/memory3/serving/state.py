@@ -59,7 +59,12 @@ class ServerState:
         if self.folder is not None and self.storage is None:
             limits = StorageLimits(file_bytes=self.limits.upload_bytes)
             self.storage = Storage(
-                self.folder, self.m3, self.banks, limits=limits, is_answering=lambda: self.engine.state.running > 0
+                self.folder,
+                self.m3,
+                self.banks,
+                limits=limits,
+                is_answering=lambda: self.engine.state.running > 0,
+                threads=self.engine.threads,
             )
 
         def caches() -> list[Any]:

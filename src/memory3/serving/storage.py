@@ -77,6 +77,7 @@ class Storage:
         limits: StorageLimits | None = None,
         embedders: tuple[TextEmbedder, ...] = (),
         is_answering: Callable[[], bool] = lambda: False,
+        threads: int | None = None,
     ) -> None:
         """
         Args:
@@ -85,7 +86,7 @@ class Storage:
             banks: that are served; the stores' are added.
             limits: what tenants may keep.
             embedders: that are loaded already, besides those of the banks. New stores get the first of all.
-            is_answering: see `Ingest`.
+            is_answering, threads: see `Ingest`.
 
         Raises:
             ServingError: another server uses the folder.
@@ -99,7 +100,7 @@ class Storage:
         for place, tenant in self._data.tenants():
             for store in self.stores.all(tenant):
                 self._serve(Key(place.name, store.id), tenant)
-        self.ingest = Ingest(self._data, self.files, self.stores, writer, is_answering)
+        self.ingest = Ingest(self._data, self.files, self.stores, writer, is_answering, threads)
 
     @property
     def limits(self) -> StorageLimits:
