@@ -1,0 +1,187 @@
+"""`Memory3Connector`: the seam through which vLLM's scheduler and workers speak with one another about memories.
+
+Settings, in ``kv_connector_extra_config``:
+
+    banks           {"name": "folder", ...}   what requests may read
+    default_bank    name of the bank of requests that name none; without it they read nothing
+    pool_bytes      decoded memories that a worker keeps beyond those that running requests read; 1 GiB
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorMetadata, KVConnectorRole
+from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
+from vllm.forward_context import get_forward_context
+
+from memory3.vllm.attention import READING
+from memory3.vllm.planning import Planner, Scheduled
+from memory3.vllm.pool import Pool
+from memory3.vllm.reading import Layouts, StepReading
+from memory3.vllm.refusals import check_config, check_layers, own_heads
+from memory3.vllm.shelf import shelf_of
+from memory3.vllm.step import Step
+
+__all__ = ["Memory3Connector"]
+
+_POOL = 1 << 30
+_SETTINGS = ("banks", "default_bank", "pool_bytes")
+
+
+class _Metadata(KVConnectorMetadata):
+    """A step on its way to the workers."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+
+
+class Memory3Connector(KVConnectorBase_V1):
+    """Made by vLLM, once in the scheduler and once in each worker.
+
+    Attributes:
+        planner: of the scheduler; None in a worker.
+        pool: of a worker, once it has its cache; None in the scheduler.
+    """
+
+    def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
+        """
+        Args:
+            vllm_config: of the engine.
+            role: scheduler or worker.
+            kv_cache_config: how its cache is laid out.
+
+        Raises:
+            ConfigError, UnsupportedModel: memories cannot be read right in this engine; says why.
+        """
+        super().__init__(vllm_config, role, kv_cache_config)
+        settings = dict(self._kv_transfer_config.kv_connector_extra_config)
+        self._shelf = shelf_of(str(vllm_config.model_config.model))
+        check_config(vllm_config, kv_cache_config, self._shelf.card, settings, _SETTINGS)
+        self._shelf.offer(settings.get("banks", {}))
+        self._config = vllm_config
+        self._manager: Any = None
+        self._capacity = int(settings.get("pool_bytes", _POOL))
+        self._layouts: Layouts | None = None
+        self.planner: Planner | None = None
+        self.pool: Pool | None = None
+        if role == KVConnectorRole.SCHEDULER:
+            size = vllm_config.cache_config.block_size
+            self.planner = Planner(self._shelf, block_size=size, default=settings.get("default_bank"))
+
+    # ---- in the scheduler --------------------------------------------------------------------------------------------
+
+    def on_new_request(self, request: Any) -> None:
+        """A request has come."""
+        assert self.planner is not None
+        self.planner.arrive(request)
+
+    def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
+        """No token's keys and values come from here; None while it is not known what the request reads.
+
+        Args:
+            request: of the scheduler.
+            num_computed_tokens: that its cache holds.
+        """
+        assert self.planner is not None
+        return (0 if self.planner.is_ready(request.request_id) else None), False
+
+    def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
+        """Nothing is kept about blocks."""
+
+    def bind_kv_cache_manager(self, kv_cache_manager: Any) -> None:
+        """The scheduler's cache is there."""
+        super().bind_kv_cache_manager(kv_cache_manager)
+        self._manager = kv_cache_manager
+
+    def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
+        """What the workers must know of a step.
+
+        Args:
+            scheduler_output: the step.
+        """
+        assert self.planner is not None
+        cached = scheduler_output.scheduled_cached_reqs
+        starts = {one.req_id: one.num_computed_tokens for one in scheduler_output.scheduled_new_reqs}
+        starts |= dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        state = scheduler_output.kv_connector_block_state
+        step = self.planner.step(
+            [
+                Scheduled(name, starts[name], tokens, (state.get_block_ids(name) or ((),))[0])
+                for name, tokens in scheduler_output.num_scheduled_tokens.items()
+            ]
+        )
+        spoiled = self.planner.spoiled()
+        if spoiled:
+            self._manager.evict_blocks(spoiled)
+        return _Metadata(step)
+
+    def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
+        """A request has ended.
+
+        Args:
+            request: of the scheduler.
+            block_ids: of its cache, which vLLM frees.
+
+        Returns:
+            False, and what it read, for its response.
+        """
+        assert self.planner is not None
+        return False, self.planner.leave(request)
+
+    # ---- in a worker -------------------------------------------------------------------------------------------------
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """The worker has its cache, and its layers are there.
+
+        Args:
+            kv_caches: by name of the layer.
+        """
+        layers = self._config.compilation_config.static_forward_context
+        check_layers({name: layers[name] for name in kv_caches})
+        cache = next(iter(kv_caches.values()))
+        device, card = cache.device, self._shelf.card
+        shelf = self._shelf
+        self.pool = Pool(self._capacity, lambda bank, records: shelf.decode(bank, records, device))
+        parallel = self._config.parallel_config
+        heads = own_heads(card.shape.kv_heads, parallel.tensor_parallel_size, get_tensor_model_parallel_rank())
+        self._layouts = Layouts(card, self.pool, self._config.model_config.dtype, device, heads)
+
+    def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
+        """A step begins: memories it needs are decoded, and its rows are found in vLLM's batch.
+
+        Args:
+            connector_metadata: as `build_connector_meta` made it.
+        """
+        super().bind_connector_metadata(connector_metadata)
+        assert isinstance(connector_metadata, _Metadata)
+        step = connector_metadata.step
+        if self.pool is None or self._layouts is None:
+            return
+        self.pool.take(step.packed)
+        self.pool.update(step.reads, step.ended)
+        if not step.rows:
+            return
+        metadata = get_forward_context().attn_metadata
+        each = {id(one): one for one in metadata.values()} if isinstance(metadata, dict) else {}
+        (own,) = each.values()  # one group of layers, as was checked at the start
+        reading = StepReading(step, self._layouts, own.query_start_loc, own.slot_mapping, own.block_table)
+        setattr(own, READING, reading)
+
+    def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
+        """Nothing is loaded into vLLM's cache: memories lie beside it."""
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """There is nothing to wait for."""
+
+    def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
+        """Nothing is saved."""
+
+    def wait_for_save(self) -> None:
+        """There is nothing to wait for."""
+
+    def shutdown(self) -> None:
+        """End the thread that searches."""
+        if self.planner is not None:
+            self.planner.close()

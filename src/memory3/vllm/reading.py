@@ -1,0 +1,275 @@
+"""What one step's rows read, and their attention: over a row's memories and its context in the paged cache, under one softmax.
+
+Rows of a single token are computed together, as chunks of one layout, which stays while the same rows read the same. Rows
+of more tokens (a prompt, or a part of it) are computed one by one, a chunk for each stretch.
+
+Symbols: R rows, T tokens of the step, S context length, A query heads, H KV heads, d head dimension, B blocks of a row,
+b tokens of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from memory3.attention.attend import additive, attend, attention_with_lse
+from memory3.attention.layout import gather_memories
+from memory3.attention.rotary import rotate
+from memory3.errors import RecallError
+from memory3.types import LayerMemory, MemoryBatch
+from memory3.vllm.card import Card
+from memory3.vllm.pool import Pool
+from memory3.vllm.step import Name, Row, Step
+
+__all__ = ["Context", "Layouts", "StepReading"]
+
+#: What a chunk reads, by how far that moves, and how many tokens of the prefix with it.
+_Chunk = tuple[tuple[Name, ...], int, int]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Keys and values of one layer in the paged cache, as a kernel of vLLM keeps them.
+
+    Attributes:
+        keys, values: ``[blocks, H, ...]``.
+        keys_turned: whether a block's keys lie as ``[d, b]``, not as ``[b, d]``.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    keys_turned: bool
+
+    def of(self, blocks: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of rows, in order of their tokens: keys and values ``[R, H, length, d]``.
+
+        Args:
+            blocks: int ``[R, B]``.
+            length: tokens wanted; what lies behind the end of a row is no row's.
+        """
+        keys, values = self.keys[blocks], self.values[blocks]  # [R, B, H, ...]
+        rows, many, heads = keys.shape[:3]
+        dim = values.shape[-1]
+        order = (0, 2, 1, 4, 3) if self.keys_turned else (0, 2, 1, 3, 4)
+        keys = keys.permute(order).reshape(rows, heads, -1, dim)
+        values = values.permute(0, 2, 1, 3, 4).reshape(rows, heads, -1, dim)
+        return keys[:, :, :length], values[:, :, :length]
+
+
+class Layouts:
+    """Lays memories of a pool out for the KV heads of this worker. Keeps the layout of the rows of single tokens."""
+
+    def __init__(self, card: Card, pool: Pool, dtype: torch.dtype, device: torch.device, heads: slice) -> None:
+        """
+        Args:
+            card: of the model.
+            pool: of memories.
+            dtype: of the model inside vLLM.
+            device: of this worker.
+            heads: its KV heads, of all that the model has.
+        """
+        self.card = card
+        self.device = device
+        self._pool = pool
+        self.dtype = dtype
+        self._heads = heads
+        self._kept: tuple[list[_Chunk], MemoryBatch] | None = None
+        self._angles = [one.to(device) for one in card.angles]
+
+    def angles(self, layer: int) -> torch.Tensor:
+        """``[r/2]`` RoPE angles of a layer, on the device."""
+        return self._angles[layer]
+
+    def of_rows(self, chunks: list[_Chunk]) -> MemoryBatch:
+        """What single tokens read; that of the last call where it was the same."""
+        if self._kept is None or self._kept[0] != chunks:
+            self._kept = None  # not twice in memory
+            self._kept = (chunks, self.of(chunks))
+        return self._kept[1]
+
+    def of(self, chunks: Sequence[_Chunk]) -> MemoryBatch:
+        """What chunks read, of the KV heads of this worker."""
+        names = list(dict.fromkeys(name for ids, _, _ in chunks for name in ids))
+        memories = self._pool.get(names)
+        batch = gather_memories(
+            [list(map(_flat, ids)) for ids, _, _ in chunks],
+            {_flat(name): memory for name, memory in memories.items()},
+            self.card.shape,
+            dtype=self.dtype,
+            device=self.device,
+            inv_freq=self._angles,
+            moved=[moved for _, moved, _ in chunks],
+            spacing=self.card.config.spacing,
+            temperature=self.card.config.memory_temperature,
+            prefix=self.card.prefix,
+            prefix_tokens=[missing for _, _, missing in chunks],
+        )
+        return MemoryBatch({n: self._own(layer) for n, layer in batch.layers.items()}, batch.references)
+
+    def _own(self, layer: LayerMemory) -> LayerMemory:
+        mine = self._heads
+        if layer.keys.shape[1] == mine.stop - mine.start:
+            return layer
+        bias = None if layer.bias is None else layer.bias[:, mine].contiguous()
+        keys, values = layer.keys[:, mine].contiguous(), layer.values[:, mine].contiguous()
+        return LayerMemory(keys, values, bias, layer.owner[:, mine], layer.widths[mine])
+
+
+def _flat(name: Name) -> str:
+    return "\0".join(name)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A row of more than one token. ``first``: its first token within the step; ``tokens``: which of its own belong to which
+    chunk, int64 ``[N, C]``, -1 pads; ``front``: how many of them lie in front of the memories' place.
+    """
+
+    row: Row
+    first: int
+    blocks: torch.Tensor
+    batch: MemoryBatch
+    tokens: torch.Tensor
+    bias: torch.Tensor | None
+    front: int
+
+
+class StepReading:
+    """What rows of a step read, found in the batch as vLLM has ordered it.
+
+    Attributes:
+        is_all: whether no token of the step belongs to another row.
+    """
+
+    def __init__(self, step: Step, layouts: Layouts, starts: torch.Tensor, slots: torch.Tensor, blocks: torch.Tensor) -> None:
+        """
+        Args:
+            step: of the scheduler.
+            layouts: of this worker.
+            starts: int ``[rows + 1]``: where each row of vLLM's batch begins among the tokens.
+            slots: int64 ``[T or more]``: place in the cache of each token.
+            blocks: int ``[rows, B]``: blocks of each row of the batch.
+
+        Raises:
+            RecallError: a row of the step is not in the batch.
+        """
+        bounds = starts.tolist()
+        written = slots.tolist()
+        found = {written[first]: n for n, (first, end) in enumerate(zip(bounds, bounds[1:], strict=False)) if end > first}
+        self.is_all = step.tokens == sum(row.end - row.start for row in step.rows)
+        self._angles = layouts.angles
+        self._fronts: list[tuple[int, int, int]] = []
+        self._parts: list[_Part] = []
+        ones: list[Row] = []
+        at: list[int] = []
+        which: list[int] = []
+        for row in step.rows:
+            n = found.get(row.slot)
+            if n is None or bounds[n + 1] - bounds[n] != row.end - row.start:
+                raise RecallError(f"request {row.request} is not in vLLM's batch as its scheduler said")
+            if row.is_one:
+                ones.append(row)
+                at.append(bounds[n])
+                which.append(n)
+                continue
+            self._parts.append(self._part(row, bounds[n], blocks[n], layouts))
+            if self._parts[-1].front and row.shift:
+                self._fronts.append((bounds[n], bounds[n] + self._parts[-1].front, -row.shift))
+        self._batch: MemoryBatch | None = None
+        if ones:
+            self._lay_ones(ones, at, blocks[which], layouts)
+
+    def _lay_ones(self, rows: Sequence[Row], at: Sequence[int], blocks: torch.Tensor, layouts: Layouts) -> None:
+        order = sorted(range(len(rows)), key=lambda n: rows[n].request)  # the same whatever vLLM's order is
+        device = layouts.device
+        self._at = torch.tensor([at[n] for n in order], device=device)
+        self._length = max(row.end for row in rows)
+        lengths = torch.tensor([rows[n].end for n in order], device=device)
+        self._blocks = blocks[order].long()
+        seen = torch.arange(self._length, device=device) < lengths[:, None]
+        self._unseen = None if bool(seen.all()) else seen[:, None, None]
+        self._batch = layouts.of_rows([_chunk(rows[n], 0) for n in order])
+
+    @staticmethod
+    def _part(row: Row, first: int, blocks: torch.Tensor, layouts: Layouts) -> _Part:
+        tokens = row.end - row.start
+        device = layouts.device
+        most = max((one.end - one.start for one in row.stretches), default=0)
+        table = torch.full((len(row.stretches), most), -1, device=device)
+        for n, one in enumerate(row.stretches):
+            table[n, : one.end - one.start] = torch.arange(one.start - row.start, one.end - row.start, device=device)
+        batch = layouts.of([_chunk(row, n) for n in range(len(row.stretches))]) if row.stretches else MemoryBatch({}, [])
+        bias = None
+        if row.start:
+            seen = torch.ones(tokens, row.end, dtype=torch.bool, device=device).tril(row.start)
+            bias = additive(seen, layouts.dtype)[None, None]
+        front = max(0, min(row.split, row.end) - row.start)
+        return _Part(row, first, blocks.long(), batch, table, bias, front)
+
+    # ---- within a layer ----------------------------------------------------------------------------------------------
+
+    def placed(self, layer: int, vectors: torch.Tensor) -> torch.Tensor:
+        """Keys or queries with those of fronts where memory3 has them, as far back as memories take room.
+
+        Args:
+            layer: number of the layer.
+            vectors: ``[T, heads, d]``, after RoPE.
+        """
+        if not self._fronts:
+            return vectors
+        vectors = vectors.clone()
+        for start, end, by in self._fronts:
+            some = vectors[start:end]
+            vectors[start:end] = rotate(some, torch.tensor(by, device=some.device), self._angles(layer))
+        return vectors
+
+    def attend(self, layer: int, query: torch.Tensor, context: Context, out: torch.Tensor, scale: float) -> None:
+        """Write the attention output of the rows that read.
+
+        Args:
+            layer: number of the layer.
+            query: ``[T, A, d]``, after RoPE.
+            context: of this layer; the step's own keys and values are in it.
+            out: ``[T, A, d]``; other rows' stays.
+            scale: what scores are multiplied with.
+        """
+        if self._batch is not None:
+            out[self._at] = self._ones(layer, query[self._at], context, scale)
+        query = self.placed(layer, query) if self._parts else query
+        for part in self._parts:
+            mine = slice(part.first, part.first + part.row.end - part.row.start)
+            out[mine] = self._several(layer, part, query[mine], context, scale)
+
+    def _ones(self, layer: int, query: torch.Tensor, context: Context, scale: float) -> torch.Tensor:
+        assert self._batch is not None
+        keys, values = context.of(self._blocks[:, : -(-self._length // _block(context))], self._length)
+        asked = query[:, :, None]
+        bias = None if self._unseen is None else additive(self._unseen, query.dtype)
+        memory = self._batch.layers.get(layer)
+        if memory is None:
+            return attention_with_lse(asked, keys, values, bias, scale=scale)[0][:, :, 0]
+        return attend(asked, keys, values, bias, memory, None, scale=scale)[0][:, :, 0]
+
+    @staticmethod
+    def _several(layer: int, part: _Part, query: torch.Tensor, context: Context, scale: float) -> torch.Tensor:
+        row = part.row
+        keys, values = context.of(part.blocks[None, : -(-row.end // _block(context))], row.end)
+        asked = query.transpose(0, 1)[None]
+        memory, causal = part.batch.layers.get(layer), part.bias is None
+        if memory is None:
+            found = attention_with_lse(asked, keys, values, part.bias, causal=causal, scale=scale)[0]
+        else:
+            found = attend(asked, keys, values, part.bias, memory, part.tokens, causal=causal, scale=scale)[0]
+        return found[0].transpose(0, 1)
+
+
+def _block(context: Context) -> int:
+    """Tokens of a block."""
+    return context.values.shape[2]
+
+
+def _chunk(row: Row, stretch: int) -> _Chunk:
+    names = row.stretches[stretch].names if row.stretches else ()
+    return names, row.moved, row.missing

@@ -1,0 +1,93 @@
+"""What the scheduler tells the workers of one step: which rows read memories, which, and where a row is found.
+
+Plain data that vLLM sends between its processes. Memories go as the packed records of their bank, never decoded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from memory3.bank.record import MemoryRecord
+
+__all__ = ["Name", "Packed", "Row", "Step", "Stretch"]
+
+#: A memory, the same for all requests that read it: bank, version of the bank, reference.
+Name = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A memory on its way.
+
+    Attributes:
+        name: of the memory.
+        record: its bytes and what they are.
+    """
+
+    name: Name
+    record: MemoryRecord
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Tokens of a request that read the same.
+
+    Attributes:
+        start, end: which, counted from the request's first token.
+        names: what they read, most similar first.
+    """
+
+    start: int
+    end: int
+    names: tuple[Name, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A request's part of a step.
+
+    Attributes:
+        request: its id.
+        slot: place in the paged cache where its first token of the step is written. No other request of the step writes
+            there, and so a row of vLLM's batch is known by it.
+        start, end: its tokens of the step, counted from its first.
+        split: its tokens in front of the memories' place. They read none.
+        shift: positions by which those lie further back than vLLM puts them.
+        moved: positions by which memories move from where they were written.
+        missing: tokens of the prefix that its prompt lacks, and that are read like a memory.
+        stretches: what the tokens behind ``split`` read.
+    """
+
+    request: str
+    slot: int
+    start: int
+    end: int
+    split: int
+    shift: int
+    moved: int
+    missing: int
+    stretches: tuple[Stretch, ...]
+
+    @property
+    def is_one(self) -> bool:
+        """Whether it is a single token that may read memories: such rows are computed together."""
+        return self.end - self.start == 1 and self.start >= self.split
+
+
+@dataclass
+class Step:
+    """All of a step.
+
+    Attributes:
+        rows: of requests that read memories.
+        packed: memories that a request reads from now on.
+        reads: which, by request, for those that read others than before.
+        ended: requests that read nothing any more.
+        tokens: of all requests of the step.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    packed: list[Packed] = field(default_factory=list)
+    reads: dict[str, tuple[Name, ...]] = field(default_factory=dict)
+    ended: list[str] = field(default_factory=list)
+    tokens: int = 0
