@@ -53,7 +53,8 @@ class Context:
         rows, many, heads = keys.shape[:3]
         dim = values.shape[-1]
         order = (0, 2, 1, 4, 3) if self.keys_turned else (0, 2, 1, 3, 4)
-        keys = keys.permute(order).reshape(rows, heads, -1, dim)
+        # The CPU's kernel takes the last dimension for contiguous without looking; of one block, the shape alone is a view.
+        keys = keys.permute(order).reshape(rows, heads, -1, dim).contiguous()
         values = values.permute(0, 2, 1, 3, 4).reshape(rows, heads, -1, dim)
         return keys[:, :, :length], values[:, :, :length]
 
