@@ -1,0 +1,117 @@
+"""One engine of vLLM in this process, with a tiny model and a bank on disk, and what `Memory3.generate` says to the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tiny
+
+from memory3 import Bank, Memory3, MemoryConfig
+from memory3.types import Document
+from memory3.vllm.card import make_folder
+from memory3.vllm.plugin import CONNECTOR, register
+
+WORDS = "river bridge mountain county reader memory key value town sea engineer 1874 old new built answer question".split()
+
+
+def text(seed, length):
+    """Words in an order that no other seed gives."""
+    at, words = seed * 7919 + 13, []
+    for _ in range(length):
+        at = (at * 1103515245 + 12345) % (1 << 31)
+        words.append(WORDS[(at >> 8) % len(WORDS)])
+    return " ".join(words)
+
+
+class Inside:
+    """Attributes: ``m3``, ``bank``, ``llm`` of vLLM, and ``steps``, which every `Step` is added to."""
+
+    def __init__(self, folder: Path, **settings):
+        config = MemoryConfig(reference_length=37, chunk_length=23, references_per_chunk=3, budget="adaptive:1/3", codec="raw")
+        model = tiny.tiny_model(head_dim=32, max_position_embeddings=1024)
+        self.m3 = Memory3(model, tiny.tiny_chat_tokenizer(), config, name="tiny")
+        self.bank = Bank.open(str(folder / "bank"), self.m3)
+        documents = [Document(f"d{n}", text(n, 30 + n), metadata={"half": n % 2}) for n in range(17)]
+        self.bank.write(documents)
+        path = make_folder(self.m3, folder / "model")
+        register()
+        from vllm import LLM
+        from vllm.config import KVTransferConfig
+
+        transfer = KVTransferConfig(
+            kv_connector=CONNECTOR,
+            kv_role="kv_consumer",
+            kv_connector_extra_config={"banks": {"b": str(folder / "bank")}, "pool_bytes": 300_000},
+        )
+        options = {
+            "dtype": "float32",
+            "enforce_eager": True,
+            "enable_prefix_caching": True,
+            "block_size": 32,
+            "max_model_len": 640,
+            "max_num_seqs": 11,
+            "disable_hybrid_kv_cache_manager": True,
+            "kv_transfer_config": transfer,
+        }
+        self.llm = LLM(model=str(path), **(options | settings))
+        self.engine = self.llm.llm_engine
+        self.core = self.engine.engine_core.engine_core
+        self.connector = self.core.scheduler.connector
+        self.steps = []
+        self._spy()
+
+    def _spy(self):
+        planned = self.connector.planner.step
+
+        def step(scheduled):
+            self.steps.append(planned(scheduled))
+            return self.steps[-1]
+
+        self.connector.planner.step = step
+
+    @staticmethod
+    def connector_of_worker():
+        from vllm.distributed.kv_transfer import get_kv_transfer_group
+
+        return get_kv_transfer_group()
+
+    @property
+    def ends(self):
+        eos = self.m3.model.generation_config.eos_token_id
+        return sorted({self.m3.tokenizer.eos_token_id, *([eos] if isinstance(eos, int) else eos or [])})
+
+    def submit(self, name, prompt, new, memory, **options):
+        from vllm import SamplingParams
+
+        tokens = self.m3.prompts.build(prompt, "none" if memory is None else "memory")
+        extra = None if memory is None else {"kv_transfer_params": {"memory3": {"bank": "b", **memory}}}
+        params = SamplingParams(
+            temperature=0, max_tokens=new, min_tokens=new, stop_token_ids=self.ends, extra_args=extra, **options
+        )
+        self.engine.add_request(name, {"prompt_token_ids": tokens}, params)
+
+    def run(self, asked, every=1):
+        """Run requests (prompt, new tokens, memory or None), one more let in after ``every`` steps. Returns their outputs."""
+        waiting, outputs, steps = list(enumerate(asked)), {}, 0
+        while waiting or self.engine.has_unfinished_requests():
+            if waiting and steps % every == 0:
+                n, (prompt, new, memory) = waiting.pop(0)
+                self.submit(str(n), prompt, new, memory)
+            for output in self.engine.step():
+                if output.finished:
+                    outputs[int(output.request_id.split("-")[0])] = output
+            steps += 1
+        return [outputs[n] for n in range(len(asked))]
+
+    def twin(self, prompt, new, memory):
+        """The tokens of `Memory3.generate`."""
+        how = dict(memory or {})
+        if memory is None:
+            answer = self.m3.generate(prompt, mode="none", max_new_tokens=new, min_new_tokens=new)
+        else:
+            answer = self.m3.generate(prompt, self.bank, max_new_tokens=new, min_new_tokens=new, **how)
+        return answer.token_ids
+
+
+def said(output):
+    return list(output.outputs[0].token_ids)
