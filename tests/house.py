@@ -21,6 +21,7 @@ FLOORS = (
     {"calibration"},
     {"training", "evaluation", "planner"},
     {"serving"},
+    {"vllm"},
     {"benchmarks"},
     {"plugs"},
     {"demo"},

@@ -332,11 +332,12 @@ class Planner:
 
     @staticmethod
     def _told(reader: _Reader) -> dict[str, Any]:
-        """What a request read: references by the order of retrieval, each once."""
+        """What a request's answer read: references by the order of retrieval, each once."""
         memory = reader.follower.memory if reader.follower is not None else None
         if memory is None or reader.follower is None:
             return {"references": []}
-        names = dict.fromkeys(name for _, _, ids in reader.follower.reads for name in ids)
+        prompt = reader.request.num_prompt_tokens  # its last chunk is what the first decoded tokens read
+        names = dict.fromkeys(name for _, end, ids in reader.follower.reads if end >= prompt for name in ids)
         statistics = memory.statistics
         return {
             "bank": reader.wanted.bank,
