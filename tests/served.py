@@ -10,7 +10,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,10 @@ class Running:
             time.sleep(0.01)
 
 
-def tiny_memory3(**config: Any) -> Memory3:
+def tiny_memory3(*, head_dim: int = 14, **config: Any) -> Memory3:
     """A tiny model called "tiny", with short references and chunks, so that a short text has several."""
     settings = {"reference_length": 24, "chunk_length": 16, "references_per_chunk": 2, "score_gap": 2.0} | config
-    model = tiny.tiny_model(max_position_embeddings=4096)
+    model = tiny.tiny_model(max_position_embeddings=4096, head_dim=head_dim)
     return Memory3(model, tiny.tiny_chat_tokenizer(), MemoryConfig(**settings), name="tiny")
 
 
@@ -86,9 +86,10 @@ def server(
     slots: int = 8,
     waiting: int = 16,
     files: StorageLimits | None = None,
+    engine_of: Callable[..., Any] = Engine,
     **state: Any,
 ) -> Iterator[Running]:
-    """A server on 127.0.0.1, with banks in ``folder``, and within ``files`` what clients upload."""
+    """A server on 127.0.0.1, with banks in ``folder``, and within ``files`` what clients upload. ``engine_of`` makes its engine."""
     m3 = m3 or tiny_memory3()
     metrics = Metrics()
     catalogue = Banks(m3)
@@ -96,7 +97,7 @@ def server(
         bank = Bank.open(folder / name, m3, embedder=HashingEmbedder())
         bank.write(documents)
         catalogue.add(Served(name, bank))
-    engine = Engine(m3, slots=slots, waiting=waiting, observer=metrics)
+    engine = engine_of(m3, slots=slots, waiting=waiting, observer=metrics)
     known = Keys.of(keys) if keys else Keys()
     if files is not None:
         busy = {"embedders": (HashingEmbedder(),), "is_answering": lambda: engine.state.running > 0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from memory3.cli.output import err, message, out, print_json
 if TYPE_CHECKING:
     from memory3.llm import Memory3
     from memory3.serving.catalogue import Banks
+    from memory3.serving.engine import AnyEngine
     from memory3.serving.server import Server
 
 __all__ = ["serve"]
@@ -24,6 +25,7 @@ __all__ = ["serve"]
 LOAD = "How much at once"
 BOUNDS = "Bounds of a request"
 WEB = "Web"
+ENGINES = ("transformers", "vllm")
 
 
 def serve(
@@ -62,6 +64,14 @@ def serve(
     device: options.Device = None,
     model_dtype: options.ModelDtype = None,
     memory_temperature: options.MemoryTemperature = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="What runs the model: transformers, or vllm, which must be installed (docs/vllm.md).",
+            metavar="NAME",
+            rich_help_panel=LOAD,
+        ),
+    ] = "transformers",
     slots: Annotated[int, typer.Option(help="Requests in one forward pass.", min=1, metavar="N", rich_help_panel=LOAD)] = 16,
     waiting: Annotated[
         int,
@@ -113,6 +123,7 @@ def serve(
         memory3 serve --bank bank
         memory3 serve --bank docs=./bank --bank manuals=./other --port 9000
         memory3 serve --bank bank --host 0.0.0.0 --api-key-file keys.txt
+        memory3 serve --bank bank --engine vllm
         memory3 serve --bank bank --json
     """
     with collecting_later():
@@ -121,7 +132,6 @@ def serve(
         from memory3.bank import Bank
         from memory3.serving.app import create_app
         from memory3.serving.catalogue import Banks
-        from memory3.serving.engine import Engine
         from memory3.serving.keys import Keys
         from memory3.serving.limits import Limits
         from memory3.serving.metrics import Metrics
@@ -145,6 +155,8 @@ def serve(
         upload_bytes=options.byte_count(max_upload) or 1,
     )
     keys = Keys.read(api_key_file) if api_key_file is not None else Keys()
+    if engine not in ENGINES:
+        raise typer.BadParameter(f"{engine!r} is none: use {' or '.join(ENGINES)}", param_hint="--engine")
     check_free(host, port)
     first = next(iter(named.values()), None)
 
@@ -160,15 +172,15 @@ def serve(
     torch.set_num_threads(1)
     m3, banks = apart(load, threads)
     metrics = Metrics()
-    engine = Engine(m3, slots=slots, waiting=waiting, threads=threads, observer=metrics)
-    state = ServerState(m3, engine, banks, keys, limits, metrics, folder=files, cors=tuple(cors or ()))
+    runs = _engine(engine, m3, slots=slots, waiting=waiting, threads=threads, observer=metrics)
+    state = ServerState(m3, runs, banks, keys, limits, metrics, folder=files, cors=tuple(cors or ()))
     keys.check_banks(banks.names)  # among them the vector stores that were found in the folder
     server = Server(create_app(state, drain=drain), state, host, port, drain=drain)
     server.when_started = lambda: _tell(server, banks, as_json=as_json)
     if not keys.tenants and not _is_local(host):
         message(f"no keys: everybody who reaches {host} may ask. Give --api-key-file.", kind="note", style="yellow")
     server.run()
-    engine.close()
+    runs.close()
     if not server.started:
         raise typer.Exit(1)
 
@@ -205,6 +217,21 @@ def _model(
         return load_model(full_name(model or DEFAULT_ADAPTED, adapter), device=device, dtype=dtype)
     config = manifest.config if temperature is None else manifest.config.replace(memory_temperature=temperature)
     return load_model(full_name(model or manifest.model, adapter), config, device=device, dtype=dtype)
+
+
+def _engine(name: str, m3: Memory3, **options: Any) -> AnyEngine:
+    """The engine of this name."""
+    if name == "vllm":
+        from memory3.models.catalogue import cache_dir
+        from memory3.vllm.engine import VllmEngine
+        from memory3.vllm.release import check_release
+
+        check_release()
+        with err.status("starting vLLM"):
+            return VllmEngine(m3, cache_dir() / "vllm" / m3.fingerprint, **options)
+    from memory3.serving.engine import Engine
+
+    return Engine(m3, **options)
 
 
 def _is_local(host: str) -> bool:

@@ -79,6 +79,7 @@ class Citer:
             "finish": finished.reason,
             "note": finished.note,
             "citations": [self._whole(one) for one in finished.citations],
+            "shares": finished.shares,
             "recalls": usage.recalls,
             "references": usage.references,
             "bytes_read": usage.bytes_read,

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -33,7 +34,7 @@ from memory3.serving.lookup import Lookup
 from memory3.serving.threads import start
 from memory3.types import Citation
 
-__all__ = ["Engine", "EngineState"]
+__all__ = ["AnyEngine", "Engine", "EngineState"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,32 @@ class EngineState:
     running: int
     waiting: int
     looking: int
+
+
+class AnyEngine(Protocol):
+    """What a server needs of an engine. `Engine` is one, on transformers; `memory3.vllm.engine.VllmEngine` another."""
+
+    @property
+    def state(self) -> EngineState:
+        """What it is doing now."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it takes requests."""
+
+    def submit(self, job: Job, tell: Callable[[Event], None] | None = None) -> Handle:
+        """Take a request.
+
+        Args:
+            job: what is asked.
+            tell: is called with every event, in a thread of the engine. None: the handle keeps them.
+        """
+
+    def drain(self, seconds: float) -> bool:
+        """Take no more requests, and wait for those that are here. Returns whether all of them ended in time."""
+
+    def close(self) -> None:
+        """End everything. Requests that are not answered fail."""
 
 
 class Engine:
@@ -305,7 +332,8 @@ class Engine:
         now = time.perf_counter()
         first = (handle.first or now) - handle.came
         text = handle.text.text if handle.text else ""
-        return Finished(reason, text, citations, usage, asked.note, said, first, now - handle.came)
+        by = "attention" if asked.passages is None else "retrieval"
+        return Finished(reason, text, citations, usage, asked.note, said, first, now - handle.came, by)
 
     def _leave(self, handle: Handle, event: Event, reason: str, usage: Usage | None) -> None:
         with self._changed:

@@ -86,6 +86,8 @@ class Finished:
         note: why nothing was read of the bank that was asked; else empty.
         token_ids: of the answer.
         first_token, total: seconds from `Engine.submit`.
+        shares: what the shares of citations are of: ``"attention"``, as it was paid, or ``"retrieval"``, the scores that the
+            references were found by.
     """
 
     reason: str
@@ -96,6 +98,7 @@ class Finished:
     token_ids: list[int]
     first_token: float
     total: float
+    shares: str = "attention"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from memory3.errors import MissingDependency
 from memory3.llm import Memory3
 from memory3.serving.catalogue import Banks
 from memory3.serving.data_folder import StorageLimits
-from memory3.serving.engine import Engine
+from memory3.serving.engine import AnyEngine
 from memory3.serving.keys import Keys, Tenant
 from memory3.serving.limits import Limits
 from memory3.serving.metrics import Metrics
@@ -44,7 +44,7 @@ class ServerState:
     """
 
     m3: Memory3
-    engine: Engine
+    engine: AnyEngine
     banks: Banks
     keys: Keys = field(default_factory=Keys)
     limits: Limits = field(default_factory=Limits)

@@ -12,7 +12,7 @@ Knows vLLM's requests by the few attributes of `EngineRequest`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -90,6 +90,7 @@ class Planner:
 
     Attributes:
         shelf: of the banks.
+        failed: is told of requests that cannot be answered, by id and why; None: nobody is.
     """
 
     def __init__(self, shelf: Shelf, *, block_size: int, default: str | None = None) -> None:
@@ -100,6 +101,7 @@ class Planner:
             default: bank of requests that name none.
         """
         self.shelf = shelf
+        self.failed: Callable[[str, Memory3Error], None] | None = None
         self._block_size = block_size
         self._default = default
         self._readers: dict[str, _Reader] = {}
@@ -112,6 +114,11 @@ class Planner:
         """End the thread that searches."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
+    @property
+    def looking(self) -> int:
+        """How many requests wait for what their prompts read."""
+        return sum(reader.finding is not None for reader in list(self._readers.values()))
+
     # ---- requests come and go ----------------------------------------------------------------------------------------
 
     def arrive(self, request: EngineRequest) -> None:
@@ -120,8 +127,8 @@ class Planner:
             asked = wanted(request.kv_transfer_params, self.shelf.card.config, self._default)
             self._check_room(request, asked)
         except Memory3Error as error:
-            self._readers[request.request_id] = reader = _Reader(request, Wanted("", Retrieval(0)), error=error)
-            self._refuse(reader)
+            self._readers[request.request_id] = reader = _Reader(request, Wanted("", Retrieval(0)))
+            self._refuse(reader, error)
             return
         if asked is None:
             return
@@ -165,15 +172,16 @@ class Planner:
             return {KEY: {"error": str(reader.error)}}
         return {KEY: self._told(reader)}
 
-    def error_of(self, request_id: str) -> Memory3Error | None:
-        """Why a request cannot be answered; None: it can, as far as is known."""
-        reader = self._readers.get(request_id)
-        return None if reader is None else reader.error
+    def follower_of(self, name: str) -> Follower | None:
+        """What is known of the reading of a request; None where it does not read, or is not ready.
 
-    def memory_of(self, request_id: str) -> Any:
-        """The `RequestMemory` of a request that reads; None where it does not, or is not ready."""
-        reader = self._readers.get(request_id)
-        return None if reader is None or reader.follower is None else reader.follower.memory
+        Args:
+            name: by which it was added, which vLLM's id of it begins with.
+        """
+        for id_, reader in self._readers.items():
+            if id_.partition("-")[0] == name:
+                return reader.follower
+        return None
 
     # ---- a step ------------------------------------------------------------------------------------------------------
 
@@ -225,8 +233,7 @@ class Planner:
                 self._find([reader for _, reader in alike])
             except Memory3Error as error:
                 for one, reader in alike:
-                    reader.error = error
-                    self._refuse(reader)
+                    self._refuse(reader, error)
                     self._spoiled.add(one.blocks[one.start // self._block_size])
                 continue
             for one, reader in alike:
@@ -297,8 +304,8 @@ class Planner:
         reader.finding = None
         error = finding.exception()
         if error is not None:
-            reader.error = error if isinstance(error, Memory3Error) else RecallError(f"its memories were not found: {error}")
-            self._refuse(reader)
+            known = isinstance(error, Memory3Error)
+            self._refuse(reader, error if known else RecallError(f"its memories were not found: {error}"))
             return
         if reader.follower is None:  # the bank has nothing for it
             del self._readers[reader.request.request_id]
@@ -325,10 +332,12 @@ class Planner:
         )
         return f"memory3-{hashlib.sha256(repr(parts).encode()).hexdigest()}"
 
-    @staticmethod
-    def _refuse(reader: _Reader) -> None:
+    def _refuse(self, reader: _Reader, error: Memory3Error) -> None:
         """vLLM lets no connector refuse a request: it ends with its next token, and its response says why."""
+        reader.error = error
         reader.request.max_tokens = 0
+        if self.failed is not None:
+            self.failed(reader.request.request_id, error)
 
     @staticmethod
     def _told(reader: _Reader) -> dict[str, Any]:

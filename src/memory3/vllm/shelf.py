@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -39,6 +40,7 @@ class Shelf:
         self.card = Card.read(folder)
         self._paths: dict[str, str] = {}
         self._banks: dict[str, Any] = {}
+        self._lent: WeakValueDictionary[str, Any] = WeakValueDictionary()
         self._lock = threading.Lock()
 
     @cached_property
@@ -47,14 +49,14 @@ class Shelf:
         return load_tokenizer(str(self.card.folder))
 
     def put(self, name: str, bank: Any) -> None:
-        """Offer a bank that is open already.
+        """Offer a bank that is open already, as long as its owner keeps it.
 
         Args:
             name: it is asked for by.
             bank: of the model.
         """
         with self._lock:
-            self._banks[name] = bank
+            self._lent[name] = bank
 
     def offer(self, paths: Mapping[str, str]) -> None:
         """Offer banks by name and folder; each is opened when it is asked for first."""
@@ -70,6 +72,9 @@ class Shelf:
             FingerprintMismatch: it is another model's.
         """
         with self._lock:
+            lent = self._lent.get(name)
+            if lent is not None:
+                return lent
             if name not in self._banks:
                 if name not in self._paths:
                     there = ", ".join(sorted({*self._paths, *self._banks})) or "none"
