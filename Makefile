@@ -39,7 +39,7 @@ VLLM_VENV ?= .venv-vllm
 test-vllm: $(VLLM_VENV)/.ready
 	@$(VLLM_VENV)/bin/python -c "from memory3.models.catalogue import *; resolve_model(DEFAULT_MODEL); resolve_embedder(DEFAULT_EMBEDDER)"
 	@failed=; for file in tests/in_vllm/test_*.py; do \
-	  HF_HUB_OFFLINE=1 timeout 400 $(VLLM_VENV)/bin/python -m pytest -p no:xdist $(ARGS) $$file || failed="$$failed $$file"; \
+	  OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 timeout 400 $(VLLM_VENV)/bin/python -m pytest -p no:xdist $(ARGS) $$file || failed="$$failed $$file"; \
 	done; if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 # The CPU's build of vLLM. What it brings for pictures and sound does not load beside the CPU's torch, and is not wanted.

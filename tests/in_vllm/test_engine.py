@@ -42,7 +42,13 @@ def test_many_at_once_from_many_threads(running):
     """Every answer is the one `Memory3.generate` gives, whoever else asks; what is cancelled ends, and hurts nobody."""
     m3, bank, draw = running.state.m3, bank_of(running), random.Random(11)
     plan = [
-        (draw.choice(QUESTIONS), draw.choice([bank, None]), draw.choice(["memory", "text"]), draw.choice([1, 9, 50]), draw.random())
+        (
+            draw.choice(QUESTIONS),
+            draw.choice([bank, None]),
+            draw.choice(["memory", "text"]),
+            draw.choice([1, 9, 50]),
+            draw.random(),
+        )
         for _ in range(500)
     ]
     alone = {}
@@ -97,9 +103,7 @@ def test_events_are_the_answer(running):
 def test_sampling_follows_its_seed(running):
     def ask(seed):
         options = {"do_sample": True, "temperature": 1.5}
-        return running.state.engine.submit(
-            job(running, QUESTIONS[0], bank_of(running), seed=seed, decoding=options)
-        ).result()
+        return running.state.engine.submit(job(running, QUESTIONS[0], bank_of(running), seed=seed, decoding=options)).result()
 
     assert ask(5).token_ids == ask(5).token_ids
     assert len({tuple(ask(n).token_ids) for n in range(5)}) > 1
@@ -143,7 +147,7 @@ def test_the_official_client(running):
     said = client.chat.completions.create(model="tiny@docs", messages=messages, max_tokens=30)
     assert said.choices[0].message.content == twin.text.strip()
     assert said.usage.completion_tokens == len(twin.token_ids)
-    about = said.model_extra["memory3"]
+    about = said.choices[0].model_extra["memory3"]
     assert about["shares"] == "retrieval"
     assert {one["reference_id"] for one in about["citations"]} == {one.reference_id for one in twin.citations}
     stream = client.chat.completions.create(model="tiny@docs", messages=messages, max_tokens=30, stream=True)

@@ -58,9 +58,7 @@ class _Impl(CPUAttentionBackendImpl):
         """
         reading: StepReading | None = getattr(attn_metadata, READING, None)
         if reading is None or not reading.is_all:
-            super().forward(
-                layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale
-            )
+            super().forward(layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
         if reading is not None:
             reading.attend(extract_layer_index(layer.layer_name), query, _context(kv_cache), output, self.scale)
         return output

@@ -94,9 +94,7 @@ class Card:
                 config=MemoryConfig.from_dict(said["config"]),
                 shape=MemoryShape.from_dict(said["shape"]),
                 fingerprint=str(said["fingerprint"]),
-                frame=Frame(
-                    **pieces, scaffold=tuple(map(tuple, frame["scaffold"])), special=frozenset(frame["special"])
-                ),
+                frame=Frame(**pieces, scaffold=tuple(map(tuple, frame["scaffold"])), special=frozenset(frame["special"])),
                 positions=int(said["positions"]),
                 num_layers=int(said["num_layers"]),
                 full_layers=tuple(said["full_layers"]),

@@ -37,6 +37,7 @@ from memory3.vllm.follower import Follower
 from memory3.vllm.plugin import CONNECTOR, register
 from memory3.vllm.release import check_release
 from memory3.vllm.sampling import sampling_options
+from memory3.vllm.threads import one_thread
 
 __all__ = ["VllmEngine"]
 
@@ -118,7 +119,7 @@ class VllmEngine:
             "trust_remote_code": False,
             **(settings or {}),
         }
-        self._prompts = ThreadPoolExecutor(1, "memory3-prompts")
+        self._prompts = ThreadPoolExecutor(1, "memory3-prompts", initializer=one_thread)
         self._begun = threading.Event()
         self._failure: BaseException | None = None
         self._engine: Any = None
@@ -246,6 +247,7 @@ class VllmEngine:
         self._engine = LLMEngine.from_engine_args(arguments)
         self._planner = self._engine.engine_core.engine_core.scheduler.connector.planner
         self._planner.failed = self._failed
+        self._planner.begun = self._read
         self._shelf = self._planner.shelf
 
     def _run(self) -> None:
@@ -326,7 +328,6 @@ class VllmEngine:
             event = Finished(reason, "", [], usage, "", [], 0.0, time.perf_counter() - handle.came)
             self._leave(handle, event, reason, usage)
             return
-        self._look(one)
         self._engine.abort_request([one.name])
         self._end(one, reason)
 
@@ -336,9 +337,11 @@ class VllmEngine:
         if one is not None:
             one.error = error
 
-    def _look(self, one: _Open) -> None:
-        if one.follower is None and one.source is not None:
-            one.follower = self._planner.follower_of(one.name)
+    def _read(self, request: str, follower: Follower) -> None:
+        """What the planner tells of a request whose prompt's memories are known."""
+        one = self._here.get(_name(request))
+        if one is not None:
+            one.follower = follower
 
     def _take(self, output: Any) -> None:
         """What a step gave to a request."""
@@ -348,7 +351,6 @@ class VllmEngine:
         if one.error is not None:
             self._leave(one.handle, Failed(one.error), "failed", None)
             return
-        self._look(one)
         said = output.outputs[0]
         handle = one.handle
         for n, token in enumerate(said.token_ids):
@@ -430,9 +432,7 @@ class VllmEngine:
             usage = Usage(prompt, said, 1, len(citations), read)
         now = time.perf_counter()
         first = (handle.first or now) - handle.came
-        return Finished(
-            reason, one.text.text, citations, usage, asked.note, one.ids, first, now - handle.came, "retrieval"
-        )
+        return Finished(reason, one.text.text, citations, usage, asked.note, one.ids, first, now - handle.came, "retrieval")
 
     def _leave(self, handle: Handle, event: Event, reason: str, usage: Usage | None) -> None:
         name = str(handle.number)
@@ -458,5 +458,3 @@ def _choice(token: int, logprobs: Any, wanted: int | None) -> Choice:
         return Choice(token)
     likeliest = sorted(((each, one.logprob) for each, one in logprobs.items()), key=lambda pair: -pair[1])
     return Choice(token, logprobs[token].logprob, likeliest[: wanted or 0])
-
-

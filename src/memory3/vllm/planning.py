@@ -17,9 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
-
-
 from memory3.bank.record import MemoryRecord
 from memory3.errors import InputError, Memory3Error, RecallError
 from memory3.recall.retrieval import Retrieval, one_version
@@ -27,6 +24,7 @@ from memory3.vllm.asked import KEY, Wanted, wanted
 from memory3.vllm.follower import Follower
 from memory3.vllm.shelf import Shelf
 from memory3.vllm.step import Name, Packed, Row, Step, Stretch
+from memory3.vllm.threads import one_thread
 
 __all__ = ["EngineRequest", "Planner", "Scheduled"]
 
@@ -90,6 +88,7 @@ class Planner:
 
     Attributes:
         shelf: of the banks.
+        begun: is told of requests whose prompt's memories are known, by id and who follows them; None: nobody is.
         failed: is told of requests that cannot be answered, by id and why; None: nobody is.
     """
 
@@ -101,6 +100,7 @@ class Planner:
             default: bank of requests that name none.
         """
         self.shelf = shelf
+        self.begun: Callable[[str, Follower], None] | None = None
         self.failed: Callable[[str, Memory3Error], None] | None = None
         self._block_size = block_size
         self._default = default
@@ -108,7 +108,7 @@ class Planner:
         self._ended: list[str] = []
         self._spoiled: set[int] = set()
         self._is_idle = True  # whether the last step had nothing to compute
-        self._thread = ThreadPoolExecutor(1, "memory3-find", initializer=torch.set_num_threads, initargs=(1,))
+        self._thread = ThreadPoolExecutor(1, "memory3-find", initializer=one_thread)
 
     def close(self) -> None:
         """End the thread that searches."""
@@ -171,17 +171,6 @@ class Planner:
         if reader.error is not None:
             return {KEY: {"error": str(reader.error)}}
         return {KEY: self._told(reader)}
-
-    def follower_of(self, name: str) -> Follower | None:
-        """What is known of the reading of a request; None where it does not read, or is not ready.
-
-        Args:
-            name: by which it was added, which vLLM's id of it begins with.
-        """
-        for id_, reader in self._readers.items():
-            if id_.partition("-")[0] == name:
-                return reader.follower
-        return None
 
     # ---- a step ------------------------------------------------------------------------------------------------------
 
@@ -315,6 +304,8 @@ class Planner:
         request.block_hashes.clear()
         request.update_block_hashes()
         reader.is_salted = True
+        if self.begun is not None:
+            self.begun(request.request_id, reader.follower)
 
     def _salt(self, reader: _Reader) -> str:
         """Equal only for requests of which equal tokens read the same memories at the same places, renewals among them."""

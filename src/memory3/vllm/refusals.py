@@ -46,7 +46,8 @@ def check_config(config: Any, cache: Any, card: Card, settings: Mapping[str, Any
             "use tensor parallelism",
         ),
         (
-            getattr(parallel, "decode_context_parallel_size", 1) > 1 or getattr(parallel, "prefill_context_parallel_size", 1) > 1,
+            getattr(parallel, "decode_context_parallel_size", 1) > 1
+            or getattr(parallel, "prefill_context_parallel_size", 1) > 1,
             "context parallelism cuts a row's context in pieces, and memories would be counted in each: leave it out",
         ),
         (
@@ -65,7 +66,9 @@ def check_config(config: Any, cache: Any, card: Card, settings: Mapping[str, Any
             raise ConfigError(f"memories cannot be read here: {why}")
     groups = getattr(cache, "kv_cache_groups", None) or ()
     if bool(getattr(model, "use_mla", False)):
-        raise UnsupportedModel(f"{card.name} keeps latents in place of keys and values (MLA): memories cannot be laid beside them")
+        raise UnsupportedModel(
+            f"{card.name} keeps latents in place of keys and values (MLA): memories cannot be laid beside them"
+        )
     if len(groups) > 1 or len(card.full_layers) < card.num_layers:
         raise UnsupportedModel(
             f"{card.name} has layers that do not see the whole context (windows, or linear attention): inside vLLM memories "
