@@ -89,7 +89,10 @@ def server(
     engine_of: Callable[..., Any] = Engine,
     **state: Any,
 ) -> Iterator[Running]:
-    """A server on 127.0.0.1, with banks in ``folder``, and within ``files`` what clients upload. ``engine_of`` makes its engine."""
+    """A server on 127.0.0.1, with banks in ``folder``, and within ``files`` what clients upload.
+
+    ``engine_of``: makes its engine.
+    """
     m3 = m3 or tiny_memory3()
     metrics = Metrics()
     catalogue = Banks(m3)

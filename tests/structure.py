@@ -86,6 +86,11 @@ ABOUT = {
         "Many requests at once over one model, each with its own memories, and HTTP in front of them: OpenAI's routes, and "
         "banks for other machines. `engine` knows no network.",
     ),
+    "vllm": (
+        "Inside vLLM",
+        "A plugin of vLLM: its scheduler finds what requests read and sends packed records, its workers decode and lay "
+        "them out, its attention reads them beside the paged cache. vLLM is imported here alone.",
+    ),
     "benchmarks": ("Benchmarks", "Measurements of speed and size with real models. They print JSON."),
     "demo": ("The demo", "A real bank and three questions, without a terminal."),
     "plugs": (

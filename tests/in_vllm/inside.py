@@ -11,7 +11,10 @@ from memory3.types import Document
 from memory3.vllm.card import make_folder
 from memory3.vllm.plugin import CONNECTOR, register
 
-WORDS = ["river", "bridge", "mountain", "county", "reader", "memory", "key", "value", "town", "sea", "engineer", "1874", "old", "new", "built", "answer", "question"]
+WORDS = (
+    *("river", "bridge", "mountain", "county", "reader", "memory", "key", "value"),
+    *("town", "sea", "engineer", "1874", "old", "new", "built", "answer", "question"),
+)
 
 
 def text(seed, length):

@@ -131,9 +131,13 @@ def test_time_is_kept_and_so_is_room(running):
     slow = job(running, "Who?", bank_of(running), length=900, seconds=0.3, ignore_eos=True)
     assert running.state.engine.submit(slow).result().reason == "time"
     handles = []
-    with pytest.raises(EngineBusy):
+
+    def fill():
         for _ in range(700):
             handles.append(running.state.engine.submit(job(running, "Who?", length=300, ignore_eos=True)))
+
+    with pytest.raises(EngineBusy):
+        fill()
     for handle in handles:
         handle.cancel()
     assert {handle.result().reason for handle in handles} == {"cancelled"}

@@ -52,7 +52,7 @@ def test_tokens_are_those_of_generate(inside):
                 again.add(row.request)
             reached[row.request] = row.end
     assert len(again) >= 2, "no request was put off: the cache is too large for this test"
-    assert sum(len(set(row.stretches)) > 1 for step in inside.steps for row in step.rows) > 3  # several chunks in one portion
+    assert sum(len(set(row.spans)) > 1 for step in inside.steps for row in step.rows) > 3  # several chunks in one portion
     assert max(len(step.rows) for step in inside.steps) > 4
 
 

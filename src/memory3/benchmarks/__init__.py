@@ -30,6 +30,7 @@ BENCHMARKS: dict[str, str] = {
     "train_step": "a training step with memories against one without, on the same sequences",
     "overlap": "milliseconds of the leak guard's overlap, a sequence against a reference",
     "serve": "a server under load: requests, tokens and first token in mode memory against mode text and other servers",
+    "vllm": "a server on vLLM under load: memories against five passages in the prompt, and against nothing read",
     "resident": "resident memory over many recalls",
     "compaction": "time and peak RAM of compaction against the number of rows",
     "front": "answer NLL and answers against bytes on disk, for every selector, budget and codec",

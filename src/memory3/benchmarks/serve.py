@@ -54,6 +54,7 @@ OPTIONS: dict[str, Any] = {
     "against": "",
     "against_body": '{"ignore_eos": true, "stream_options": {"include_usage": true}}',
     "soak": 0,
+    "engine": "transformers",
 }
 
 #: Seconds a server may take to load its model.
@@ -97,6 +98,7 @@ def run(
     against: str,
     against_body: str,
     soak: int,
+    engine: str,
 ) -> dict[str, Any]:
     """For each length of prompt, number of clients and arm: medians over the turns, and ratios to mode text.
 
@@ -114,6 +116,7 @@ def run(
         against: other servers, as NAME=URL, between commas.
         against_body: JSON object: fields of a request to these.
         soak: questions of the long run; 0: none.
+        engine: of our server.
     """
     with ExitStack() as stack:
         if not bank:
@@ -121,7 +124,7 @@ def run(
             bank = str(Path(folder) / "bank")
             _write(model, bank, references)
         questions = _Questions(model, bank, k)
-        port, process = stack.enter_context(_server(model, bank))
+        port, process = stack.enter_context(_server(model, bank, engine))
         name = _models("127.0.0.1", port)
         ours = {"ignore_eos": True, "stream_options": {"include_usage": True}}
         arms = [
@@ -187,12 +190,13 @@ def _write(model: str, folder: str, references: int) -> None:
 
 
 @contextmanager
-def _server(model: str, bank: str) -> Iterator[tuple[int, int]]:
+def _server(model: str, bank: str, engine: str) -> Iterator[tuple[int, int]]:
     """Our server in a process of its own: its port and process id."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "memory3", "serve", "--bank", bank, "--model", model, "--port", str(port)]
+    command += ["--engine", engine]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         try:

@@ -23,7 +23,7 @@ from memory3.recall.retrieval import Retrieval, one_version
 from memory3.vllm.asked import KEY, Wanted, wanted
 from memory3.vllm.follower import Follower
 from memory3.vllm.shelf import Shelf
-from memory3.vllm.step import Name, Packed, Row, Step, Stretch
+from memory3.vllm.step import Name, Packed, Row, Span, Step
 from memory3.vllm.threads import one_thread
 
 __all__ = ["EngineRequest", "Planner", "Scheduled"]
@@ -237,7 +237,7 @@ class Planner:
         def named(names: Sequence[str]) -> tuple[Name, ...]:
             return tuple((reader.wanted.bank, reader.version, name) for name in names)
 
-        stretches = tuple(Stretch(a, b, named(names)) for a, b, names in follower.between(one.start, end))
+        spans = tuple(Span(a, b, named(names)) for a, b, names in follower.between(one.start, end))
         # From here on it needs what this step reads and what later ones will, as far as that is known.
         ahead = follower.between(one.start, max(end, len(memory.tokens)))
         reads = tuple(dict.fromkeys(name for _, _, names in ahead for name in named(names)))
@@ -247,7 +247,7 @@ class Planner:
             step.reads[one.request] = reader.sent = reads
         place = memory.place
         slot = one.blocks[one.start // self._block_size] * self._block_size + one.start % self._block_size
-        row = Row(one.request, slot, one.start, end, place.split, memory.shift, follower.moved, place.missing, stretches)
+        row = Row(one.request, slot, one.start, end, place.split, memory.shift, follower.moved, place.missing, spans)
         step.rows.append(row)
 
     # ---- finding -----------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What one step's rows read, and their attention: over a row's memories and its context in the paged cache, under one softmax.
 
 Rows of a single token are computed together, as chunks of one layout, which stays while the same rows read the same. Rows
-of more tokens (a prompt, or a part of it) are computed one by one, a chunk for each stretch.
+of more tokens (a prompt, or a part of it) are computed one by one, a chunk for each span.
 
 Symbols: R rows, T tokens of the step, S context length, A query heads, H KV heads, d head dimension, B blocks of a row,
 b tokens of a block.
@@ -9,6 +9,7 @@ b tokens of a block.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ class Context:
             length: tokens wanted; what lies behind the end of a row is no row's.
         """
         keys, values = self.keys[blocks], self.values[blocks]  # [R, B, H, ...]
-        rows, many, heads = keys.shape[:3]
+        rows, _many, heads = keys.shape[:3]
         dim = values.shape[-1]
         order = (0, 2, 1, 4, 3) if self.keys_turned else (0, 2, 1, 3, 4)
         # The CPU's kernel takes the last dimension for contiguous without looking; of one block, the shape alone is a view.
@@ -158,7 +159,7 @@ class StepReading:
         """
         bounds = starts.tolist()
         written = slots.tolist()
-        found = {written[first]: n for n, (first, end) in enumerate(zip(bounds, bounds[1:], strict=False)) if end > first}
+        found = {written[first]: n for n, (first, end) in enumerate(itertools.pairwise(bounds)) if end > first}
         self.is_all = step.tokens == sum(row.end - row.start for row in step.rows)
         self._angles = layouts.angles
         self._fronts: list[tuple[int, int, int]] = []
@@ -197,11 +198,11 @@ class StepReading:
     def _part(row: Row, first: int, blocks: torch.Tensor, layouts: Layouts) -> _Part:
         tokens = row.end - row.start
         device = layouts.device
-        most = max((one.end - one.start for one in row.stretches), default=0)
-        table = torch.full((len(row.stretches), most), -1, device=device)
-        for n, one in enumerate(row.stretches):
+        most = max((one.end - one.start for one in row.spans), default=0)
+        table = torch.full((len(row.spans), most), -1, device=device)
+        for n, one in enumerate(row.spans):
             table[n, : one.end - one.start] = torch.arange(one.start - row.start, one.end - row.start, device=device)
-        batch = layouts.of([_chunk(row, n) for n in range(len(row.stretches))]) if row.stretches else MemoryBatch({}, [])
+        batch = layouts.of([_chunk(row, n) for n in range(len(row.spans))]) if row.spans else MemoryBatch({}, [])
         bias = None
         if row.start:
             seen = torch.ones(tokens, row.end, dtype=torch.bool, device=device).tril(row.start)
@@ -271,6 +272,6 @@ def _block(context: Context) -> int:
     return context.values.shape[2]
 
 
-def _chunk(row: Row, stretch: int) -> _Chunk:
-    names = row.stretches[stretch].names if row.stretches else ()
+def _chunk(row: Row, span: int) -> _Chunk:
+    names = row.spans[span].names if row.spans else ()
     return names, row.moved, row.missing

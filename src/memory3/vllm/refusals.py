@@ -64,6 +64,11 @@ def check_config(config: Any, cache: Any, card: Card, settings: Mapping[str, Any
     ):
         if is_so:
             raise ConfigError(f"memories cannot be read here: {why}")
+    if str(config.device_config.device_type) != "cpu":
+        raise ConfigError(
+            f"memories are read on vLLM's CPU platform alone, this is {config.device_config.device_type}: "
+            "`memory3 serve` without --engine vllm reads them there"
+        )
     groups = getattr(cache, "kv_cache_groups", None) or ()
     if bool(getattr(model, "use_mla", False)):
         raise UnsupportedModel(

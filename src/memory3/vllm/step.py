@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from memory3.bank.record import MemoryRecord
 
-__all__ = ["Name", "Packed", "Row", "Step", "Stretch"]
+__all__ = ["Name", "Packed", "Row", "Span", "Step"]
 
 #: A memory, the same for all requests that read it: bank, version of the bank, reference.
 Name = tuple[str, str, str]
@@ -29,7 +29,7 @@ class Packed:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Span:
     """Tokens of a request that read the same.
 
     Attributes:
@@ -55,7 +55,7 @@ class Row:
         shift: positions by which those lie further back than vLLM puts them.
         moved: positions by which memories move from where they were written.
         missing: tokens of the prefix that its prompt lacks, and that are read like a memory.
-        stretches: what the tokens behind ``split`` read.
+        spans: what the tokens behind ``split`` read.
     """
 
     request: str
@@ -66,7 +66,7 @@ class Row:
     shift: int
     moved: int
     missing: int
-    stretches: tuple[Stretch, ...]
+    spans: tuple[Span, ...]
 
     @property
     def is_one(self) -> bool:

@@ -1,0 +1,243 @@
+"""What of `memory3.vllm` needs no vLLM: planning, pool and attention over a paged cache, in a stand-in for its engine, and what
+is refused.
+"""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+from bank_writer import HashingEmbedder
+from paged import Asked, PagedEngine
+
+from memory3 import Bank, Document, Memory3, MemoryConfig
+from memory3.errors import ConfigError, ModelError, UnsupportedModel
+from memory3.vllm import release
+from memory3.vllm.asked import wanted
+from memory3.vllm.card import Card, make_folder
+from memory3.vllm.pool import Pool
+from memory3.vllm.refusals import check_config, own_heads
+from memory3.vllm.shelf import Shelf
+from memory3.vllm.step import Packed
+
+WORDS = [
+    "river",
+    "bridge",
+    "mountain",
+    "county",
+    "reader",
+    "memory",
+    "key",
+    "value",
+    "town",
+    "sea",
+    "engineer",
+    "old",
+    "new",
+    "built",
+    "answer",
+    "question",
+]
+
+
+def text(seed: int, length: int) -> str:
+    return " ".join(random.Random(seed).choices(WORDS, k=length))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vllm")
+    config = MemoryConfig(reference_length=29, chunk_length=11, references_per_chunk=3, budget="adaptive:1/3", codec="raw")
+    m3 = Memory3(tiny.tiny_model(), tiny.tiny_chat_tokenizer(), config, name="tiny")
+    bank = Bank.open(str(folder / "bank"), m3, embedder=HashingEmbedder())
+    bank.write([Document(f"d{n}", text(n, 20 + n), metadata={"half": n % 2}) for n in range(13)])
+    shelf = Shelf(str(make_folder(m3, folder / "model")))
+    shelf.put("b", bank)
+    return SimpleNamespace(m3=m3, bank=bank, shelf=shelf, folder=folder)
+
+
+def chat(seed, length, system=None):
+    front = [{"role": "system", "content": system}] if system else []
+    return [*front, {"role": "user", "content": text(seed, length)}]
+
+
+#: (prompt, new tokens, what is read; None: nothing)
+ASKED = [
+    (text(101, 3), 25, {}),
+    (text(102, 23), 14, {"k": 2}),
+    (chat(103, 7, text(7, 5)), 30, {}),
+    (text(104, 9), 17, None),
+    (text(105, 5), 40, {"references": ["d3#0", "d5#0"]}),
+    (chat(106, 31), 13, {"where": {"half": 1}, "gap": 0.5}),
+    (chat(107, 2, text(8, 11)), 3, {"k": 1}),
+]
+
+
+@pytest.mark.parametrize(("block", "turned"), [(4, True), (7, False), (64, True)])
+def test_any_schedule_gives_the_tokens_of_generate(made, block, turned):
+    """Portions of any size, rows in any order, requests put off at any moment."""
+    draw = random.Random(block)
+    engine = PagedEngine(made.m3, made.shelf, block=block, blocks=300, turned=turned, seed=block)
+    requests = {}
+    for n, (prompt, new, memory) in enumerate(ASKED):
+        tokens = made.m3.prompts.build(prompt, "none" if memory is None else "memory")
+        asked = None if memory is None else {"memory3": {"bank": "b", **memory}}
+        requests[n] = Asked(str(n), tokens, asked, new)
+    waiting, running, put_off = list(requests), [], 0
+    while waiting or running:
+        if waiting and draw.random() < 0.3:
+            n = waiting.pop(0)
+            engine.add(requests[n])
+            running.append(n)
+        chosen = [n for n in running if draw.random() < 0.8]
+        portions = []
+        for n in chosen:
+            left = len(requests[n].all_token_ids) - requests[n].computed
+            portions.append((requests[n], draw.randint(1, left) if left > 1 else 1))
+        if portions:
+            engine.step(portions)
+        for n in list(running):
+            if len(requests[n].answer) >= requests[n].max_tokens:
+                running.remove(n)
+                engine.end(requests[n])
+            elif draw.random() < 0.04:
+                engine.put_off(requests[n])
+                put_off += 1
+    assert put_off > 2
+    for n, (prompt, new, memory) in enumerate(ASKED):
+        source, mode = (None, "none") if memory is None else (made.bank, "memory")
+        twin = made.m3.generate(prompt, source, mode=mode, max_new_tokens=new, min_new_tokens=new, **(memory or {}))
+        # The stand-in goes on after an end of text; so does the twin, but it writes another token.
+        end = next((i for i, (a, b) in enumerate(zip(requests[n].answer, twin.token_ids, strict=False)) if a != b), new)
+        assert end == new or requests[n].answer[end] == made.m3.tokenizer.eos_token_id, (n, end)
+        assert end > 0
+    engine.planner.close()
+
+
+def test_the_key_of_the_cache_is_what_is_read(made):
+    def salt(prompt, **memory):
+        engine = PagedEngine(made.m3, made.shelf)
+        request = Asked(
+            "r", made.m3.prompts.build(prompt, "memory"), {"memory3": {"bank": "b", **memory}}, 5, memory.pop("salt", None)
+        )
+        engine.add(request)
+        engine.planner.close()
+        return request.cache_salt
+
+    one = text(201, 19)
+    assert salt(one) == salt(one)
+    others = [
+        salt(one, k=1),
+        salt(one, references=["d1#0"]),
+        salt(one, gap=0.01),
+        salt(one, where={"half": 0}),
+        salt(text(202, 19)),
+    ]
+    assert len({salt(one), *others}) == 6
+
+
+def test_a_pool_keeps_what_is_read_and_what_fits(made):
+    records = {id_: made.bank.pin().records([id_])[0] for id_ in ("d1#0", "d2#0", "d3#0", "d4#0", "d5#0")}
+    packed = [Packed(("b", "v", id_), record) for id_, record in records.items()]
+    size = made.bank.memories(["d1#0"])[0].nbytes
+    pool = Pool(2 * size, lambda bank, some: made.shelf.decode(bank, some, torch.device("cpu")))
+    pool.take(packed[:3])
+    pool.update({"r": tuple(one.name for one in packed[:3])}, [])
+    assert len(pool) == 3  # all of them are read
+    pool.take(packed[3:])
+    pool.update({"s": (packed[3].name, packed[0].name)}, [])
+    assert len(pool) == 4
+    assert pool.decoded == 5
+    pool.take(packed[:2])
+    assert pool.decoded == 5
+    pool.update({}, ["r"])
+    assert len(pool) == 2
+    assert set(pool.get([packed[3].name, packed[0].name])) == {packed[3].name, packed[0].name}
+    with pytest.raises(Exception, match="was not sent"):
+        pool.get([packed[2].name])
+
+
+def test_a_card_says_what_its_model_says(made):
+    card = Card.read(made.folder / "model")
+    assert (card.fingerprint, card.shape, card.frame, card.config) == (
+        made.m3.fingerprint,
+        made.m3.shape,
+        made.m3.frame,
+        made.m3.config,
+    )
+    assert all(torch.equal(a, b) for a, b in zip(card.angles, made.m3.geometry.angles, strict=True))
+    assert torch.equal(card.token_vectors, made.m3.token_vectors)
+    with pytest.raises(ModelError, match=r"card\.json"):
+        Card.read(made.folder)
+
+
+def test_requests_say_what_they_read():
+    config = MemoryConfig()
+    assert wanted(None, config, None) is None
+    assert wanted({"memory3": False}, config, "b") is None
+    assert wanted({}, config, "b").retrieval.k == config.references_per_chunk
+    assert wanted({"memory3": {"k": 2}}, config, "b").retrieval.gap == 2
+    for bad in ({"bank": 3}, {"k": -1}, {"k": "2"}, {"where": 1}, {"gap": 9}, {"references": "a"}, {"mode": "text"}, [1]):
+        with pytest.raises(ConfigError):
+            wanted({"memory3": bad}, config, "b")
+
+
+def config_of(**changes):
+    """As vLLM's, as far as it is looked at; each change is one that is refused."""
+    parts = {
+        "model_config": SimpleNamespace(use_mla=False),
+        "parallel_config": SimpleNamespace(pipeline_parallel_size=1, enable_dbo=False),
+        "scheduler_config": SimpleNamespace(async_scheduling=False),
+        "cache_config": SimpleNamespace(cache_dtype="auto"),
+        "device_config": SimpleNamespace(device_type="cpu"),
+        "speculative_config": None,
+        "lora_config": None,
+    }
+    for name, value in changes.items():
+        part, _, field = name.partition("__")
+        if field:
+            setattr(parts[part], field, value)
+        else:
+            parts[part] = value
+    return SimpleNamespace(**parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"speculative_config": object()}, "speculative"),
+        ({"parallel_config__pipeline_parallel_size": 2}, "pipeline"),
+        ({"parallel_config__decode_context_parallel_size": 2}, "context"),
+        ({"parallel_config__enable_dbo": True}, "dual-batch"),
+        ({"scheduler_config__async_scheduling": True}, "asynchronous"),
+        ({"cache_config__cache_dtype": "fp8_e5m2"}, "quantised"),
+        ({"lora_config": object()}, "LoRA"),
+        ({"device_config__device_type": "cuda"}, "CPU platform"),
+        ({"model_config__use_mla": True}, "latents"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(made, change, reason):
+    card, cache = made.shelf.card, SimpleNamespace(kv_cache_groups=[1])
+    check_config(config_of(), cache, card, {}, ())
+    with pytest.raises((ConfigError, UnsupportedModel), match=reason):
+        check_config(config_of(**change), cache, card, {}, ())
+    with pytest.raises(UnsupportedModel, match="whole context"):
+        check_config(config_of(), SimpleNamespace(kv_cache_groups=[1, 2]), card, {}, ())
+    with pytest.raises(ConfigError, match="colour"):
+        check_config(config_of(), cache, card, {"colour": 1}, ("banks",))
+
+
+def test_another_release_is_refused_by_its_number(monkeypatch):
+    monkeypatch.setattr(release, "version", lambda name: "0.31.4")
+    with pytest.raises(UnsupportedModel, match=r"0\.31\.4.*0\.32\.0"):
+        release.check_release()
+
+
+def test_every_head_is_one_workers():
+    for heads, ranks in ((6, 1), (6, 2), (6, 3), (5, 5)):
+        mine = [list(range(heads))[own_heads(heads, ranks, rank)] for rank in range(ranks)]
+        assert [head for some in mine for head in some] == list(range(heads))
+    assert [own_heads(2, 6, rank).start for rank in range(6)] == [0, 0, 0, 1, 1, 1]
