@@ -183,6 +183,8 @@ def test_retired_words_do_not_come_back_as_names():
             assert not found, f"{module}: {', '.join(found)}: the field's word is {field}"
 
 
+#: They are of classes of vLLM, which has an environment of its own.
+IN_VLLM = {"memory3.vllm.attention", "memory3.vllm.connector"}
 IMPORT_EVERYTHING = """
 import importlib, json, sys
 from transformers.integrations import sdpa_attention
@@ -213,7 +215,7 @@ print(json.dumps({"heavy": heavy, "changed": sorted(k for k in before | after if
 
 @pytest.fixture(scope="module")
 def after_import():
-    names = json.dumps([name for name in FILES if not name.endswith("__main__")])
+    names = json.dumps([name for name in FILES if not name.endswith("__main__") and name not in IN_VLLM])
     done = subprocess.run([sys.executable, "-c", IMPORT_EVERYTHING, names], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

@@ -1,5 +1,5 @@
-"""What of `memory3.vllm` needs no vLLM: planning, pool and attention over a paged cache, in a stand-in for its engine, and what
-is refused.
+"""What of `memory3.vllm` needs no vLLM: planning, pool and attention over a paged cache, in a stand-in for its engine; and
+what is refused.
 """
 
 from __future__ import annotations
