@@ -1,0 +1,99 @@
+"""Plain ``vllm serve`` with the plugin: its scheduler and its worker in processes of their own, memories by
+``kv_transfer_params`` or by the request's own text.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import httpx2
+import pytest
+import tiny
+
+from memory3 import Bank, Document, Memory3, MemoryConfig
+from memory3.vllm.card import make_folder
+
+TEXTS = [
+    "The bridge was built in 1874 by the engineer of the county. ",
+    "The river rises in the mountains and reaches the sea near the old town. ",
+    "Memories are keys and values; the reader reads them while the answer is being written. ",
+]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    config = MemoryConfig(reference_length=31, chunk_length=13, references_per_chunk=2, budget="adaptive:1/3", codec="raw")
+    m3 = Memory3(tiny.tiny_model(head_dim=32), tiny.tiny_chat_tokenizer(), config, name="tiny")
+    bank = Bank.open(str(folder / "bank"), m3)
+    bank.write([Document(f"d{n}", text * (2 + n)) for n, text in enumerate(TEXTS)])
+    model = make_folder(m3, folder / "model")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    connector = {
+        "kv_connector": "Memory3Connector",
+        "kv_role": "kv_consumer",
+        "kv_connector_extra_config": {"banks": {"docs": str(folder / "bank")}, "default_bank": "docs"},
+    }
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--port", str(port)]
+    command += ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--disable-hybrid-kv-cache-manager"]
+    command += ["--max-model-len", "384", "--block-size", "32", "--kv-transfer-config", json.dumps(connector)]
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    log = folder / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+    client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+    try:
+        until = time.monotonic() + 200
+        while True:
+            assert process.poll() is None, log.read_text(errors="replace")[-3000:]
+            assert time.monotonic() < until, log.read_text(errors="replace")[-3000:]
+            try:
+                if client.get("/health").status_code == 200:
+                    break
+            except httpx2.HTTPError:
+                time.sleep(0.5)
+        yield m3, bank, client, str(model)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def test_chats_read_the_default_bank_by_their_own_text(plain):
+    m3, bank, client, model = plain
+    messages = [{"role": "system", "content": "You are old."}, {"role": "user", "content": "Who built the bridge, and when?"}]
+    body = {"model": model, "messages": messages, "max_tokens": 40, "min_tokens": 40, "temperature": 0}
+    said = client.post("/v1/chat/completions", json=body).json()
+    twin = m3.generate(messages, bank, max_new_tokens=40, min_new_tokens=40)
+    assert said["choices"][0]["message"]["content"].strip() == twin.text
+    told = said["kv_transfer_params"]["memory3"]
+    assert {one["id"] for one in told["references"]} == {one.reference_id for one in twin.citations}
+    plain_body = {**body, "kv_transfer_params": {"memory3": False}}
+    without = client.post("/v1/chat/completions", json=plain_body).json()["choices"][0]["message"]["content"].strip()
+    assert without == m3.generate(messages, mode="none", max_new_tokens=40, min_new_tokens=40).text
+    assert without != twin.text
+
+
+def test_requests_name_what_they_read(plain):
+    m3, bank, client, model = plain
+    tokens = m3.prompts.build("Where does the river rise?", "memory")
+    asked = {"memory3": {"bank": "docs", "references": ["d2#0"]}}
+    body = {
+        "model": model,
+        "prompt": tokens,
+        "max_tokens": 30,
+        "min_tokens": 30,
+        "temperature": 0,
+        "kv_transfer_params": asked,
+    }
+    said = client.post("/v1/completions", json=body).json()
+    twin = m3.generate("Where does the river rise?", bank, references=["d2#0"], max_new_tokens=30, min_new_tokens=30)
+    assert said["choices"][0]["text"].strip() == twin.text
+    wrong = {**body, "min_tokens": 0, "kv_transfer_params": {"memory3": {"bank": "/etc"}}}
+    assert "not served" in client.post("/v1/completions", json=wrong).json()["kv_transfer_params"]["memory3"]["error"]
