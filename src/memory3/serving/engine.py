@@ -63,6 +63,10 @@ class AnyEngine(Protocol):
     def is_alive(self) -> bool:
         """Whether it takes requests."""
 
+    @property
+    def threads(self) -> int:
+        """Threads of torch that its passes run on."""
+
     def submit(self, job: Job, tell: Callable[[Event], None] | None = None) -> Handle:
         """Take a request.
 

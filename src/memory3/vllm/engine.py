@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from memory3.answer import Usage
 from memory3.asking import Asked, cite, prepare
 from memory3.choosing import Choice, Chooser
@@ -30,6 +32,7 @@ from memory3.serving.engine import EngineState
 from memory3.serving.handle import Handle
 from memory3.serving.job import Cited, Event, Failed, Finished, Job, Observer, Text
 from memory3.serving.stretches import GrowingText
+from memory3.serving.threads import start
 from memory3.types import Citation
 from memory3.vllm.asked import KEY
 from memory3.vllm.card import make_folder
@@ -74,6 +77,7 @@ class VllmEngine:
         waiting: int = 64,
         prompt_tokens: int = 256,
         cache_bytes: int = 1 << 30,
+        threads: int | None = None,
         observer: Observer | None = None,
         settings: dict[str, Any] | None = None,
     ) -> None:
@@ -85,6 +89,7 @@ class VllmEngine:
             waiting: requests beside those, that wait for a place.
             prompt_tokens: of all prompts together in one step at most.
             cache_bytes: of vLLM's paged cache.
+            threads: of torch, for steps; None: as many as the caller's.
             observer: is told what happens.
             settings: of vLLM's ``EngineArgs``, over those that are chosen here.
 
@@ -97,6 +102,7 @@ class VllmEngine:
         self._m3 = m3
         self._most = slots + waiting
         self._slots = slots
+        self._threads = threads or torch.get_num_threads()
         self._observer = observer
         self._numbers = itertools.count(1)
         self._changed = threading.Condition()
@@ -125,8 +131,7 @@ class VllmEngine:
         self._engine: Any = None
         self._planner: Any = None
         self._shelf: Any = None
-        self._thread = threading.Thread(target=self._run, name="memory3-vllm", daemon=True)
-        self._thread.start()
+        self._thread = start(self._run, "memory3-vllm", self._threads)
         self._begun.wait()
         if isinstance(self._failure, Memory3Error):
             raise self._failure
@@ -146,6 +151,11 @@ class VllmEngine:
             inside = sum(one is not None for one in self._here.values())
             running = min(inside, self._slots)
             return EngineState(running, len(self._here) - running, self._planner.looking)
+
+    @property
+    def threads(self) -> int:
+        """Threads of torch that its steps run on."""
+        return self._threads
 
     @property
     def is_alive(self) -> bool:
