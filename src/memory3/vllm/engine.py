@@ -16,15 +16,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from memory3.answer import Usage
-from memory3.asking import Asked, cite, prepare
-from memory3.choosing import Choice, Chooser
+from memory3.asking import prepare
+from memory3.choosing import Chooser
 from memory3.errors import EngineBusy, EngineClosed, Memory3Error, ServingError
 from memory3.llm import Memory3
 from memory3.recall.retrieval import one_version
@@ -33,36 +32,16 @@ from memory3.serving.handle import Handle
 from memory3.serving.job import Cited, Event, Failed, Finished, Job, Observer, Text
 from memory3.serving.stretches import GrowingText
 from memory3.serving.threads import start
-from memory3.types import Citation
 from memory3.vllm.asked import KEY
 from memory3.vllm.card import make_folder
 from memory3.vllm.follower import Follower
+from memory3.vllm.opened import Opened, choice_of
 from memory3.vllm.plugin import CONNECTOR, register
 from memory3.vllm.release import check_release
 from memory3.vllm.sampling import sampling_options
 from memory3.vllm.threads import one_thread
 
 __all__ = ["VllmEngine"]
-
-
-@dataclass
-class _Open:
-    """A request inside vLLM. ``prompt``: its token ids. ``ids``: of its answer. ``known``: references it read, by id."""
-
-    handle: Handle
-    asked: Asked
-    text: GrowingText
-    options: dict[str, Any]
-    ends: set[int]
-    source: Any = None
-    ids: list[int] = field(default_factory=list)
-    known: dict[str, Any] = field(default_factory=dict)
-    follower: Follower | None = None
-    error: Memory3Error | None = None
-
-    @property
-    def name(self) -> str:
-        return str(self.handle.number)
 
 
 class VllmEngine:
@@ -106,9 +85,9 @@ class VllmEngine:
         self._observer = observer
         self._numbers = itertools.count(1)
         self._changed = threading.Condition()
-        self._here: dict[str, _Open | None] = {}  # by number of the request; None while its prompt is made
+        self._here: dict[str, Opened | None] = {}  # by number of the request; None while its prompt is made
         self._handles: dict[str, Handle] = {}
-        self._opened: list[_Open] = []
+        self._opened: list[Opened] = []
         self._draining = self._closed = False
         self._settings = {
             "model": str(make_folder(m3, folder)),
@@ -217,7 +196,7 @@ class VllmEngine:
             self._opened.append(opened)
             self._changed.notify_all()
 
-    def _made(self, handle: Handle) -> _Open:
+    def _made(self, handle: Handle) -> Opened:
         m3, job = self._m3, handle.job
         bank = one_version(job.bank)
         prompt: Any = job.prompt
@@ -239,7 +218,7 @@ class VllmEngine:
             options["extra_args"] = {"kv_transfer_params": {KEY: False}}
         text = GrowingText(lambda ids: str(m3.tokenizer.decode(ids, skip_special_tokens=True)), job.stop)
         ends = set() if job.ignore_eos else chooser.ends
-        return _Open(handle, asked, text, options, ends, bank if reads else None)
+        return Opened(handle, asked, text, options, ends, bank if reads else None)
 
     # ---- steps -------------------------------------------------------------------------------------------------------
 
@@ -304,7 +283,7 @@ class VllmEngine:
             self._take(output)
         return True
 
-    def _enter(self, one: _Open) -> None:
+    def _enter(self, one: Opened) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -371,7 +350,7 @@ class VllmEngine:
                     self._observer.tokens(len(one.asked.tokens), 0)
             if self._observer is not None:
                 self._observer.tokens(0, 1)
-            choice = _choice(token, said.logprobs[n] if said.logprobs else None, handle.job.logprobs)
+            choice = choice_of(token, said.logprobs[n] if said.logprobs else None, handle.job.logprobs)
             if token in one.ends:
                 handle.tell(Text("", choice))
                 self._end(one, "stop", aborts=not output.finished)
@@ -388,32 +367,15 @@ class VllmEngine:
 
     # ---- ends --------------------------------------------------------------------------------------------------------
 
-    def _cite(self, one: _Open) -> None:
+    def _cite(self, one: Opened) -> None:
         """Tell what the stretches that are complete were read from."""
         for stretch in one.text.stretches[one.handle.cited :]:
-            citations = self._citations(one, stretch.first, stretch.last)
+            citations = one.citations(stretch.first, stretch.last)
             if citations:
                 one.handle.tell(Cited(stretch, citations))
         one.handle.cited = len(one.text.stretches)
 
-    def _citations(self, one: _Open, first: int, last: int) -> list[Citation]:
-        """Of the answer's tokens from ``first`` to before ``last``: what they read, by the scores of retrieval."""
-        if one.follower is None:
-            return []
-        start = len(one.asked.tokens) - 1  # the prompt's last token chooses the answer's first
-        reads = one.follower.between(start + first, start + last)
-        names = list(dict.fromkeys(name for _, _, ids in reads for name in ids))
-        new = [name for name in names if name not in one.known]
-        one.known.update(zip(new, one.source.references(new) if new else (), strict=True))
-        scores = {name: one.follower.memory.scores.get(name, 0.0) for name in names}
-        weights = {name: max(score, 0.0) for name, score in scores.items()}
-        if not sum(weights.values()):
-            weights = dict.fromkeys(names, 1.0)  # references that were named and not found
-        total = sum(weights.values())
-        names.sort(key=lambda name: -weights[name])
-        return [cite(one.known[name], weights[name] / total, scores[name]) for name in names]
-
-    def _end(self, one: _Open, reason: str, *, aborts: bool = False) -> None:
+    def _end(self, one: Opened, reason: str, *, aborts: bool = False) -> None:
         """A request has its answer, as far as it goes."""
         handle = one.handle
         if aborts:
@@ -423,26 +385,11 @@ class VllmEngine:
             if more:
                 handle.tell(Text(more, None))
             self._cite(one)
-            event = self._finished(one, reason)
+            event = one.finished(reason)
         except Exception as error:  # its bank may be gone by now
             self._leave(handle, Failed(error), "failed", None)
             return
         self._leave(handle, event, reason, event.usage)
-
-    def _finished(self, one: _Open, reason: str) -> Finished:
-        asked, handle, said = one.asked, one.handle, len(one.ids)
-        prompt, citations = len(asked.tokens), list(asked.passages or [])
-        usage = Usage(prompt, said)
-        if one.follower is not None:
-            did = one.follower.memory.statistics
-            usage = Usage(prompt, said, did.recalls, did.references, did.bytes_read)
-            citations = self._citations(one, 0, max(said, 1))
-        elif asked.passages is not None:
-            read = sum(len(citation.text.encode()) for citation in citations)
-            usage = Usage(prompt, said, 1, len(citations), read)
-        now = time.perf_counter()
-        first = (handle.first or now) - handle.came
-        return Finished(reason, one.text.text, citations, usage, asked.note, one.ids, first, now - handle.came, "retrieval")
 
     def _leave(self, handle: Handle, event: Event, reason: str, usage: Usage | None) -> None:
         name = str(handle.number)
@@ -460,11 +407,3 @@ class VllmEngine:
 def _name(request: str) -> str:
     """Of a request as we named it: vLLM puts something behind it."""
     return request.partition("-")[0]
-
-
-def _choice(token: int, logprobs: Any, wanted: int | None) -> Choice:
-    """A token as vLLM gives it. ``logprobs``: by token, where they were asked for."""
-    if logprobs is None:
-        return Choice(token)
-    likeliest = sorted(((each, one.logprob) for each, one in logprobs.items()), key=lambda pair: -pair[1])
-    return Choice(token, logprobs[token].logprob, likeliest[: wanted or 0])
