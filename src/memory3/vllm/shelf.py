@@ -81,7 +81,7 @@ class Shelf:
                     raise InputError(f"bank {name!r:.80} is not served here: {there}")
                 if not Path(self._paths[name]).is_dir():
                     raise ConfigError(f"bank {name!r}: {self._paths[name]!r} is no folder of this machine")
-                self._banks[name] = Bank.open(self._paths[name], self.card, create=False)  # type: ignore[arg-type]
+                self._banks[name] = Bank.open(self._paths[name], self.card, create=False)
             return self._banks[name]
 
     def decode(self, name: str, records: Sequence[MemoryRecord], device: torch.device) -> list[Memory]:
