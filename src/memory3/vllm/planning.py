@@ -183,8 +183,8 @@ class Planner:
         step = Step(tokens=sum(one.tokens for one in scheduled), ended=self._ended)
         self._ended = []
         self._is_idle = not scheduled
-        for reader in list(self._readers.values()):
-            self._settle(reader)
+        for each in list(self._readers.values()):
+            self._settle(each)
         mine = [(one, reader) for one in scheduled if (reader := self._reading(one.request)) is not None]
         self._renew([(one, reader) for one, reader in mine if not self._reach(one, reader)])
         for one, reader in mine:
@@ -293,8 +293,9 @@ class Planner:
         reader.finding = None
         error = finding.exception()
         if error is not None:
-            known = isinstance(error, Memory3Error)
-            self._refuse(reader, error if known else RecallError(f"its memories were not found: {error}"))
+            if not isinstance(error, Memory3Error):
+                error = RecallError(f"its memories were not found: {error}")
+            self._refuse(reader, error)
             return
         if reader.follower is None:  # the bank has nothing for it
             del self._readers[reader.request.request_id]
