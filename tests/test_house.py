@@ -144,6 +144,7 @@ OWN_WORDS = {
     "prefix",
     "chunk clock",
     "recall",
+    "lane",
     "stretch",
     "gap",
     "memory temperature",

@@ -221,6 +221,16 @@ def test_who_serves_on_cuda(
     assert (lse.shape, lse.dtype) == ((3, 10, 7), torch.float64 if dtype == torch.float64 else torch.float32)
 
 
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_vectors_whose_numbers_do_not_lie_side_by_side(which: int) -> None:
+    inputs = make_inputs(CASES["memory without padding"], torch.float32)
+    expected = CPU.attention(*inputs, None, False, SCALE)
+    inputs[which] = inputs[which].transpose(-1, -2).contiguous().transpose(-1, -2)
+    assert inputs[which].stride(-1) != 1
+    for found, wanted in zip(CPU.attention(*inputs, None, False, SCALE), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
 def test_who_serves_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         query = torch.zeros(1, 2, 3, 5, dtype=dtype)

@@ -35,6 +35,8 @@ __all__ = ["Lane", "Lanes", "Seat", "can_sit"]
 _SHORTEST = 256
 #: Rows that a lane begins with.
 _ROWS = 4
+#: Bytes that a lane may hold while nobody sits in it: to make it anew for every request would scatter what the process holds.
+_KEPT = 256 << 20
 #: Columns that are cleared at once.
 _STRETCH = 64
 
@@ -104,6 +106,11 @@ class Lane:
         """Whether no request sits here."""
         return not any(self._seats)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its buffers."""
+        return sum(one.nbytes for one in [*self._keys, *self._values, self._bias])
+
     # ---- coming and going --------------------------------------------------------------------------------------------
 
     def take(self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> Seat:
@@ -158,26 +165,23 @@ class Lane:
         """New buffers of so many rows and columns in front; those who sit move along. ``keys``, ``values``: of whom the
         first take their shape.
         """
-        old_keys, old_values, old_bias, old_front = self._keys, self._values, self._bias, self._front
+        old_front, old_bias, there = self._front, self._bias, [seat for seat in self._seats if seat is not None]
         whole = front + self.capacity
-
-        def new(like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-            return [one.new_empty(rows, one.shape[1], whole, one.shape[3]) for one in like]
-
-        self._keys, self._values = new(old_keys or keys), new(old_values or values)
-        heads = self._keys[0].shape[1]
-        dtype = self._keys[0].dtype
+        if not self._keys:
+            self._keys, self._values = list(keys), list(values)
+        for buffers in (self._keys, self._values):
+            for layer, old in enumerate(buffers):  # one after the other, so that only one of them is there twice
+                buffers[layer] = old.new_empty(rows, old.shape[1], whole, old.shape[3])
+                for seat in there:
+                    to, of = (slice(at + seat.clean[0], at + seat.clean[1]) for at in (front, old_front))
+                    buffers[layer][seat.row, :, to] = old[seat.row, :, of]
+        heads, dtype = self._keys[0].shape[1], self._keys[0].dtype
         self._bias = self._keys[0].new_full((len(self._keys), rows, heads, 1, whole), masked(dtype))
-        self._front = front
-        there = len(self._seats)
-        for seat in [seat for seat in self._seats if seat is not None]:
-            first, end = seat.clean
-            to, of = slice(front + first, front + end), slice(old_front + first, old_front + end)
-            for olds, news in ((old_keys, self._keys), (old_values, self._values)):
-                for old, fresh in zip(olds, news, strict=True):
-                    fresh[seat.row, :, to] = old[seat.row, :, of]
+        for seat in there:
+            to, of = (slice(at + seat.clean[0], at + seat.clean[1]) for at in (front, old_front))
             self._bias[:, seat.row, :, :, to] = old_bias[:, seat.row, :, :, of]
-        self._seats += [None] * (rows - there)
+        self._front = front
+        self._seats += [None] * (rows - len(self._seats))
 
     def _clear(self, seat: Seat, first: int, end: int) -> None:
         """Let a row hold nothing but its request's numbers and zeros from column ``first`` to before ``end``, counted from
@@ -266,7 +270,8 @@ class Lanes:
     def leave(self, seat: Seat) -> None:
         """A request goes."""
         seat.lane.leave(seat)
-        self._lanes = {capacity: lane for capacity, lane in self._lanes.items() if not lane.is_empty}
+        if seat.lane.is_empty and seat.lane.nbytes > _KEPT:
+            del self._lanes[seat.lane.capacity]
 
     def with_room(self, seat: Seat) -> Seat:
         """The seat of a request whose next token fits; another one, where it has outgrown its lane."""

@@ -49,9 +49,17 @@ def _serves(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: t
     return query.device.type == "cpu"
 
 
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """``x`` with each vector's numbers side by side: the kernel takes that for granted, and computes something else where it
+    is not so.
+    """
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
 def _attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor | None, causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    query, key, value = _rows(query), _rows(key), _rows(value)
     if needs_gradient(query, key, value):
         out, lse = _WithGradient.apply(query, key, value, bias, causal, scale)
         return out, lse
