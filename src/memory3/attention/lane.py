@@ -19,6 +19,7 @@ context length, d head dimension, W columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -167,14 +168,16 @@ class Lane:
         """
         old_front, old_bias, there = self._front, self._bias, [seat for seat in self._seats if seat is not None]
         whole = front + self.capacity
-        if not self._keys:
-            self._keys, self._values = list(keys), list(values)
-        for buffers in (self._keys, self._values):
-            for layer, old in enumerate(buffers):  # one after the other, so that only one of them is there twice
-                buffers[layer] = old.new_empty(rows, old.shape[1], whole, old.shape[3])
-                for seat in there:
-                    to, of = (slice(at + seat.clean[0], at + seat.clean[1]) for at in (front, old_front))
-                    buffers[layer][seat.row, :, to] = old[seat.row, :, of]
+        olds = [*(self._keys or keys), *(self._values or values)]
+        sizes = [(rows, old.shape[1], whole, old.shape[3]) for old in olds]
+        # In one piece: of that the system gives pages as they are written to, and has all of them back when it goes.
+        pieces = olds[0].new_empty(sum(map(math.prod, sizes))).split([math.prod(size) for size in sizes])
+        news = [piece.view(size) for piece, size in zip(pieces, sizes, strict=True)]
+        for seat in there:
+            to, of = (slice(at + seat.clean[0], at + seat.clean[1]) for at in (front, old_front))
+            for new, old in zip(news, olds, strict=True):
+                new[seat.row, :, to] = old[seat.row, :, of]
+        self._keys, self._values = news[: len(olds) // 2], news[len(olds) // 2 :]
         heads, dtype = self._keys[0].shape[1], self._keys[0].dtype
         self._bias = self._keys[0].new_full((len(self._keys), rows, heads, 1, whole), masked(dtype))
         for seat in there:
