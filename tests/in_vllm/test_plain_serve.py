@@ -41,7 +41,7 @@ def plain(tmp_path_factory):
         "kv_role": "kv_consumer",
         "kv_connector_extra_config": {"banks": {"docs": str(folder / "bank")}, "default_bank": "docs"},
     }
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--port", str(port)]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--port", str(port)]
     command += ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--disable-hybrid-kv-cache-manager"]
     command += ["--max-model-len", "384", "--block-size", "32", "--kv-transfer-config", json.dumps(connector)]
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
@@ -65,19 +65,28 @@ def plain(tmp_path_factory):
         process.wait(60)
 
 
+def whole_of(text):
+    """Without bytes at its end that are no character yet: vLLM holds those back, we do not."""
+    return text.strip().rstrip("\ufffd").strip()
+
+
+def whole(said):
+    return whole_of(said["choices"][0]["message"]["content"])
+
+
 def test_chats_read_the_default_bank_by_their_own_text(plain):
     m3, bank, client, model = plain
     messages = [{"role": "system", "content": "You are old."}, {"role": "user", "content": "Who built the bridge, and when?"}]
     body = {"model": model, "messages": messages, "max_tokens": 40, "min_tokens": 40, "temperature": 0}
     said = client.post("/v1/chat/completions", json=body).json()
     twin = m3.generate(messages, bank, max_new_tokens=40, min_new_tokens=40)
-    assert said["choices"][0]["message"]["content"].strip() == twin.text
+    assert whole(said) == whole_of(twin.text)
     told = said["kv_transfer_params"]["memory3"]
     assert {one["id"] for one in told["references"]} == {one.reference_id for one in twin.citations}
     plain_body = {**body, "kv_transfer_params": {"memory3": False}}
-    without = client.post("/v1/chat/completions", json=plain_body).json()["choices"][0]["message"]["content"].strip()
-    assert without == m3.generate(messages, mode="none", max_new_tokens=40, min_new_tokens=40).text
-    assert without != twin.text
+    without = whole(client.post("/v1/chat/completions", json=plain_body).json())
+    assert without == whole_of(m3.generate(messages, mode="none", max_new_tokens=40, min_new_tokens=40).text)
+    assert without != whole_of(twin.text)
 
 
 def test_requests_name_what_they_read(plain):
