@@ -11,6 +11,7 @@ import torch
 from ram_bank import RamBank
 from tiny import FAMILIES, tiny_chat_tokenizer, tiny_model, tiny_tokenizer
 
+from memory3.attention.lane import Lane
 from memory3.choosing import Chooser
 from memory3.config import MemoryConfig
 from memory3.decoding import decoding
@@ -154,6 +155,29 @@ def test_attention_of_each_token_adds_up() -> None:
     assert {name: pytest.approx(share) for name, share, _ in one.shares(0, 23)} == whole
     first = {name for name, _, _ in one.shares(0, 5)}
     assert first < set(whole)  # later ones were read after the memories had been renewed
+
+
+def test_a_seat_whose_memories_find_no_room_is_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    m3 = memory3()
+    one = stream(m3, QUESTIONS[1], RamBank(m3, TEXTS), 2, 5)
+    with Batch(m3.model, m3.geometry) as batch:
+        find(one)
+        batch.step([one])
+        find(one)
+        with monkeypatch.context() as patched:
+            patched.setattr(Lane, "lead", fails)
+            with pytest.raises(MemoryError):
+                batch.step([one])
+        seat = one.seat
+        assert seat is not None
+        one.leave()
+        batch.sweep()
+    assert one.seat is None
+    assert seat.lane.is_empty
+
+
+def fails(*_: object) -> None:
+    raise MemoryError
 
 
 OPTIONS: list[dict[str, Any]] = [

@@ -8,8 +8,8 @@ row is its own. The query heads of one KV head stand as its further queries, so 
 contexts of up to one length, and `Lanes` has a lane for every power of two: a short request beside a long one is padded
 to twice its length at most.
 
-Buffers are not cleared when they are made, which would cost more than all that is written into them. Each row is, as far
-as a kernel is about to look: of numbers that are no numbers, even a masked one would reach the sum.
+Buffers are not cleared when they are made: that would cost more than all that is written into them. Instead, each row is
+cleared as far as a kernel is about to look. A masked column has weight 0, but 0 times NaN is NaN.
 
 Exact twin: `memory3.attention.packed`, request by request.
 

@@ -377,15 +377,16 @@ class Batch:
 
     def _seat(self, streams: Sequence[Stream]) -> tuple[list[Stream], list[Stream]]:
         """Those that decode in lanes, and the others."""
-        seated, others = [], []
+        seated: list[Stream] = []
+        others: list[Stream] = []
         for stream in streams:
             sat = stream.seat is not None
-            if stream.is_prompt_read and stream.sit(self._lanes, has_windows=self._has_windows):
-                seated.append(stream)
-                if not sat:
+            try:
+                sits = stream.is_prompt_read and stream.sit(self._lanes, has_windows=self._has_windows)
+            finally:  # also where its memories find no room: its seat has to be freed
+                if stream.seat is not None and not sat:
                     self._seated.append(stream)
-            else:
-                others.append(stream)
+            (seated if sits else others).append(stream)
         return seated, others
 
     def _masks(self, stream: Stream) -> Mapping[int, torch.Tensor]:

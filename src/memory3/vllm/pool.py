@@ -63,6 +63,8 @@ class Pool:
             for name in names:
                 self._readers[name] = self._readers.get(name, 0) + 1
             self._release(before)
+        if self.bytes <= self._capacity:
+            return
         for name in list(self._kept):
             if self.bytes <= self._capacity:
                 break
