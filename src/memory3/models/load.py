@@ -20,6 +20,7 @@ from memory3.errors import ModelError, setting
 from memory3.models.adapter import adapter_of, merge_adapter
 from memory3.models.catalogue import resolve_model
 from memory3.models.causes import check_size, is_layer_beyond, loading, missing_weights
+from memory3.models.prepacked import prepack
 
 __all__ = ["check_device", "load_config", "load_model", "load_tokenizer"]
 
@@ -78,7 +79,9 @@ def load_model(
     _check_vocabulary(name, model, tokenizer)
     if adapter:
         merge_adapter(model, adapter)
-    return model.to(device).eval(), tokenizer
+    model = model.to(device).eval()
+    prepack(model)
+    return model, tokenizer
 
 
 def load_config(name: str) -> Any:

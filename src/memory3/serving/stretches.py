@@ -10,10 +10,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from memory3.serving.detokenizer import UNFINISHED, Detokenizer
+
 __all__ = ["GrowingText", "Stretch"]
 
-#: What decoders write for bytes that are no character yet.
-_UNFINISHED = "\ufffd"
 #: Where a stretch ends: behind the end of a sentence that something follows, or behind a line.
 _END = re.compile(r"[.!?]['\")\]]*(?=\s)|\n")
 #: Tokens of a stretch at most; a longer sentence is several.
@@ -54,18 +54,17 @@ class GrowingText:
         self.stopped = False
         self.stretches: list[Stretch] = []
         self._decode = decode
+        self._said = Detokenizer(decode)
         self._stop = [one for one in stop if one]
-        self._ids: list[int] = []
         self._lengths: list[int] = []  # of the text that may be shown, after each token
 
     def add(self, token: int) -> str:
         """Take a token. Returns what can be shown in addition; empty, where that is not certain yet."""
-        self._ids.append(token)
-        return self._show(self._decode(self._ids).lstrip(), last=False)
+        return self._show(self._said.add(token).lstrip(), last=False)
 
     def finish(self) -> str:
         """The answer has ended. Returns what was held back."""
-        more = "" if self.stopped else self._show(self._decode(self._ids).strip(), last=True)
+        more = "" if self.stopped else self._show(self._decode(self._said.ids).strip(), last=True)
         self._cut(last=True)
         return more
 
@@ -78,7 +77,7 @@ class GrowingText:
         elif last:
             safe = whole
         else:
-            safe = whole[: len(whole) - self._held(whole)].rstrip(_UNFINISHED).rstrip()
+            safe = whole[: len(whole) - self._held(whole)].rstrip(UNFINISHED).rstrip()
         # A decoder may tidy up what it has written before; what was shown stays.
         more = safe[len(self.text) :] if safe.startswith(self.text) else ""
         self.text += more
@@ -98,7 +97,7 @@ class GrowingText:
         done = self.stretches[-1] if self.stretches else Stretch(0, 0, 0, 0)
         while True:
             found = _END.search(self.text, done.end)
-            long = len(self._ids) - done.last >= MOST_TOKENS
+            long = len(self._said.ids) - done.last >= MOST_TOKENS
             if not found and not ((last or long) and self.text[done.end :].strip()):
                 return
             end = found.end() if found else len(self.text)
@@ -108,6 +107,6 @@ class GrowingText:
                 if end >= len(self.text):
                     return
                 continue
-            upto = next((n + 1 for n, length in enumerate(self._lengths) if length >= end), len(self._ids))
-            done = Stretch(start, end, done.last, max(min(upto, len(self._ids)), done.last + 1))
+            upto = next((n + 1 for n, length in enumerate(self._lengths) if length >= end), len(self._said.ids))
+            done = Stretch(start, end, done.last, max(min(upto, len(self._said.ids)), done.last + 1))
             self.stretches.append(done)

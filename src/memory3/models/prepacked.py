@@ -1,0 +1,224 @@
+"""Linear layers whose weights oneDNN has laid out for itself beforehand, where that is faster than what torch does.
+
+    prepack(model)
+
+Torch multiplies with MKL on the CPU. On some machines oneDNN is faster by a factor of two, but only where it need not lay
+weights out at each call; on others it is slower. So both are timed here, at three numbers of rows, and each is used where
+it won. Layers stay `torch.nn.Linear` with their own weights; the copies are beside them.
+
+A copy is worth nothing once its weight has changed. Before each pass a few numbers of every weight are looked at; where one
+differs, all copies go, and torch's own product takes over. Exact twin: `torch.nn.functional.linear`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["is_prepacked", "prepack"]
+
+#: Weights of fewer numbers are not worth a copy.
+_SMALLEST = 1 << 15
+#: Of the machine's memory, all copies of a model may take one part in so many.
+_PART = 4
+#: Rows of a product at which both are timed, and up to how many each timing holds.
+_TIMED = ((1, 1), (8, 32), (128, 1 << 62))
+#: Copies have to take less than this part of the time to be used.
+_FASTER = 0.9
+#: Numbers of a weight that are looked at before a pass.
+_SEEN = 8
+
+
+class _Copies:
+    """The copies of a model's weights. One for all of its layers, so that all go at once.
+
+    Attributes:
+        faster: of each entry of `_TIMED`, whether copies are used.
+        valid: whether they still are what the weights are.
+    """
+
+    def __init__(self, weights: Sequence[torch.Tensor], faster: Sequence[bool]) -> None:
+        self.faster = list(faster)
+        self.valid = True
+        self._seen = [_sample(weight) for weight in weights]
+        self._expected = torch.cat(self._seen)
+
+    def check(self) -> bool:
+        """Whether the weights are what they were."""
+        if self.valid and not torch.equal(torch.cat(self._seen), self._expected):
+            self.valid = False
+        return self.valid
+
+    def serves(self, rows: int) -> bool:
+        """Whether a product of so many rows is to be taken with a copy."""
+        return self.valid and next(on for on, (_, upto) in zip(self.faster, _TIMED, strict=True) if rows <= upto)
+
+
+class _Forward:
+    """The forward pass of one layer. What it is copied or pickled to multiplies as torch does."""
+
+    def __init__(self, layer: nn.Linear, copies: _Copies) -> None:
+        self.layer = layer
+        self.copies: _Copies | None = copies
+        self.packed: torch.Tensor | None = _packed(layer)
+        self.place = _place(layer.weight)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"layer": self.layer, "copies": None, "packed": None, "place": None}
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        layer, copies = self.layer, self.copies
+        weight = layer.weight
+        if copies is not None and copies.serves(x.numel() // max(1, x.shape[-1])) and self._can(x, weight):
+            return _multiplied(x, self.packed, layer.bias)
+        if copies is not None and not copies.valid:
+            self.copies = self.packed = None
+        return nn.functional.linear(x, weight, layer.bias)
+
+    def _can(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
+        return (
+            _place(weight) == self.place
+            and x.dtype == weight.dtype
+            and x.device.type == "cpu"
+            and x.numel() > 0
+            and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+            and not torch.is_autocast_enabled("cpu")
+            and not torch.compiler.is_compiling()
+        )
+
+
+class _Check:
+    """Looks at the weights before a pass."""
+
+    def __init__(self, copies: _Copies) -> None:
+        self._copies = weakref.ref(copies)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_copies": _nothing}
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        copies = self._copies()
+        if copies is not None:
+            copies.check()
+
+
+def _nothing() -> None:
+    return None
+
+
+def _place(weight: torch.Tensor) -> tuple[int, int]:
+    """Where a weight lies, and how often torch has written to it."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+
+
+def _sample(weight: torch.Tensor) -> torch.Tensor:
+    """A few numbers of a weight, spread over it; a view, which shows what they are later."""
+    flat = weight.detach().view(-1)
+    return flat[:: max(1, flat.numel() // _SEEN)]
+
+
+def _packed(layer: nn.Linear) -> torch.Tensor:
+    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
+    return packed
+
+
+def _multiplied(x: torch.Tensor, packed: Any, bias: torch.Tensor | None) -> torch.Tensor:
+    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return found
+
+
+def prepack(model: nn.Module) -> bool:
+    """Let the linear layers of a model multiply with copies of their weights, where that is faster on this machine with
+    the caller's number of threads. Without a gradient only; with one torch multiplies.
+
+    Costs the bytes of the weights once more, of which no more is taken than a quarter of the machine's memory, and about
+    half a second for every 100 million weights. Results differ from torch's by rounding.
+
+    Args:
+        model: in memory, on the CPU.
+
+    Returns:
+        whether it was done: False where torch has no oneDNN, the model is elsewhere, too small or too large, or torch is
+        faster in all cases.
+    """
+    base = getattr(model, "base_model", model)
+    layers = [one for one in model.modules() if _is_plain(one)]
+    size = sum(one.weight.nbytes for one in layers)
+    if not layers or not _has_onednn(layers[0].weight.dtype) or size * _PART > _machine_bytes():
+        return False
+    faster = _timed(layers)
+    if not any(faster):
+        return False
+    copies = _Copies([layer.weight for layer in layers], faster)
+    for layer in layers:
+        vars(layer)["forward"] = _Forward(layer, copies)
+    base.register_forward_pre_hook(_Check(copies))
+    return True
+
+
+def is_prepacked(model: nn.Module) -> bool:
+    """Whether copies of a model's weights are in use."""
+    forwards = [one for layer in model.modules() if isinstance(one := vars(layer).get("forward"), _Forward)]
+    return any(one.copies is not None and one.copies.check() for one in forwards)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a module is torch's own linear layer, large enough, on the CPU, and in numbers that both sides know."""
+    if type(layer) is not nn.Linear or "forward" in vars(layer):
+        return False
+    weight = layer.weight
+    return (
+        type(weight) in (torch.Tensor, nn.Parameter)
+        and weight.device.type == "cpu"
+        and weight.dtype in (torch.float32, torch.bfloat16)
+        and weight.is_contiguous()
+        and weight.numel() >= _SMALLEST
+    )
+
+
+def _has_onednn(dtype: torch.dtype) -> bool:
+    ops = torch.ops.mkldnn
+    return (
+        torch.backends.mkldnn.is_available()
+        and hasattr(ops, "_reorder_linear_weight")
+        and hasattr(ops, "_linear_pointwise")
+        and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+
+
+def _machine_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not a Unix
+        return 0
+
+
+@torch.inference_mode()
+def _timed(layers: Sequence[nn.Linear]) -> list[bool]:
+    """For each entry of `_TIMED`, whether copies take less time. Both take turns, and of each its best turn counts: what
+    else the machine does can only make it slower.
+    """
+    # At few rows the time is that of reading weights: so many are read that no cache holds them.
+    some = layers[:: max(1, len(layers) // 40)]
+    copies = [_packed(layer) for layer in some]
+    found = []
+    for rows, _ in _TIMED:
+        inputs = {one.in_features: one.weight.new_ones(rows, one.in_features) for one in some}
+        best = [float("inf"), float("inf")]
+        for turn in range(6):
+            start = time.perf_counter()
+            for layer, copy in zip(some, copies, strict=True):
+                x = inputs[layer.in_features]
+                if turn % 2:
+                    _multiplied(x, copy, layer.bias)
+                else:
+                    nn.functional.linear(x, layer.weight, layer.bias)
+            best[turn % 2] = min(best[turn % 2], time.perf_counter() - start)
+        found.append(best[1] < _FASTER * best[0])
+    return found
