@@ -281,3 +281,21 @@ def test_of_requests_that_are_looked_up_together_all_are_told_when_the_bank_is_g
             .result()
             .token_ids
         )
+
+
+def test_memories_are_fetched_ahead_where_the_answer_goes_on(m3: Memory3) -> None:
+    config = m3.config.replace(chunk_length=17)
+    longer = Memory3(m3.model, m3.tokenizer, config, name="tiny")
+    bank, guessed = RamBank(longer, TEXTS), list[int]()
+    with Engine(longer) as engine:
+        prefetch = engine._lookup.prefetch
+
+        def noted(handle: Any) -> None:
+            guessed.append(handle.number)
+            prefetch(handle)
+
+        engine._lookup.prefetch = noted  # type: ignore[method-assign]
+        done = [engine.submit(job(longer, QUESTIONS[0], bank, length=length, ignore_eos=True)) for length in (16, 17, 40)]
+        for handle in done:
+            handle.result()
+    assert guessed == [done[2].number] * 2

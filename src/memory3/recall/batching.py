@@ -273,8 +273,11 @@ class Stream:
 
     @property
     def is_near_renewal(self) -> bool:
-        """Whether it will look for memories again in a few tokens (`RequestMemory.is_near_renewal`)."""
-        return self.memory is not None and self.memory.is_near_renewal
+        """Whether it will look for memories again in a few tokens (`RequestMemory.is_near_renewal`), which an answer that ends
+        before does not.
+        """
+        left = self.chooser.length - len(self.chosen)
+        return self.memory is not None and self.memory.is_near_renewal and left > self.memory.until_renewal
 
     def next_query(self) -> str:
         """By what it would look for memories if it did so now."""
