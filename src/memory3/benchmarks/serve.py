@@ -4,10 +4,13 @@ clients, in mode memory against the same server in mode text with the same refer
     memory3 bench serve --bank ./bank --against llama.cpp=http://127.0.0.1:8081
 
 The server is a process of its own; clients are threads here, each of which asks its next question when the last was
-answered. No question is asked twice. Arms take turns, so that a machine that slows down slows all of them. Mode text,
-and other servers named by ``--against``, have the ``k`` references of a question in the prompt. Mode memory reads ``k`` for
-every 64 tokens of question and answer: for a question of one such chunk, first the same ones. ``--against-body`` is added to
-what another server is asked: how it is told to go on after an end token differs.
+answered. No server is asked a question twice; other servers are asked those of the first mode. Arms take turns, so that a
+machine that slows down slows all of them, and every answer has as many tokens as were asked for, or it is an error. Mode
+text, and other servers named by ``--against``, have the ``k`` references of a question in the prompt. Mode memory reads
+``k`` for every 64 tokens of question and answer: for a question of one such chunk, first the same ones.
+
+``--against-body`` is added to what other servers are asked, since they are told in different words to go on after an end
+token. It is one object for all, or one for each by name: ``{"llama.cpp": {"ignore_eos": true}, "other": {}}``.
 
 With ``--soak 10000`` so many questions follow, and the first thousand are compared with the last: speed and resident memory.
 """
@@ -15,26 +18,22 @@ With ``--soak 10000`` so many questions follow, and the first thousand are compa
 from __future__ import annotations
 
 import http.client
-import json
 import random
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from memory3.bank import Bank
+from memory3.benchmarks.clients import Arm, ask, compare, model_of, others, turn
 from memory3.benchmarks.measure import bank_references, progress, python_documents
-from memory3.errors import InputError, ServingError
+from memory3.errors import ServingError
 from memory3.llm import Memory3
 from memory3.models.catalogue import DEFAULT_ADAPTED
 
@@ -59,29 +58,6 @@ OPTIONS: dict[str, Any] = {
 
 #: Seconds a server may take to load its model.
 _START = 120
-
-
-@dataclass(frozen=True)
-class _Arm:
-    """Whom clients ask. ``mode``: of our own server; "": another's, which gets the passages in the prompt."""
-
-    name: str
-    host: str
-    port: int
-    model: str
-    mode: str
-    body: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """One request: when the first token came and the last, in seconds from sending it, and how many tokens there were of
-    the answer and the prompt (0: the server does not tell)."""
-
-    first: float
-    total: float
-    tokens: int
-    prompt: int
 
 
 def run(
@@ -113,8 +89,8 @@ def run(
         requests: of each client in each turn.
         repeats: turns.
         k: references that are read for a question.
-        against: other servers, as NAME=URL, between commas.
-        against_body: JSON object: fields of a request to these.
+        against: other servers, as NAME=URL, between commas; with #MODEL behind where a server lists none, or several.
+        against_body: JSON object: fields of a request to these, or such an object for each NAME.
         soak: questions of the long run; 0: none.
         engine: of our server.
     """
@@ -125,20 +101,21 @@ def run(
             _write(model, bank, references)
         questions = _Questions(model, bank, k)
         port, process = stack.enter_context(_server(model, bank, engine))
-        name = _models("127.0.0.1", port)
+        name = model_of("127.0.0.1", port)
         ours = {"ignore_eos": True, "stream_options": {"include_usage": True}}
         arms = [
-            _Arm(
-                mode, "127.0.0.1", port, name, mode, ours | {"memory3": {"mode": mode} | ({} if mode == "none" else {"k": k})}
-            )
+            Arm(mode, "127.0.0.1", port, name, mode, ours | {"memory3": {"mode": mode} | ({} if mode == "none" else {"k": k})})
             for mode in modes.split(",")
         ]
-        arms += [_other(one, _object(against_body)) for one in against.split(",") if one]
+        arms += others(against, against_body, modes.split(","))
+        for arm in arms:  # what does not work is seen before minutes of measuring; and what is first used then is there
+            ask(arm, questions.for_arm(arm, questions.next(32)), tokens_out)
         results: dict[str, Any] = {"model": name}
         for length in (int(n) for n in tokens_in.split(",")):
             for many in (int(n) for n in clients.split(",")):
-                results[f"{length} in, {many} clients"] = _compare(
-                    arms, questions, length, many, tokens_out, requests, repeats
+                turns = progress(range(repeats), f"{many} clients, {length} tokens in")
+                results[f"{length} in, {many} clients"] = compare(
+                    arms, lambda n=length: questions.next(n), questions.for_arm, many, requests, tokens_out, turns
                 )
         if soak:
             results["soak"] = _soak(arms[0], questions, soak, process)
@@ -173,8 +150,10 @@ class _Questions:
                     self._asked.add(text)
                     return str(text)
 
-    def with_passages(self, question: str) -> str:
-        """A user's turn that holds what the bank finds for the question, as a server without a bank is asked."""
+    def for_arm(self, arm: Arm, question: str) -> str:
+        """A user's turn; for a server without a bank, with what the bank finds for the question."""
+        if arm.mode:
+            return question
         (hits,) = self._bank.search([question], self._k)
         texts = [reference.text for reference in self._bank.references([hit.reference_id for hit in hits])]
         return "\n\n".join(["Use these passages:", *texts, question])
@@ -226,124 +205,16 @@ def _is_ready(port: int) -> bool:
         return False
 
 
-def _models(host: str, port: int) -> str:
-    """The model of a server that has a bank; where none has, its first."""
-    connection = http.client.HTTPConnection(host, port, timeout=30)
-    connection.request("GET", "/v1/models")
-    ids = [str(one["id"]) for one in json.loads(connection.getresponse().read())["data"]]
-    return next((one for one in ids if "@" in one), ids[0])
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise InputError(f"against_body is {text!r}: write a JSON object")
-    return found
-
-
-def _other(text: str, body: dict[str, Any]) -> _Arm:
-    name, has_url, rest = text.partition("=")
-    url, _, model = rest.partition("#")
-    where = urlsplit(url)
-    if not has_url or where.scheme != "http" or not where.hostname:
-        raise InputError(f"{text!r}: name another server as NAME=http://HOST:PORT, with #MODEL behind it where it wants one")
-    port = where.port or 80
-    return _Arm(name, where.hostname, port, model or _models(where.hostname, port), "", body)
-
-
-# ---- asking ----------------------------------------------------------------------------------------------------------
-
-
-def _ask(arm: _Arm, question: str, tokens_out: int) -> _Asked:
-    """One streamed answer."""
-    body: dict[str, Any] = {
-        "model": arm.model,
-        "messages": [{"role": "user", "content": question}],
-        "stream": True,
-        "max_tokens": tokens_out,
-        "temperature": 0,
-    } | arm.body
-    connection = http.client.HTTPConnection(arm.host, arm.port, timeout=600)
-    started = time.perf_counter()
-    connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    if response.status != 200:
-        raise ServingError(f"{arm.name} answers {response.status}: {response.read(500).decode(errors='replace')}")
-    first, pieces, usage = 0.0, 0, dict[str, int]()
-    for line in response:
-        if not line.startswith(b"data: {"):
-            continue
-        chunk = json.loads(line[6:])
-        if any(choice["delta"].get("content") for choice in chunk.get("choices", ())):
-            pieces += 1
-            first = first or time.perf_counter() - started
-        usage = chunk.get("usage") or usage
-    total = time.perf_counter() - started
-    connection.close()
-    return _Asked(first or total, total, usage.get("completion_tokens", pieces), usage.get("prompt_tokens", 0))
-
-
-def _turn(arm: _Arm, questions: Sequence[str], many: int, tokens_out: int) -> tuple[float, list[_Asked]]:
-    """All questions, by so many clients. Returns the seconds that it took."""
-    started = time.perf_counter()
-    with ThreadPoolExecutor(many) as pool:
-        asked = list(pool.map(lambda question: _ask(arm, question, tokens_out), questions))
-    return time.perf_counter() - started, asked
-
-
-def _compare(
-    arms: Sequence[_Arm], questions: _Questions, length: int, many: int, tokens_out: int, requests: int, repeats: int
-) -> dict[str, Any]:
-    turns: dict[str, list[dict[str, float]]] = {arm.name: [] for arm in arms}
-    firsts: dict[str, list[float]] = {arm.name: [] for arm in arms}
-    for number in progress(range(repeats), f"{many} clients, {length} tokens in"):
-        order = list(arms) if number % 2 == 0 else list(reversed(arms))
-        for arm in order:
-            mine = [questions.next(length) for _ in range(many * requests)]
-            if not arm.mode:
-                mine = [questions.with_passages(question) for question in mine]
-            seconds, asked = _turn(arm, mine, many, tokens_out)
-            firsts[arm.name] += [one.first for one in asked]
-            tokens = sum(one.tokens for one in asked)
-            turns[arm.name].append(
-                {
-                    "requests_per_second": len(asked) / seconds,
-                    "tokens_per_second": tokens / seconds,
-                    "prompt_tokens": statistics.median(one.prompt for one in asked),
-                }
-            )
-    found: dict[str, Any] = {}
-    for arm in arms:
-        found[arm.name] = {key: statistics.median(turn[key] for turn in turns[arm.name]) for key in turns[arm.name][0]} | {
-            f"first_token_p{p}": _percentile(firsts[arm.name], p) for p in (50, 95, 99)
-        }
-    for name in found:
-        if "memory" in found and name != "memory":
-            found[name]["memory_requests_ratio"] = statistics.median(
-                a["requests_per_second"] / b["requests_per_second"] for a, b in zip(turns["memory"], turns[name], strict=True)
-            )
-            found[name]["first_token_p95_ratio"] = found[name]["first_token_p95"] / found["memory"]["first_token_p95"]
-    return found
-
-
-def _percentile(values: Sequence[float], percent: int) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, round(percent / 100 * (len(ordered) - 1)))]
-
-
 # ---- the long run ----------------------------------------------------------------------------------------------------
 
 
-def _soak(arm: _Arm, questions: _Questions, count: int, process: int) -> dict[str, Any]:
+def _soak(arm: Arm, questions: _Questions, count: int, process: int) -> dict[str, Any]:
     """Short answers to many questions by eight clients: the first tenth against the last."""
     part = max(1, count // 10)
     seconds: list[float] = []
     resident: list[int] = []
     for _ in progress(range(10), f"{10 * part} questions"):
-        took, _asked = _turn(arm, [questions.next(32) for _ in range(part)], 8, 4)
+        took, _asked = turn(arm, [questions.next(32) for _ in range(part)], 8, 4)
         seconds.append(took)
         resident.append(_resident(process))
     return {

@@ -1,0 +1,1 @@
+"""Serving, measured against what others serve with."""
