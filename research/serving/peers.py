@@ -36,6 +36,8 @@ from typing import Any
 THREADS = 2
 #: Clients at most: so many slots does llama.cpp get, of so many tokens each.
 SLOTS, SLOT_TOKENS = 16, 2048
+#: Tokens in a pass of transformers' continuous batching.
+PASS_TOKENS = 512
 #: Seconds that a server may take to load its model.
 START = 180
 #: Seconds over which a server is watched that has nothing to do.
@@ -72,9 +74,10 @@ def transformers(work: Path, *options: str) -> Peer:
 
 
 def batching(work: Path) -> Peer:
-    """The same with continuous batching. Its pages would take 0.6 of what RAM is free: here they hold 32,768 tokens, which
-    is more than 16 clients need."""
-    return transformers(work, "--continuous-batching", "--cb-num-blocks", str(SLOTS * SLOT_TOKENS // 256))
+    """The same with continuous batching. Its pages would take 0.6 of what RAM is free: here they hold what 16 clients need.
+    A pass would have 8,192 tokens, all of which look at one another through a dense mask: here it has about a prompt's."""
+    pages, tokens = str(SLOTS * SLOT_TOKENS // 256), str(PASS_TOKENS)
+    return transformers(work, "--continuous-batching", "--cb-num-blocks", pages, "--cb-max-batch-tokens", tokens)
 
 
 def llama_cpp(work: Path, file: Path, weights: str) -> Peer:
