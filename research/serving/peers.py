@@ -89,7 +89,7 @@ def llama_cpp(work: Path, file: Path, weights: str) -> Peer:
     command += ["--threads", str(THREADS), "--threads-batch", str(THREADS)]
     command += ["--parallel", str(SLOTS), "--ctx-size", str(SLOTS * SLOT_TOKENS)]
     body = {"ignore_eos": True, "stream_options": {"include_usage": True}}
-    about = {"version": made.version(program), "weights": weights, "bytes": size_of(file)}
+    about = {"version": f"{made.PACKAGE}, {made.version(program)}", "weights": weights, "bytes": size_of(file)}
     return Peer([*command, "--port"], body, "", about)
 
 

@@ -76,7 +76,7 @@ def run(
     soak: int,
     engine: str,
 ) -> dict[str, Any]:
-    """For each length of prompt, number of clients and arm: medians over the turns, and ratios to mode text.
+    """For each length of prompt, number of clients and arm: medians over the turns, and ratios to mode memory.
 
     Args:
         model: name or path.

@@ -16,7 +16,7 @@ OPTIONS: dict[str, Any] = {**serve.OPTIONS, "engine": "vllm", "clients": "1,4,16
 
 
 def run(**options: Any) -> dict[str, Any]:
-    """For each length of prompt, number of clients and arm: medians over the turns, and ratios to mode text.
+    """For each length of prompt, number of clients and arm: medians over the turns, and ratios to mode memory.
 
     Args:
         options: as `memory3.benchmarks.serve.run`.
