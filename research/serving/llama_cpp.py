@@ -117,5 +117,5 @@ def _run(*command: object, path: Path | None = None) -> None:
     """A command whose output is for the eye: none of it is a result. ``path``: of packages that it imports."""
     arguments: Sequence[str] = [str(part) for part in command]
     print("+", *arguments, file=sys.stderr, flush=True)
-    env = os.environ if path is None else {**os.environ, "PYTHONPATH": str(path)}
+    env = {**os.environ} if path is None else {**os.environ, "PYTHONPATH": str(path)}
     subprocess.run(arguments, check=True, stdout=sys.stderr, env=env)

@@ -232,7 +232,8 @@ def compare(
     firsts: dict[str, list[float]] = {arm.name: [] for arm in arms}
     for number in turns:
         shared = [draw() for _ in range(many * requests)]
-        for arm in arms if number % 2 == 0 else reversed(arms):
+        order = list(arms) if number % 2 == 0 else list(reversed(arms))
+        for arm in order:
             own = bool(arm.mode) and arm is not arms[0]
             mine = [turn_of(arm, question) for question in ([draw() for _ in shared] if own else shared)]
             seconds, asked = turn(arm, mine, many, tokens_out)

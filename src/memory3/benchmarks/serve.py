@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def run(
             for many in (int(n) for n in clients.split(",")):
                 turns = progress(range(repeats), f"{many} clients, {length} tokens in")
                 results[f"{length} in, {many} clients"] = compare(
-                    arms, lambda n=length: questions.next(n), questions.for_arm, many, requests, tokens_out, turns
+                    arms, partial(questions.next, length), questions.for_arm, many, requests, tokens_out, turns
                 )
         if soak:
             results["soak"] = _soak(arms[0], questions, soak, process)
