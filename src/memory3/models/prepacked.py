@@ -16,7 +16,7 @@ import os
 import time
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -168,7 +168,7 @@ def is_prepacked(model: nn.Module) -> bool:
     return any(one.copies is not None and one.copies.check() for one in forwards)
 
 
-def _is_plain(layer: nn.Module) -> bool:
+def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a module is torch's own linear layer, large enough, on the CPU, and in numbers that both sides know."""
     if type(layer) is not nn.Linear or "forward" in vars(layer):
         return False
