@@ -13,11 +13,10 @@ import lancedb
 import pyarrow as pa
 import pytest
 from bank_writer import SHAPE, HashingEmbedder, HashingWriter, contents, documents, expected, open_bank, same_memory
-from xxhash import xxh3_64_intdigest
+from forging import forge
 
 from memory3.bank import Bank, store, upkeep
 from memory3.bank.format.manifest import TABLE_ID_KEY
-from memory3.bank.format.rows import with_checksums
 from memory3.bank.write import pace
 from memory3.codec.raw import encode_record
 from memory3.errors import BankChanged, BankCorrupt, FingerprintMismatch, InputError
@@ -411,21 +410,6 @@ def test_staged_rows_that_are_damaged_are_encoded_again(tmp_path, monkeypatch):
 
 
 # ---- rows whose checksums are right and whose numbers cannot be ----------------------------------------------------------
-
-
-def forge(path, reference_id, **columns):
-    """Change columns of a row and make its checksums fit, as whoever makes a bank can."""
-    table = lancedb.connect(path).open_table("references-1")
-    rows = table.to_arrow()
-    values = {name: rows[name].to_pylist() for name in rows.column_names}
-    place = values["reference_id"].index(reference_id)
-    for name, value in columns.items():
-        values[name][place] = value
-    if "codes" in columns:
-        values["codes_checksum"][place] = xxh3_64_intdigest(columns["codes"])
-    arrays = {name: pa.array(values[name], table.schema.field(name).type) for name in rows.column_names}
-    batch = with_checksums(arrays, table.schema)
-    lancedb.connect(path).create_table("references-1", pa.table(batch), schema=table.schema, mode="overwrite")
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])

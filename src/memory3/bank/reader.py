@@ -43,6 +43,15 @@ class MemoryReader:
         self._version = version
         self._name = name
 
+    @property
+    def codec(self) -> Codec:
+        """What reads the records.
+
+        Raises:
+            BankCorrupt: its codebook is lost or damaged.
+        """
+        return self._codec()
+
     def memories(
         self,
         reference_ids: Sequence[str],

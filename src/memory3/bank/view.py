@@ -12,7 +12,9 @@ import numpy as np
 
 from memory3.bank.cache import MemoryCache
 from memory3.bank.copies import search_distinct
+from memory3.bank.format.manifest import BankManifest
 from memory3.bank.format.tags import Scalar, untagged
+from memory3.bank.format.versions import version_text
 from memory3.bank.lookup import read_records, read_references
 from memory3.bank.reader import MemoryReader
 from memory3.bank.recalls import RecallLog
@@ -20,6 +22,7 @@ from memory3.bank.record import MemoryRecord
 from memory3.bank.reports import Hit
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.where import Where
+from memory3.codec import Codec
 from memory3.errors import BankChanged, BankCorrupt
 from memory3.types import Memory, Reference
 
@@ -66,6 +69,21 @@ class BankView:
         name = str(snapshot.path)
         self._reader = MemoryReader(snapshot.manifest, lambda: snapshot.codec, cache, snapshot.id, name)
         self._recalls = recalls
+
+    @property
+    def manifest(self) -> BankManifest:
+        """What this version says about itself."""
+        return self.snapshot.manifest
+
+    @property
+    def version(self) -> str:
+        """32 hex digits, equal only where every row is equal."""
+        return version_text(self.snapshot.id)
+
+    @property
+    def codec(self) -> Codec:
+        """What reads the records of this version."""
+        return self._reader.codec
 
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
         """The ``k`` nearest references of each query, best first, in the version of the bank that this view holds.

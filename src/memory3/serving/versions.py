@@ -8,7 +8,7 @@ from threading import Lock
 from typing import Any
 
 from memory3.bank.format.rows import FIRST_ROWS
-from memory3.bank.remote.about import About, version_text
+from memory3.bank.remote.about import About
 from memory3.bank.view import BankView
 from memory3.serving.catalogue import Served
 from memory3.serving.errors import Refused
@@ -36,7 +36,7 @@ class Versions:
 
         Args:
             served: the bank.
-            version: as `version_text` says it; None: the newest.
+            version: as `memory3.bank.format.versions.version_text` says it; None: the newest.
 
         Raises:
             Refused: 410: it is not there any more; 400: the bank does not lie on this machine.
@@ -44,7 +44,7 @@ class Versions:
         view = served.bank.pin()
         if not isinstance(view, BankView):
             raise Refused(400, f"The bank {served.name!r} does not lie on this server: read it where it does.")
-        newest = version_text(view.snapshot.id)
+        newest = view.version
         with self._lock:
             bank, versions = self._open.get(served.name, (None, OrderedDict()))
             if bank is not served.bank:  # another has the name now: nobody may read the old one by it

@@ -10,7 +10,7 @@ from xxhash import xxh3_128_hexdigest
 
 from memory3.bank.format.manifest import METADATA_KEY, TABLE_ID_KEY
 
-__all__ = ["VersionId", "new_table_id", "table_id"]
+__all__ = ["VersionId", "new_table_id", "table_id", "version_text"]
 
 
 class VersionId(NamedTuple):
@@ -38,3 +38,8 @@ def new_table_id() -> str:
 def table_id(metadata: Mapping[bytes, bytes]) -> str:
     """The id in a table's schema metadata. Tables of older releases have none: their manifest stands for it."""
     return metadata.get(TABLE_ID_KEY, b"").decode("ascii", "replace") or xxh3_128_hexdigest(metadata[METADATA_KEY])
+
+
+def version_text(version: VersionId) -> str:
+    """A version as servers and devices say it: 32 hex digits, equal only where every row is equal."""
+    return xxh3_128_hexdigest("\0".join(map(str, version)).encode())

@@ -9,23 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from xxhash import xxh3_128_hexdigest
-
 from memory3.bank.format.manifest import BankManifest
-from memory3.bank.format.versions import VersionId
 from memory3.codec.raw import record_size
 from memory3.types import whole
 
-__all__ = ["PROTOCOL", "About", "version_text"]
+__all__ = ["PROTOCOL", "About"]
 
 #: Of requests and answers; another number means other ones.
 PROTOCOL = 1
 _MOST = 1 << 53
-
-
-def version_text(version: VersionId) -> str:
-    """A version as servers and devices say it: 32 hex digits, equal only where every row is equal."""
-    return xxh3_128_hexdigest("\0".join(map(str, version)).encode())
 
 
 @dataclass(frozen=True)
@@ -34,7 +26,7 @@ class About:
 
     Attributes:
         manifest: of the bank, with its counts.
-        version: see `version_text`.
+        version: see `memory3.bank.format.versions.version_text`.
     """
 
     manifest: BankManifest

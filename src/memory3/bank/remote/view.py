@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from memory3.bank.format.manifest import BankManifest
 from memory3.bank.format.tags import Scalar
 from memory3.bank.reader import MemoryReader
 from memory3.bank.record import MemoryRecord
@@ -26,6 +27,7 @@ from memory3.bank.remote.kept import Item, ItemShape, Kept
 from memory3.bank.remote.limits import MOST_HITS, MOST_IDS, MOST_QUERIES, MOST_QUERY, MOST_SENT
 from memory3.bank.reports import Hit
 from memory3.bank.where import Where, alternatives
+from memory3.codec import Codec
 from memory3.errors import BankCorrupt, BankUnreachable, InputError
 from memory3.files import parse_json
 from memory3.types import Memory, Reference, plain, whole
@@ -86,6 +88,21 @@ class RemoteView:
         self._ahead = ahead
         self._left_out: set[str] = set()  # hits of the last search whose memories did not come along
         self._guesses: list[Future[None]] = []
+
+    @property
+    def manifest(self) -> BankManifest:
+        """What this version says about itself."""
+        return self.about.manifest
+
+    @property
+    def version(self) -> str:
+        """32 hex digits, equal only where every row is equal."""
+        return self.about.version
+
+    @property
+    def codec(self) -> Codec:
+        """What reads the records of this version."""
+        return self._reader.codec
 
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
         """The ``k`` nearest references of each query, best first, as the server finds them.
