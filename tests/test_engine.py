@@ -94,13 +94,14 @@ def test_a_request_leaves_nothing_behind(m3: Memory3) -> None:
     bank = RamBank(m3, TEXTS)
     with Engine(m3) as engine:
         handle = engine.submit(job(m3, QUESTIONS[0], bank))
-        while handle.stream is None:
+        while (answer := handle.answer) is None:
             time.sleep(0.001)
-        cache = weakref.ref(handle.stream.cache)
+        cache = weakref.ref(answer.stream.cache)
+        del answer
         handle.result()
         time.sleep(0.05)
         gc.collect()
-        assert handle.stream is None
+        assert handle.answer is None
         assert cache() is None
 
 

@@ -16,8 +16,8 @@ from memory3.cli.output import err, message, out, print_json
 
 if TYPE_CHECKING:
     from memory3.llm import Memory3
+    from memory3.serving.base import BaseEngine
     from memory3.serving.catalogue import Banks
-    from memory3.serving.engine import AnyEngine
     from memory3.serving.server import Server
 
 __all__ = ["serve"]
@@ -219,7 +219,7 @@ def _model(
     return load_model(full_name(model or manifest.model, adapter), config, device=device, dtype=dtype)
 
 
-def _engine(name: str, m3: Memory3, **options: Any) -> AnyEngine:
+def _engine(name: str, m3: Memory3, **options: Any) -> BaseEngine:
     """The engine of this name."""
     if name == "vllm":
         from memory3.models.catalogue import cache_dir

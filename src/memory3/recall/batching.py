@@ -143,6 +143,10 @@ class Stream:
         """Texts to search for."""
         return [] if self.memory is None else self.memory.lookups
 
+    def would_read(self, hits: Sequence[Sequence[SearchHit]]) -> list[str]:
+        """See `RequestMemory.would_read`."""
+        return [] if self.memory is None else self.memory.would_read(hits)
+
     def receive(self, hits: Sequence[Sequence[SearchHit]]) -> list[str]:
         """Take what was found for each of `lookups`. Returns the ids of all references that are read now."""
         assert self.memory is not None

@@ -200,6 +200,19 @@ class RequestMemory:
         said = self.retrieval.references is not None or (self.retrieval.chunk_references is not None and not self.is_decoding)
         return [] if said else [wanted.query for wanted in self._wanted if wanted.query]
 
+    def would_read(self, hits: Sequence[Sequence[SearchHit]]) -> list[str]:
+        """Ids of all references that `receive` may have it read, for whoever fetches them first.
+
+        Args:
+            hits: as for `receive`.
+        """
+        if self.retrieval.references is not None:
+            return list(dict.fromkeys(self.retrieval.references))
+        if self.retrieval.chunk_references is not None and not self.is_decoding:
+            return list(dict.fromkeys(name for names in self.retrieval.chunk_references for name in names))
+        found = dict.fromkeys(hit.reference_id for each in hits for hit in within(each, self.retrieval.gap))
+        return list(found or self.reading)  # where nothing is looked up, it goes on with what it reads
+
     def receive(self, hits: Sequence[Sequence[SearchHit]]) -> bool:
         """Take what was found for each of `lookups`, most similar first. Returns whether what is read has changed.
 

@@ -14,75 +14,22 @@ Knows no network. All queues are bounded: `submit` refuses what does not fit.
 
 from __future__ import annotations
 
-import itertools
-import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
 
-import torch
-
-from memory3.answer import Usage
-from memory3.asking import Asked, cite
-from memory3.errors import EngineBusy, EngineClosed, Memory3Error, ServingError
+from memory3.errors import EngineClosed, Memory3Error, ServingError
 from memory3.llm import Memory3
-from memory3.recall.batching import Batch, Stream
+from memory3.recall.batching import Batch
+from memory3.serving.base import BaseEngine, EngineState
 from memory3.serving.handle import Handle
-from memory3.serving.job import Cited, Event, Failed, Finished, Job, Observer, Text
+from memory3.serving.job import Observer
 from memory3.serving.lookup import Lookup
+from memory3.serving.streamed import Streamed
 from memory3.serving.threads import start
-from memory3.types import Citation
 
-__all__ = ["AnyEngine", "Engine", "EngineState"]
-
-
-@dataclass(frozen=True)
-class EngineState:
-    """What an engine is doing.
-
-    Attributes:
-        running: requests that have a place in the batch.
-        waiting: requests that have none yet.
-        looking: of the running ones, those that wait for their memories.
-    """
-
-    running: int
-    waiting: int
-    looking: int
+__all__ = ["Engine"]
 
 
-class AnyEngine(Protocol):
-    """What a server needs of an engine. `Engine` is one, on transformers; `memory3.vllm.engine.VllmEngine` another."""
-
-    @property
-    def state(self) -> EngineState:
-        """What it is doing now."""
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it takes requests."""
-
-    @property
-    def threads(self) -> int:
-        """Threads of torch that its passes run on."""
-
-    def submit(self, job: Job, tell: Callable[[Event], None] | None = None) -> Handle:
-        """Take a request.
-
-        Args:
-            job: what is asked.
-            tell: is called with every event, in a thread of the engine. None: the handle keeps them.
-        """
-
-    def drain(self, seconds: float) -> bool:
-        """Take no more requests, and wait for those that are here. Returns whether all of them ended in time."""
-
-    def close(self) -> None:
-        """End everything. Requests that are not answered fail."""
-
-
-class Engine:
+class Engine(BaseEngine):
     """Serves requests until it is closed. Safe to call from any thread."""
 
     def __init__(
@@ -105,99 +52,38 @@ class Engine:
                 has run torch on several (`memory3.serving.threads`).
             observer: is told what happens.
         """
-        self._m3 = m3
-        self._slots = slots
-        self._most = slots + waiting
+        super().__init__(slots=slots, waiting=waiting, threads=threads, observer=observer)
         self._prompt_tokens = prompt_tokens
-        self._observer = observer
-        self._numbers = itertools.count(1)
-        self._changed = threading.Condition()
-        self._opening: list[Handle] = []  # not yet in the batch, in the order they came
         self._running: list[Handle] = []
         self._is_ready: set[int] = set()  # numbers of those that may feed
-        self._draining = False
-        self._closed = False
         self._batch = Batch(m3.model, m3.geometry)
         self._lookup = Lookup(m3, self._ready, self._fail, observer)
-        self._threads = threads or torch.get_num_threads()
-        self._lookup.start()
         self._thread = start(self._run, "memory3-engine", self._threads)
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def state(self) -> EngineState:
         """What it is doing now."""
         with self._changed:
+            running = len(self._running)
             looking = sum(one.number not in self._is_ready for one in self._running)
-            return EngineState(len(self._running), len(self._opening), looking)
+            return EngineState(running, len(self._here) - running, looking)
 
-    @property
-    def threads(self) -> int:
-        """Threads of torch that its passes run on."""
-        return self._threads
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it takes requests."""
-        return self._thread.is_alive() and not (self._closed or self._draining)
-
-    def submit(self, job: Job, tell: Callable[[Event], None] | None = None) -> Handle:
-        """Take a request.
-
-        Args:
-            job: what is asked.
-            tell: is called with every event, in a thread of the engine: it has to be quick. None: the handle keeps them.
-
-        Raises:
-            EngineBusy: as many requests are waiting as may.
-            EngineClosed: it takes no more.
-        """
-        handle = Handle(next(self._numbers), job, tell)
-        with self._changed:
-            if self._closed or self._draining:
-                raise EngineClosed("the server is shutting down: ask another, or later")
-            busy = len(self._opening) + len(self._running)
-            if busy >= self._most:
-                raise EngineBusy(f"{busy} requests are being answered or wait: ask again in a moment")
-            self._opening.append(handle)
+    def _open(self, handle: Handle) -> None:
         self._lookup.open(handle)
-        return handle
 
-    def drain(self, seconds: float) -> bool:
-        """Take no more requests, and wait for those that are here. Returns whether all of them ended in time."""
-        until = time.perf_counter() + seconds
-        with self._changed:
-            self._draining = True
-            while self._opening or self._running:
-                left = until - time.perf_counter()
-                if left <= 0:
-                    return False
-                self._changed.wait(min(left, 0.5))
-        return True
-
-    def close(self) -> None:
-        """End everything. Requests that are not answered fail."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+    def _close_others(self) -> None:
         self._lookup.close()
-        self._thread.join()
 
-    # ---- the other thread says ---------------------------------------------------------------------------------------
+    def _let_go(self, handle: Handle) -> None:
+        if handle in self._running:
+            self._running.remove(handle)
+        self._is_ready.discard(handle.number)
 
     def _ready(self, handles: Sequence[Handle]) -> None:
-        """Requests have what they read, and may feed."""
+        """Requests have what they read, and may feed. In the other thread."""
         with self._changed:
-            self._is_ready.update(one.number for one in handles)
+            self._is_ready.update(one.number for one in handles if one.number in self._here)
             self._changed.notify_all()
-
-    def _fail(self, handle: Handle, error: Exception) -> None:
-        self._leave(handle, Failed(error), "failed", None)
 
     # ---- passes ------------------------------------------------------------------------------------------------------
 
@@ -212,36 +98,23 @@ class Engine:
                     self._admit()
                     ready = [one for one in self._running if one.number in self._is_ready]
                     if not ready:
-                        self._changed.wait(0.1 if self._running or self._opening else None)
+                        self._changed.wait(0.1 if self._here else None)
                         continue
                 self._step(ready)
-        for handle in [*self._running, *self._opening]:
-            self._fail(handle, EngineClosed("the server was shut down before this was answered"))
-
-    def _sweep(self) -> None:
-        """Let those go that nobody waits for any more, or whose time is over."""
-        now = time.perf_counter()
-        with self._changed:
-            there = [*self._running, *self._opening]
-        for handle in there:
-            seconds = handle.job.seconds
-            if handle.cancelled:
-                self._end(handle, "cancelled")
-            elif seconds is not None and now - handle.came > seconds:
-                self._end(handle, "time")
+        self._fail_all(EngineClosed("the server was shut down before this was answered"))
 
     def _admit(self) -> None:
         """Let requests in that fit and have what they read, in the order they came. Held: `_changed`."""
-        for handle in list(self._opening):
+        for handle in self._here.values():
             if len(self._running) >= self._slots:
                 break
-            if handle.number in self._is_ready:
-                self._opening.remove(handle)
+            if handle.number in self._is_ready and handle not in self._running:
                 self._running.append(handle)
 
     def _step(self, ready: Sequence[Handle]) -> None:
-        by_stream = {id(one.stream): one for one in ready}
-        streams = [one.stream for one in ready if one.stream is not None]
+        answers = [(one, one.answer) for one in ready]
+        by_stream = {id(answer.stream): one for one, answer in answers if isinstance(answer, Streamed)}
+        streams = [answer.stream for _, answer in answers if isinstance(answer, Streamed)]
         # Decoding first: what is left of the pass, prompts share.
         streams.sort(key=lambda stream: not stream.is_prompt_read)
         unread = sum(stream.pending for stream in streams if not stream.is_prompt_read)
@@ -256,12 +129,10 @@ class Engine:
             self._observer.tokens(unread - left, len(chosen))
         waiting = []
         for stream in chosen:
-            handle = by_stream[id(stream)]
-            if not handle.first:
-                handle.first = time.perf_counter()
-                if self._observer is not None:
-                    self._observer.first_token(handle.first - handle.came)
-            if self._say(handle, stream):
+            handle, choice = by_stream[id(stream)], stream.chosen[-1]
+            reason = self._say(handle, choice, ends=choice.token in stream.chooser.ends, is_last=stream.is_done)
+            if reason:
+                self._end(handle, reason)
                 continue
             stream.begin()
             if stream.needs_memories:
@@ -272,87 +143,3 @@ class Engine:
             with self._changed:
                 self._is_ready.difference_update(one.number for one in waiting)
             self._lookup.renew(waiting)
-
-    def _say(self, handle: Handle, stream: Stream) -> bool:
-        """Tell of the token that was chosen. Returns whether the answer has ended with it."""
-        text, choice = handle.text, stream.chosen[-1]
-        assert text is not None
-        ended = choice.token in stream.chooser.ends
-        handle.tell(Text("" if ended else text.add(choice.token), choice))
-        if ended or text.stopped:
-            self._end(handle, "stop")
-            return True
-        if stream.is_done:
-            self._end(handle, "length")
-            return True
-        if len(text.stretches) > handle.cited:
-            self._cite(handle, stream)
-        return False
-
-    def _cite(self, handle: Handle, stream: Stream) -> None:
-        """Tell what the stretches that are complete were read from."""
-        text = handle.text
-        assert text is not None
-        stream.settle()
-        for stretch in text.stretches[handle.cited :]:
-            citations = self._citations(handle, stream.shares(stretch.first, stretch.last))
-            if citations:
-                handle.tell(Cited(stretch, citations))
-        handle.cited = len(text.stretches)
-
-    @staticmethod
-    def _citations(handle: Handle, shares: Sequence[tuple[str, float, float]]) -> list[Citation]:
-        return [cite(handle.known[name], share, score) for name, share, score in shares]
-
-    def _end(self, handle: Handle, reason: str) -> None:
-        """A request has its answer, as far as it goes."""
-        stream, text, asked = handle.stream, handle.text, handle.asked
-        if stream is None or text is None or asked is None:  # it had not begun
-            usage = Usage(0, 0)
-            event: Event = Finished(reason, "", [], usage, "", [], 0.0, time.perf_counter() - handle.came)
-            self._leave(handle, event, reason, usage)
-            return
-        try:
-            more = text.finish()
-            if more:
-                handle.tell(Text(more, None))
-            self._cite(handle, stream)
-            event = self._finished(handle, stream, asked, reason)
-        except Exception as error:  # its bank may be gone by now
-            self._fail(handle, error)
-            return
-        self._leave(handle, event, reason, event.usage)
-
-    def _finished(self, handle: Handle, stream: Stream, asked: Asked, reason: str) -> Finished:
-        said, citations = stream.answer, list(asked.passages or [])
-        usage = Usage(len(stream.prompt), len(said))
-        if stream.memory is not None:
-            did = stream.memory.statistics
-            usage = Usage(len(stream.prompt), len(said), did.recalls, did.references, did.bytes_read)
-            citations = self._citations(handle, stream.memory.shares())
-        elif asked.passages is not None:
-            read = sum(len(citation.text.encode()) for citation in citations)
-            usage = Usage(len(stream.prompt), len(said), 1, len(citations), read)
-        now = time.perf_counter()
-        first = (handle.first or now) - handle.came
-        text = handle.text.text if handle.text else ""
-        by = "attention" if asked.passages is None else "retrieval"
-        return Finished(reason, text, citations, usage, asked.note, said, first, now - handle.came, by)
-
-    def _leave(self, handle: Handle, event: Event, reason: str, usage: Usage | None) -> None:
-        with self._changed:
-            there = handle in self._running or handle in self._opening
-            if handle in self._running:
-                self._running.remove(handle)
-            if handle in self._opening:
-                self._opening.remove(handle)
-            self._is_ready.discard(handle.number)
-            self._changed.notify_all()
-        if not there:
-            return
-        stream, handle.stream = handle.stream, None  # its context and memories go
-        if stream is not None:
-            stream.leave()
-        if self._observer is not None:
-            self._observer.finished(reason, usage)
-        handle.tell(event)

@@ -6,11 +6,8 @@ import queue
 import time
 from collections.abc import Callable, Iterator
 
-from memory3.asking import Asked
-from memory3.recall.batching import Stream
+from memory3.serving.answering import Answering
 from memory3.serving.job import Event, Failed, Finished, Job
-from memory3.serving.stretches import GrowingText
-from memory3.types import Reference
 
 __all__ = ["Handle"]
 
@@ -26,29 +23,19 @@ class Handle:
         first: the same of its first token; 0: it has none.
         cited: how many stretches of its answer were cited.
         job: what was asked.
-        asked: its prompt as tokens; None until that is made.
-        stream: of its tokens, while it is in the engine.
-        text: of its answer so far.
-        known: the references that it has read, by id.
+        answer: in the making; None until the prompt is made, and again after the end.
     """
 
     def __init__(self, number: int, job: Job, tell: Callable[[Event], None] | None) -> None:
         self.number = number
         self.job = job
-        self.asked: Asked | None = None
+        self.answer: Answering | None = None
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.tell = tell or self._events.put
         self.cancelled = False
         self.came = time.perf_counter()
         self.first = 0.0
-        self.stream: Stream | None = None
-        self.text: GrowingText | None = None
-        self.known: dict[str, Reference] = {}
         self.cited = 0
-
-    def begin(self, asked: Asked, stream: Stream, text: GrowingText) -> None:
-        """Its prompt was made: what it is, what runs it, and what its answer grows in."""
-        self.asked, self.stream, self.text = asked, stream, text
 
     def cancel(self) -> None:
         """End it where it stands: it leaves the batch before the next pass."""

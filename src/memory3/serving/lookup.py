@@ -7,24 +7,27 @@ of one bank. Requests that decode come first, then those that come new, then gue
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
 
-from memory3.asking import prepare
+from memory3.asking import Asked, prepare
 from memory3.choosing import Chooser
 from memory3.llm import Memory3
 from memory3.recall.batching import Stream
 from memory3.recall.retrieval import one_version
 from memory3.serving.handle import Handle
 from memory3.serving.job import Observer
+from memory3.serving.rounds import Rounds, together
+from memory3.serving.streamed import Streamed
 from memory3.serving.stretches import GrowingText
-from memory3.serving.threads import start
 
 __all__ = ["Lookup"]
+
+#: Queues, in the order of their turn.
+_RENEWING, _OPENING, _GUESSING = range(3)
 
 
 class Lookup:
@@ -48,68 +51,28 @@ class Lookup:
         self._ready = ready
         self._fail = fail
         self._observer = observer
-        self._changed = threading.Condition()
-        self._renewing: list[Handle] = []
-        self._opening: list[Handle] = []
-        self._guessing: list[Handle] = []
-        self._closed = False
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Begin, with torch on one thread: passes have the others."""
-        self._thread = start(self._run, "memory3-lookup", 1)
+        self._rounds: Rounds[Handle] = Rounds("memory3-lookup", self._find, self._begin, self._guess)
 
     def close(self) -> None:
         """End after what is being done now."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join()
+        self._rounds.close()
 
     def open(self, handle: Handle) -> None:
         """Make a request's prompt, and find what that reads."""
-        self._put(self._opening, [handle])
+        self._rounds.put(_OPENING, [handle])
 
     def renew(self, handles: Sequence[Handle]) -> None:
         """Find what requests read next, which have to wait for it."""
-        self._put(self._renewing, handles)
+        self._rounds.put(_RENEWING, handles)
 
     def prefetch(self, handle: Handle) -> None:
         """Bring into RAM what a request would read if it asked now; it will soon, and then most of it is there."""
-        self._put(self._guessing, [handle])
-
-    def _put(self, where: list[Handle], handles: Iterable[Handle]) -> None:
-        with self._changed:
-            where.extend(handles)
-            self._changed.notify_all()
+        self._rounds.put(_GUESSING, [handle])
 
     # ---- the thread --------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._closed or self._renewing or self._opening or self._guessing):
-                    self._changed.wait()
-                if self._closed:
-                    return
-                renewing, opening, guessing = list(self._renewing), list(self._opening), list(self._guessing)
-                self._renewing.clear()
-                self._guessing.clear()
-                if renewing:
-                    opening = []  # the next round
-                else:
-                    self._opening.clear()
-            with torch.inference_mode():
-                if renewing:
-                    self._find(renewing)
-                elif opening:
-                    self._find(self._open(opening))
-                else:
-                    self._guess(guessing)
-
-    def _open(self, handles: Sequence[Handle]) -> list[Handle]:
-        """Make the prompts of requests. Returns those that could be made."""
+    def _begin(self, handles: Sequence[Handle]) -> None:
+        """Make the prompts of requests, and find what those that could be made read."""
         opened: list[Handle] = []
 
         def make(alike: Sequence[Handle]) -> None:
@@ -118,13 +81,18 @@ class Lookup:
             prompts: list[Any] = [one.job.prompt for one in alike]
             asked = prepare(prompts, [one.job.retrieval for one in alike], self._m3.prompts, bank, job.mode)
             for handle, question in zip(alike, asked, strict=True):
-                self._begin(handle, question, bank)
-                opened.append(handle)
+                try:
+                    handle.answer = self._opened(handle, question, bank)
+                except Exception as error:
+                    self._fail(handle, error)
+                else:
+                    opened.append(handle)
 
-        self._each(handles, lambda one: (id(one.job.bank), one.job.mode, repr(one.job.retrieval)), make)
-        return opened
+        with torch.inference_mode():
+            together(handles, lambda one: (id(one.job.bank), one.job.mode, repr(one.job.retrieval)), make, self._fail)
+        self._find(opened)
 
-    def _begin(self, handle: Handle, asked: Any, bank: Any) -> None:
+    def _opened(self, handle: Handle, asked: Asked, bank: Any) -> Streamed:
         m3, job = self._m3, handle.job
         m3.prompts.check_length([asked.tokens], job.settings.max_new_tokens or 0, job.mode)
         end = m3.tokenizer.eos_token_id
@@ -135,7 +103,7 @@ class Lookup:
         source = bank if job.mode == "memory" else None
         stream = Stream(m3.encoder, asked.tokens, chooser, source, job.retrieval, text_of=m3.tokenizer.decode)
         stream.begin()
-        handle.begin(asked, stream, GrowingText(self._text, job.stop))
+        return Streamed(asked, GrowingText(self._text, job.stop), stream)
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self._m3.tokenizer.decode(ids, skip_special_tokens=True))
@@ -146,20 +114,26 @@ class Lookup:
         found: list[Handle] = []
 
         def find(alike: Sequence[Handle]) -> None:
-            streams = [stream for one in alike if (stream := one.stream) is not None]
-            waiting = [stream for stream in streams if stream.needs_memories]
+            # One that has left meanwhile has no answer any more.
+            here = [(one, answer) for one in alike if isinstance(answer := one.answer, Streamed)]
+            waiting = [pair for pair in here if pair[1].stream.needs_memories]
+            found.extend(one for one, answer in here if not answer.stream.needs_memories)
             if waiting:
-                self._read(alike, waiting)
-            found.extend(alike)
+                found.extend(self._read(waiting))
 
-        self._each(handles, _alike, find, reads=True)
+        with torch.inference_mode():
+            together(handles, _alike, find, self._fail)
         if found and self._observer is not None:
             self._observer.looked_up(time.perf_counter() - started, len(found))
         if found:
             self._ready(found)
 
-    def _read(self, handles: Sequence[Handle], streams: Sequence[Stream]) -> None:
-        """Streams of one source that search alike."""
+    def _read(self, waiting: Sequence[tuple[Handle, Streamed]]) -> list[Handle]:
+        """Of requests of one source that search alike. Returns those that have what they read.
+
+        All is fetched before any of them is told, so that nothing has changed where that fails.
+        """
+        streams = [answer.stream for _, answer in waiting]
         source: Any = streams[0].source
         lookups = [stream.lookups for stream in streams]
         queries = [query for mine in lookups for query in mine]
@@ -168,56 +142,38 @@ class Lookup:
             assert streams[0].memory is not None
             how = streams[0].memory.retrieval
             hits = iter(source.search(queries, how.k, where=how.where))
-        names = [stream.receive([next(hits) for _ in mine]) for stream, mine in zip(streams, lookups, strict=True)]
-        every = list(dict.fromkeys(name for mine in names for name in mine))
+        each = [[next(hits) for _ in mine] for mine in lookups]
+        wanted = [stream.would_read(mine) for stream, mine in zip(streams, each, strict=True)]
+        every = list(dict.fromkeys(name for mine in wanted for name in mine))
         device = self._m3.model.device
         memories = dict(zip(every, source.memories(every, device=device), strict=True)) if every else {}
         texts = dict(zip(every, source.references(every), strict=True)) if every else {}
-        for stream, mine in zip(streams, names, strict=True):
-            stream.load({name: memories[name] for name in mine})
-        for handle in handles:
-            handle.known.update(texts)
+        read: list[Handle] = []
+        for (handle, answer), mine in zip(waiting, each, strict=True):
+            try:
+                names = answer.stream.receive(mine)
+                answer.stream.load({name: memories[name] for name in names})
+                answer.known.update((name, texts[name]) for name in names)
+                read.append(handle)
+            except Exception as error:  # it can neither go on nor begin again
+                self._fail(handle, error)
+        return read
 
     def _guess(self, handles: Sequence[Handle]) -> None:
         for handle in handles:
-            stream = handle.stream
+            stream = handle.answer.stream if isinstance(handle.answer, Streamed) else None
             if stream is None or stream.memory is None:
                 continue
             source: Any = stream.source
             how = stream.memory.retrieval
             # A guess is worth nothing if it fails: the request itself will say so.
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception), torch.inference_mode():
                 (hits,) = source.search([stream.next_query()], how.k, where=how.where)
                 source.memories([hit.reference_id for hit in hits], device=self._m3.model.device)
 
-    def _each(
-        self,
-        handles: Sequence[Handle],
-        key: Callable[[Handle], Hashable],
-        work: Callable[[Sequence[Handle]], None],
-        *,
-        reads: bool = False,
-    ) -> None:
-        """Work on requests that are alike together; where that fails, on each alone, so that one fails no other."""
-        groups: dict[Hashable, list[Handle]] = {}
-        for handle in handles:
-            groups.setdefault(key(handle), []).append(handle)
-        for alike in groups.values():
-            try:
-                work(alike)
-            except Exception as error:
-                if len(alike) == 1:
-                    self._fail(alike[0], error)
-                    continue
-                for handle in alike:
-                    if handle.stream is None or (reads and handle.stream.needs_memories):
-                        self._each([handle], key, work, reads=reads)
-                    elif reads:  # it has taken what was found and not what that says: it can neither go on nor begin again
-                        self._fail(handle, error)
-
 
 def _alike(handle: Handle) -> Hashable:
-    stream = handle.stream
+    stream = handle.answer.stream if isinstance(handle.answer, Streamed) else None
     if stream is None or stream.memory is None:
         return None
     how = stream.memory.retrieval

@@ -7,7 +7,7 @@ from typing import Any
 
 from memory3.answer import Usage
 from memory3.errors import MissingDependency
-from memory3.serving.engine import EngineState
+from memory3.serving.base import EngineState
 
 try:
     from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from typing import Any, TypeVar
 
-from memory3.serving.engine import AnyEngine
+from memory3.serving.base import BaseEngine
 from memory3.serving.errors import Refused
 from memory3.serving.handle import Handle
 from memory3.serving.job import Event, Failed, Finished, Job
@@ -27,7 +27,7 @@ class ClientGone(Refused):
 class Run:
     """Jobs that run beside one another. To be closed, or used as an async context, which cancels what has not ended."""
 
-    def __init__(self, engine: AnyEngine, jobs: Sequence[Job]) -> None:
+    def __init__(self, engine: BaseEngine, jobs: Sequence[Job]) -> None:
         """Submit all jobs, or none.
 
         Args:

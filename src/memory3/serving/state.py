@@ -9,9 +9,9 @@ from typing import Any
 
 from memory3.errors import MissingDependency
 from memory3.llm import Memory3
+from memory3.serving.base import BaseEngine
 from memory3.serving.catalogue import Banks
 from memory3.serving.data_folder import StorageLimits
-from memory3.serving.engine import AnyEngine
 from memory3.serving.keys import Keys, Tenant
 from memory3.serving.limits import Limits
 from memory3.serving.metrics import Metrics
@@ -44,7 +44,7 @@ class ServerState:
     """
 
     m3: Memory3
-    engine: AnyEngine
+    engine: BaseEngine
     banks: Banks
     keys: Keys = field(default_factory=Keys)
     limits: Limits = field(default_factory=Limits)

@@ -17,6 +17,8 @@ import torch
 __all__ = ["apart", "start"]
 
 T = TypeVar("T")
+#: As torch has it: vLLM puts something in its place that does nothing. So this file is imported before vLLM's workers begin.
+_set = torch.set_num_threads
 
 
 def start(work: Callable[[], None], name: str, threads: int) -> threading.Thread:
@@ -32,7 +34,7 @@ def start(work: Callable[[], None], name: str, threads: int) -> threading.Thread
     own = torch.get_num_threads()
 
     def run() -> None:
-        torch.set_num_threads(threads)
+        _set(threads)
         torch.get_num_threads()  # what a thread is asked for first, it keeps
         begun.set()
         work()
@@ -40,7 +42,7 @@ def start(work: Callable[[], None], name: str, threads: int) -> threading.Thread
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     begun.wait()
-    torch.set_num_threads(own)  # torch keeps the last number that was set as the default of threads to come
+    _set(own)  # torch keeps the last number that was set as the default of threads to come
     return thread
 
 
