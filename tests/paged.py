@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from memory3.attention.attach import attached
+from memory3.vllm.decoder import Decoder
 from memory3.vllm.planning import Planner, Scheduled
 from memory3.vllm.pool import Pool
 from memory3.vllm.reading import Context, Layouts, StepReading
@@ -27,6 +28,7 @@ class Asked:
     all_token_ids: list = field(default_factory=list)
     block_hashes: list = field(default_factory=list)
     computed: int = 0
+    next_decode_eligible_step: int = 0
     blocks: list = field(default_factory=list)
 
     def __post_init__(self):
@@ -50,14 +52,16 @@ class PagedEngine:
     def __init__(self, m3, shelf, *, block=4, blocks=200, turned=True, default=None, pool=1 << 20, seed=0):
         self.m3, self.turned, self.block = m3, turned, block
         self.random = random.Random(seed)
+        self.steps = 0
         shape = m3.geometry
         self.free = list(range(blocks))
         self.random.shuffle(self.free)
-        size = (shape.dim, block) if False else ((shape.head_dim, block) if turned else (block, shape.head_dim))
+        size = (shape.head_dim, block) if turned else (block, shape.head_dim)
         self.keys = [torch.randn(blocks, shape.kv_heads, *size) for _ in range(shape.num_layers)]
         self.values = [torch.randn(blocks, shape.kv_heads, block, shape.head_dim) for _ in range(shape.num_layers)]
         self.planner = Planner(shelf, block_size=block, default=default)
-        self.pool = Pool(pool, lambda bank, records: shelf.decode(bank, records, torch.device("cpu")))
+        self.decoder = Decoder(shelf.card)  # a worker of another process knows what it is told
+        self.pool = Pool(pool, self.decoder.decode)
         heads = slice(0, shape.kv_heads)
         self.layouts = Layouts(shelf.card, self.pool, torch.float32, torch.device("cpu"), heads)
 
@@ -67,11 +71,17 @@ class PagedEngine:
             pass
 
     def step(self, portions):
-        """One pass. ``portions``: (request, tokens) of it. Appends the next token of requests that are read to their end."""
+        """One pass. ``portions``: (request, tokens) of it, of which those that are not eligible are left out. Appends the next
+        token of requests that are read to their end.
+        """
+        self.steps += 1
+        portions = [(request, n) for request, n in portions if request.next_decode_eligible_step <= self.steps]
         for request, tokens in portions:
             while len(request.blocks) * self.block < request.computed + tokens:
                 request.blocks.append(self.free.pop())
         step = self.planner.step([Scheduled(r.request_id, r.computed, n, r.blocks) for r, n in portions])
+        if not portions:
+            return
         rows = list(portions)
         self.random.shuffle(rows)
         tokens, positions, slots, starts = [], [], [], [0]
@@ -83,7 +93,9 @@ class PagedEngine:
             starts.append(len(tokens))
         width = max(len(request.blocks) for request, _ in rows)
         table = torch.tensor([request.blocks + [0] * (width - len(request.blocks)) for request, _ in rows])
-        self.pool.take(step.packed)
+        for form in step.forms:
+            self.decoder.learn(form)
+        assert not self.pool.take(step.packed)
         self.pool.update(step.reads, step.ended)
         self.slots, self.starts, self.table, self.rows = torch.tensor(slots), starts, table, rows
         self.reading = None

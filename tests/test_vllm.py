@@ -18,6 +18,7 @@ from memory3.errors import ConfigError, ModelError, UnsupportedModel
 from memory3.vllm import release
 from memory3.vllm.asked import wanted
 from memory3.vllm.card import Card, make_folder
+from memory3.vllm.decoder import Decoder
 from memory3.vllm.pool import Pool
 from memory3.vllm.refusals import check_config, own_heads
 from memory3.vllm.shelf import Shelf
@@ -141,10 +142,12 @@ def test_the_key_of_the_cache_is_what_is_read(made):
 
 def test_a_pool_keeps_what_is_read_and_what_fits(made):
     records = {id_: made.bank.pin().records([id_])[0] for id_ in ("d1#0", "d2#0", "d3#0", "d4#0", "d5#0")}
-    packed = [Packed(("b", "v", id_), record) for id_, record in records.items()]
+    decoder = Decoder(made.shelf.card, 0)
+    form = decoder.form_of(made.bank.pin())
+    packed = [Packed(("b", "v", id_), record, form.key) for id_, record in records.items()]
     size = made.bank.memories(["d1#0"])[0].nbytes
-    pool = Pool(2 * size, lambda bank, some: made.shelf.decode(bank, some, torch.device("cpu")))
-    pool.take(packed[:3])
+    pool = Pool(2 * size, decoder.decode)
+    assert not pool.take(packed[:3])
     pool.update({"r": tuple(one.name for one in packed[:3])}, [])
     assert len(pool) == 3  # all of them are read
     pool.take(packed[3:])

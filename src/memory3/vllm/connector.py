@@ -9,10 +9,16 @@ Settings, in ``kv_connector_extra_config``:
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
-from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorMetadata, KVConnectorRole
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorWorkerMetadata,
+)
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 
@@ -26,6 +32,7 @@ from memory3.vllm.step import Step
 
 __all__ = ["Memory3Connector"]
 
+log = logging.getLogger("vllm")
 _POOL = 1 << 30
 _SETTINGS = ("banks", "default_bank", "pool_bytes")
 
@@ -35,6 +42,22 @@ class _Metadata(KVConnectorMetadata):
 
     def __init__(self, step: Step) -> None:
         self.step = step
+
+
+class _Failures(KVConnectorWorkerMetadata):
+    """What workers could not read in a step, on its way to the scheduler. ``by_request``: why."""
+
+    def __init__(self, by_request: dict[str, str]) -> None:
+        self.by_request = by_request
+
+    def aggregate(self, other: KVConnectorWorkerMetadata) -> _Failures:
+        """Of all workers.
+
+        Args:
+            other: of another one.
+        """
+        assert isinstance(other, _Failures)
+        return _Failures({**self.by_request, **other.by_request})
 
 
 class Memory3Connector(KVConnectorBase_V1):
@@ -64,6 +87,7 @@ class Memory3Connector(KVConnectorBase_V1):
         self._manager: Any = None
         self._capacity = int(settings.get("pool_bytes", _POOL))
         self._layouts: Layouts | None = None
+        self._failures: dict[str, str] = {}
         self.planner: Planner | None = None
         self.pool: Pool | None = None
         if role == KVConnectorRole.SCHEDULER:
@@ -112,10 +136,26 @@ class Memory3Connector(KVConnectorBase_V1):
                 for name, tokens in scheduler_output.num_scheduled_tokens.items()
             ]
         )
+        self._evict()
+        return _Metadata(step)
+
+    def update_connector_output(self, connector_output: Any) -> None:
+        """A step was made. Requests whose memories a worker could not read are refused.
+
+        Args:
+            connector_output: of all workers.
+        """
+        told = connector_output.kv_connector_worker_meta
+        if self.planner is not None and isinstance(told, _Failures):
+            self.planner.refuse(told.by_request)
+            self._evict()
+
+    def _evict(self) -> None:
+        """No other request may read what was computed without the memories that its key says."""
+        assert self.planner is not None
         spoiled = self.planner.spoiled()
         if spoiled:
             self._manager.evict_blocks(spoiled)
-        return _Metadata(step)
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """A request has ended.
@@ -142,8 +182,8 @@ class Memory3Connector(KVConnectorBase_V1):
         check_layers({name: layers[name] for name in kv_caches})
         cache = next(iter(kv_caches.values()))
         device, card = cache.device, self._shelf.card
-        shelf = self._shelf
-        self.pool = Pool(self._capacity, lambda bank, records: shelf.decode(bank, records, device))
+        decoder = self._shelf.decoder
+        self.pool = Pool(self._capacity, lambda packed: decoder.decode(packed, device))
         parallel = self._config.parallel_config
         heads = own_heads(card.shape.kv_heads, parallel.tensor_parallel_size, get_tensor_model_parallel_rank())
         self._layouts = Layouts(card, self.pool, self._config.model_config.dtype, device, heads)
@@ -159,7 +199,7 @@ class Memory3Connector(KVConnectorBase_V1):
         step = connector_metadata.step
         if self.pool is None or self._layouts is None:
             return
-        self.pool.take(step.packed)
+        step = self._decoded(step, self.pool)
         self.pool.update(step.reads, step.ended)
         if not step.rows:
             return
@@ -168,6 +208,27 @@ class Memory3Connector(KVConnectorBase_V1):
         (own,) = each.values()  # one group of layers, as was checked at the start
         reading = StepReading(step, self._layouts, own.query_start_loc, own.slot_mapping, own.block_table)
         setattr(own, READING, reading)
+
+    def _decoded(self, step: Step, pool: Pool) -> Step:
+        """The step with its memories in the pool. The scheduler has decoded them before. Where it fails here all the same, the
+        requests that read them do so without, and are refused when the scheduler hears of it.
+        """
+        for form in step.forms:
+            try:
+                self._shelf.decoder.learn(form)
+            except Exception as error:  # then nothing that is packed so can be decoded
+                log.error("memory3: %s", error)
+        failed = pool.take(step.packed)
+        if failed:
+            step, wrong = step.without(failed.keys())
+            why = "; ".join(sorted({str(error) for error in failed.values()}))[:500]
+            self._failures |= dict.fromkeys(wrong, f"a worker could not read its memories: {why}")
+        return step
+
+    def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
+        """What the scheduler is told of a step: whose memories could not be read."""
+        failures, self._failures = self._failures, {}
+        return _Failures(failures) if failures else None
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Nothing is loaded into vLLM's cache: memories lie beside it."""

@@ -89,6 +89,11 @@ class Follower:
         """Texts to be searched for."""
         return self.memory.lookups
 
+    @property
+    def next_lookup(self) -> str | None:
+        """The text by which the token behind the last one will look something up; None: it does not."""
+        return self.memory.next_query() if self.memory.until_renewal == 0 else None
+
     def receive(self, hits: Sequence[Sequence[SearchHit]]) -> None:
         """Take what was found for each of `lookups`."""
         self.memory.receive(hits)

@@ -1,51 +1,34 @@
-"""`Planner`: the scheduler's side. It finds what requests read, keeps their clocks, and writes a `Step` for the workers.
+"""`Planner`: the scheduler's side. It has what requests read found, keeps their clocks, and writes a `Step` for the workers.
 
-    arrive -> a thread searches -> is_ready -> step, step, ...  -> leave
+    arrive -> a thread finds -> is_ready -> step, step, ...  -> leave
 
-What a prompt reads is found by a thread beside the engine's steps; until then its request waits and others go on. What is
-renewed while decoding is found within the step that needs it, for all requests at once: vLLM has no place where a running
-request could pause.
+What a prompt reads is found by a thread beside the engine's steps (`memory3.vllm.finding`); until then its request waits and
+others go on. So it is with what is read next while decoding: the text that it is found by is complete one step before the
+first token that reads it, so the thread begins then, and a request whose memories are not there in time takes part in no
+step until they are.
 
-Knows vLLM's requests by the few attributes of `EngineRequest`.
+Nothing that a bank holds can end the engine: what goes wrong with a request's memories is found out here, and that request
+alone is refused.
+
+Knows vLLM's requests by the few attributes of `memory3.vllm.reader.EngineRequest`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
 
-from memory3.bank.record import MemoryRecord
 from memory3.errors import InputError, Memory3Error, RecallError
-from memory3.recall.retrieval import Retrieval, one_version
 from memory3.vllm.asked import KEY, Wanted, wanted
-from memory3.vllm.follower import Follower
+from memory3.vllm.finding import Finder
+from memory3.vllm.reader import EngineRequest, Found, Reader
 from memory3.vllm.shelf import Shelf
-from memory3.vllm.step import Name, Packed, Row, Span, Step
-from memory3.vllm.threads import one_thread
+from memory3.vllm.step import Row, Span, Step
+from memory3.vllm.told import salt, told
 
-__all__ = ["EngineRequest", "Planner", "Scheduled"]
-
-
-class EngineRequest(Protocol):
-    """What is asked of a request of vLLM."""
-
-    request_id: str
-    kv_transfer_params: dict[str, Any] | None
-    prompt_token_ids: list[int] | None
-    cache_salt: str | None
-    max_tokens: int
-    num_prompt_tokens: int
-    block_hashes: list[Any]
-
-    @property
-    def all_token_ids(self) -> Sequence[int]:
-        """Prompt and answer so far."""
-
-    def update_block_hashes(self) -> None:
-        """Compute those of full blocks that have none."""
+__all__ = ["Planner", "Scheduled"]
 
 
 @dataclass(frozen=True)
@@ -65,30 +48,13 @@ class Scheduled:
     blocks: Sequence[int]
 
 
-@dataclass
-class _Reader:
-    """A request that reads. ``source``: the bank as it was when the request came. ``records``: of all it has read.
-    ``sent``: what the workers hold for it. ``error``: why it cannot be answered.
-    """
-
-    request: EngineRequest
-    wanted: Wanted
-    source: Any = None
-    version: str = ""
-    follower: Follower | None = None
-    records: dict[Name, MemoryRecord] = field(default_factory=dict)
-    finding: Future[None] | None = None
-    is_salted: bool = False
-    sent: tuple[Name, ...] = ()
-    error: Memory3Error | None = None
-
-
 class Planner:
     """Plans what the requests of one engine read. All methods are for the engine's thread.
 
     Attributes:
         shelf: of the banks.
-        begun: is told of requests whose prompt's memories are known, by id and who follows them; None: nobody is.
+        finder: finds beside the steps.
+        begun: is told of readers whose prompt's memories are known; None: nobody is.
         failed: is told of requests that cannot be answered, by id and why; None: nobody is.
     """
 
@@ -100,23 +66,25 @@ class Planner:
             default: bank of requests that name none.
         """
         self.shelf = shelf
-        self.begun: Callable[[str, Follower], None] | None = None
+        self.finder = Finder(shelf)
+        self.begun: Callable[[Reader], None] | None = None
         self.failed: Callable[[str, Memory3Error], None] | None = None
         self._block_size = block_size
         self._default = default
-        self._readers: dict[str, _Reader] = {}
+        self._readers: dict[str, Reader] = {}
         self._ended: list[str] = []
         self._spoiled: set[int] = set()
+        self._last: dict[str, Scheduled] = {}  # step
+        self._forms: set[str] = set()  # that workers know
         self._is_idle = True  # whether the last step had nothing to compute
-        self._thread = ThreadPoolExecutor(1, "memory3-find", initializer=one_thread)
 
     def close(self) -> None:
-        """End the thread that searches."""
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        """End the thread that finds."""
+        self.finder.close()
 
     @property
     def looking(self) -> int:
-        """How many requests wait for what their prompts read."""
+        """How many requests wait for what they read."""
         return sum(reader.finding is not None for reader in list(self._readers.values()))
 
     # ---- requests come and go ----------------------------------------------------------------------------------------
@@ -126,14 +94,14 @@ class Planner:
         try:
             asked = wanted(request.kv_transfer_params, self.shelf.card.config, self._default)
             self._check_room(request, asked)
-        except Memory3Error as error:
-            self._readers[request.request_id] = reader = _Reader(request, Wanted("", Retrieval(0)))
+        except Exception as error:
+            self._readers[request.request_id] = reader = Reader(request, None)
             self._refuse(reader, error)
             return
         if asked is None:
             return
-        reader = self._readers[request.request_id] = _Reader(request, asked)
-        reader.finding = self._thread.submit(self._begin, reader)
+        reader = self._readers[request.request_id] = Reader(request, asked)
+        self.finder.begin(reader)
 
     def _check_room(self, request: EngineRequest, asked: Wanted | None) -> None:
         """An answer is as long as the model has positions for, behind memories."""
@@ -149,14 +117,16 @@ class Planner:
         request.max_tokens = min(request.max_tokens, card.positions - taken)
 
     def is_ready(self, request_id: str) -> bool:
-        """Whether a request may be scheduled: what its prompt reads is known, and part of its cache's key."""
+        """Whether a request may be scheduled: what it reads is known, and part of its cache's key."""
         reader = self._readers.get(request_id)
-        if reader is None or reader.is_salted or reader.error is not None:
+        if reader is None or reader.error is not None:
             return True
         if reader.finding is not None and self._is_idle:  # nothing else is to be done: no need to ask again at once
-            _wait(reader.finding)
+            _wait(reader.finding, 0.01)
+        was_salted = reader.is_salted
         self._settle(reader)
-        return False  # its blocks were looked up by the key it had before
+        # Where its key is new, its blocks were looked up by the one it had before.
+        return was_salted and reader.finding is None
 
     def leave(self, request: EngineRequest) -> dict[str, Any] | None:
         """A request has ended.
@@ -170,7 +140,19 @@ class Planner:
         self._ended.append(request.request_id)
         if reader.error is not None:
             return {KEY: {"error": str(reader.error)}}
-        return {KEY: self._told(reader)}
+        return {KEY: told(reader)}
+
+    def refuse(self, failures: Mapping[str, str]) -> None:
+        """Workers could not read memories of these requests in the last step.
+
+        Args:
+            failures: why, by request.
+        """
+        for name, why in failures.items():
+            reader = self._readers.get(name)
+            if reader is not None and reader.error is None:
+                self._refuse(reader, RecallError(why))
+                self._spoil(self._last[name], reader)
 
     # ---- a step ------------------------------------------------------------------------------------------------------
 
@@ -184,108 +166,87 @@ class Planner:
         self._ended = []
         self._is_idle = not scheduled
         for each in list(self._readers.values()):
+            if self._is_idle and each.finding is not None:  # nothing else is to be done
+                _wait(each.finding, 0.01)
             self._settle(each)
-        mine = [(one, reader) for one in scheduled if (reader := self._reading(one.request)) is not None]
-        self._renew([(one, reader) for one, reader in mine if not self._reach(one, reader)])
-        for one, reader in mine:
-            if reader.error is None:
-                self._add(step, one, reader)
+        for one in scheduled:
+            reader = self._readers.get(one.request)
+            if reader is None:
+                continue
+            try:
+                if reader.error is None:
+                    self._plan(step, one, reader)
+            except Exception as error:
+                self._refuse(reader, error)
+            if reader.error is not None:
+                self._spoil(one, reader)
+        self._last = {one.request: one for one in scheduled}
         return step
 
     def spoiled(self) -> set[int]:
-        """Blocks whose keys and values will be wrong after the step, of requests that failed in it; asked once."""
+        """Blocks whose keys and values are wrong after the step, of requests that failed; asked once."""
         spoiled, self._spoiled = self._spoiled, set()
         return spoiled
 
-    def _reading(self, request_id: str) -> _Reader | None:
-        reader = self._readers.get(request_id)
-        if reader is None or reader.error is not None:
-            return None
-        if reader.finding is not None:  # scheduled all the same: it does not read the prefix cache
-            _wait(reader.finding, None)
-            self._settle(reader)
-        return reader if reader.error is None and reader.follower is not None else None
+    def _spoil(self, one: Scheduled, reader: Reader) -> None:
+        """Its tokens of a step read nothing, and its cache's key may say that they do."""
+        if reader.is_salted:
+            first, last = one.start // self._block_size, (one.start + one.tokens - 1) // self._block_size
+            self._spoiled.update(one.blocks[first : last + 1])
 
-    @staticmethod
-    def _reach(one: Scheduled, reader: _Reader) -> bool:
-        assert reader.follower is not None
-        return reader.follower.reach(reader.request.all_token_ids[: one.start + one.tokens])
+    def _plan(self, step: Step, one: Scheduled, reader: Reader) -> None:
+        if reader.finding is not None:  # scheduled all the same
+            self._await(reader)
+        if reader.follower is None:  # there is nothing for it to read
+            return
+        end = one.start + one.tokens
+        follower = reader.follower
+        while not follower.reach(reader.request.all_token_ids[:end]):
+            again = follower.memory.would_read([])  # what was named, or what it reads already
+            if not follower.lookups and all(name in reader for name in again):
+                reader.found = Found([], [], [reader.packed[name] for name in reader.names(again)], {})
+            elif reader.found is None or reader.found.queries != follower.lookups:
+                self.finder.renew(reader)
+                self._await(reader)
+            self._take(reader)
+        self._add(step, one, reader)
+        left = reader.request.num_prompt_tokens + reader.request.max_tokens - len(follower.memory.tokens)
+        if left > 1 and follower.next_lookup and reader.found is None:
+            self.finder.renew(reader)
 
-    def _renew(self, waiting: Sequence[tuple[Scheduled, _Reader]]) -> None:
-        """Find what decoded tokens read next, for all requests that need it now."""
-        groups: dict[Any, list[tuple[Scheduled, _Reader]]] = {}
-        for one, reader in waiting:
-            how = reader.wanted.retrieval
-            groups.setdefault((reader.wanted.bank, reader.version, how.k, repr(how.where)), []).append((one, reader))
-        for alike in groups.values():
-            try:
-                self._find([reader for _, reader in alike])
-            except Memory3Error as error:
-                for one, reader in alike:
-                    self._refuse(reader, error)
-                    self._spoiled.add(one.blocks[one.start // self._block_size])
-                continue
-            for one, reader in alike:
-                if not self._reach(one, reader):
-                    raise RecallError(f"request {one.request} needs memories twice in one step of vLLM")
+    def _await(self, reader: Reader) -> None:
+        """Until what it reads is found. Raises why it cannot be."""
+        assert reader.finding is not None
+        _wait(reader.finding, None)
+        self._settle(reader)
+        if reader.error is not None:
+            raise reader.error
 
-    def _add(self, step: Step, one: Scheduled, reader: _Reader) -> None:
+    def _add(self, step: Step, one: Scheduled, reader: Reader) -> None:
         follower = reader.follower
         assert follower is not None
         memory, end = follower.memory, one.start + one.tokens
-
-        def named(names: Sequence[str]) -> tuple[Name, ...]:
-            return tuple((reader.wanted.bank, reader.version, name) for name in names)
-
-        spans = tuple(Span(a, b, named(names)) for a, b, names in follower.between(one.start, end))
+        spans = tuple(Span(a, b, reader.names(names)) for a, b, names in follower.between(one.start, end))
         # From here on it needs what this step reads and what later ones will, as far as that is known.
         ahead = follower.between(one.start, max(end, len(memory.tokens)))
-        reads = tuple(dict.fromkeys(name for _, _, names in ahead for name in named(names)))
+        reads = tuple(dict.fromkeys(name for _, _, names in ahead for name in reader.names(names)))
         if reads != reader.sent:
             held = set(reader.sent)
-            step.packed += [Packed(name, reader.records[name]) for name in reads if name not in held]
+            packed = [reader.packed[name] for name in reads if name not in held]
+            form = reader.form
+            if packed and form is not None and form.key not in self._forms:
+                step.forms.append(form)
+                self._forms.add(form.key)
+            step.packed += packed
             step.reads[one.request] = reader.sent = reads
         place = memory.place
         slot = one.blocks[one.start // self._block_size] * self._block_size + one.start % self._block_size
         row = Row(one.request, slot, one.start, end, place.split, memory.shift, follower.moved, place.missing, spans)
         step.rows.append(row)
 
-    # ---- finding -----------------------------------------------------------------------------------------------------
+    # ---- what was found ----------------------------------------------------------------------------------------------
 
-    def _begin(self, reader: _Reader) -> None:
-        """What a request's prompt reads. In the thread."""
-        asked = reader.wanted
-        source = one_version(self.shelf.bank(asked.bank))
-        if asked.retrieval.finds_nothing(source):
-            return
-        reader.source = source
-        reader.version = str(source.snapshot.id) if hasattr(source, "snapshot") else ""
-        card, tokenizer = self.shelf.card, self.shelf.tokenizer
-        prompt = reader.request.prompt_token_ids
-        if prompt is None:
-            raise RecallError("a prompt of embeddings has no text by which memories could be found: give tokens or text")
-        follower = Follower(card.frame, card.config, asked.retrieval, prompt, lambda ids: str(tokenizer.decode(ids)))
-        reader.follower = follower
-        if follower.memory.is_waiting:
-            self._find([reader])
-
-    def _find(self, readers: Sequence[_Reader]) -> None:
-        """Find what requests wait for, and the records of it. They search alike."""
-        source, how = readers[0].source, readers[0].wanted.retrieval
-        followers = [reader.follower for reader in readers if reader.follower is not None]
-        lookups = [follower.lookups for follower in followers]
-        queries = [query for mine in lookups for query in mine]
-        hits = iter(source.search(queries, how.k, where=how.where) if queries else ())
-        for reader, follower, mine in zip(readers, followers, lookups, strict=True):
-            before = len(follower.reads)
-            follower.receive([next(hits) for _ in mine])
-            found = {name for _, _, names in follower.reads[max(0, before - 1) :] for name in names}
-            new = [name for name in found if (reader.wanted.bank, reader.version, name) not in reader.records]
-            for record in source.records(new) if new else ():
-                reader.records[(reader.wanted.bank, reader.version, record.reference_id)] = record
-                follower.memory.statistics.bytes_read += record.stored_bytes
-
-    def _settle(self, reader: _Reader) -> None:
+    def _settle(self, reader: Reader) -> None:
         """Take what the thread has found."""
         finding = reader.finding
         if finding is None or not finding.done():
@@ -293,64 +254,46 @@ class Planner:
         reader.finding = None
         error = finding.exception()
         if error is not None:
-            if not isinstance(error, Memory3Error):
-                error = RecallError(f"its memories were not found: {error}")
             self._refuse(reader, error)
             return
-        if reader.follower is None:  # the bank has nothing for it
-            del self._readers[reader.request.request_id]
-            return
+        if reader.is_salted:
+            return  # found for a token to come
         request = reader.request
-        request.cache_salt = self._salt(reader)
+        if reader.follower is None:  # the bank has nothing for it
+            del self._readers[request.request_id]
+            return
+        if reader.found is not None:
+            self._take(reader)
+        request.cache_salt = salt(reader)
         request.block_hashes.clear()
         request.update_block_hashes()
         reader.is_salted = True
         if self.begun is not None:
-            self.begun(request.request_id, reader.follower)
+            self.begun(reader)
 
-    def _salt(self, reader: _Reader) -> str:
-        """Equal only for requests of which equal tokens read the same memories at the same places, renewals among them."""
-        follower, how = reader.follower, reader.wanted.retrieval
+    @staticmethod
+    def _take(reader: Reader) -> None:
+        """Go on with what was found."""
+        found, follower = reader.found, reader.follower
+        assert found is not None
         assert follower is not None
-        memory = follower.memory
-        parts = (
-            reader.request.cache_salt,
-            reader.wanted.bank,
-            reader.version,
-            (how.k, how.gap, how.where, how.references),
-            (memory.place.split, memory.place.missing, memory.shift),
-            len(reader.request.prompt_token_ids or ()),
-            follower.reads,
-        )
-        return f"memory3-{hashlib.sha256(repr(parts).encode()).hexdigest()}"
+        reader.found = None
+        follower.receive(found.hits)
+        follower.memory.statistics.bytes_read += sum(one.record.stored_bytes for one in found.packed)
+        reader.texts.update(found.texts)
+        reader.packed.update((one.name, one) for one in found.packed)
 
-    def _refuse(self, reader: _Reader, error: Memory3Error) -> None:
+    def _refuse(self, reader: Reader, error: BaseException) -> None:
         """vLLM lets no connector refuse a request: it ends with its next token, and its response says why."""
+        if not isinstance(error, Memory3Error):
+            error = RecallError(f"its memories cannot be read ({type(error).__name__}: {error})")
         reader.error = error
         reader.request.max_tokens = 0
         if self.failed is not None:
             self.failed(reader.request.request_id, error)
 
-    @staticmethod
-    def _told(reader: _Reader) -> dict[str, Any]:
-        """What a request's answer read: references by the order of retrieval, each once."""
-        memory = reader.follower.memory if reader.follower is not None else None
-        if memory is None or reader.follower is None:
-            return {"references": []}
-        prompt = reader.request.num_prompt_tokens  # its last chunk is what the first decoded tokens read
-        names = dict.fromkeys(name for _, end, ids in reader.follower.reads if end >= prompt for name in ids)
-        statistics = memory.statistics
-        return {
-            "bank": reader.wanted.bank,
-            "references": [{"id": name, "score": memory.scores.get(name, 0.0)} for name in names],
-            "order": "retrieval",
-            "recalls": statistics.recalls,
-            "read": statistics.references,
-            "bytes_read": statistics.bytes_read,
-        }
 
-
-def _wait(finding: Future[None], seconds: float | None = 0.01) -> None:
+def _wait(finding: Future[None], seconds: float | None) -> None:
     """Until it is found, at most so long."""
     try:
         finding.exception(seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from memory3.errors import Memory3Error
-from memory3.vllm import threads  # noqa: F401 (before vLLM's workers begin)
+from memory3.serving import threads  # noqa: F401 (before vLLM's workers begin)
 from memory3.vllm.release import check_release
 
 __all__ = ["CONNECTOR", "register"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
-from memory3.bank.record import MemoryRecord
 from memory3.errors import RecallError
+from memory3.serving.rounds import together
 from memory3.types import Memory
 from memory3.vllm.step import Name, Packed
 
@@ -21,11 +21,11 @@ class Pool:
         decoded: how many records were decoded so far.
     """
 
-    def __init__(self, capacity: int, decode: Callable[[str, Sequence[MemoryRecord]], Sequence[Memory]]) -> None:
+    def __init__(self, capacity: int, decode: Callable[[Sequence[Packed]], Mapping[Name, Memory]]) -> None:
         """
         Args:
             capacity: bytes to keep. What running requests read is kept beyond it.
-            decode: memories of records of a bank, by its name.
+            decode: packed memories, by name.
         """
         self.bytes = 0
         self.decoded = 0
@@ -38,20 +38,28 @@ class Pool:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def take(self, packed: Sequence[Packed]) -> None:
-        """Decode memories that are not there yet."""
-        by_bank: dict[str, dict[Name, MemoryRecord]] = {}
+    def take(self, packed: Sequence[Packed]) -> dict[Name, Exception]:
+        """Decode memories that are not there yet.
+
+        Returns:
+            those that cannot be decoded, and why: nothing is raised, since that would end the engine for all requests.
+        """
+        new: dict[Name, Packed] = {}
         for one in packed:
             if one.name in self._kept:
                 self._kept.move_to_end(one.name)
             else:
-                by_bank.setdefault(one.name[0], {})[one.name] = one.record
-        for bank, records in by_bank.items():
-            memories = self._decode(bank, list(records.values()))
-            for name, memory in zip(records, memories, strict=True):
+                new[one.name] = one
+        failed: dict[Name, Exception] = {}
+
+        def decode(some: Sequence[Packed]) -> None:
+            for name, memory in self._decode(some).items():
                 self._kept[name] = memory
                 self.bytes += memory.nbytes
-            self.decoded += len(records)
+            self.decoded += len(some)
+
+        together(list(new.values()), lambda one: None, decode, lambda one, error: failed.update({one.name: error}))
+        return failed
 
     def update(self, reads: Mapping[str, tuple[Name, ...]], ended: Sequence[str]) -> None:
         """What requests read from now on, and which have ended. Then what nobody reads goes, as far as there is no room."""

@@ -5,24 +5,31 @@ so that scheduler and worker share banks where they share a process.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-import torch
-
 from memory3.bank import Bank
-from memory3.bank.cache import MemoryCache
-from memory3.bank.reader import MemoryReader
-from memory3.bank.record import MemoryRecord
 from memory3.errors import ConfigError, InputError
 from memory3.models.load import load_tokenizer
-from memory3.types import Memory
 from memory3.vllm.card import Card
+from memory3.vllm.decoder import Decoder
 
 __all__ = ["Shelf", "shelf_of"]
+
+
+#: Seconds after which a bank is looked at again, when it is asked for.
+_REFRESH = 2.0
+
+
+@dataclass
+class _Opened:
+    bank: Bank
+    looked: float = field(default_factory=time.monotonic)
 
 
 class Shelf:
@@ -30,6 +37,7 @@ class Shelf:
 
     Attributes:
         card: of the model that reads.
+        decoder: of its memories.
     """
 
     def __init__(self, folder: str) -> None:
@@ -38,8 +46,9 @@ class Shelf:
             folder: of the model, with its card.
         """
         self.card = Card.read(folder)
+        self.decoder = Decoder(self.card)
         self._paths: dict[str, str] = {}
-        self._banks: dict[str, Any] = {}
+        self._opened: dict[str, _Opened] = {}
         self._lent: WeakValueDictionary[str, Any] = WeakValueDictionary()
         self._lock = threading.Lock()
 
@@ -64,40 +73,30 @@ class Shelf:
             self._paths.update(paths)
 
     def bank(self, name: str) -> Any:
-        """The bank of this name.
+        """The bank of this name. One that was opened here shows what was written to it since, within some seconds.
 
         Raises:
             InputError: there is none.
-            BankError: it cannot be opened.
-            FingerprintMismatch: it is another model's.
+            BankError: it cannot be opened, or is not there any more.
+            FingerprintMismatch: it is another model's, maybe since a moment ago.
         """
         with self._lock:
             lent = self._lent.get(name)
             if lent is not None:
                 return lent
-            if name not in self._banks:
+            opened = self._opened.get(name)
+            if opened is None:
                 if name not in self._paths:
-                    there = ", ".join(sorted({*self._paths, *self._banks})) or "none"
+                    there = ", ".join(sorted(self._paths)) or "none"
                     raise InputError(f"bank {name!r:.80} is not served here: {there}")
-                if not Path(self._paths[name]).is_dir():
-                    raise ConfigError(f"bank {name!r}: {self._paths[name]!r} is no folder of this machine")
-                self._banks[name] = Bank.open(self._paths[name], self.card, create=False)
-            return self._banks[name]
-
-    def decode(self, name: str, records: Sequence[MemoryRecord], device: torch.device) -> list[Memory]:
-        """Memories of packed records.
-
-        Args:
-            name: of the bank they are of.
-            records: of one version of it.
-            device: where they are wanted.
-
-        Raises:
-            BankCorrupt: a record cannot be decoded.
-        """
-        snapshot = self.bank(name).pin().snapshot
-        reader = MemoryReader(snapshot.manifest, lambda: snapshot.codec, MemoryCache(0), snapshot.id, str(snapshot.path))
-        return reader.decode(records, device=device)
+                path = self._paths[name]
+                if not Path(path).is_dir():
+                    raise ConfigError(f"bank {name!r}: {path!r} is no folder of this machine")
+                opened = self._opened[name] = _Opened(Bank.open(path, self.card, create=False))
+        if time.monotonic() - opened.looked > _REFRESH:
+            opened.bank.refresh()
+            opened.looked = time.monotonic()
+        return opened.bank
 
 
 @cache

@@ -1,18 +1,35 @@
 """What the scheduler tells the workers of one step: which rows read memories, which, and where a row is found.
 
-Plain data that vLLM sends between its processes. Memories go as the packed records of their bank, never decoded.
+Plain data that vLLM sends between its processes. Memories go as the packed records of their bank, never decoded, and how
+these are packed goes with the first of them: a worker opens no bank, and none that is rebuilt or deleted concerns it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Set
+from dataclasses import dataclass, field, replace
 
 from memory3.bank.record import MemoryRecord
 
-__all__ = ["Name", "Packed", "Row", "Span", "Step"]
+__all__ = ["Form", "Name", "Packed", "Row", "Span", "Step"]
 
 #: A memory, the same for all requests that read it: bank, version of the bank, reference.
 Name = tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How records are packed, and what they were computed for: all that decodes them.
+
+    Attributes:
+        key: equal only where the rest is.
+        manifest: of their bank, as JSON.
+        codebook: of their codec, as a file has it; empty where the codec has none.
+    """
+
+    key: str
+    manifest: str
+    codebook: bytes
 
 
 @dataclass(frozen=True)
@@ -22,10 +39,12 @@ class Packed:
     Attributes:
         name: of the memory.
         record: its bytes and what they are.
+        form: key of the `Form` it is packed in.
     """
 
     name: Name
     record: MemoryRecord
+    form: str
 
 
 @dataclass(frozen=True)
@@ -80,6 +99,7 @@ class Step:
 
     Attributes:
         rows: of requests that read memories.
+        forms: of memories, that workers do not know yet.
         packed: memories that a request reads from now on.
         reads: which, by request, for those that read others than before.
         ended: requests that read nothing any more.
@@ -87,7 +107,22 @@ class Step:
     """
 
     rows: list[Row] = field(default_factory=list)
+    forms: list[Form] = field(default_factory=list)
     packed: list[Packed] = field(default_factory=list)
     reads: dict[str, tuple[Name, ...]] = field(default_factory=dict)
     ended: list[str] = field(default_factory=list)
     tokens: int = 0
+
+    def without(self, names: Set[Name]) -> tuple[Step, set[str]]:
+        """This step as it is where some memories are not to be had, and the requests that it is wrong for."""
+        wrong = {row.request for row in self.rows for span in row.spans if not names.isdisjoint(span.names)}
+        wrong |= {request for request, read in self.reads.items() if not names.isdisjoint(read)}
+        reads = {request: _left(read, names) for request, read in self.reads.items()}
+        rows = [
+            replace(row, spans=tuple(replace(span, names=_left(span.names, names)) for span in row.spans)) for row in self.rows
+        ]
+        return replace(self, rows=rows, reads=reads), wrong
+
+
+def _left(names: tuple[Name, ...], gone: Set[Name]) -> tuple[Name, ...]:
+    return tuple(name for name in names if name not in gone)

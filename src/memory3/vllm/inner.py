@@ -1,0 +1,101 @@
+"""`Inner`: vLLM's own engine in this process, with memory3's connector in it. All methods are for one thread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from memory3.llm import Memory3
+from memory3.vllm.card import make_folder
+from memory3.vllm.planning import Planner
+from memory3.vllm.plugin import CONNECTOR, register
+
+__all__ = ["Inner", "settings_of"]
+
+
+def settings_of(m3: Memory3, folder: str | Path, *, slots: int, prompt_tokens: int, cache_bytes: int) -> dict[str, Any]:
+    """What ``EngineArgs`` is made of. The model's folder is made.
+
+    Args:
+        m3: the model.
+        folder: where what vLLM loads is made, unless it is there.
+        slots: requests in one step at most.
+        prompt_tokens: of all prompts together in one step at most.
+        cache_bytes: of the paged cache.
+    """
+    return {
+        "model": str(make_folder(m3, folder)),
+        "dtype": str(m3.model.dtype).removeprefix("torch."),
+        "enforce_eager": True,
+        "skip_tokenizer_init": True,
+        "enable_prefix_caching": True,
+        "max_model_len": m3.geometry.max_positions,
+        "max_num_seqs": slots,
+        "max_num_batched_tokens": max(prompt_tokens, slots),
+        "kv_cache_memory_bytes": cache_bytes,
+        "disable_hybrid_kv_cache_manager": True,
+        "disable_log_stats": True,
+        "trust_remote_code": False,
+    }
+
+
+class Inner:
+    """Runs steps.
+
+    Attributes:
+        planner: of the connector in its scheduler.
+        inside: numbers of the requests that vLLM knows.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        """
+        Args:
+            settings: of ``EngineArgs``.
+        """
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        register()
+        from vllm import EngineArgs, SamplingParams
+        from vllm.config import KVTransferConfig
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        transfer = KVTransferConfig(kv_connector=CONNECTOR, kv_role="kv_consumer")
+        self._engine: Any = LLMEngine.from_engine_args(EngineArgs(**{"kv_transfer_config": transfer, **settings}))
+        self._params: Any = lambda options: SamplingParams(**options, output_kind=RequestOutputKind.DELTA, detokenize=False)
+        self.planner: Planner = self._engine.engine_core.engine_core.scheduler.connector.planner
+        self.inside: set[int] = set()
+
+    def add(self, number: int, tokens: Sequence[int], options: dict[str, Any]) -> None:
+        """Let a request in.
+
+        Args:
+            number: that it is known by.
+            tokens: of its prompt.
+            options: of ``SamplingParams``.
+        """
+        self._engine.add_request(str(number), {"prompt_token_ids": list(tokens)}, self._params(options))
+        self.inside.add(number)
+
+    def abort(self, number: int) -> None:
+        """End a request where it stands."""
+        self.inside.discard(number)
+        self._engine.abort_request([str(number)])
+
+    def step(self) -> list[tuple[int, Any]]:
+        """One step. Returns what it gave, by number of the request."""
+        outputs = [(number_of(one.request_id), one) for one in self._engine.step()]
+        self.inside.difference_update(number for number, one in outputs if one.finished)
+        return outputs
+
+    def close(self) -> None:
+        """End it."""
+        self._engine.engine_core.shutdown()
+
+
+def number_of(request: str) -> int:
+    """Of a request by its id: vLLM puts something behind the one that we gave."""
+    return int(request.partition("-")[0])
