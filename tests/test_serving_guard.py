@@ -594,66 +594,70 @@ def test_a_port_that_is_taken_is_said(command, tmp_path):
 
 
 def test_many_clients_of_whom_some_go_away_get_right_answers_and_leave_nothing(tmp_path):
+    with served.server(tmp_path, slots=6, waiting=64) as server:
+        many_clients(server)
+
+
+def many_clients(server):
     """Answers are those of the library alone, and no slot, file or thread is left."""
     questions = ["Who built the bridge?", "Where does the river rise?", "What of the old town?"]
-    with served.server(tmp_path, slots=6, waiting=64) as server:
-        bank = server.state.banks.get("docs", server.state.keys.tenant(None)).bank
-        asked = {
-            (question, length): server.state.m3.generate([{"role": "user", "content": question}], bank, max_new_tokens=length)
-            for question in questions
-            for length in (8, 40)
-        }
-        wrong, answered, errors = [], [], []
+    bank = server.state.banks.get("docs", server.state.keys.tenant(None)).bank
+    asked = {
+        (question, length): server.state.m3.generate([{"role": "user", "content": question}], bank, max_new_tokens=length)
+        for question in questions
+        for length in (8, 40)
+    }
+    wrong, answered, errors = [], [], []
 
-        def client(seed):
-            chance = random.Random(seed)
-            try:
-                for _ in range(8):
-                    question, length = chance.choice(list(asked))
-                    body = {
-                        "messages": [{"role": "user", "content": question}],
-                        "max_tokens": length,
-                        "stream": chance.random() < 0.5,
-                    }
-                    if chance.random() < 0.4:
-                        with contextlib.suppress(openai.APITimeoutError):
-                            short = server.client().with_options(timeout=0.01 if not body["stream"] else 60)
-                            given = short.chat.completions.create(model="tiny@docs", **body)
-                            if body["stream"]:
-                                given.close()
-                        continue
-                    given = server.client().chat.completions.create(model="tiny@docs", **body)
-                    if body["stream"]:
-                        text = "".join(chunk.choices[0].delta.content or "" for chunk in given)
-                    else:
-                        text = given.choices[0].message.content
-                    answered.append(text)
-                    if text != asked[question, length].text:
-                        wrong.append((question, length, text))
-            except Exception as error:
-                errors.append(error)
+    def client(seed):
+        chance = random.Random(seed)
+        try:
+            for _ in range(8):
+                question, length = chance.choice(list(asked))
+                body = {
+                    "messages": [{"role": "user", "content": question}],
+                    "max_tokens": length,
+                    "stream": chance.random() < 0.5,
+                }
+                if chance.random() < 0.4:
+                    with contextlib.suppress(openai.APITimeoutError):
+                        short = server.client().with_options(timeout=0.01 if not body["stream"] else 60)
+                        given = short.chat.completions.create(model="tiny@docs", **body)
+                        if body["stream"]:
+                            given.close()
+                    continue
+                given = server.client().chat.completions.create(model="tiny@docs", **body)
+                if body["stream"]:
+                    text = "".join(chunk.choices[0].delta.content or "" for chunk in given)
+                else:
+                    text = given.choices[0].message.content
+                answered.append(text)
+                if text != asked[question, length].text.strip():
+                    wrong.append((question, length, text))
+        except Exception as error:
+            errors.append(error)
 
-        def round_of(first):
-            threads = [threading.Thread(target=client, args=(first + n,)) for n in range(12)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join(120)
-            server.wait_until_idle()
+    def round_of(first):
+        threads = [threading.Thread(target=client, args=(first + n,)) for n in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(120)
+        server.wait_until_idle()
 
-        round_of(0)
+    round_of(0)
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd")), threading.active_count()
+    round_of(100)
+    gc.collect()
+    assert not errors
+    assert len(answered) > 60
+    assert not wrong
+    until = time.monotonic() + 10
+    while server.server.server_state.tasks or server.server.server_state.connections:
         gc.collect()
-        before = len(os.listdir("/proc/self/fd")), threading.active_count()
-        round_of(100)
-        gc.collect()
-        assert not errors
-        assert len(answered) > 60
-        assert not wrong
-        until = time.monotonic() + 10
-        while server.server.server_state.tasks or server.server.server_state.connections:
-            gc.collect()
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        after = len(os.listdir("/proc/self/fd")), threading.active_count()
-        assert after[0] <= before[0] + 2
-        assert after[1] <= before[1]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    after = len(os.listdir("/proc/self/fd")), threading.active_count()
+    assert after[0] <= before[0] + 2
+    assert after[1] <= before[1]
