@@ -17,6 +17,7 @@ import tiny
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+pytest.register_assert_rewrite("chat_surface", "strangers")  # tests that several files take
 torch.set_num_threads(1)  # tests run in parallel processes; see `make test`
 
 

@@ -17,6 +17,13 @@ from memory3.vllm.planning import Planner, Scheduled
 from memory3.vllm.pool import Pool
 from memory3.vllm.reading import Context, Layouts, StepReading
 
+WORDS = "river bridge mountain county reader memory key value town sea engineer old new built answer question".split()  # noqa: SIM905
+
+
+def text(seed, length):
+    """Words in an order that no other seed gives."""
+    return " ".join(random.Random(seed).choices(WORDS, k=length))
+
 
 @dataclass(eq=False)
 class Asked:

@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 from bank_writer import HashingEmbedder
-from paged import Asked, PagedEngine
+from paged import Asked, PagedEngine, text
 
 from memory3 import Bank, Document, Memory3, MemoryConfig
 from memory3.errors import ConfigError, ModelError, UnsupportedModel
@@ -23,29 +23,6 @@ from memory3.vllm.pool import Pool
 from memory3.vllm.refusals import check_config, own_heads
 from memory3.vllm.shelf import Shelf
 from memory3.vllm.step import Packed
-
-WORDS = [
-    "river",
-    "bridge",
-    "mountain",
-    "county",
-    "reader",
-    "memory",
-    "key",
-    "value",
-    "town",
-    "sea",
-    "engineer",
-    "old",
-    "new",
-    "built",
-    "answer",
-    "question",
-]
-
-
-def text(seed: int, length: int) -> str:
-    return " ".join(random.Random(seed).choices(WORDS, k=length))
 
 
 @pytest.fixture(scope="module")

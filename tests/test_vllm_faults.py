@@ -14,8 +14,7 @@ import served
 import tiny
 import torch
 from forging import destroy, forge
-from paged import Asked, PagedEngine
-from test_vllm import text
+from paged import Asked, PagedEngine, text
 
 from memory3 import Bank, Document, Memory3, MemoryConfig
 from memory3.codec import fit

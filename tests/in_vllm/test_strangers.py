@@ -10,14 +10,8 @@ from functools import partial
 
 import pytest
 import served
-from test_serving_guard import (  # noqa: F401 (pytest runs them with the server of this file)
-    CHAT,
-    many_clients,
-    test_a_full_queue_says_when_to_come_again,
-    test_no_body_makes_the_server_fail_or_hang,
-    test_the_official_client_closes_a_stream,
-    test_who_goes_away_frees_the_slot,
-)
+from strangers import *  # noqa: F403 (pytest runs its tests with the server of this file)
+from strangers import CHAT, many_clients
 
 from memory3.decoding import decoding
 from memory3.serving.job import Finished, Job, Text

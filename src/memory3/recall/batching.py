@@ -144,7 +144,7 @@ class Stream:
         return [] if self.memory is None else self.memory.lookups
 
     def would_read(self, hits: Sequence[Sequence[SearchHit]]) -> list[str]:
-        """See `RequestMemory.would_read`."""
+        """Ids of all references that `receive` may have it read (`RequestMemory.would_read`)."""
         return [] if self.memory is None else self.memory.would_read(hits)
 
     def receive(self, hits: Sequence[Sequence[SearchHit]]) -> list[str]:

@@ -41,12 +41,12 @@ class Streamed(Answering):
         return self.stream.memory
 
     def citations(self, first: int, last: int) -> list[Citation]:
-        """See `Answering.citations`. Shares are of the attention paid, which is counted now."""
+        """Of the answer's tokens from ``first`` to before ``last``. Shares are of the attention paid, which is counted now."""
         self.stream.settle()
         return self._cited(self.stream.shares(first, last))
 
     def all_citations(self) -> list[Citation]:
-        """See `Answering.all_citations`."""
+        """Of the whole answer, largest share first."""
         self.stream.settle()
         return [] if self.stream.memory is None else self._cited(self.stream.memory.shares())
 

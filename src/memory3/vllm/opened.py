@@ -47,7 +47,9 @@ class Opened(Answering):
         return self.reader.follower.memory if self.reader is not None and self.reader.follower is not None else None
 
     def citations(self, first: int, last: int) -> list[Citation]:
-        """See `Answering.citations`. Shares are by the scores of retrieval: vLLM's steps keep no account of attention."""
+        """Of the answer's tokens from ``first`` to before ``last``. Shares are by the scores of retrieval: vLLM's steps keep no
+        account of attention.
+        """
         reader = self.reader
         if reader is None or reader.follower is None:
             return []
@@ -63,7 +65,7 @@ class Opened(Answering):
         return [cite(reader.texts[name], weights[name] / total, scores[name]) for name in names]
 
     def all_citations(self) -> list[Citation]:
-        """See `Answering.all_citations`."""
+        """Of the whole answer, largest share first."""
         return self.citations(0, max(len(self.ids), 1))
 
 
