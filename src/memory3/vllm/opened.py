@@ -47,8 +47,8 @@ class Opened(Answering):
         return self.reader.follower.memory if self.reader is not None and self.reader.follower is not None else None
 
     def citations(self, first: int, last: int) -> list[Citation]:
-        """Of the answer's tokens from ``first`` to before ``last``. Shares are by the scores of retrieval: vLLM's steps keep no
-        account of attention.
+        """Of the answer's tokens from ``first`` to before ``last``. Shares are by the scores of retrieval: vLLM's steps
+        keep no account of attention.
         """
         reader = self.reader
         if reader is None or reader.follower is None:
