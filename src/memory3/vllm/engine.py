@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from memory3.errors import EngineClosed, Memory3Error, ServingError
+from memory3.errors import ConfigError, EngineClosed, Memory3Error, ServingError
 from memory3.llm import Memory3
 from memory3.serving.base import BaseEngine, EngineState
 from memory3.serving.handle import Handle
@@ -172,7 +172,8 @@ class VllmEngine(BaseEngine):
         try:
             inner.add(handle.number, answer.asked.tokens, answer.options)
         except Exception as error:
-            self._fail(handle, error if isinstance(error, Memory3Error) else ServingError(f"vLLM refuses it: {error}"))
+            kind = ConfigError if isinstance(error, ValueError) else ServingError  # of a setting that vLLM does not take
+            self._fail(handle, error if isinstance(error, Memory3Error) else kind(f"vLLM refuses it: {error}"))
 
     def _refused(self, request: str, error: Memory3Error) -> None:
         """What the planner tells of a request that cannot be answered."""
