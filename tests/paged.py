@@ -7,6 +7,7 @@ Positions start at 0 whatever is read, blocks are handed out in any order, rows 
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import dataclass, field
 
 import torch
@@ -75,7 +76,7 @@ class PagedEngine:
     def add(self, request):
         self.planner.arrive(request)
         while not self.planner.is_ready(request.request_id):
-            pass
+            time.sleep(0.001)
 
     def step(self, portions):
         """One pass. ``portions``: (request, tokens) of it, of which those that are not eligible are left out. Appends the next

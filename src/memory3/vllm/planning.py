@@ -16,7 +16,7 @@ Knows vLLM's requests by the few attributes of `memory3.vllm.reader.EngineReques
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,9 @@ from memory3.vllm.step import Row, Span, Step
 from memory3.vllm.told import salt, told
 
 __all__ = ["Planner", "Scheduled"]
+
+#: Seconds that an engine waits at most which has nothing to do: requests that come are let in behind it.
+_MOMENT = 0.01
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,6 @@ class Planner:
         self._spoiled: set[int] = set()
         self._last: dict[str, Scheduled] = {}  # step
         self._forms: set[str] = set()  # that workers know
-        self._is_idle = True  # whether the last step had nothing to compute
 
     def close(self) -> None:
         """End the thread that finds."""
@@ -121,8 +123,6 @@ class Planner:
         reader = self._readers.get(request_id)
         if reader is None or reader.error is not None:
             return True
-        if reader.finding is not None and self._is_idle:  # nothing else is to be done: no need to ask again at once
-            _wait(reader.finding, 0.01)
         was_salted = reader.is_salted
         self._settle(reader)
         # Where its key is new, its blocks were looked up by the one it had before.
@@ -164,10 +164,10 @@ class Planner:
         """
         step = Step(tokens=sum(one.tokens for one in scheduled), ended=self._ended)
         self._ended = []
-        self._is_idle = not scheduled
-        for each in list(self._readers.values()):
-            if self._is_idle and each.finding is not None:  # nothing else is to be done
-                _wait(each.finding, 0.01)
+        readers = list(self._readers.values())
+        if not scheduled:  # nothing is to be done until something is found: no need to ask again at once
+            wait([each.finding for each in readers if each.finding is not None], _MOMENT, FIRST_COMPLETED)
+        for each in readers:
             self._settle(each)
         for one in scheduled:
             reader = self._readers.get(one.request)
@@ -217,7 +217,7 @@ class Planner:
     def _await(self, reader: Reader) -> None:
         """Until what it reads is found. Raises why it cannot be."""
         assert reader.finding is not None
-        _wait(reader.finding, None)
+        wait([reader.finding])
         self._settle(reader)
         if reader.error is not None:
             raise reader.error
@@ -291,11 +291,3 @@ class Planner:
         reader.request.max_tokens = 0
         if self.failed is not None:
             self.failed(reader.request.request_id, error)
-
-
-def _wait(finding: Future[None], seconds: float | None) -> None:
-    """Until it is found, at most so long."""
-    try:
-        finding.exception(seconds)
-    except TimeoutError:
-        return
