@@ -70,6 +70,16 @@ def test_of_equal_scores_the_row_stored_first_is_found_however_many_are_asked_fo
                 assert [hit.document_id for hit in search_exactly(view.snapshot, asked, k)[0]] == stored[:k]
 
 
+def test_a_query_finds_the_same_beside_others_as_alone(tmp_path):
+    """To the last bit: where two references are as near, that decides which is read."""
+    with open_bank(tmp_path / "bank") as bank:
+        bank.write([Document(f"doc{n}", " ".join(f"w{n % m}" for m in (2, 3, 5, 7))) for n in range(90)])
+        vectors = HashingEmbedder().encode([f"w{n} w{n % 3}" for n in range(37)])
+        view = bank.pin()
+        together = search_exactly(view.snapshot, vectors, 11)
+        assert together == [search_exactly(view.snapshot, vectors[n : n + 1], 11)[0] for n in range(37)]
+
+
 def test_rows_that_are_no_numbers_come_behind_all_numbers(tmp_path):
     """A stranger's bank may have them. They once stood ahead of the best rows, which were lost."""
     with open_bank(tmp_path / "bank") as bank:

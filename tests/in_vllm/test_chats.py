@@ -6,10 +6,12 @@ from __future__ import annotations
 
 from functools import partial
 
+import openai
 import pytest
 import served
 from chat_surface import *  # noqa: F403 (pytest runs its tests with the server of this file)
 from chat_surface import QUESTION, TURNS, alone, ask
+from chat_surface import test_a_stream_says_what_the_whole_answer_says as as_everywhere
 
 from memory3.vllm.engine import VllmEngine
 
@@ -38,3 +40,30 @@ def test_an_answer_is_that_of_the_library(server, client, mode, messages):
     if mode == "memory":
         assert about["shares"] == "retrieval"
         assert sum(one["share"] for one in about["citations"]) == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize("options", [{}, {"stop": ["a", "e"]}])
+def test_a_stream_says_what_the_whole_answer_says(client, options):
+    as_everywhere(client, options)
+
+
+def test_several_choices_differ_when_they_are_drawn(client):
+    choices = ask(client, n=3, temperature=1.5).choices
+    assert [choice.index for choice in choices] == [0, 1, 2]
+    assert len({choice.message.content for choice in choices}) == 3
+
+
+def test_answers_are_greedy_unless_chance_is_asked_for(client):
+    greedy = {
+        ask(client, **options).choices[0].message.content for options in ({}, {"seed": 3}, {"temperature": 0, "seed": 5})
+    }
+    assert len(greedy) == 1
+    assert len({ask(client, top_p=0.99).choices[0].message.content for _ in range(5)}) > 1
+
+
+@pytest.mark.parametrize("options", [{"temperature": 1.5}, {"n": 3, "temperature": 1.5}, {"top_p": 0.9}])
+def test_a_seed_is_refused_where_chance_decides(client, options):
+    """vLLM's engine would end on a CPU, with all requests."""
+    with pytest.raises(openai.BadRequestError, match="seed"):
+        ask(client, seed=7, **options)
+    assert ask(client).choices

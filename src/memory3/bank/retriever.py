@@ -54,11 +54,13 @@ def search_exactly(snapshot: Snapshot, vectors: np.ndarray, k: int, where: Where
     if k <= 0:
         return [[] for _ in vectors]
     embeddings = resident.embeddings[places] if where else resident.embeddings
-    scores = vectors @ embeddings.T
     hits = []
-    for row in scores:
-        # All that equal the last one: which of them a partition leaves inside would depend on the other queries' last bits.
-        # What is no number sorts behind all numbers, and is left over for when there are fewer than k of these.
+    for vector in vectors:
+        # One by one: the last bits of a product of all depend on how many there are, and then a request would read something
+        # else beside others than alone where two references are as near.
+        row = embeddings @ vector
+        # All that equal the last one: which of them a partition leaves inside is its own affair. What is no number
+        # sorts behind all numbers, and is left over for when there are fewer than k of these.
         below = -row
         best = np.flatnonzero(~(below > np.partition(below, k - 1)[k - 1]))
         best = best[np.lexsort((best, below[best]))][:k]

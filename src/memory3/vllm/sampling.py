@@ -37,18 +37,21 @@ def sampling_options(model: Any, job: Job, chooser: Chooser) -> dict[str, Any]:
         chooser: that transformers' way would choose by: it knows where answers end, and how long they may be.
 
     Raises:
-        ConfigError: a setting that vLLM has not.
+        ConfigError: a setting that vLLM has not, or cannot keep to.
     """
     settings = job.settings
     odd = sorted(name for name in settings.to_diff_dict() if name not in _OTHERS)
     if odd:
         raise ConfigError(f"{', '.join(odd)}: --engine vllm chooses by {', '.join(_KNOWN)} alone")
+    if job.seed is not None and settings.do_sample:
+        # A prompt that is read in parts draws a number too many, which vLLM takes back in a way that only GPUs know. On a CPU
+        # its engine ends there, with all requests.
+        raise ConfigError("seed: vLLM cannot keep to it on a CPU: leave it out, or serve with --engine transformers")
     options: dict[str, Any] = {
         "max_tokens": chooser.length,
         "stop_token_ids": [] if job.ignore_eos else sorted(chooser.ends),
         "ignore_eos": job.ignore_eos,
         "logprobs": job.logprobs,
-        "seed": job.seed,
         "temperature": 0.0,
     }
     found = {name: getattr(settings, name, None) for name in _KNOWN}
