@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import os
+import socket
 import subprocess
 import threading
 import time
@@ -374,13 +375,38 @@ def test_many_uploads_at_once(server, client):
         client.vector_stores.files.create(store.id, file_id=file.id)
         return file.id, data
 
-    with ThreadPoolExecutor(12) as pool:
+    with ThreadPoolExecutor(8) as pool:
         made = dict(pool.map(one, range(36)))
     assert len(made) == 36
     for file_id, data in made.items():
         assert client.files.content(file_id).read() == data
         assert client.vector_stores.files.poll(file_id, vector_store_id=store.id).status == "completed"
     assert client.vector_stores.retrieve(store.id).file_counts.completed == 36
+
+
+def test_a_tenant_that_holds_its_places_keeps_nobody_else_out(server):
+    host, port = server.address.removeprefix("http://").split(":")
+    head = "POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 99999\r\n"
+    part = '--x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
+    held = [socket.create_connection((host, int(port))) for _ in range(40)]
+    with server.http(headers={"Authorization": f"Bearer {KEYS[0]}"}) as http:
+
+        def send():
+            return http.post("/v1/files", files={"file": ("b.txt", b"b")}, data={"purpose": "assistants"})
+
+        try:
+            for connection in held:
+                connection.sendall(f"{head}Authorization: Bearer {KEYS[0]}\r\n\r\n{part}".encode())
+            until(lambda: send().status_code == 429)
+            answer = send()
+            assert answer.headers["retry-after"] == "1"
+            assert "with this key" in answer.json()["error"]["message"]
+            with server.client(KEYS[1]) as other:
+                assert upload(other).bytes == len(BRIDGE)
+        finally:
+            for connection in held:
+                connection.close()
+        until(lambda: send().status_code == 200)
 
 
 # ---- bounds and faults ---------------------------------------------------------------------------------------------------
