@@ -351,12 +351,16 @@ def test_a_file_that_unzips_to_more_than_there_is_fails_alone(client):
         "cut.txt.gz": gzip.compress(os.urandom(10_000))[:-1000],
         "picture.png": b"\x89PNG\r\n\x1a\n" + os.urandom(1000),
         "empty.txt": b" ",
+        "junk.docx": b"This is no Word document.",
+        "page.txt": b"%PDF-1.4 and so on",
     }
     for name, data in bombs.items():
         member = client.vector_stores.files.upload_and_poll(vector_store_id=store.id, file=(name, data))
         assert member.status == "failed", name
         assert member.last_error.message.startswith(name)
         assert "/" not in member.last_error.message
+        wanted = "unsupported_file" if name in ("picture.png", "junk.docx") else "invalid_file"
+        assert member.last_error.code == wanted, name
     good = client.vector_stores.files.upload_and_poll(
         vector_store_id=store.id, file=("good.jsonl", b'{"text": "The sea."}\n' * 3)
     )

@@ -31,6 +31,7 @@ from memory3.serving.data_folder import (
     saving,
     write_state,
 )
+from memory3.text.readers.foreign import SUFFIXES
 from memory3.text.readers.read import READERS
 
 __all__ = ["PURPOSES", "Arriving", "StoredFile", "StoredFiles"]
@@ -294,8 +295,10 @@ def shown_name(filename: str) -> str:
 
 
 def readable_suffix(filename: str) -> str:
-    """The end of a client's file name if it is one that our readers know, such as ``.pdf`` or ``.jsonl.gz``; else nothing."""
+    """The end of a client's file name if it is one that our readers know, such as ``.pdf`` or ``.jsonl.gz``, or know not to
+    read, such as ``.docx``; else nothing.
+    """
     name = shown_name(filename).lower()
     zipped = ".gz" if name.endswith(".gz") else ""
     kind = PurePosixPath(name.removesuffix(".gz")).suffix
-    return (kind if kind in READERS else "") + zipped
+    return (kind if kind in READERS or kind in SUFFIXES else "") + zipped
