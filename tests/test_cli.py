@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import lancedb
@@ -19,6 +20,7 @@ import torch
 from command_line import BRIDGE, _stand_in, docs_folder, error, run, run_json, written_bank  # noqa: F401 (fixtures)
 
 from memory3 import benchmarks
+from memory3.benchmarks import measure
 from memory3.bank.store import Store
 from memory3.cli.app import app
 from memory3.cli.ask import _where
@@ -480,6 +482,30 @@ def test_bench():
     assert said == {"name": "decode", "options": {"batch": "8", "max_length": "12"}, "ratio": 0.98765}
     assert json.loads(Path("figures.json").read_text()) == said
     assert re.search(r"options.batch +8 *\nratio +0\.9877", run("bench", "decode", "--batch", "8").stdout)
+
+
+def test_help_behind_the_name_of_a_benchmark_is_about_that_one():
+    for arguments in (("bench", "serve", "--help"), ("bench", "serve", "--clients", "4", "--help")):
+        said = run(*arguments).stdout
+        assert "A server under load" in said
+        assert re.search(r"--clients +text, default 1,4,8,16", said)
+        assert re.search(r"--tokens-out +whole number, default 64", said)
+    assert "--clients" not in run("bench", "--help").stdout
+
+
+@pytest.mark.usefixtures("_benchmarks")
+def test_a_benchmark_says_in_a_log_that_it_goes_on(monkeypatch):
+    monkeypatch.setattr("memory3.cli.progress._LOG_EVERY", 0.05)
+    monkeypatch.setattr(benchmarks, "run", lambda name, options: time.sleep(0.3) or {"ratio": 0.5})
+    said = run("bench", "decode", "--json")
+    assert json.loads(said.stdout) == {"ratio": 0.5}
+    assert said.stderr.count("measuring decode: 0.") >= 2
+
+
+def test_turns_of_a_benchmark_are_told_in_a_log(monkeypatch, capsys):
+    monkeypatch.setattr(measure, "LINE_SECONDS", 0.0)
+    assert len(measure.alternate({"a": lambda: 1.0}, 3)["a"]) == 3
+    assert [line for line in capsys.readouterr().err.splitlines() if line] == [f"measuring: {n} of 3" for n in (1, 2, 3)]
 
 
 @pytest.mark.usefixtures("_benchmarks")
