@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -593,6 +594,22 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("command", [["serve"], ["mcp", "--bank", "bank"]])
+def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(command, bank):
+    code = (
+        "import sys; from memory3.cli import main; sys.argv = ['memory3', *sys.argv[1:]]\n"
+        "try: main()\nexcept SystemExit as end: code = end.code\n"
+        "print(code, sorted({'torch', 'transformers', 'lancedb', 'uvicorn'} & set(sys.modules)))"
+    )
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        arguments = [sys.executable, "-c", code, *command, "--port", str(taken.getsockname()[1])]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "1 []\n"
+    assert "it is taken" in done.stderr
 
 
 @pytest.mark.real

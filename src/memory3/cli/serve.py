@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from memory3.cli import options
 from memory3.cli.deferred import collecting_later
 from memory3.cli.loading import full_name, load_model
 from memory3.cli.output import err, message, out, print_json
+from memory3.serving.listening import check_free, is_local
 
 if TYPE_CHECKING:
     from memory3.llm import Memory3
@@ -126,6 +126,9 @@ def serve(
         memory3 serve --bank bank --engine vllm
         memory3 serve --bank bank --json
     """
+    if engine not in ENGINES:
+        raise typer.BadParameter(f"{engine!r} is none: use {' or '.join(ENGINES)}", param_hint="--engine")
+    check_free(host, port)  # the imports below take seconds
     with collecting_later():
         import torch
 
@@ -135,7 +138,7 @@ def serve(
         from memory3.serving.keys import Keys
         from memory3.serving.limits import Limits
         from memory3.serving.metrics import Metrics
-        from memory3.serving.server import Server, check_free
+        from memory3.serving.server import Server
         from memory3.serving.state import ServerState
         from memory3.serving.threads import apart
 
@@ -155,9 +158,6 @@ def serve(
         upload_bytes=options.byte_count(max_upload) or 1,
     )
     keys = Keys.read(api_key_file) if api_key_file is not None else Keys()
-    if engine not in ENGINES:
-        raise typer.BadParameter(f"{engine!r} is none: use {' or '.join(ENGINES)}", param_hint="--engine")
-    check_free(host, port)
     first = next(iter(named.values()), None)
 
     def load() -> tuple[Memory3, Banks]:
@@ -177,8 +177,8 @@ def serve(
     keys.check_banks(banks.names)  # among them the vector stores that were found in the folder
     server = Server(create_app(state, drain=drain), state, host, port, drain=drain)
     server.when_started = lambda: _tell(server, banks, as_json=as_json)
-    if not keys.tenants and not _is_local(host):
-        message(f"no keys: everybody who reaches {host} may ask. Give --api-key-file.", kind="note", style="yellow")
+    if not keys.tenants and not is_local(host):
+        message(f"no keys: everybody who reaches {host} may ask. Give --api-key-file.", kind="warning", style="yellow")
     server.run()
     runs.close()
     if not server.started:
@@ -234,13 +234,6 @@ def _engine(name: str, m3: Memory3, **options: Any) -> BaseEngine:
     return Engine(m3, **options)
 
 
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _tell(server: Server, banks: Banks, *, as_json: bool) -> None:
     """Where it listens, what it serves, and how to ask."""
     models = [banks.model, *(banks.id_of(name) for name in banks.names)]
@@ -249,6 +242,8 @@ def _tell(server: Server, banks: Banks, *, as_json: bool) -> None:
         return
     asked = models[1] if len(models) > 1 else models[0]
     out.print(f"Listening at {server.address}", style="bold", highlight=False)
+    if server.from_elsewhere:
+        out.print(f"From other machines: {server.from_elsewhere}", highlight=False)
     out.print(f"Models: {', '.join(models)}", highlight=False, soft_wrap=True)
     out.print(f"A page to ask and upload: {server.address}/", highlight=False)
     out.print(
