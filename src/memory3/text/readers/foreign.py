@@ -24,7 +24,9 @@ SUFFIXES: dict[str, tuple[str, str]] = {
         (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".avif"), ("a picture", _PICTURE)
     ),
     **dict.fromkeys((".zip", ".7z", ".rar", ".tar", ".tgz", ".bz2", ".xz", ".zst"), ("an archive", _ARCHIVE)),
-    **dict.fromkeys((".mp3", ".wav", ".flac", ".ogg", ".m4a", ".mp4", ".mkv", ".mov", ".avi", ".webm"), ("a recording", _NO_TEXT)),
+    **dict.fromkeys(
+        (".mp3", ".wav", ".flac", ".ogg", ".m4a", ".mp4", ".mkv", ".mov", ".avi", ".webm"), ("a recording", _NO_TEXT)
+    ),
     **dict.fromkeys((".exe", ".dll", ".so", ".dylib", ".class", ".jar", ".pyc", ".wasm"), ("a program", _NO_TEXT)),
     **dict.fromkeys((".sqlite", ".sqlite3", ".mdb", ".accdb"), ("a database", _TABLE)),
 }
