@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import os
+import shutil
 import socket
 import subprocess
 import threading
@@ -528,3 +529,23 @@ def test_a_restart_goes_on_where_it_was(tmp_path):
         assert f"tiny@{store.id}" in [one.id for one in client.models.list()]
         assert client.vector_stores.files.poll(file.id, vector_store_id=store.id).status == "completed"
         assert client.vector_stores.search(store.id, query="river").data[0].file_id == file.id
+
+
+def test_what_a_key_has_left_is_told_when_the_key_is_gone(tmp_path):
+    first, second = KEYS[:2]
+    with served.server(tmp_path, banks={}, keys=[first, second], files=StorageLimits()) as running:
+        with running.client(first) as client, running.client(second) as other:
+            client.vector_stores.create(file_ids=[upload(client).id])
+            upload(other, "river.txt", RIVER)
+        assert running.state.storage.unowned(running.state.keys.names) == []
+    with served.server(tmp_path, banks={}, keys=[second, KEYS[2].split()[0]], files=StorageLimits()) as running:
+        (left,) = running.state.storage.unowned(running.state.keys.names)
+        assert (left.files, left.bytes, left.stores) == (1, len(BRIDGE), 1)
+        assert (left.folder / "files").is_dir()
+    with small_server(tmp_path) as running:  # without keys nobody is either of them
+        assert len(running.state.storage.unowned(running.state.keys.names)) == 2
+    shutil.rmtree(left.folder)
+    with served.server(tmp_path, banks={}, keys=[second], files=StorageLimits()) as running:
+        assert running.state.storage.unowned(running.state.keys.names) == []
+        with running.client(second) as client:
+            assert [file.filename for file in client.files.list()] == ["river.txt"]

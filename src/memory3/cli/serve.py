@@ -11,7 +11,7 @@ import typer
 from memory3.cli import options
 from memory3.cli.deferred import collecting_later
 from memory3.cli.loading import full_name, load_model
-from memory3.cli.output import err, message, out, print_json
+from memory3.cli.output import count, err, message, out, print_json, size
 from memory3.serving.listening import check_free, is_local
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from memory3.serving.base import BaseEngine
     from memory3.serving.catalogue import Banks
     from memory3.serving.server import Server
+    from memory3.serving.storage import Unowned
 
 __all__ = ["serve"]
 
@@ -179,6 +180,8 @@ def serve(
     server.when_started = lambda: _tell(server, banks, as_json=as_json)
     if not keys.tenants and not is_local(host):
         message(f"no keys: everybody who reaches {host} may ask. Give --api-key-file.", kind="warning", style="yellow")
+    if state.storage is not None:
+        _tell_of_unowned(state.storage.unowned(keys.names))
     server.run()
     runs.close()
     if not server.started:
@@ -232,6 +235,13 @@ def _engine(name: str, m3: Memory3, **options: Any) -> BaseEngine:
     from memory3.serving.engine import Engine
 
     return Engine(m3, **options)
+
+
+def _tell_of_unowned(left: list[Unowned]) -> None:
+    """What keys have left that are not there any more."""
+    for one in left:
+        held = f"{count(one.files, 'file')} ({size(one.bytes)}) and {count(one.stores, 'vector store')}"
+        message(f"{one.folder} holds {held} of a key that is not there any more: remove it, or give the key back", kind="note")
 
 
 def _tell(server: Server, banks: Banks, *, as_json: bool) -> None:

@@ -226,6 +226,12 @@ class StoredFiles:
             raise NotStored("file", file_id)
         return file
 
+    def held(self, tenant: str) -> tuple[int, int]:
+        """How many files a tenant has, and their bytes; also those that are being deleted."""
+        folder = self._data.tenant(tenant)
+        with self._lock:
+            return len(self._files.get(folder.name, ())), self._bytes.get(folder.name, 0)
+
     def path(self, tenant: str, file: StoredFile) -> Path:
         """Where a file's bytes are.
 
