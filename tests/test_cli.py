@@ -21,8 +21,8 @@ import torch
 from command_line import BRIDGE, _stand_in, docs_folder, error, run, run_json, written_bank  # noqa: F401 (fixtures)
 
 from memory3 import benchmarks
-from memory3.benchmarks import measure
 from memory3.bank.store import Store
+from memory3.benchmarks import measure
 from memory3.cli.app import app
 from memory3.cli.ask import _where
 from memory3.cli.output import duration, err, first_line, printable, size

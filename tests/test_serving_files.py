@@ -17,6 +17,7 @@ import pytest
 import served
 from file_server import slow_model
 
+from memory3.bank import Bank
 from memory3.errors import ServingError
 from memory3.serving.data_folder import StorageLimits
 
@@ -511,6 +512,48 @@ def test_a_file_is_removed_while_it_is_encoded(tmp_path):
         assert time.monotonic() - began < 5
         assert client.vector_stores.files.poll(files[1].id, vector_store_id=store.id).status == "completed"
         assert {one.file_id for one in client.vector_stores.search(store.id, query="town")} == {files[1].id}
+
+
+def test_small_files_that_wait_together_are_one_commit(tmp_path, monkeypatch):
+    writes = []
+    write = Bank.write
+    monkeypatch.setattr(Bank, "write", lambda bank, documents, **how: writes.append(1) or write(bank, documents, **how))
+    with small_server(tmp_path) as running, running.client() as client:
+        files = {upload(client, f"{n}.txt", b"The river number %d reaches the sea." % n).id: n for n in range(20)}
+        broken = upload(client, "broken.pdf", b"%PDF-1.7 and nothing more").id
+        large = upload(client, "large.txt", b"The town lies by the river. " * 3000).id
+        store = client.vector_stores.create(file_ids=[*files, broken, large])
+        until(lambda: not client.vector_stores.retrieve(store.id).file_counts.in_progress, 60)
+        counts = client.vector_stores.retrieve(store.id).file_counts
+        assert (counts.completed, counts.failed) == (21, 1)
+        assert len(writes) <= 3
+        members = {one.id: one for one in client.vector_stores.files.list(store.id, limit=100)}
+        assert members[broken].last_error.message.startswith("broken.pdf")
+        assert len({members[each].usage_bytes for each in files}) == 1
+        for file_id, n in list(files.items())[:3]:
+            found = client.vector_stores.search(store.id, query=f"The river number {n} reaches the sea.", max_num_results=1)
+            assert found.data[0].file_id == file_id
+
+
+def test_a_file_that_cannot_be_encoded_fails_none_that_is_written_with_it(tmp_path, monkeypatch):
+    m3 = slow_model()
+    encode = m3.encode
+
+    def poisoned(references):
+        if any("poison" in reference.text for reference in references):
+            raise RuntimeError("a fault")
+        return encode(references)
+
+    monkeypatch.setattr(m3, "encode", poisoned)
+    with small_server(tmp_path, m3) as running, running.client() as client:
+        texts = [b"The river reaches the sea.", b"The poison is in the well.", b"The bridge was built in 1874."]
+        files = [upload(client, f"{n}.txt", text).id for n, text in enumerate(texts)]
+        store = client.vector_stores.create(file_ids=files)
+        until(lambda: not client.vector_stores.retrieve(store.id).file_counts.in_progress, 60)
+        status = {one.id: one.status for one in client.vector_stores.files.list(store.id)}
+        assert [status[each] for each in files] == ["completed", "failed", "completed"]
+        found = {one.file_id for one in client.vector_stores.search(store.id, query="the well", max_num_results=10)}
+        assert found == {files[0], files[2]}
 
 
 def test_a_restart_goes_on_where_it_was(tmp_path):

@@ -143,8 +143,8 @@ class PromptBuilder:
     def query(self, prompt: Prompt) -> str:
         """The text by which references are looked up: the question, or the last words of a prompt that is tokens.
 
-        Of a conversation it is what the last chunk of the prompt is looked up by in mode memory: its last tokens, whoever wrote
-        them, so that "and its author?" is found by what it refers to. It has at least the whole last message of the user.
+        Of a conversation it is what the last chunk of the prompt is looked up by in mode memory: its last tokens, whoever
+        wrote them, so that "and its author?" is found by what it refers to. It has at least all of the user's last message.
 
         Raises:
             InputError: it is empty.

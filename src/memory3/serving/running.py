@@ -101,7 +101,7 @@ class Run:
 
     def _checked(self, event: Event) -> Event:
         if isinstance(event, Failed):
-            # An engine takes no other input than prompts: one that it cannot use is empty, too long, or none of its template's.
+            # An engine takes no other input than prompts: one that it cannot use is empty, too long, or not of its template.
             raise as_refusal(event.error, self._field) if isinstance(event.error, InputError) else event.error
         if isinstance(event, Finished) and event.reason == "time" and not event.token_ids:
             message = "The server is too busy to have begun in time: ask again later, or for less."

@@ -12,9 +12,11 @@ from memory3.bank.protocol import MemoryWriter
 from memory3.bank.view import BankView
 from memory3.serving.catalogue import Banks, Served
 from memory3.serving.data_folder import DataFolder, StorageLimits
-from memory3.serving.ingest import Ingest, PatientWriter
+from memory3.serving.ingest import Ingest
+from memory3.serving.patient_writer import PatientWriter
+from memory3.serving.store_state import Key
 from memory3.serving.stored_files import StoredFiles
-from memory3.serving.vector_stores import Key, VectorStores
+from memory3.serving.vector_stores import VectorStores
 
 __all__ = ["Storage", "StoreBank", "Unowned"]
 

@@ -232,6 +232,17 @@ class StoredFiles:
         with self._lock:
             return len(self._files.get(folder.name, ())), self._bytes.get(folder.name, 0)
 
+    def size(self, tenant_folder: str, file_id: str) -> int:
+        """Bytes of a file; 0: it is not there.
+
+        Args:
+            tenant_folder: name of the folder.
+            file_id: of the file.
+        """
+        with self._lock:
+            file = self._files.get(tenant_folder, {}).get(file_id)
+        return 0 if file is None else file.bytes
+
     def path(self, tenant: str, file: StoredFile) -> Path:
         """Where a file's bytes are.
 

@@ -33,9 +33,8 @@ def require_name(url: str, key: str | None) -> None:
     root = f"{parts.scheme}://{parts.netloc}"
     names = _names(root, key)
     known = f" It serves {', '.join(names)}." if names else ""
-    raise InputError(
-        f"{url} is the address of a server and names none of its banks: write {root}/banks/{names[0] if names else 'NAME'}.{known}"
-    )
+    meant = f"{root}/banks/{names[0] if names else 'NAME'}"
+    raise InputError(f"{url} is the address of a server and names none of its banks: write {meant}.{known}")
 
 
 def _names(root: str, key: str | None) -> list[str]:

@@ -51,9 +51,9 @@ def read_documents(
     """Read documents from files, folders, patterns (``docs/**/*.md``) and standard input (``-``), one by one.
 
     Formats go by suffix: text, Markdown and source code, HTML, PDF, JSON lines, JSON lists, CSV and TSV, Parquet, each
-    also with ``.gz`` behind. Files of another suffix are read when they are UTF-8 text, unless name or content
-    are of another format (``.docx``, pictures, archives). Folders are read with all below them, in order of names; hidden entries and folders of tools (``__pycache__``, ``node_modules``, ...) are passed over
-    and links to folders are not followed.
+    also with ``.gz`` behind. Files of another suffix are read when they are UTF-8 text, unless name or content are of
+    another format (``.docx``, pictures, archives). Folders are read with all below them, in order of names; hidden entries
+    and folders of tools (``__pycache__``, ``node_modules``, ...) are passed over and links to folders are not followed.
 
     **Ids.** A file in a folder is called by its path relative to that folder (``guide/intro.md``), one matched by a pattern by
     its path relative to the folder before the first wildcard, one named outright by the path as given, standard input
