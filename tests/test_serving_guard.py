@@ -22,11 +22,13 @@ from strangers import CHAT, QUESTION, many_clients
 
 from memory3.errors import ConfigError, FingerprintMismatch
 from memory3.serving.catalogue import Banks, Served
+from memory3.serving.data_folder import DataFolder
 from memory3.serving.guard import Guard
 from memory3.serving.keys import Keys, Tenant
 from memory3.serving.limits import Limits
 from memory3.serving.listening import address_of, from_elsewhere
 from memory3.serving.state import ServerState
+from memory3.serving.stored_files import StoredFiles
 
 ALL, DOCS, SECRET = "sk-everything-0001", "sk-only-docs-00001", "sk-only-secret-001"
 
@@ -588,6 +590,19 @@ def test_all_addresses_are_told_by_one_that_can_be_asked(command, tmp_path):
     assert address.startswith("http://127.0.0.1:")
     assert openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0).models.list().data
     assert "warning: no keys: everybody who reaches 0.0.0.0 may ask" in (tmp_path / "stderr").read_text()
+
+
+def test_files_of_a_key_that_is_gone_are_told_at_the_start(command, tmp_path):
+    data = DataFolder(tmp_path / "files")
+    with StoredFiles(data).arriving("key-0123456789ab") as file:
+        file.write(b"river" * 300)
+        file.keep("river.txt", "assistants")
+    folder = data.tenant("key-0123456789ab")
+    data.close()
+    (tmp_path / "keys").write_text(ALL)
+    told(command("--files", str(tmp_path / "files"), "--api-key-file", str(tmp_path / "keys")))
+    said = (tmp_path / "stderr").read_text()
+    assert f"note: {folder} holds 1 file (1.5 KB) and 0 vector stores of a key that is not there any more" in said
 
 
 def test_addresses():
