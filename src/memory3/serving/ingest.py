@@ -252,7 +252,7 @@ class Ingest:
         """Whether a file is ready to be encoded. If none is being read, the next one is from now on. Held: `_changed`."""
         current = self._current
         if current is not None:
-            wanted = self._wanted.get(current.key.folder, {})
+            wanted = self._wanted.get(current.key.folder, OrderedDict())
             left = tuple(file for file in current.files if (current.key, file.member.file_id) in wanted)
             if not left and not current.are_read:
                 for file in current.files:
