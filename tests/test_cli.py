@@ -8,8 +8,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import lancedb
@@ -20,6 +22,7 @@ from command_line import BRIDGE, _stand_in, docs_folder, error, run, run_json, w
 
 from memory3 import benchmarks
 from memory3.bank.store import Store
+from memory3.benchmarks import measure
 from memory3.cli.app import app
 from memory3.cli.ask import _where
 from memory3.cli.output import duration, err, first_line, printable, size
@@ -482,6 +485,30 @@ def test_bench():
     assert re.search(r"options.batch +8 *\nratio +0\.9877", run("bench", "decode", "--batch", "8").stdout)
 
 
+def test_help_behind_the_name_of_a_benchmark_is_about_that_one():
+    for arguments in (("bench", "serve", "--help"), ("bench", "serve", "--clients", "4", "--help")):
+        said = run(*arguments).stdout
+        assert "A server under load" in said
+        assert re.search(r"--clients +text, default 1,4,8,16", said)
+        assert re.search(r"--tokens-out +whole number, default 64", said)
+    assert "--clients" not in run("bench", "--help").stdout
+
+
+@pytest.mark.usefixtures("_benchmarks")
+def test_a_benchmark_says_in_a_log_that_it_goes_on(monkeypatch):
+    monkeypatch.setattr("memory3.cli.progress._LOG_EVERY", 0.05)
+    monkeypatch.setattr(benchmarks, "run", lambda name, options: time.sleep(0.3) or {"ratio": 0.5})
+    said = run("bench", "decode", "--json")
+    assert json.loads(said.stdout) == {"ratio": 0.5}
+    assert said.stderr.count("measuring decode: 0.") >= 2
+
+
+def test_turns_of_a_benchmark_are_told_in_a_log(monkeypatch, capsys):
+    monkeypatch.setattr(measure, "LINE_SECONDS", 0.0)
+    assert len(measure.alternate({"a": lambda: 1.0}, 3)["a"]) == 3
+    assert [line for line in capsys.readouterr().err.splitlines() if line] == [f"measuring: {n} of 3" for n in (1, 2, 3)]
+
+
 @pytest.mark.usefixtures("_benchmarks")
 def test_bench_refuses():
     assert "use one of decode, write" in error("bench", "deocde", code=2)
@@ -567,6 +594,22 @@ def test_help_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == "[]\n"
+
+
+@pytest.mark.parametrize("command", [["serve"], ["mcp", "--bank", "bank"]])
+def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(command, bank):
+    code = (
+        "import sys; from memory3.cli import main; sys.argv = ['memory3', *sys.argv[1:]]\n"
+        "try: main()\nexcept SystemExit as end: code = end.code\n"
+        "print(code, sorted({'torch', 'transformers', 'lancedb', 'uvicorn'} & set(sys.modules)))"
+    )
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        arguments = [sys.executable, "-c", code, *command, "--port", str(taken.getsockname()[1])]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "1 []\n"
+    assert "it is taken" in done.stderr
 
 
 @pytest.mark.real

@@ -305,6 +305,18 @@ def test_hostile_requests_are_refused_and_the_server_lives(url, content, headers
     assert call(url, "search", query=QUESTION, k=1)["passages"]
 
 
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_what_needs_a_session_is_refused_at_once(url, method):
+    """The protocol's answer of a server without sessions; a stream would stay open until the server stops."""
+    headers = {"Accept": "text/event-stream", "MCP-Protocol-Version": "2025-06-18"}
+    began = time.monotonic()
+    with httpx2.Client(timeout=5) as client:
+        answer = client.request(method, url, headers=headers)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert "sessions" in answer.json()["error"]["message"]
+    assert time.monotonic() - began < 2
+
+
 def test_a_full_engine_says_ask_again(tmp_path):
     with served.server(tmp_path, slots=1, waiting=0) as running, mcp_of(running) as url:
 

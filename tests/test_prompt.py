@@ -9,6 +9,8 @@ from memory3.errors import ConfigError, InputError
 from memory3.llm import Memory3
 from memory3.models.frame import Place
 from memory3.prompt import MODES, check_mode, left_padded
+from memory3.recall.request import RequestMemory
+from memory3.recall.retrieval import Retrieval
 from memory3.types import Reference
 
 TALK = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}, {"role": "user", "content": "When?"}]
@@ -70,7 +72,9 @@ def test_every_mode_of_a_plain_model(plain):
 
 def test_what_is_looked_for(chat):
     prompts = chat.prompts
-    assert (prompts.query("Who?"), prompts.query(TALK)) == ("Who?", "When?")
+    assert (prompts.query("Who?"), prompts.query(TALK), prompts.query(TALK[:1])) == ("Who?", "Who?I.When?", "Who?")
+    rules = {"role": "system", "content": "Rules of the house"}
+    assert prompts.query([rules, TALK[0]]) == "Who?"
     for empty in ("", " \n", TALK[1:2]):
         with pytest.raises(InputError, match="empty"):
             prompts.query(empty)
@@ -78,6 +82,32 @@ def test_what_is_looked_for(chat):
     assert prompts.last_words(tokens, 999) == "Who?I.When?"
     assert prompts.last_words(tokens, 2) == chat.tokenizer.decode(prompts.ids("When?")[-2:])
     assert chat.question_tokens("Who?") == prompts.build("Who?", "memory")
+
+
+@pytest.mark.parametrize("words", [1, 8, 70])
+def test_a_conversation_is_looked_up_by_the_same_text_in_both_modes(chat, words):
+    """The last chunk's in mode memory. A message that is longer than a chunk is looked up whole in mode text."""
+    talk = [
+        {"role": "user", "content": "the old town " * 12},
+        {"role": "assistant", "content": "a bridge"},
+        {"role": "user", "content": " ".join(["river"] * words)},
+    ]
+    memory = RequestMemory(chat.frame, Retrieval(2), chunk_length=64, room=37, text_of=chat.tokenizer.decode)
+    memory.feed(chat.prompts.build(talk, "memory"))
+    query, last = chat.prompts.query(talk), memory.lookups[-1]
+    if words == 70:
+        assert query == talk[-1]["content"]
+        assert query.endswith(last)
+    else:
+        assert query == last
+        assert query.endswith(talk[-1]["content"])
+        assert len(query) > len(talk[-1]["content"])
+
+
+def test_a_question_by_itself_is_encoded_without_what_a_conversation_says_around_it(chat):
+    """The prefix is read as a memory: docs/usage.md, on the tokens of prompts that `ask` and a server tell."""
+    alone, conversation = (chat.prompts.build(each, "memory") for each in ("Who?", [{"role": "user", "content": "Who?"}]))
+    assert len(alone) < len(conversation) == len(chat.prompts.build("Who?", "none"))
 
 
 @pytest.mark.parametrize("style", ["chat", "plain"])

@@ -248,6 +248,40 @@ def test_unknown_suffixes_are_text_only_when_utf8(tmp_path):
     assert "looks binary" in skips.reasons()
 
 
+@pytest.mark.parametrize("name", ["a.docx", "A.XLSX", "a.png", "a.zip", "a.docx.gz"])
+def test_a_file_that_is_called_as_another_format_is_never_text(tmp_path, name):
+    junk = b"This is no document of that kind, but it is text."
+    path = write(tmp_path / name, gzip.compress(junk) if name.endswith(".gz") else junk)
+    with pytest.raises(ReadError, match=r"by its name \(\.\w+\), which is not read: \w+"):
+        list(read_documents(path))
+    write(tmp_path / "fine.txt", "one")
+    skips = Skips()
+    assert texts(tmp_path, on_skip=skips) == {"fine.txt": "one"}
+    assert "by its name" in skips.reasons()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"%PDF-1.4\n1 0 obj << >> endobj", "PDF file: call it .pdf"),
+        (b"{\\rtf1\\ansi Some text.}", "RTF document.*save it as"),
+        (b"PK\x03\x04" + b"word" * 20, "ZIP file"),
+        (b"\xff\xd8\xff\xe0" + b"picture " * 20, "picture"),
+        (b"BZh91AY&SYabc", "archive.*unpack it"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a", "a.html", "a.csv"])
+def test_a_file_that_begins_as_another_format_is_no_text(tmp_path, content, said, name):
+    """Without a NUL byte it could be taken for text."""
+    with pytest.raises(ReadError, match=said):
+        list(read_documents(write(tmp_path / name, content)))
+
+
+def test_text_on_formats_is_text(tmp_path):
+    for n, text in enumerate(("GIF89a is a format of pictures.", "PK is what ZIP files begin with.", "ID3 tags", "PDF-1.4")):
+        assert only(write(tmp_path / f"{n}.txt", text)).text == text
+
+
 def test_nul_in_json_does_not_survive(tmp_path):
     assert only(write(tmp_path / "a.jsonl", '{"text": "a\\u0000b"}')).text == "a\ufffdb"
 

@@ -280,6 +280,21 @@ def test_no_address(address):
     assert "secret" not in str(caught.value)
 
 
+def test_the_address_of_a_server_says_which_banks_there_are(tmp_path, m3, bank):
+    keys = Keys.of([f"{KEY} docs", f"{OTHER} other"])
+    with (
+        Bank.open(tmp_path / "other", m3, embedder=embedder()) as other,
+        server(m3, {"docs": bank, "other": other}, keys=keys) as address,
+    ):
+        for url in (address, f"{address}/", f"{address}/banks", f"{address}/v1"):
+            with pytest.raises(InputError, match=f"write {address}/banks/docs. It serves docs.$"):
+                RemoteBank.open(url, m3, key=KEY, disk_bytes=0)
+        with pytest.raises(InputError, match=f"write {address}/banks/NAME.$"):
+            RemoteBank.open(address, m3, key="a-key-that-nobody-has", disk_bytes=0)
+    with pytest.raises(InputError, match=f"write {address}/banks/NAME.$"):  # nobody is there any more
+        Bank.open(address, m3)
+
+
 # ---- faults --------------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,8 @@ import contextlib
 import gzip
 import io
 import os
+import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -15,6 +17,7 @@ import pytest
 import served
 from file_server import slow_model
 
+from memory3.bank import Bank
 from memory3.errors import ServingError
 from memory3.serving.data_folder import StorageLimits
 
@@ -350,12 +353,16 @@ def test_a_file_that_unzips_to_more_than_there_is_fails_alone(client):
         "cut.txt.gz": gzip.compress(os.urandom(10_000))[:-1000],
         "picture.png": b"\x89PNG\r\n\x1a\n" + os.urandom(1000),
         "empty.txt": b" ",
+        "junk.docx": b"This is no Word document.",
+        "page.txt": b"%PDF-1.4 and so on",
     }
     for name, data in bombs.items():
         member = client.vector_stores.files.upload_and_poll(vector_store_id=store.id, file=(name, data))
         assert member.status == "failed", name
         assert member.last_error.message.startswith(name)
         assert "/" not in member.last_error.message
+        wanted = "unsupported_file" if name in ("picture.png", "junk.docx") else "invalid_file"
+        assert member.last_error.code == wanted, name
     good = client.vector_stores.files.upload_and_poll(
         vector_store_id=store.id, file=("good.jsonl", b'{"text": "The sea."}\n' * 3)
     )
@@ -374,13 +381,38 @@ def test_many_uploads_at_once(server, client):
         client.vector_stores.files.create(store.id, file_id=file.id)
         return file.id, data
 
-    with ThreadPoolExecutor(12) as pool:
+    with ThreadPoolExecutor(8) as pool:
         made = dict(pool.map(one, range(36)))
     assert len(made) == 36
     for file_id, data in made.items():
         assert client.files.content(file_id).read() == data
         assert client.vector_stores.files.poll(file_id, vector_store_id=store.id).status == "completed"
     assert client.vector_stores.retrieve(store.id).file_counts.completed == 36
+
+
+def test_a_tenant_that_holds_its_places_keeps_nobody_else_out(server):
+    host, port = server.address.removeprefix("http://").split(":")
+    head = "POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 99999\r\n"
+    part = '--x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
+    held = [socket.create_connection((host, int(port))) for _ in range(40)]
+    with server.http(headers={"Authorization": f"Bearer {KEYS[0]}"}) as http:
+
+        def send():
+            return http.post("/v1/files", files={"file": ("b.txt", b"b")}, data={"purpose": "assistants"})
+
+        try:
+            for connection in held:
+                connection.sendall(f"{head}Authorization: Bearer {KEYS[0]}\r\n\r\n{part}".encode())
+            until(lambda: send().status_code == 429)
+            answer = send()
+            assert answer.headers["retry-after"] == "1"
+            assert "with this key" in answer.json()["error"]["message"]
+            with server.client(KEYS[1]) as other:
+                assert upload(other).bytes == len(BRIDGE)
+        finally:
+            for connection in held:
+                connection.close()
+        until(lambda: send().status_code == 200)
 
 
 # ---- bounds and faults ---------------------------------------------------------------------------------------------------
@@ -482,6 +514,48 @@ def test_a_file_is_removed_while_it_is_encoded(tmp_path):
         assert {one.file_id for one in client.vector_stores.search(store.id, query="town")} == {files[1].id}
 
 
+def test_small_files_that_wait_together_are_one_commit(tmp_path, monkeypatch):
+    writes = []
+    write = Bank.write
+    monkeypatch.setattr(Bank, "write", lambda bank, documents, **how: writes.append(1) or write(bank, documents, **how))
+    with small_server(tmp_path) as running, running.client() as client:
+        files = {upload(client, f"{n}.txt", b"The river number %d reaches the sea." % n).id: n for n in range(20)}
+        broken = upload(client, "broken.pdf", b"%PDF-1.7 and nothing more").id
+        large = upload(client, "large.txt", b"The town lies by the river. " * 3000).id
+        store = client.vector_stores.create(file_ids=[*files, broken, large])
+        until(lambda: not client.vector_stores.retrieve(store.id).file_counts.in_progress, 60)
+        counts = client.vector_stores.retrieve(store.id).file_counts
+        assert (counts.completed, counts.failed) == (21, 1)
+        assert len(writes) <= 3
+        members = {one.id: one for one in client.vector_stores.files.list(store.id, limit=100)}
+        assert members[broken].last_error.message.startswith("broken.pdf")
+        assert len({members[each].usage_bytes for each in files}) == 1
+        for file_id, n in list(files.items())[:3]:
+            found = client.vector_stores.search(store.id, query=f"The river number {n} reaches the sea.", max_num_results=1)
+            assert found.data[0].file_id == file_id
+
+
+def test_a_file_that_cannot_be_encoded_fails_none_that_is_written_with_it(tmp_path, monkeypatch):
+    m3 = slow_model()
+    encode = m3.encode
+
+    def poisoned(references):
+        if any("poison" in reference.text for reference in references):
+            raise RuntimeError("a fault")
+        return encode(references)
+
+    monkeypatch.setattr(m3, "encode", poisoned)
+    with small_server(tmp_path, m3) as running, running.client() as client:
+        texts = [b"The river reaches the sea.", b"The poison is in the well.", b"The bridge was built in 1874."]
+        files = [upload(client, f"{n}.txt", text).id for n, text in enumerate(texts)]
+        store = client.vector_stores.create(file_ids=files)
+        until(lambda: not client.vector_stores.retrieve(store.id).file_counts.in_progress, 60)
+        status = {one.id: one.status for one in client.vector_stores.files.list(store.id)}
+        assert [status[each] for each in files] == ["completed", "failed", "completed"]
+        found = {one.file_id for one in client.vector_stores.search(store.id, query="the well", max_num_results=10)}
+        assert found == {files[0], files[2]}
+
+
 def test_a_restart_goes_on_where_it_was(tmp_path):
     with small_server(tmp_path, slow_model(0.05)) as running, running.client() as client:
         store = client.vector_stores.create(name="kept")
@@ -498,3 +572,23 @@ def test_a_restart_goes_on_where_it_was(tmp_path):
         assert f"tiny@{store.id}" in [one.id for one in client.models.list()]
         assert client.vector_stores.files.poll(file.id, vector_store_id=store.id).status == "completed"
         assert client.vector_stores.search(store.id, query="river").data[0].file_id == file.id
+
+
+def test_what_a_key_has_left_is_told_when_the_key_is_gone(tmp_path):
+    first, second = KEYS[:2]
+    with served.server(tmp_path, banks={}, keys=[first, second], files=StorageLimits()) as running:
+        with running.client(first) as client, running.client(second) as other:
+            client.vector_stores.create(file_ids=[upload(client).id])
+            upload(other, "river.txt", RIVER)
+        assert running.state.storage.unowned(running.state.keys.names) == []
+    with served.server(tmp_path, banks={}, keys=[second, KEYS[2].split()[0]], files=StorageLimits()) as running:
+        (left,) = running.state.storage.unowned(running.state.keys.names)
+        assert (left.files, left.bytes, left.stores) == (1, len(BRIDGE), 1)
+        assert (left.folder / "files").is_dir()
+    with small_server(tmp_path) as running:  # without keys nobody is either of them
+        assert len(running.state.storage.unowned(running.state.keys.names)) == 2
+    shutil.rmtree(left.folder)
+    with served.server(tmp_path, banks={}, keys=[second], files=StorageLimits()) as running:
+        assert running.state.storage.unowned(running.state.keys.names) == []
+        with running.client(second) as client:
+            assert [file.filename for file in client.files.list()] == ["river.txt"]

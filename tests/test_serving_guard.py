@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -22,10 +23,13 @@ from strangers import CHAT, QUESTION, many_clients
 
 from memory3.errors import ConfigError, FingerprintMismatch
 from memory3.serving.catalogue import Banks, Served
+from memory3.serving.data_folder import DataFolder
 from memory3.serving.guard import Guard
 from memory3.serving.keys import Keys, Tenant
 from memory3.serving.limits import Limits
+from memory3.serving.listening import address_of, from_elsewhere
 from memory3.serving.state import ServerState
+from memory3.serving.stored_files import StoredFiles
 
 ALL, DOCS, SECRET = "sk-everything-0001", "sk-only-docs-00001", "sk-only-secret-001"
 
@@ -238,6 +242,23 @@ def test_slow_clients_do_not_keep_others_out(strict):
             connection.close()
 
 
+def test_too_many_connections_are_told_so_in_the_usual_shape(strict):
+    strict.wait_until_idle()
+    host, port = strict.address.removeprefix("http://").split(":")
+    others = [socket.create_connection((host, int(port))) for _ in range(24)]
+    try:
+        got = raw(strict, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    finally:
+        for connection in others:
+            connection.close()
+    head, _, body = got.partition(b"\r\n\r\n")
+    assert b" 503 " in head.splitlines()[0]
+    assert b"retry-after: 1" in head.lower()
+    error = json.loads(body)["error"]
+    assert (error["type"], error["code"]) == ("server_error", "busy")
+    assert "24 connections" in error["message"]
+
+
 def _is_closed(connection):
     connection.settimeout(2)
     try:
@@ -261,6 +282,58 @@ def test_a_request_whose_time_is_over_gets_what_there_is(tmp_path):
 
 
 # ---- clients that go away ------------------------------------------------------------------------------------------------
+
+
+def test_streams_that_nobody_reads_free_their_places(tmp_path):
+    limits = Limits(unread_seconds=1.0)
+    asked = {**CHAT, "max_tokens": 3000, "stream": True, "logprobs": True, "top_logprobs": 20, "ignore_eos": True}
+    body = json.dumps(asked).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    with served.server(tmp_path, limits=limits, slots=2, waiting=8) as server:
+        host, port = server.address.removeprefix("http://").split(":")
+        unread = []
+        try:
+            for _ in range(5):
+                connection = socket.socket()
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+                connection.connect((host, int(port)))
+                connection.sendall(head % len(body) + body)
+                unread.append(connection)
+            until = time.monotonic() + 60
+            while len(server.log) < len(unread):  # a line is written when a request has ended
+                assert time.monotonic() < until, server.log
+                time.sleep(0.05)
+            server.wait_until_idle(5)
+            assert max(line["seconds"] for line in server.log) < 30
+            assert all(line["bytes"] < 3000 * 2000 for line in server.log), "they were not cut"
+            while server.server.server_state.connections:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            assert server.client().chat.completions.create(**CHAT).choices
+        finally:
+            for connection in unread:
+                connection.close()
+
+
+def test_a_slow_reader_is_not_cut_off(tmp_path):
+    """Slower than the bound from end to end, but it reads."""
+    asked = {**CHAT, "max_tokens": 400, "stream": True, "logprobs": True, "top_logprobs": 20, "ignore_eos": True}
+    body = json.dumps(asked).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    with served.server(tmp_path, limits=Limits(unread_seconds=0.5)) as server, socket.socket() as connection:
+        host, port = server.address.removeprefix("http://").split(":")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.settimeout(30)
+        connection.connect((host, int(port)))
+        connection.sendall(head % len(body) + body)
+        began, got = time.monotonic(), b""
+        while b"[DONE]" not in got[-100:]:
+            part = connection.recv(1 << 16)
+            assert part, "it was cut off"
+            got += part
+            if time.monotonic() - began < 3:
+                time.sleep(0.1)
+        assert time.monotonic() - began > 2
 
 
 # ---- hostile bodies ------------------------------------------------------------------------------------------------------
@@ -454,6 +527,43 @@ def test_sigterm_lets_requests_end_that_have_begun(command, tmp_path):
     assert [line["path"] for line in lines] == ["/v1/chat/completions"] * 2
 
 
+@contextlib.contextmanager
+def long_streams(process):
+    """Streams that take a while, whatever the model says."""
+    client = openai.OpenAI(base_url=f"{told(process)['address']}/v1", api_key="none", max_retries=0)
+    asked = {"model": "tiny", "messages": QUESTION, "max_tokens": 450, "n": 8, "extra_body": {"ignore_eos": True}}
+    with contextlib.ExitStack() as streams:
+        for _ in range(8):
+            next(iter(streams.enter_context(client.chat.completions.create(**asked, stream=True))))
+        yield
+
+
+def test_streams_that_go_on_are_cut_off_when_the_time_to_drain_is_over(command, tmp_path):
+    process = command("--name", "tiny", "--drain", "1")
+    with long_streams(process):
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        took = time.monotonic() - began
+    assert 0.9 < took < 3.0, took  # the rest is the end of Python and torch, which this machine may be slow at
+    said = (tmp_path / "stderr").read_text()
+    assert "Traceback" not in said
+    assert "cut off" in said
+
+
+def test_a_second_signal_cuts_requests_off_and_prints_no_traceback(command, tmp_path):
+    process = command("--name", "tiny", "--drain", "60")
+    with long_streams(process):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    said = (tmp_path / "stderr").read_text()
+    assert "Traceback" not in said
+    assert "cut off" in said
+
+
 def test_a_bank_of_another_model_is_refused_at_the_start(command, tmp_path):
     from bank_writer import HashingEmbedder
 
@@ -473,6 +583,36 @@ def test_a_port_that_is_taken_is_said(command, tmp_path):
         process = command("--port", str(taken.getsockname()[1]))
         assert process.wait(60) == 1
     assert "it is taken" in (tmp_path / "stderr").read_text()
+
+
+def test_all_addresses_are_told_by_one_that_can_be_asked(command, tmp_path):
+    process = command("--host", "0.0.0.0", "--name", "tiny")
+    address = told(process)["address"]
+    assert address.startswith("http://127.0.0.1:")
+    assert openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0).models.list().data
+    assert "warning: no keys: everybody who reaches 0.0.0.0 may ask" in (tmp_path / "stderr").read_text()
+
+
+def test_files_of_a_key_that_is_gone_are_told_at_the_start(command, tmp_path):
+    data = DataFolder(tmp_path / "files")
+    with StoredFiles(data).arriving("key-0123456789ab") as file:
+        file.write(b"river" * 300)
+        file.keep("river.txt", "assistants")
+    folder = data.tenant("key-0123456789ab")
+    data.close()
+    (tmp_path / "keys").write_text(ALL)
+    told(command("--files", str(tmp_path / "files"), "--api-key-file", str(tmp_path / "keys")))
+    said = (tmp_path / "stderr").read_text()
+    assert f"note: {folder} holds 1 file (1.5 KB) and 0 vector stores of a key that is not there any more" in said
+
+
+def test_addresses():
+    assert address_of("::", 80) == "http://[::1]:80"
+    assert address_of("10.0.0.7", 80) == from_elsewhere("10.0.0.7", 80) == "http://10.0.0.7:80"
+    assert from_elsewhere("127.0.0.1", 80) is None
+    for any_address in ("0.0.0.0", "::"):
+        found = from_elsewhere(any_address, 80)
+        assert found is None or not ({"0.0.0.0", "127.0.0.1", "[::]", "[::1]"} & {found[7:].rsplit(":", 1)[0]})
 
 
 # ---- many at once --------------------------------------------------------------------------------------------------------

@@ -261,7 +261,7 @@ def test_a_conversation_goes_on_and_is_forgotten(page):
     page.on("request", lambda request: asked.append(request.post_data_json) if request.url.endswith("completions") else None)
     first = ask(page, "Who built it?")
     said = first.locator(".stretch-text, .text > span:not(.stretch)").all_text_contents()
-    ask(page, "And when?", mode="none")
+    ask(page, "And when?")
     assert [one["role"] for one in asked[1]["messages"]] == ["user", "assistant", "user"]
     assert asked[1]["messages"][0]["content"] == "Who built it?"
     assert "".join(asked[1]["messages"][1]["content"].split()) == "".join("".join(said).split())
@@ -271,6 +271,27 @@ def test_a_conversation_goes_on_and_is_forgotten(page):
     expect(page.locator("#welcome")).to_be_visible()
     ask(page, "Who?")
     assert asked[2]["messages"] == [{"role": "user", "content": "Who?"}]
+
+
+@needs_browser
+def test_each_mode_keeps_its_own_conversation(page):
+    """Else closed book would go on from answers that were read from memories."""
+    asked = []
+    page.on("request", lambda request: asked.append(request.post_data_json) if request.url.endswith("completions") else None)
+    ask(page, "Who built it?")
+    ask(page, "And when?", mode="none")
+    ask(page, "Where?", mode="all")
+    questions = {
+        one["memory3"]["mode"]: [each["content"] for each in one["messages"] if each["role"] == "user"] for one in asked
+    }
+    assert [one["content"] for one in asked[1]["messages"]] == ["And when?"]
+    assert questions == {"memory": ["Who built it?", "Where?"], "text": ["Where?"], "none": ["And when?", "Where?"]}
+
+
+@needs_browser
+def test_bytes_are_counted_by_thousands(page):
+    told = page.evaluate("import('/page/dom.js').then(({ bytes }) => [999, 48000, 999_499, 999_500, 2_500_000].map(bytes))")
+    assert told == ["999 B", "48 KB", "999 KB", "1.0 MB", "2.5 MB"]
 
 
 @needs_browser

@@ -8,6 +8,7 @@ import enum
 import io
 import json
 import os
+import random
 import re
 import shutil
 from datetime import timedelta
@@ -299,6 +300,31 @@ def test_out_of_file_handles_is_no_damage(tmp_path):
     panic = type("RustPanic", (Exception,), {})
     with pytest.raises(BankCorrupt), reading(tmp_path):
         raise panic("index out of bounds")
+
+
+def test_data_that_is_overwritten_under_an_open_bank_is_damage_even_where_lance_panics(tmp_path, capfd):
+    """Rust prints a panic by itself, and Python gets an exception of its own: no read may let that one through."""
+    for seed in range(4):
+        chance = random.Random(seed)
+        path = tmp_path / str(seed)
+        with open_bank(path) as writer:
+            writer.write([Document(f"{n}", f"iron copper tin lead zinc {n} " * 5) for n in range(6)])
+        opened = open_bank(path)
+        opened.search(["iron"], 1)
+        opened.memories(["0#0"])  # by now it knows how the files are laid out
+        for file in (path / "references-1.lance" / "data").iterdir():
+            size = file.stat().st_size
+            file.write_bytes(chance.randbytes(size) if seed % 2 else bytes(size))
+        for read in (
+            lambda bank: bank.search(["iron"], 2),
+            lambda bank: bank.memories(["3#0"]),
+            lambda bank: bank.references(["1#0"]),
+            lambda bank: list(bank.documents()),
+        ):
+            with pytest.raises(BankCorrupt):
+                read(opened)
+        assert not opened.verify().ok
+    assert "panicked" in capfd.readouterr().err, "nothing panicked: damage that does has to be found anew"
 
 
 def test_open_handles_do_not_pile_up(bank):

@@ -103,6 +103,7 @@ class Memory3:
             name=self.name,
             positions=self.geometry.max_positions,
             reference_length=self.config.reference_length,
+            chunk_length=self.config.chunk_length,
         )
         self.scorer = Scorer(model, self.prompts, self.encoder)
         install(self.geometry.base)

@@ -70,7 +70,15 @@ class PromptBuilder:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: Any, frame: Frame, *, name: str, positions: int, reference_length: int
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        frame: Frame,
+        *,
+        name: str,
+        positions: int,
+        reference_length: int,
+        chunk_length: int,
     ) -> None:
         """Build prompts for a model.
 
@@ -81,6 +89,7 @@ class PromptBuilder:
             name: of the model, for messages.
             positions: that the model has.
             reference_length: positions that memories take.
+            chunk_length: tokens between two recalls.
         """
         self.frame = frame
         self.name = name
@@ -88,6 +97,7 @@ class PromptBuilder:
         self._model = model
         self._tokenizer = tokenizer
         self._reference_length = reference_length
+        self._chunk_length = chunk_length
 
     # ---- text to tokens ----------------------------------------------------------------------------------------------
 
@@ -131,8 +141,10 @@ class PromptBuilder:
     # ---- what to look for --------------------------------------------------------------------------------------------
 
     def query(self, prompt: Prompt) -> str:
-        """The text by which references are looked up: the question, the last message of the user, or the last words of a
-        prompt that is tokens.
+        """The text by which references are looked up: the question, or the last words of a prompt that is tokens.
+
+        Of a conversation it is what the last chunk of the prompt is looked up by in mode memory: its last tokens, whoever
+        wrote them, so that "and its author?" is found by what it refers to. It has at least all of the user's last message.
 
         Raises:
             InputError: it is empty.
@@ -144,9 +156,17 @@ class PromptBuilder:
         else:
             messages = [_plain(message, n) for n, message in enumerate(prompt, 1)]
             question = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
+            if question.strip() and sum(m["role"] != "system" for m in messages) > 1:
+                question = max(question, self._last_chunk(self.chat(prompt)), key=len)  # type: ignore[arg-type]
         if not question.strip():
             raise InputError("the question is empty: give at least one word")
         return question
+
+    def _last_chunk(self, tokens: Sequence[int]) -> str:
+        """The text of a prompt's last chunk, as `memory3.recall.chunks` cuts it: nothing in front of the memories."""
+        start = max(self.frame.place(tokens).split, len(tokens) - self._chunk_length)
+        is_text = self.frame.content(tokens)[start:]
+        return str(self._tokenizer.decode([t for t, keep in zip(tokens[start:], is_text, strict=True) if keep])).strip()
 
     def last_words(self, tokens: Sequence[int], most: int) -> str:
         """The text of the last tokens of a prompt, without those of the template.

@@ -15,7 +15,7 @@ from typing import Any
 from memory3.checkout import research
 from memory3.errors import ConfigError
 
-__all__ = ["BENCHMARKS", "RESEARCH", "run"]
+__all__ = ["BENCHMARKS", "RESEARCH", "about", "run"]
 
 #: What each benchmark measures. The module of the same name, here or in ``research/benchmarks``, has ``run(**options) ->
 #: dict``.
@@ -39,6 +39,19 @@ BENCHMARKS: dict[str, str] = {
 RESEARCH = frozenset({"train_step", "overlap", "resident", "front", "answers"})
 
 
+def about(name: str) -> tuple[str, dict[str, Any]]:
+    """What a benchmark is, in its own words, and its options with their defaults.
+
+    Args:
+        name: of `BENCHMARKS`.
+
+    Raises:
+        NeedsCheckout: it is one of `RESEARCH`, and the package was installed without the repository.
+    """
+    module = _module(name)
+    return (module.__doc__ or "").strip(), dict(module.OPTIONS)
+
+
 def run(name: str, options: dict[str, str]) -> dict[str, Any]:
     """Run a benchmark; ``options`` as text, e.g. ``{"repeats": "5"}``. The result is plain JSON.
 
@@ -52,10 +65,7 @@ def run(name: str, options: dict[str, str]) -> dict[str, Any]:
     """
     if name not in BENCHMARKS:
         raise ConfigError(f"benchmark {name!r} is unknown: use one of {', '.join(BENCHMARKS)}")
-    if name in RESEARCH:
-        module = research(f"benchmarks.{name}", f"memory3 bench {name}")
-    else:
-        module = import_module(f"memory3.benchmarks.{name}")
+    module = _module(name)
     known: dict[str, Any] = module.OPTIONS
     unknown = sorted(set(options) - set(known))
     if unknown:
@@ -70,3 +80,9 @@ def run(name: str, options: dict[str, str]) -> dict[str, Any]:
     from memory3.evaluation.machine import machine
 
     return {"benchmark": name, "options": values, "machine": machine(), **module.run(**values)}
+
+
+def _module(name: str) -> Any:
+    if name in RESEARCH:
+        return research(f"benchmarks.{name}", f"memory3 bench {name}")
+    return import_module(f"memory3.benchmarks.{name}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,15 +23,28 @@ from memory3.types import Document, Memory
 
 __all__ = ["Distinct", "alternate", "bank_references", "progress", "python_documents", "ratio", "temporary_bank"]
 
+#: Seconds between two lines of progress in a log.
+LINE_SECONDS = 15.0
+
 
 def progress(items: Sequence[Any], text: str) -> Iterator[Any]:
-    """Iterate with a bar on standard error.
+    """Iterate with a bar on standard error, or where that is no terminal with a line now and then.
 
     Args:
         items: what to go through.
         text: what the bar says.
     """
-    return iter(track(items, description=text, console=Console(stderr=True), transient=True))
+    console = Console(stderr=True)
+    return iter(track(items, description=text, console=console, transient=True) if console.is_terminal else _told(items, text))
+
+
+def _told(items: Sequence[Any], text: str) -> Iterator[Any]:
+    told = -math.inf
+    for number, item in enumerate(items, 1):
+        if time.monotonic() - told >= LINE_SECONDS:
+            told = time.monotonic()
+            print(f"{text}: {number} of {len(items)}", file=sys.stderr, flush=True)
+        yield item
 
 
 def alternate(arms: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:

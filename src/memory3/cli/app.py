@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -96,4 +97,7 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     defer()
-    app(prog_name="memory3")
+    try:
+        app(prog_name="memory3")
+    finally:
+        gc.freeze()  # at its end Python looks through all objects once more, which takes a second where torch is loaded

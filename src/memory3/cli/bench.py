@@ -14,7 +14,8 @@ from memory3.cli import options
 from memory3.cli.command import Command
 from memory3.cli.config_file import option_names
 from memory3.cli.loading import silence
-from memory3.cli.output import err, facts, message, out, print_json
+from memory3.cli.output import facts, message, out, print_json
+from memory3.cli.progress import still_at
 from memory3.errors import InputError
 
 __all__ = ["BenchCommand", "bench"]
@@ -24,7 +25,18 @@ _PAIRS = "memory3.benchmark_options"
 
 
 class BenchCommand(Command):
-    """A command whose --config also holds options of the benchmark, which refuses those that it does not know."""
+    """A command whose --config also holds options of the benchmark, which refuses those that it does not know. Behind the name
+    of a benchmark ``--help`` is about that one.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Help on a benchmark is asked for behind its name."""
+        asked = next((n for n, each in enumerate(args) if each in ("--help", "--help-all")), None)
+        name = next((each for each in args[:asked] if each in benchmarks.BENCHMARKS), None)
+        if asked is not None and name is not None and not ctx.resilient_parsing:
+            _help_on(name)
+            raise typer.Exit
+        return super().parse_args(ctx, args)
 
     def file_values(self, ctx: Any, values: Mapping[str, Any], path: Path) -> dict[str, Any]:
         """Options of the benchmark are laid aside for it."""
@@ -43,12 +55,13 @@ def bench(
 ) -> None:
     """Measure: speed, sizes, answers.
 
-    Options of a benchmark follow its name, each with a value. An unknown one is
-    answered with those there are.
+    Options of a benchmark follow its name, each with a value. --help behind the
+    name shows them.
 
     [bold]Examples[/bold]
 
         memory3 bench
+        memory3 bench serve --help
         memory3 bench decode --out decode.json --repeats 5
     """
     known = benchmarks.BENCHMARKS
@@ -63,7 +76,7 @@ def bench(
     if result is not None and not result.absolute().parent.is_dir():
         raise InputError(f"{result}: its folder does not exist")  # before minutes of measuring
     silence()
-    with err.status(f"measuring {name}"):
+    with still_at(f"measuring {name}"):
         figures = benchmarks.run(name, {**context.meta.get(_PAIRS, {}), **_pairs(context.args)})
     if result is not None:
         try:
@@ -75,6 +88,21 @@ def bench(
         print_json(figures)
     else:
         out.print(facts(_flat(figures)))
+
+
+def _help_on(name: str) -> None:
+    """What a benchmark measures, and its options with their defaults."""
+    text, known = benchmarks.about(name)
+    out.print(f"Usage: memory3 bench {name} [--out FILE] [--json] [OPTIONS]\n")
+    out.print(f"{text}\n")
+    shown = {f"--{each.replace('_', '-')}": _default(value) for each, value in known.items()}
+    out.print(facts(shown) if shown else "It has no options.")
+
+
+def _default(value: Any) -> str:
+    """An option's kind and default, such as ``number, default 3``."""
+    kind = {int: "whole number", float: "number"}.get(type(value), "text")
+    return f"{kind}, default {value}" if value != "" else kind
 
 
 def _pairs(arguments: list[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from memory3.cli import options
 from memory3.cli.deferred import collecting_later
 from memory3.cli.loading import open_bank
 from memory3.cli.output import message, out, print_json
+from memory3.serving.listening import check_free
 
 __all__ = ["mcp"]
 
@@ -51,6 +52,8 @@ def mcp(
     """
     if stdio and (as_json or api_key_file):
         raise typer.BadParameter("--stdio leaves no room for --json, and needs no --api-key-file")
+    if not stdio:
+        check_free(host, port)
     with collecting_later():
         from memory3.plugs.mcp import PATH, BankTools, http_server, make_server
     from memory3.serving.catalogue import NAME, Banks, Served

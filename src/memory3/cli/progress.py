@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from memory3.bank import MemoryWriter, WriteProgress
     from memory3.types import Document, Memory, Reference
 
-__all__ = ["StepMeter", "WriteMeter", "progress_bar"]
+__all__ = ["StepMeter", "WriteMeter", "progress_bar", "still_at"]
 
 #: Seconds between two lines in a log.
 _LOG_EVERY = 15.0
@@ -148,6 +149,33 @@ class StepMeter:
         elif now - self._told >= _LOG_EVERY or done == total:
             self._told = now
             message(status)
+
+
+@contextmanager
+def still_at(what: str) -> Iterator[None]:
+    """Say that work goes on which tells nothing of itself: a spinner on a terminal, a line now and then in a log.
+
+    Args:
+        what: is done, such as ``measuring decode``.
+    """
+    if err.is_terminal:
+        with err.status(what):
+            yield
+        return
+    message(what)
+    began, ended = time.monotonic(), threading.Event()
+
+    def tell() -> None:
+        while not ended.wait(_LOG_EVERY):
+            message(f"{what}: {duration(time.monotonic() - began)} so far")
+
+    thread = threading.Thread(target=tell, name="memory3-still-at", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def progress_bar() -> Progress:

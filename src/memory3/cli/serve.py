@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,13 +11,15 @@ import typer
 from memory3.cli import options
 from memory3.cli.deferred import collecting_later
 from memory3.cli.loading import full_name, load_model
-from memory3.cli.output import err, message, out, print_json
+from memory3.cli.output import count, err, message, out, print_json, size
+from memory3.serving.listening import check_free, is_local
 
 if TYPE_CHECKING:
     from memory3.llm import Memory3
     from memory3.serving.base import BaseEngine
     from memory3.serving.catalogue import Banks
     from memory3.serving.server import Server
+    from memory3.serving.storage import Unowned
 
 __all__ = ["serve"]
 
@@ -126,6 +127,9 @@ def serve(
         memory3 serve --bank bank --engine vllm
         memory3 serve --bank bank --json
     """
+    if engine not in ENGINES:
+        raise typer.BadParameter(f"{engine!r} is none: use {' or '.join(ENGINES)}", param_hint="--engine")
+    check_free(host, port)  # the imports below take seconds
     with collecting_later():
         import torch
 
@@ -135,7 +139,7 @@ def serve(
         from memory3.serving.keys import Keys
         from memory3.serving.limits import Limits
         from memory3.serving.metrics import Metrics
-        from memory3.serving.server import Server, check_free
+        from memory3.serving.server import Server
         from memory3.serving.state import ServerState
         from memory3.serving.threads import apart
 
@@ -155,9 +159,6 @@ def serve(
         upload_bytes=options.byte_count(max_upload) or 1,
     )
     keys = Keys.read(api_key_file) if api_key_file is not None else Keys()
-    if engine not in ENGINES:
-        raise typer.BadParameter(f"{engine!r} is none: use {' or '.join(ENGINES)}", param_hint="--engine")
-    check_free(host, port)
     first = next(iter(named.values()), None)
 
     def load() -> tuple[Memory3, Banks]:
@@ -177,8 +178,10 @@ def serve(
     keys.check_banks(banks.names)  # among them the vector stores that were found in the folder
     server = Server(create_app(state, drain=drain), state, host, port, drain=drain)
     server.when_started = lambda: _tell(server, banks, as_json=as_json)
-    if not keys.tenants and not _is_local(host):
-        message(f"no keys: everybody who reaches {host} may ask. Give --api-key-file.", kind="note", style="yellow")
+    if not keys.tenants and not is_local(host):
+        message(f"no keys: everybody who reaches {host} may ask. Give --api-key-file.", kind="warning", style="yellow")
+    if state.storage is not None:
+        _tell_of_unowned(state.storage.unowned(keys.names))
     server.run()
     runs.close()
     if not server.started:
@@ -234,11 +237,11 @@ def _engine(name: str, m3: Memory3, **options: Any) -> BaseEngine:
     return Engine(m3, **options)
 
 
-def _is_local(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+def _tell_of_unowned(left: list[Unowned]) -> None:
+    """What keys have left that are not there any more."""
+    for one in left:
+        held = f"{count(one.files, 'file')} ({size(one.bytes)}) and {count(one.stores, 'vector store')}"
+        message(f"{one.folder} holds {held} of a key that is not there any more: remove it, or give the key back", kind="note")
 
 
 def _tell(server: Server, banks: Banks, *, as_json: bool) -> None:
@@ -249,6 +252,8 @@ def _tell(server: Server, banks: Banks, *, as_json: bool) -> None:
         return
     asked = models[1] if len(models) > 1 else models[0]
     out.print(f"Listening at {server.address}", style="bold", highlight=False)
+    if server.from_elsewhere:
+        out.print(f"From other machines: {server.from_elsewhere}", highlight=False)
     out.print(f"Models: {', '.join(models)}", highlight=False, soft_wrap=True)
     out.print(f"A page to ask and upload: {server.address}/", highlight=False)
     out.print(

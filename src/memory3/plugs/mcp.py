@@ -36,7 +36,7 @@ from memory3.decoding import decoding
 from memory3.errors import ConfigError, InputError, Memory3Error, SourceConflict, setting
 from memory3.plugs.passages import PASSAGES, find_passages
 from memory3.recall.retrieval import EVERYTHING, Retrieval
-from memory3.serving.errors import as_refusal
+from memory3.serving.errors import as_refusal, error_body
 from memory3.serving.guard import Guard
 from memory3.serving.job import Event, Failed, Finished, Job
 from memory3.serving.keys import Tenant
@@ -310,7 +310,7 @@ def http_server(server: MCPServer[Any], state: ServerState, bank: str, host: str
 
 
 class _OfBank:
-    """Lets those through who see the bank. ASGI, behind `Guard`."""
+    """Lets those through who see the bank and ask something. ASGI, behind `Guard`."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], bank: str) -> None:
         self._app = app
@@ -320,6 +320,12 @@ class _OfBank:
         tenant = scope.get("state", {}).get("tenant") if scope["type"] == "http" else None
         if tenant is not None and not tenant.sees(self._bank):
             await JSONResponse({"error": "this key is of another bank"}, 403)(scope, receive, send)
+            return
+        if scope["type"] == "http" and scope["path"] == PATH and scope["method"] in ("GET", "DELETE"):
+            # A stream of what the server says by itself, and the end of a session. Without sessions there is neither, and the
+            # SDK would keep the stream open until the server stops.
+            said = error_body("This server keeps no sessions: POST every request.", "invalid_request_error")
+            await JSONResponse(said, 405, {"Allow": "POST"})(scope, receive, send)
             return
         await self._app(scope, receive, send)
 

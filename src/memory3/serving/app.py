@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -73,7 +74,9 @@ def create_app(state: ServerState, *, drain: float = 20.0, log: Callable[[str], 
         state.draining = True
         if state.storage is not None:
             await asyncio.to_thread(state.storage.close)
-        await asyncio.to_thread(state.engine.drain, drain)
+        # Whoever serves this has waited for requests already: they have what is left of their time.
+        left = drain if state.end_by is None else max(state.end_by - time.monotonic(), 0.0)
+        await asyncio.to_thread(state.engine.drain, left)
         await asyncio.to_thread(state.engine.close)
         await asyncio.to_thread(state.banks.close)
 

@@ -116,11 +116,12 @@ def no_range(size: int) -> Refused:
     return Refused(416, said, param="Range", code="invalid_range", headers={"Content-Range": f"bytes */{size}"})
 
 
-def as_refusal(error: Exception) -> Refused:
+def as_refusal(error: Exception, param: str | None = None) -> Refused:
     """What a client is told of any error.
 
     Args:
         error: of memory3, or of anything else; then it is a fault of the server, of which nothing is told.
+        param: the field that is to blame where an input cannot be used.
     """
     if isinstance(error, Refused):
         return error
@@ -131,7 +132,8 @@ def as_refusal(error: Exception) -> Refused:
         again = {"Retry-After": str(RETRY_AFTER)}
         return Refused(503, str(error), kind="server_error", code="shutting_down", headers=again)
     if isinstance(error, InputError | ConfigError):
-        return Refused(400, error.worded(lambda name: _NAMES.get(name, name)))
+        said = error.worded(lambda name: _NAMES.get(name, name))
+        return Refused(400, said if param is None else f"{param}: {said}", param=param)
     if isinstance(error, BankError):
         return _of_bank(error)
     if isinstance(error, ServingError):

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from memory3.errors import EngineClosed, MissingDependency
-from memory3.serving.errors import Refused, as_refusal
+from memory3.serving.errors import RETRY_AFTER, Refused, as_refusal
 from memory3.serving.state import ServerState
 
 try:
@@ -98,6 +98,11 @@ class Guard:
 
     async def _pass(self, scope: Scope, headers: dict[str, str], receive: Receive, send: Send) -> None:
         limits, path = self._state.limits, scope["path"]
+        if scope["state"].get("is_crowded"):
+            message = f"There are more than {limits.connections:,} connections: ask again in a moment."
+            again = {"Retry-After": str(RETRY_AFTER), "Connection": "close"}
+            await _refuse(Refused(503, message, kind="server_error", code="busy", headers=again), scope, receive, send)
+            return
         tenant = self._state.keys.tenant(_bearer(headers))
         if tenant is None:
             if not _is_under(path, PUBLIC):

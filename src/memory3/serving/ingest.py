@@ -1,7 +1,8 @@
 """`Ingest`: the thread that turns uploaded files into memories, beside the engine, and the only one that changes banks.
 
 Its queue is what the state files say is in progress or going, so a restart goes on where the server was killed. Removals
-come first: a file that is being written stands back for them and is gone on with afterwards. Tenants take turns.
+come first: a file that is being written stands back for them and is gone on with afterwards. Tenants take turns. Small files
+of one store that wait together are one commit of its bank.
 
 It encodes few references at a time, and rests while answers are being written. Its priority is as any
 thread's: one of low priority that holds Python's lock and does not get a core would hold up all others.
@@ -14,7 +15,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,20 +24,23 @@ from functools import partial
 import torch
 
 from memory3.bank import Bank, WriteProgress
-from memory3.bank.protocol import MemoryWriter
 from memory3.errors import BankBusy, BankError, BankFull, FingerprintMismatch, InputError, Memory3Error, ServingError
 from memory3.serving.data_folder import DataFolder, NotStored, StorageFull
+from memory3.serving.patient_writer import PatientWriter
 from memory3.serving.reading import DocumentReader, Unreadable
+from memory3.serving.store_state import Key, Member
 from memory3.serving.stored_files import StoredFiles
 from memory3.serving.threads import apart, start
-from memory3.serving.vector_stores import Key, Member, VectorStores
+from memory3.serving.vector_stores import VectorStores
 from memory3.text.readers.read import READERS
-from memory3.types import Document, Memory, Reference
+from memory3.types import Document
 
-__all__ = ["Ingest", "PatientWriter"]
+__all__ = ["Ingest"]
 
-#: References that are encoded in one go.
-_AT_ONCE = 2
+#: Files that are written together: how many, their bytes as they came, and of their text.
+_TOGETHER = 32
+_TOGETHER_BYTES = 64 << 10
+_TOGETHER_TEXT = 256 << 10
 #: While answers are written: seconds of rest for every second of encoding.
 _REST = 1.0
 #: Seconds until a bank that others write, or a disk that is full, is tried again.
@@ -52,48 +56,23 @@ class _StoodBack(BaseException):
 
 
 @dataclass(frozen=True)
-class _Current:
-    """The file that is being read, or encoded."""
+class _File:
+    """A file that is being read, or has been."""
 
-    key: Key
     member: Member
     documents: Future[list[Document]]
 
 
-class PatientWriter:
-    """A `MemoryWriter` that encodes few references at once, and lets others go first.
+@dataclass(frozen=True)
+class _Current:
+    """Files of one store that are being read, or encoded together."""
 
-    Attributes:
-        name, config, shape, fingerprint, token_vectors, split: of the model.
-        batch_size: references at once.
-        before: called before every batch by the thread that writes; others do not know of it.
-    """
+    key: Key
+    files: tuple[_File, ...]
 
-    def __init__(self, m3: MemoryWriter, batch_size: int = _AT_ONCE) -> None:
-        """
-        Args:
-            m3: the model.
-            batch_size: references at once.
-        """
-        self.name = m3.name
-        self.config = m3.config
-        self.shape = m3.shape
-        self.fingerprint = m3.fingerprint
-        self.token_vectors = m3.token_vectors
-        self.split = m3.split
-        self.batch_size = batch_size
-        self.before: Callable[[float], None] = lambda seconds: None
-        self._m3 = m3
-        self._seconds = 0.0
-
-    def encode(self, references: Sequence[Reference]) -> list[Memory]:
-        """One memory for each reference, made after `before` has returned, which is told how long the last batch took."""
-        self.before(self._seconds)
-        started = time.perf_counter()
-        try:
-            return self._m3.encode(references)
-        finally:
-            self._seconds = time.perf_counter() - started
+    @property
+    def are_read(self) -> bool:
+        return all(file.documents.done() for file in self.files)
 
 
 class Ingest:
@@ -272,20 +251,41 @@ class Ingest:
     def _is_read(self) -> bool:
         """Whether a file is ready to be encoded. If none is being read, the next one is from now on. Held: `_changed`."""
         current = self._current
-        if current is not None and (current.key, current.member.file_id) not in self._wanted.get(current.key.folder, ()):
-            if not current.documents.cancel() and not current.documents.done():
+        if current is not None:
+            wanted = self._wanted.get(current.key.folder, OrderedDict())
+            left = tuple(file for file in current.files if (current.key, file.member.file_id) in wanted)
+            if not left and not current.are_read:
+                for file in current.files:
+                    file.documents.cancel()
                 self._reader.stop()  # nobody wants it any more
-            self._current = current = None
+            self._current = current = dataclasses.replace(current, files=left) if left else None
         while current is None and (job := self._next()):
-            try:
-                member = self._stores.member(*job)
-            except NotStored:  # it went meanwhile
-                del self._wanted[job[0].folder][job]
-                continue
-            documents = self._reading.submit(self._read, job[0], member)
-            self._current = current = _Current(job[0], member, documents)
-            documents.add_done_callback(self._notice)
-        return current is not None and current.documents.done()
+            files = []
+            for key, file_id in self._together(job):
+                try:
+                    member = self._stores.member(key, file_id)
+                except NotStored:  # it went meanwhile
+                    del self._wanted[key.folder][key, file_id]
+                    continue
+                files.append(_File(member, self._reading.submit(self._read, key, member)))
+            if files:
+                self._current = current = _Current(job[0], tuple(files))
+                for file in files:
+                    file.documents.add_done_callback(self._notice)
+        return current is not None and current.are_read
+
+    def _together(self, first: tuple[Key, str]) -> list[tuple[Key, str]]:
+        """A file, and small ones of the same store that wait behind it. Held: `_changed`."""
+        found, room = [first], _TOGETHER_BYTES - self._files.size(first[0].folder, first[1])
+        for other in self._wanted[first[0].folder]:
+            if len(found) >= _TOGETHER or room <= 0:
+                break
+            if other != first and other[0] == first[0]:
+                size = self._files.size(other[0].folder, other[1])
+                if size <= room:
+                    found.append(other)
+                    room -= size
+        return found
 
     def _notice(self, _: object) -> None:
         with self._changed:
@@ -317,41 +317,74 @@ class Ingest:
     # ---- encoding ----------------------------------------------------------------------------------------------------
 
     def _encode(self, current: _Current) -> None:
-        key, member, file_id = current.key, current.member, current.member.file_id
+        key, files, later = current.key, *_first_of(current.files)
         self._encoding = threading.current_thread()
+        results: list[Member] = []
         try:
-            documents = current.documents.result()
-            bank = self._stores.bank(key)
-            self._write(bank, key, member, documents)
-            result = dataclasses.replace(member, status="completed", usage=_usage(bank, file_id), error=())
+            read = []
+            for file in files:
+                try:
+                    read.append((file.member, file.documents.result()))
+                except Exception as error:
+                    results.append(self._failed(key, file.member, error))
+            results += self._written(key, read)
         except _StoodBack:
             return
-        except NotStored:
-            result = None
-        except FingerprintMismatch as error:  # the server was started with another model: the file waits for the right one
-            _log.warning("%s waits: %s", file_id, error)
-            result = None
+        except NotStored:  # the store is gone, and all of it
+            results = []
+        except FingerprintMismatch as error:  # the server was started with another model: they wait for the right one
+            _log.warning("%s waits: %s", key.store, error)
+            results = []
         except BankBusy as error:
             _log.warning("%s", error)
             self._rest(_AGAIN_SECONDS)
             return
-        except Exception as error:
-            result = dataclasses.replace(member, status="failed", error=_reason(error, member))
-            if not isinstance(error, Unreadable):
-                _log.warning("%s of %s was not encoded", file_id, key.store, exc_info=error)
-            self._take_back(key, file_id)
+        ended = {member.file_id: member for member in results}
         with self._changed:
-            self._current = None
-            if (key, file_id) in self._removals:
+            self._current = dataclasses.replace(current, files=later) if later else None
+            for file in files:
+                self._end(key, file.member, ended.get(file.member.file_id))
+
+    def _end(self, key: Key, member: Member, result: Member | None) -> None:
+        """Remember what has become of a file, unless something else is wanted of it by now. Held: `_changed`."""
+        if (key, member.file_id) in self._removals:
+            return
+        with suppress(NotStored):
+            now = self._stores.member(key, member.file_id)
+            if now.attributes != member.attributes:  # they were changed meanwhile: once more
                 return
-            with suppress(NotStored):
-                now = self._stores.member(key, file_id)
-                if now.attributes != member.attributes:  # they were changed meanwhile: once more
-                    return
-                if result is not None:
-                    self._stores.put(key, result)
-            self._usage.pop((key, file_id), None)
-            self._wanted.get(key.folder, OrderedDict()).pop((key, file_id), None)
+            if result is not None:
+                self._stores.put(key, result)
+        self._usage.pop((key, member.file_id), None)
+        self._wanted.get(key.folder, OrderedDict()).pop((key, member.file_id), None)
+
+    def _written(self, key: Key, files: Sequence[tuple[Member, list[Document]]]) -> list[Member]:
+        """Files as they are once their documents were written, all in one commit."""
+        if not files:
+            return []
+        try:
+            bank = self._stores.bank(key)
+            self._write(bank, key, files)
+            bytes_of = _usage(bank, {member.file_id for member, _ in files})
+            return [
+                dataclasses.replace(member, status="completed", usage=bytes_of[member.file_id], error=())
+                for member, _ in files
+            ]
+        except (NotStored, FingerprintMismatch, BankBusy):
+            raise
+        except Exception as error:
+            if len(files) == 1:
+                return [self._failed(key, files[0][0], error)]
+            return [result for one in files for result in self._written(key, [one])]  # one of them is to blame
+
+    def _failed(self, key: Key, member: Member, error: Exception) -> Member:
+        """A file that failed. Nothing of it stays in the bank."""
+        if not isinstance(error, Unreadable):
+            _log.warning("%s of %s was not encoded", member.file_id, key.store, exc_info=error)
+        with suppress(Memory3Error):
+            bank = self._stores.bank(key)
+            bank.delete(_held(bank, {member.file_id}), wait_seconds=_AGAIN_SECONDS)
+        return dataclasses.replace(member, status="failed", error=_reason(error, member))
 
     def _read(self, key: Key, member: Member) -> list[Document]:
         path = self._data.path / key.folder / "files" / (member.file_id + member.suffix)
@@ -359,23 +392,18 @@ class Ingest:
             raise Unreadable("the file was deleted before it was encoded")
         return self._reader.read(path, member.file_id, member.filename, member.attributes)
 
-    def _write(self, bank: Bank, key: Key, member: Member, documents: Sequence[Document]) -> None:
-        size = bank.manifest.record_bytes
+    def _write(self, bank: Bank, key: Key, files: Sequence[tuple[Member, list[Document]]]) -> None:
+        size, first = bank.manifest.record_bytes, files[0][0].file_id
 
         def told(progress: WriteProgress) -> None:
-            self._usage[key, member.file_id] = progress.references * size
+            self._usage[key, first] = progress.references * size  # of files that are written together the first has all
 
+        documents = [document for _, each in files for document in each]
         names = {document.id for document in documents}
-        stale = [name for name in _held(bank, member.file_id) if name not in names]
+        stale = [name for name in _held(bank, {member.file_id for member, _ in files}) if name not in names]
         if stale:
             bank.delete(stale, wait_seconds=_AGAIN_SECONDS)
         bank.write(documents, replace=True, lazy=False, progress=told, wait_seconds=_AGAIN_SECONDS)
-
-    def _take_back(self, key: Key, file_id: str) -> None:
-        """Of a file that failed nothing stays."""
-        with suppress(Memory3Error):
-            bank = self._stores.bank(key)
-            bank.delete(_held(bank, file_id), wait_seconds=_AGAIN_SECONDS)
 
     # ---- removing ----------------------------------------------------------------------------------------------------
 
@@ -383,7 +411,7 @@ class Ingest:
         fault: Exception | None = None
         try:
             bank = self._stores.bank(key)
-            bank.delete(_held(bank, file_id), wait_seconds=_AGAIN_SECONDS)
+            bank.delete(_held(bank, {file_id}), wait_seconds=_AGAIN_SECONDS)
             self._stores.forget(key, file_id)
         except NotStored:
             pass  # the whole store goes
@@ -409,15 +437,30 @@ class Ingest:
                 self._later[key] = time.monotonic() + _LOOK_SECONDS
 
 
-def _held(bank: Bank, file_id: str) -> list[str]:
-    """The documents of a file."""
-    return [each.id for each in bank.documents() if each.id.partition("#")[0] == file_id]
+def _first_of(files: tuple[_File, ...]) -> tuple[tuple[_File, ...], tuple[_File, ...]]:
+    """Files that are written now, and those whose text is too much for one commit with the others."""
+    size = 0
+    for number, file in enumerate(files):
+        if file.documents.exception() is None:
+            size += sum(len(document.text) for document in file.documents.result())
+        if number and size > _TOGETHER_TEXT:
+            return files[:number], files[number:]
+    return files, ()
 
 
-def _usage(bank: Bank, file_id: str) -> int:
-    """Bytes of a file's memories."""
-    references = sum(each.references for each in bank.documents() if each.id.partition("#")[0] == file_id)
-    return references * bank.manifest.record_bytes
+def _held(bank: Bank, file_ids: Set[str]) -> list[str]:
+    """The documents of files."""
+    return [each.id for each in bank.documents() if each.id.partition("#")[0] in file_ids]
+
+
+def _usage(bank: Bank, file_ids: Set[str]) -> dict[str, int]:
+    """Bytes of the memories of files."""
+    found = dict.fromkeys(file_ids, 0)
+    for each in bank.documents():
+        file_id = each.id.partition("#")[0]
+        if file_id in found:
+            found[file_id] += each.references * bank.manifest.record_bytes
+    return found
 
 
 def _reason(error: Exception, member: Member) -> tuple[str, str]:

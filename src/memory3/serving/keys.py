@@ -108,6 +108,11 @@ class Keys:
             raise ConfigError(f"{where} has no key: write one a line, or leave it out to let everybody in")
         return cls(tenants)
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all tenants."""
+        return frozenset(tenant.name for tenant in self.tenants.values()) or frozenset((Tenant().name,))
+
     def check_banks(self, names: Iterable[str]) -> None:
         """Raise ConfigError where a key is bound to a bank that is not among ``names``: it may be misspelt."""
         known = set(names)

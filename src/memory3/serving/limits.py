@@ -18,6 +18,7 @@ class Limits:
         upload_bytes: of a body that uploads a file.
         body_seconds: until a body is read; one that uploads a file has ``seconds``.
         header_seconds: until the head of a request is read.
+        unread_seconds: that a client may read nothing of what was sent to it.
         seconds: until a request is answered; what there is by then is the answer.
         prompt_characters: of all messages of a prompt together.
         messages: of a chat.
@@ -37,6 +38,7 @@ class Limits:
     upload_bytes: int = 64 << 20
     body_seconds: float = 30.0
     header_seconds: float = 10.0
+    unread_seconds: float = 30.0
     seconds: float = 300.0
     prompt_characters: int = 200_000
     messages: int = 512

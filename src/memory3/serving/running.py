@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping, Sequence
 from typing import Any, TypeVar
 
+from memory3.errors import InputError
 from memory3.serving.base import BaseEngine
-from memory3.serving.errors import Refused
+from memory3.serving.errors import Refused, as_refusal
 from memory3.serving.handle import Handle
 from memory3.serving.job import Event, Failed, Finished, Job
 
@@ -27,12 +28,13 @@ class ClientGone(Refused):
 class Run:
     """Jobs that run beside one another. To be closed, or used as an async context, which cancels what has not ended."""
 
-    def __init__(self, engine: BaseEngine, jobs: Sequence[Job]) -> None:
+    def __init__(self, engine: BaseEngine, jobs: Sequence[Job], field: str) -> None:
         """Submit all jobs, or none.
 
         Args:
             engine: answers.
             jobs: of one request.
+            field: of its body that has the prompt, for errors.
 
         Raises:
             EngineBusy: there is no room for all of them.
@@ -42,6 +44,7 @@ class Run:
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._handles: list[Handle] = []
         self._left = len(jobs)
+        self._field = field
         self._kept: list[tuple[int, Event]] = []
         try:
             for n, job in enumerate(jobs):
@@ -68,7 +71,7 @@ class Run:
             Memory3Error: it cannot be answered.
         """
         n, event = await self._events.get()
-        self._kept.append((n, _checked(event)))
+        self._kept.append((n, self._checked(event)))
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
         """Events with the number of their job, until all jobs have ended.
@@ -79,7 +82,7 @@ class Run:
         while self._left:
             n, event = self._kept.pop(0) if self._kept else await self._events.get()
             try:
-                _checked(event)
+                self._checked(event)
             except BaseException:
                 self.close()
                 raise
@@ -96,14 +99,14 @@ class Run:
 
         return tell
 
-
-def _checked(event: Event) -> Event:
-    if isinstance(event, Failed):
-        raise event.error
-    if isinstance(event, Finished) and event.reason == "time" and not event.token_ids:
-        message = "The server is too busy to have begun in time: ask again later, or for less."
-        raise Refused(503, message, kind="server_error", code="timeout", headers={"Retry-After": "5"})
-    return event
+    def _checked(self, event: Event) -> Event:
+        if isinstance(event, Failed):
+            # An engine takes no other input than prompts: one that it cannot use is empty, too long, or not of its template.
+            raise as_refusal(event.error, self._field) if isinstance(event.error, InputError) else event.error
+        if isinstance(event, Finished) and event.reason == "time" and not event.token_ids:
+            message = "The server is too busy to have begun in time: ask again later, or for less."
+            raise Refused(503, message, kind="server_error", code="timeout", headers={"Retry-After": "5"})
+        return event
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -40,6 +40,7 @@ class ServerState:
         cors: origins whose pages may ask; none: no page of another origin.
         started: Unix time.
         draining: whether it takes no more requests.
+        end_by: `time.monotonic` by which requests that have begun have to end; None: it was not told to stop.
         storage: of files and vector stores, in ``folder``.
     """
 
@@ -53,6 +54,7 @@ class ServerState:
     cors: tuple[str, ...] = ()
     started: float = field(default_factory=time.time)
     draining: bool = False
+    end_by: float | None = None
     storage: Storage | None = None
 
     def __post_init__(self) -> None:

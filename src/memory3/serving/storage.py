@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,30 @@ from memory3.bank.protocol import MemoryWriter
 from memory3.bank.view import BankView
 from memory3.serving.catalogue import Banks, Served
 from memory3.serving.data_folder import DataFolder, StorageLimits
-from memory3.serving.ingest import Ingest, PatientWriter
+from memory3.serving.ingest import Ingest
+from memory3.serving.patient_writer import PatientWriter
+from memory3.serving.store_state import Key
 from memory3.serving.stored_files import StoredFiles
-from memory3.serving.vector_stores import Key, VectorStores
+from memory3.serving.vector_stores import VectorStores
 
-__all__ = ["Storage", "StoreBank"]
+__all__ = ["Storage", "StoreBank", "Unowned"]
+
+
+@dataclass(frozen=True)
+class Unowned:
+    """What a key has left that is not among the server's any more.
+
+    Attributes:
+        folder: all of it.
+        files: how many.
+        bytes: of these.
+        stores: vector stores.
+    """
+
+    folder: Path
+    files: int
+    bytes: int
+    stores: int
 
 
 class StoreBank:
@@ -106,6 +126,20 @@ class Storage:
     def limits(self) -> StorageLimits:
         """What tenants may keep."""
         return self._data.limits
+
+    def unowned(self, tenants: Collection[str]) -> list[Unowned]:
+        """What lies here and can be seen by nobody: its key was rotated or removed, or keys were asked for only since.
+
+        Args:
+            tenants: names of all that may ask.
+        """
+        found = []
+        for folder, tenant in self._data.tenants():
+            if tenant not in tenants:
+                left = Unowned(folder, *self.files.held(tenant), len(self.stores.all(tenant)))
+                if left.files or left.stores:
+                    found.append(left)
+        return found
 
     def create_store(self, tenant: str, name: str, metadata: dict[str, str]) -> Key:
         """Make a store, and serve its bank.

@@ -31,6 +31,7 @@ from memory3.serving.data_folder import (
     saving,
     write_state,
 )
+from memory3.text.readers.foreign import SUFFIXES
 from memory3.text.readers.read import READERS
 
 __all__ = ["PURPOSES", "Arriving", "StoredFile", "StoredFiles"]
@@ -225,6 +226,23 @@ class StoredFiles:
             raise NotStored("file", file_id)
         return file
 
+    def held(self, tenant: str) -> tuple[int, int]:
+        """How many files a tenant has, and their bytes; also those that are being deleted."""
+        folder = self._data.tenant(tenant)
+        with self._lock:
+            return len(self._files.get(folder.name, ())), self._bytes.get(folder.name, 0)
+
+    def size(self, tenant_folder: str, file_id: str) -> int:
+        """Bytes of a file; 0: it is not there.
+
+        Args:
+            tenant_folder: name of the folder.
+            file_id: of the file.
+        """
+        with self._lock:
+            file = self._files.get(tenant_folder, {}).get(file_id)
+        return 0 if file is None else file.bytes
+
     def path(self, tenant: str, file: StoredFile) -> Path:
         """Where a file's bytes are.
 
@@ -294,8 +312,10 @@ def shown_name(filename: str) -> str:
 
 
 def readable_suffix(filename: str) -> str:
-    """The end of a client's file name if it is one that our readers know, such as ``.pdf`` or ``.jsonl.gz``; else nothing."""
+    """The end of a client's file name if it is one that our readers know, such as ``.pdf`` or ``.jsonl.gz``, or know not to
+    read, such as ``.docx``; else nothing.
+    """
     name = shown_name(filename).lower()
     zipped = ".gz" if name.endswith(".gz") else ""
     kind = PurePosixPath(name.removesuffix(".gz")).suffix
-    return (kind if kind in READERS else "") + zipped
+    return (kind if kind in READERS or kind in SUFFIXES else "") + zipped

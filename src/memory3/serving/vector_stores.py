@@ -1,11 +1,7 @@
 """`VectorStores`: the vector stores of tenants, each a bank, and the state of every file in one.
 
-<tenant>/stores/vs_<hex>/store.json        what is known of it: written last when it is made
-<tenant>/stores/vs_<hex>/files/*.json      a file of it, and how far it is: what is in progress is the queue of the encoder
-<tenant>/stores/vs_<hex>/batches/*.json    files that were added together
-<tenant>/stores/vs_<hex>/bank/             the bank
-
-What is acknowledged is on the disk before. A store that goes is marked first and removed when nobody reads it any more.
+What is acknowledged is on the disk before, as `memory3.serving.store_state` lays it out. A store that goes is marked first and
+removed when nobody reads it any more.
 """
 
 from __future__ import annotations
@@ -13,122 +9,20 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-import weakref
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from memory3.bank import Bank
 from memory3.bank.embedder import TextEmbedder
 from memory3.bank.protocol import MemoryWriter
-from memory3.errors import BankFull, BankNotFound
-from memory3.files import flush_folder, read_json, remove
-from memory3.serving.data_folder import (
-    STATE_BYTES,
-    DataFolder,
-    NotStored,
-    StorageFull,
-    is_id,
-    new_id,
-    saving,
-    write_state,
-)
+from memory3.files import flush_folder, remove
+from memory3.serving.data_folder import DataFolder, NotStored, StorageFull, new_id, saving, write_state
 from memory3.serving.errors import invalid
+from memory3.serving.store_banks import StoreBanks
+from memory3.serving.store_state import Batch, Key, Member, Scalar, Store, copy_of, found_stores
 from memory3.serving.stored_files import StoredFile
 
-__all__ = ["Batch", "Key", "Member", "Store", "VectorStores"]
-
-Scalar = str | int | float | bool
-
-#: Banks that are kept open, and RAM for the memories of each.
-_OPEN = 32
-_CACHE_BYTES = 64 << 20
-#: A store that was deleted while it was read is removed after this many seconds, whoever still reads.
-_READERS_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file of a vector store.
-
-    Attributes:
-        file_id, filename: of it.
-        suffix: that tells our readers its format.
-        created: when it was added, nanoseconds since 1970.
-        attributes: to filter on.
-        status: ``"in_progress"``, ``"completed"``, ``"failed"``, ``"cancelled"``, or ``"going"``: it is being removed.
-        usage: bytes of its memories.
-        error: why it failed, as (code, message); empty where it did not.
-    """
-
-    file_id: str
-    filename: str
-    suffix: str
-    created: int
-    attributes: Mapping[str, Scalar] = field(default_factory=dict)
-    status: str = "in_progress"
-    usage: int = 0
-    error: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Files that were added together.
-
-    Attributes:
-        id: ours.
-        created: nanoseconds since 1970.
-        file_ids: of its files.
-    """
-
-    id: str
-    created: int
-    file_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Key:
-    """Where a store is.
-
-    Attributes:
-        folder: name of the tenant's folder.
-        store: id of the store.
-    """
-
-    folder: str
-    store: str
-
-
-@dataclass
-class Store:
-    """A vector store.
-
-    Attributes:
-        id: ours.
-        created: nanoseconds since 1970.
-        name: the client's.
-        metadata: the client's.
-        going: it is being deleted.
-        used: when it was last searched or changed, seconds since 1970; forgotten when the server ends.
-        members: its files by id.
-        batches: by id.
-    """
-
-    id: str
-    created: int
-    name: str
-    metadata: Mapping[str, str]
-    going: bool = False
-    used: int = 0
-    members: dict[str, Member] = field(default_factory=dict)
-    batches: dict[str, Batch] = field(default_factory=dict)
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """What its state file says."""
-        return {"id": self.id, "created": self.created, "name": self.name, "metadata": self.metadata, "going": self.going}
+__all__ = ["VectorStores"]
 
 
 class VectorStores:
@@ -142,15 +36,11 @@ class VectorStores:
             embedders: that are loaded already. New stores get the first; without any, the catalogue's default.
         """
         self._data = data
-        self._m3 = m3
-        self._embedders = {each.name: each for each in embedders}
         self._lock = threading.RLock()
-        self._opening = threading.Lock()
-        self._banks: OrderedDict[Key, Bank] = OrderedDict()
-        self._leaving: dict[Key, tuple[weakref.ref[Bank], float]] = {}
+        self._banks = StoreBanks(m3, embedders)
         self._stores: dict[str, dict[str, Store]] = {}
         for folder, _ in data.tenants():
-            self._stores[folder.name] = _found(folder / "stores")
+            self._stores[folder.name] = found_stores(folder / "stores")
 
     # ---- stores ------------------------------------------------------------------------------------------------------
 
@@ -215,7 +105,7 @@ class VectorStores:
     def get(self, key: Key) -> Store:
         """What is known of a store: a copy. NotStored: it is gone."""
         with self._lock:
-            return _copy(self._store(key))
+            return copy_of(self._store(key))
 
     def modify(self, key: Key, name: str | None, metadata: Mapping[str, str] | None) -> None:
         """Call a store otherwise.
@@ -250,16 +140,8 @@ class VectorStores:
         """Remove a store whose deletion has begun. Returns False while somebody still reads it, who may finish, for a
         minute.
         """
-        with self._opening:
-            bank = self._banks.pop(key, None)
-        if bank is not None:
-            self._leaving[key] = (weakref.ref(bank), time.monotonic() + _READERS_SECONDS)
-            del bank
-        if key in self._leaving:
-            reader, until = self._leaving[key]
-            if reader() is not None and time.monotonic() < until:
-                return False
-            del self._leaving[key]
+        if not self._banks.leave(key):
+            return False
         # The state goes last: an interruption leaves a store that goes, not one that nobody knows.
         place = self._place(key)
         for path in place.iterdir() if place.is_dir() else ():
@@ -375,7 +257,7 @@ class VectorStores:
     def everything(self) -> Iterator[tuple[Key, Store]]:
         """All stores of all tenants, also those that go."""
         with self._lock:
-            there = [(Key(folder, store.id), _copy(store)) for folder, of in self._stores.items() for store in of.values()]
+            there = [(Key(folder, store.id), copy_of(store)) for folder, of in self._stores.items() for store in of.values()]
         yield from there
 
     # ---- banks -------------------------------------------------------------------------------------------------------
@@ -388,31 +270,11 @@ class VectorStores:
             BankError: it cannot be opened.
             StorageFull: the disk is full.
         """
-        with self._opening:
-            self.get(key)
-            bank = self._banks.get(key)
-            if bank is None:
-                bank = self._banks[key] = self._open(self._place(key) / "bank")
-            self._banks.move_to_end(key)
-            while len(self._banks) > _OPEN:
-                self._banks.popitem(last=False)
-            return bank
+        return self._banks.get(key, self._place(key) / "bank", self.get)
 
     def opened(self, key: Key) -> Bank | None:
         """The bank of a store if it is open now."""
-        return self._banks.get(key)
-
-    def _open(self, path: Path) -> Bank:
-        try:
-            name = Bank.describe(path).embedder
-        except BankNotFound:
-            name = next(iter(self._embedders), "")
-        try:
-            bank = Bank.open(path, self._m3, embedder=self._embedders.get(name), cache_bytes=_CACHE_BYTES)
-        except BankFull as error:
-            raise StorageFull from error
-        self._embedders.setdefault(bank.embedder.name, bank.embedder)
-        return bank
+        return self._banks.opened(key)
 
     def _place(self, key: Key) -> Path:
         return self._data.path / key.folder / "stores" / key.store
@@ -422,34 +284,3 @@ class VectorStores:
         if store is None or store.going:
             raise NotStored("vector store", key.store)
         return store
-
-
-def _copy(store: Store) -> Store:
-    return dataclasses.replace(store, members=dict(store.members), batches=dict(store.batches))
-
-
-def _found(folder: Path) -> dict[str, Store]:
-    """The stores that are whole. One whose making was interrupted is removed."""
-    found: dict[str, Store] = {}
-    for place in folder.iterdir():
-        if not is_id("vs_", place.name):
-            continue
-        if not (place / "store.json").is_file():
-            remove(place)
-            continue
-        store = Store(**read_json(place / "store.json", STATE_BYTES))
-        found[store.id] = store
-        if store.going:
-            continue
-        for path in (place / "files").glob("file-*.json"):
-            told = read_json(path, STATE_BYTES)
-            member = Member(**{**told, "error": tuple(told["error"])})
-            store.members[member.file_id] = member
-        for path in (place / "batches").glob("vsfb_*.json"):
-            told = read_json(path, STATE_BYTES)
-            store.batches[told["id"]] = Batch(told["id"], told["created"], tuple(told["file_ids"]))
-        store.used = store.created // 10**9
-        for part in (place / "files", place / "batches"):
-            for path in part.glob(".*"):  # half written when the server was killed
-                remove(path)
-    return found

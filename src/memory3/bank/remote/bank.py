@@ -24,6 +24,7 @@ from memory3.bank.remote.about import About
 from memory3.bank.remote.connection import Connection
 from memory3.bank.remote.disk import DiskCache
 from memory3.bank.remote.kept import ItemShape, Kept
+from memory3.bank.remote.server import require_name
 from memory3.bank.remote.view import RemoteView
 from memory3.bank.reports import Hit
 from memory3.bank.where import Where
@@ -114,13 +115,14 @@ class RemoteBank:
             patience: seconds in which a request is tried again before the server counts as away.
 
         Raises:
-            InputError: it is no such address.
+            InputError: it is no such address, or that of a server without the name of a bank.
             BankNotFound: the server has no such bank.
             BankRefused: the key may not read it.
             BankUnreachable: the server does not answer, and the bank was never opened on this machine.
         """
-        address = checked_address(url)
-        connection = Connection(address, key or os.environ.get("MEMORY3_API_KEY"), patience)
+        address, key = checked_address(url), key or os.environ.get("MEMORY3_API_KEY")
+        require_name(address, key)
+        connection = Connection(address, key, patience)
         disk = DiskCache(Path(folder) if folder is not None else cache_dir() / "remote", disk_bytes)
         about, offline = _ask_about(connection, disk)
         if m3 is not None:

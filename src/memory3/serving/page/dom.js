@@ -29,11 +29,11 @@ export function seconds(value) {
   return `${value < 10 ? value.toFixed(1) : Math.round(value)} s`;
 }
 
-/** 48000 -> "47 KB". */
+/** 48000 -> "48 KB": as commands and the documentation count, by 1000. */
 export function bytes(value) {
-  if (value < 1024) return `${value} B`;
-  if (value < 1 << 20) return `${Math.round(value / 1024)} KB`;
-  return `${(value / (1 << 20)).toFixed(1)} MB`;
+  if (value < 1e3) return `${value} B`;
+  if (value < 999_500) return `${Math.round(value / 1e3)} KB`;
+  return `${(value / 1e6).toFixed(1)} MB`;
 }
 
 export function count(value) {

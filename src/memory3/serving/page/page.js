@@ -138,13 +138,13 @@ keyDialog.addEventListener("close", () => {
 
 const chosenMode = () => document.querySelector('input[name="mode"]:checked').value;
 
-/** The messages of a conversation, as the answers of one mode go on; of turns that it did not answer, another's answer. */
+/** The messages of one mode's own conversation: what another mode answered may come from what this one has not read. */
 function messages(mode, asked) {
   const found = [];
   for (const turn of conversation) {
-    const answer = turn.answers.find((one) => one.mode === mode) ?? turn.answers[0];
+    const answer = turn.answers.find((one) => one.mode === mode);
     const text = answer?.text.text.trim();
-    if (!text) continue; // nothing came
+    if (!text) continue; // it was not asked, or nothing came
     found.push({ role: "user", content: turn.question }, { role: "assistant", content: text });
   }
   return [...found, { role: "user", content: asked }];

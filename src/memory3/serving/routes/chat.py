@@ -123,10 +123,10 @@ def router(state: ServerState) -> APIRouter:
         jobs = jobs_of(state, [messages], reading, _sampling(body), choices)
         answer = _Answer(body, Citer(reading, str(request.base_url)), logprobs, choices)
         if not body.stream:
-            async with Run(state.engine, jobs) as run:
+            async with Run(state.engine, jobs, "messages") as run:
                 said = await unless_gone(request.receive, collect(run, choices))
             return JSONResponse(answer.whole(said))
-        run = Run(state.engine, jobs)
+        run = Run(state.engine, jobs, "messages")
         try:
             await unless_gone(request.receive, run.begin())
         except BaseException:

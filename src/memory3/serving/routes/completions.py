@@ -94,10 +94,10 @@ def router(state: ServerState) -> APIRouter:
         jobs = jobs_of(state, prompts, reading, sampling, choices)
         answer = _Answer(body, Citer(reading, str(request.base_url)), logprobs, len(jobs), choices)
         if not body.stream:
-            async with Run(state.engine, jobs) as run:
+            async with Run(state.engine, jobs, "prompt") as run:
                 said = await unless_gone(request.receive, collect(run, len(jobs)))
             return JSONResponse(answer.whole(said))
-        run = Run(state.engine, jobs)
+        run = Run(state.engine, jobs, "prompt")
         try:
             await unless_gone(request.receive, run.begin())
         except BaseException:

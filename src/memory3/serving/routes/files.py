@@ -14,6 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from memory3.errors import InputError
 from memory3.serving.errors import Refused, invalid, no_range
+from memory3.serving.places import Places
 from memory3.serving.routes.listing import check_query, page
 from memory3.serving.running import ClientGone
 from memory3.serving.state import ServerState
@@ -23,8 +24,9 @@ from memory3.serving.uploads import receive
 
 __all__ = ["router", "storage_of"]
 
-#: Uploads that come in at once, of all tenants.
+#: Uploads that come in at once: of all tenants, and of one of several. Who is alone has all places.
 _AT_ONCE = 32
+_OF_ONE = 8
 #: Seconds between two chunks of an upload.
 _CHUNK_SECONDS = 30.0
 _UPLOAD = {
@@ -91,21 +93,15 @@ def shown(file: StoredFile) -> dict[str, Any]:
 def router(state: ServerState) -> APIRouter:
     """Routes on the ``state`` of a server."""
     routes = APIRouter(prefix="/v1/files", tags=["files"])
-    coming = 0
+    places = Places("uploads are coming in", _AT_ONCE, _OF_ONE if len(state.keys.tenants) > 1 else _AT_ONCE)
 
     @routes.post("", openapi_extra=_UPLOAD)
     async def create(request: Request) -> JSONResponse:
         """Upload a file: the parts ``file`` and ``purpose`` of multipart/form-data. It is on the disk when this answers."""
-        nonlocal coming
         check_query(request, ())
         storage, tenant = storage_of(state), state.tenant(request).name
-        if coming >= _AT_ONCE:
-            again = {"Retry-After": "1"}
-            message = f"{_AT_ONCE} uploads are coming in: send this one again in a moment."
-            raise Refused(429, message, kind="rate_limit_error", code="busy", headers=again)
-        coming += 1
         try:
-            with await asyncio.to_thread(storage.files.arriving, tenant) as file:
+            with places.taken(tenant), await asyncio.to_thread(storage.files.arriving, tenant) as file:
                 upload = await receive(request.headers.get("content-type", ""), request.stream(), file, _CHUNK_SECONDS)
                 purpose = upload.fields.pop("purpose", None)
                 if upload.fields:
@@ -121,8 +117,6 @@ def router(state: ServerState) -> APIRouter:
             raise ClientGone from None
         except InputError as error:
             raise invalid("file", f"{error}.") from None
-        finally:
-            coming -= 1
         return JSONResponse(shown(kept))
 
     @routes.get("")

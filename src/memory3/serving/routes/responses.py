@@ -125,10 +125,10 @@ def router(state: ServerState) -> APIRouter:
         jobs = jobs_of(state, [messages], reading, sampling)
         answer = _Answer(body, Citer(reading, str(request.base_url)))
         if not body.stream:
-            async with Run(state.engine, jobs) as run:
+            async with Run(state.engine, jobs, "input") as run:
                 (said,) = await unless_gone(request.receive, collect(run, 1))
             return JSONResponse(answer.whole(said))
-        run = Run(state.engine, jobs)
+        run = Run(state.engine, jobs, "input")
         try:
             await unless_gone(request.receive, run.begin())
         except BaseException:

@@ -17,7 +17,7 @@ from memory3.serving.routes.files import storage_of
 from memory3.serving.routes.listing import check_query, page
 from memory3.serving.state import ServerState
 from memory3.serving.storage import Storage
-from memory3.serving.vector_stores import Batch, Key, Member, Store
+from memory3.serving.store_state import Batch, Key, Member, Store
 
 __all__ = ["router"]
 

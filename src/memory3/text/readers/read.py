@@ -13,7 +13,7 @@ from typing import BinaryIO, TextIO
 
 from memory3.errors import InputError, ReadError, setting
 from memory3.sources import Unread, origin_of
-from memory3.text.readers import csv_table, html, json_records, parquet, pdf, plain
+from memory3.text.readers import csv_table, foreign, html, json_records, parquet, pdf, plain
 from memory3.text.readers.characters import plain as plain_characters
 from memory3.text.readers.encoding import LooksBinary, clean, decode, text_codec, with_plain_newlines
 from memory3.text.readers.listing import FileSource, FolderSource, GlobSource, Source, locate
@@ -51,9 +51,9 @@ def read_documents(
     """Read documents from files, folders, patterns (``docs/**/*.md``) and standard input (``-``), one by one.
 
     Formats go by suffix: text, Markdown and source code, HTML, PDF, JSON lines, JSON lists, CSV and TSV, Parquet, each
-    also with ``.gz`` behind. Files of another suffix are read when they are UTF-8 text. Folders are read with all below
-    them, in order of names; hidden entries and folders of tools (``__pycache__``, ``node_modules``, ...) are passed over
-    and links to folders are not followed.
+    also with ``.gz`` behind. Files of another suffix are read when they are UTF-8 text, unless name or content are of
+    another format (``.docx``, pictures, archives). Folders are read with all below them, in order of names; hidden entries
+    and folders of tools (``__pycache__``, ``node_modules``, ...) are passed over and links to folders are not followed.
 
     **Ids.** A file in a folder is called by its path relative to that folder (``guide/intro.md``), one matched by a pattern by
     its path relative to the folder before the first wildcard, one named outright by the path as given, standard input
@@ -179,6 +179,8 @@ class _Reading:
 
 def _of_file(file: SourceFile) -> Iterator[Document]:
     read = READERS.get(file.kind, plain.read_unknown)
+    if reason := foreign.by_name(file.kind):
+        raise file.error(reason)
     count = 0
     try:
         for found in read(file):

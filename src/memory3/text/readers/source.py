@@ -11,6 +11,7 @@ from typing import BinaryIO
 from memory3.errors import ReadError
 from memory3.files import open_unzipped
 from memory3.sources import Unread
+from memory3.text.readers import foreign
 from memory3.text.readers.encoding import LooksBinary, decode, encoding_of, guess_note, is_guess, transcoded
 
 __all__ = ["FoundFile", "ReadOptions", "Reader", "Scalar", "SourceFile", "megabytes"]
@@ -120,6 +121,8 @@ class SourceFile:
         Raises:
             ReadError: it is no text.
         """
+        if row is None:
+            self._check(content)
         try:
             text, note = decode(content, guess)
         except LooksBinary as error:
@@ -130,6 +133,7 @@ class SourceFile:
 
     def encoding_of(self, sample: bytes) -> str:
         """Encoding of a file of which these are the first lines. A guess is reported; `ReadError` where it is no text."""
+        self._check(sample)
         try:
             encoding = encoding_of(sample)
         except LooksBinary as error:
@@ -137,6 +141,11 @@ class SourceFile:
         if is_guess(encoding, sample):
             self.report(guess_note(encoding))
         return encoding
+
+    def _check(self, content: bytes) -> None:
+        """Raise ReadError where the first bytes are those of another format."""
+        if reason := foreign.by_content(content):
+            raise self.error(reason)
 
     def error(self, reason: str) -> ReadError:
         """An error about this file."""
