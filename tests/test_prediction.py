@@ -190,13 +190,13 @@ def test_a_lower_rank_keeps_what_matters():
     for memory in told(60):
         moments.add(memory)
     (memory,) = told(1, seed=11)
-    heads = torch.from_numpy(np.repeat(np.arange(SHAPE.heads), memory.counts.reshape(-1)))
+    heads, places = np.repeat(np.arange(SHAPE.heads), memory.counts.reshape(-1)), memory.positions.astype(np.int64)
     left = []
     for rank in (1, 5, 13, 22):
         made = moments.solved(None, rank=rank)
         assert made["out"].shape == (SHAPE.heads, rank, 2 * SHAPE.head_dim)
         ours = Prediction(made["project"], made["out"], ANGLES, VECTORS)
-        rest = ours.rest(memory, heads, torch.from_numpy(memory.positions.astype(np.int64)))
+        rest = ours.rest(memory.keys, memory.values, [memory], heads, places)
         left.append(float(sum((x - x.mean(0)).square().sum() for x in rest)))
     assert left == sorted(left, reverse=True)
     assert left[-1] < 0.8 * left[0]

@@ -20,7 +20,7 @@ from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
 from memory3.bank.where import is_in
 from memory3.errors import BankError
-from memory3.types import Memory, Reference
+from memory3.types import Reference
 
 __all__ = ["drop_memories", "encode_lazy"]
 
@@ -54,12 +54,12 @@ def encode_lazy(
     found = _stored_since(store.snapshot(), snapshot, wanted)
     references = [reference for id_, reference in wanted.items() if id_ not in found]
     references.sort(key=lambda reference: len(reference.token_ids))
-    made: dict[str, Memory] = {}
+    packed: dict[str, bytes] = {}
     for start in range(0, len(references), m3.batch_size):
         some = references[start : start + m3.batch_size]
-        made.update(zip((reference.id for reference in some), m3.encode(some), strict=True))
-    packed = {id_: snapshot.codec.encode(memory) for id_, memory in made.items()}
-    stored = _store(store, snapshot, {id_: packed[id_] for id_ in chosen(made)})
+        records = snapshot.codec.encode_many(m3.encode(some), device=m3.token_vectors.device)
+        packed.update(zip((reference.id for reference in some), records, strict=True))
+    stored = _store(store, snapshot, {id_: packed[id_] for id_ in chosen(packed)})
     codec = snapshot.manifest.codec
     return found | {id_: MemoryRecord.of(wanted[id_], data, codec, stored=False) for id_, data in packed.items()}, stored
 

@@ -104,12 +104,9 @@ class MemoryReader:
             )
         with coding(f"`memory3 verify --bank {self._name}` lists all such rows; delete their documents and write them again"):
             memories = self._codec().decode([record.data for record in records], device=device or "cpu")
-        wrong = [
-            record.reference_id
-            for record, memory in zip(records, memories, strict=True)
-            if not (bool(memory.keys.isfinite().all()) and bool(memory.values.isfinite().all()))
-        ]
-        refuse_damaged(self._name, wrong)
+        if not _finite(memories):
+            wrong = [record.reference_id for record, memory in zip(records, memories, strict=True) if not _finite([memory])]
+            refuse_damaged(self._name, wrong)
         return [
             dataclasses.replace(memory, stored_bytes=record.stored_bytes, provenance=self._provenance(record))
             for record, memory in zip(records, memories, strict=True)
@@ -126,3 +123,12 @@ class MemoryReader:
             selector=config.selector,
             fingerprint=self._manifest.fingerprint,
         )
+
+
+def _finite(memories: Sequence[Memory]) -> bool:
+    """Whether all keys and values are finite: their least and greatest are, which is known in a tenth of the time, with one
+    way from the device to the CPU.
+    """
+    tensors = [x for memory in memories for x in (memory.keys, memory.values) if x.numel()]
+    ends = [end for x in tensors for end in torch.aminmax(x)]
+    return not ends or bool(torch.stack(ends).isfinite().all())

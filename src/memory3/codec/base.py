@@ -260,12 +260,25 @@ class Codec(ABC):
         """
         return self
 
-    @abstractmethod
     def encode(self, memory: Memory) -> bytes:
         """``memory`` as `record_size` bytes.
 
         Raises:
             InputError: the memory does not fit the shape.
+        """
+        (record,) = self.encode_many([memory])
+        return record
+
+    @abstractmethod
+    def encode_many(self, memories: Sequence[Memory], *, device: torch.device | str | None = None) -> list[bytes]:
+        """Memories as `record_size` bytes each, in order.
+
+        Args:
+            memories: several, which may take less time together than one by one.
+            device: where codes are computed; None: where the first memory lies.
+
+        Raises:
+            InputError: a memory does not fit the shape.
         """
 
     @abstractmethod

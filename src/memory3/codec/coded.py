@@ -10,9 +10,11 @@ import torch
 
 from memory3.codec.base import Codec, Record, VectorPair
 from memory3.codec.codebook import Codebook
+from memory3.codec.joined import Joined
 from memory3.codec.layout import Layout
 from memory3.codec.prediction import Prediction, prediction_shapes
 from memory3.codec.registry import find, shown
+from memory3.codec.transform import TransformCoder
 from memory3.codec.vectors import VectorCoder
 from memory3.errors import CodecError, ConfigError
 from memory3.types import Memory
@@ -79,13 +81,17 @@ class CodedCodec(Codec):
             codebook.require({f"{PREDICTION}.vocabulary": (1,)}, torch.int32)
             parts = codebook.side(PREDICTION)
             vocabulary = int(parts["vocabulary"])
-            # Widened once: every snapshot of a bank makes a prediction of them.
-            self._maps = parts["project"].float(), parts["out"].float(), codebook.tensors["keys.angles"]
             rank = parts["project"].shape[2]
             if parts["out"].shape[1] != rank or not 1 <= vocabulary < 2**31:
                 raise ValueError(
                     f"project {tuple(parts['project'].shape)} and out {tuple(parts['out'].shape)} do not go together"
                 )
+            keys, values = self._coders
+            assert isinstance(keys, TransformCoder)
+            assert isinstance(values, TransformCoder)
+            # Once: every snapshot of a bank makes a prediction of them.
+            self._joined = Joined(parts["out"], keys, values)
+            self._maps = parts["project"].float(), parts["out"], keys.angles
         a, b = (each.width for each in self._coders)
         self._layout = Layout(self.shape, codebook.positions, a, b, vocabulary)
         self.record_size = self._layout.size
@@ -126,18 +132,35 @@ class CodedCodec(Codec):
         """See `Codec.check`. Any code stands for a vector, so there is no more to see."""
         self._layout.unpack([record])
 
-    def encode(self, memory: Memory) -> bytes:
-        """``memory`` as `record_size` bytes: counts, places, and a code for each key and value.
+    def encode_many(self, memories: Sequence[Memory], *, device: torch.device | str | None = None) -> list[bytes]:
+        """Memories as `record_size` bytes each: counts, places, and a code for each key and value.
+
+        Args:
+            memories: several, which take less time together than one by one.
+            device: where codes are computed; None: where the first memory lies.
 
         Raises:
-            InputError: the memory does not fit the shape.
+            InputError: a memory does not fit the shape.
             ConfigError: the codec predicts from token vectors, and was given none.
         """
         self._need_vectors()
-        places = self._layout.places(memory)
-        vectors = (memory.keys, memory.values) if self._prediction is None else self._prediction.rest(memory, *places)
-        codes = [_encoded(each, x, places) for each, x in zip(self._coders, vectors, strict=True)]
-        return self._layout.pack(memory, *codes)
+        if not memories:
+            return []
+        sizes = [len(memory.positions) for memory in memories]
+        each = [self._layout.places(memory) for memory in memories]
+        heads, positions = (torch.cat(parts) for parts in zip(*each, strict=True))
+        device = memories[0].keys.device if device is None else torch.device(device)
+        vectors = (
+            torch.cat([part.to(device) for part in parts])
+            for parts in ([memory.keys for memory in memories], [memory.values for memory in memories])
+        )
+        if self._prediction is not None:
+            vectors = self._prediction.rest(*vectors, memories, heads.numpy(), positions.numpy())
+        keys, values = (
+            np.split(_encoded(coder, x, (heads, positions)), np.cumsum(sizes)[:-1])
+            for coder, x in zip(self._coders, vectors, strict=True)
+        )
+        return [self._layout.pack(*parts) for parts in zip(memories, keys, values, strict=True)]
 
     def _need_vectors(self) -> None:
         if self.needs_vectors:
@@ -161,23 +184,15 @@ class CodedCodec(Codec):
         if not records:
             return []
         coded = self._layout.unpack(records)
-        places, sizes, dtype = coded.places("cpu"), coded.sizes, self.shape.torch_dtype
+        sizes, dtype, device = coded.sizes, self.shape.torch_dtype, torch.device(device)
+        if self._prediction is not None:
+            if int(coded.tokens.max()) >= self._prediction.vocabulary:
+                raise CodecError(f"a record has a token beyond the {self._prediction.vocabulary:,} that the model knows")
+            return coded.memories(*self._joined.decode(self._prediction, coded, sizes, dtype, device))
+        places = coded.places("cpu")
         codes = (torch.from_numpy(each).to(device) for each in (coded.keys, coded.values))
-        if self._prediction is None:
-            return coded.memories(
-                *(self._decoded(each, x, places, sizes, dtype) for each, x in zip(self._coders, codes, strict=True))
-            )
-        if int(coded.tokens.max()) >= self._prediction.vocabulary:
-            raise CodecError(f"a record has a token beyond the {self._prediction.vocabulary:,} that the model knows")
-        tokens = torch.from_numpy(coded.tokens.astype("int64")).to(device)
-        rows = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-        predicted = (x.split(sizes) for x in self._prediction.predicted(tokens, rows, *places))
-        rests = (self._decoded(each, x, places, sizes, torch.float32) for each, x in zip(self._coders, codes, strict=True))
         return coded.memories(
-            *(
-                [a.add_(b).to(dtype) for a, b in zip(rest, known, strict=True)]
-                for rest, known in zip(rests, predicted, strict=True)
-            )
+            *(self._decoded(each, x, places, sizes, dtype) for each, x in zip(self._coders, codes, strict=True))
         )
 
     def _decoded(

@@ -145,8 +145,9 @@ def _predicted(
     other = [prediction(halves[1]), prediction(halves[0])]
     rests = []
     for number, memory in enumerate(memories):
-        heads = torch.from_numpy(np.repeat(np.arange(shape.heads), memory.counts.reshape(-1)))
-        rests.append(other[number % 2].rest(memory, heads, torch.from_numpy(memory.positions.astype(np.int64))))
+        heads = np.repeat(np.arange(shape.heads), memory.counts.reshape(-1))
+        places = memory.positions.astype(np.int64)
+        rests.append(other[number % 2].rest(memory.keys, memory.values, [memory], heads, places))
     halves[0] += halves[1]
     tensors = {f"{PREDICTION}.{key}": tensor for key, tensor in halves[0].solved(metrics).items()}
     tensors[f"{PREDICTION}.vocabulary"] = torch.tensor([len(token_vectors)], dtype=torch.int32)

@@ -15,11 +15,14 @@ reference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
+from memory3.codec.by_head import arrange
 from memory3.codec.centring import turned
+from memory3.codec.products import product
 from memory3.errors import InputError
 from memory3.types import Memory, MemoryShape
 
@@ -64,40 +67,54 @@ class Prediction:
         """
         self.vocabulary = len(vectors)
         self._vectors = vectors
-        self._tensors = (torch.cat(list(project), 1).float(), out.float(), angles.float())
-        self._on: dict[torch.device, tuple[torch.Tensor, ...]] = {}
+        self._project, self._out, self._angles = torch.cat(list(project), 1).float(), out, angles.float()
+        self._on: dict[tuple[str, torch.device], torch.Tensor] = {}
 
-    def predicted(
-        self, tokens: torch.Tensor, rows: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys, turned to their places, and values, float32 ``[n, d]``.
+    def latents(self, tokens: np.ndarray, device: torch.device, *, room: int = 0) -> torch.Tensor:
+        """z of every token, float32 ``[m, S, r + room]``; what stands in the room is left open.
 
         Args:
-            tokens: int64 ``[m, S]``, those of m references.
-            rows, heads, positions: int64 ``[n]``: reference, layer * H + head and place of each pair, on the CPU.
-
-        Returns:
-            On the device of ``tokens``.
+            tokens: whole numbers ``[m, S]``, those of m references.
+            device: where z is wanted.
+            room: for other numbers behind those of each token.
         """
-        device = tokens.device
-        if device not in self._on:
-            self._on[device] = tuple(x.to(device) for x in self._tensors)
-        project, out, angles = self._on[device]
-        features = token_features(self._vectors[tokens.to(self._vectors.device)].to(device))
-        latent, behind = (features @ project).chunk(2, dim=2)
-        latent[:, 1:] += behind[:, :-1]
-        # Head by head: a head's matrix is too large to be copied for every tile, as `memory3.codec.transform` does with its
-        # own.
-        order = torch.argsort(heads, stable=True)
-        counts = torch.bincount(heads, minlength=len(out)).tolist()
-        sorted_rows = latent.flatten(0, 1).index_select(0, (rows * tokens.shape[1] + positions)[order].to(device))
-        sorted_both = torch.cat([x @ matrix for x, matrix in zip(sorted_rows.split(counts), out, strict=True)])
-        both = torch.empty_like(sorted_both).index_copy_(0, order.to(device), sorted_both)
-        keys, values = both.chunk(2, dim=1)
-        return turned(keys, positions, angles), values
+        project = self._moved("project", self._project, device)
+        # Half of the tokens of five references are others of them again, and what lies behind the last one kept is zero.
+        known, which = np.unique(tokens, return_inverse=True)
+        vectors = self._vectors.index_select(0, torch.from_numpy(known.astype(np.int64)).to(self._vectors.device))
+        both, rank = product(token_features(vectors.to(device)), project), project.shape[1] // 2
+        both = both.index_select(0, torch.from_numpy(which.reshape(-1)).to(device)).view(*tokens.shape, 2 * rank)
+        latents = both.new_empty(*tokens.shape, rank + room)
+        latents[:, :1, :rank] = both[:, :1, :rank]
+        torch.add(both[:, 1:, :rank], both[:, :-1, rank:], out=latents[:, 1:, :rank])
+        return latents
 
-    def checked(self, memory: Memory) -> torch.Tensor:
-        """The memory's tokens up to the last that it keeps, int64 ``[S]``.
+    def predicted(
+        self, tokens: np.ndarray, rows: np.ndarray, heads: np.ndarray, positions: np.ndarray, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys, turned to their places, and values, float32 ``[n, d]`` on ``device``.
+
+        Args:
+            tokens: whole numbers ``[m, S]``, those of m references.
+            rows, heads, positions: int64 ``[n]``: reference, layer * H + head and place of each pair.
+            device: where they are computed.
+        """
+        out, angles = self._moved("out", self._out, device), self._moved("angles", self._angles, device)
+        arranged = arrange(heads, len(out), device, large=True)
+        place = torch.from_numpy((rows * tokens.shape[1] + positions)[arranged.rows]).to(device)
+        latents = self.latents(tokens, device).flatten(0, 1).index_select(0, place)
+        both = arranged.products(latents, out).index_select(0, torch.from_numpy(arranged.places).to(device))
+        keys, values = both.chunk(2, dim=1)
+        return turned(keys, torch.from_numpy(positions), angles), values
+
+    def _moved(self, name: str, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """On a device, in float32, when it is first needed there: who only reads never needs ``out``, the largest."""
+        if (name, device) not in self._on:
+            self._on[name, device] = tensor.to(device).float()
+        return self._on[name, device]
+
+    def checked(self, memory: Memory) -> np.ndarray:
+        """The memory's tokens up to the last that it keeps, unsigned ``[S]``.
 
         Raises:
             InputError: it has none, too few, or some that the vocabulary has not.
@@ -105,22 +122,34 @@ class Prediction:
         needed = int(memory.positions.max()) + 1 if len(memory.positions) else 0
         if memory.tokens is None or len(memory.tokens) < needed:
             raise InputError("codec predicted needs the tokens that a memory was made of, and this one has none, or too few")
-        tokens = torch.as_tensor(memory.tokens[:needed].astype("int64"))
+        tokens = memory.tokens[:needed]
         if needed and int(tokens.max()) >= self.vocabulary:
             raise InputError(f"a memory has the token {int(tokens.max())}, the model knows {self.vocabulary:,}")
         return tokens
 
-    def rest(self, memory: Memory, heads: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of a memory less what its tokens predict, float32 ``[p, d]``.
+    def rest(
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        memories: Sequence[Memory],
+        heads: np.ndarray,
+        positions: np.ndarray,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of m memories less what their tokens predict, float32 ``[n, d]``.
 
         Args:
-            memory: with its tokens.
-            heads: int64 ``[p]``: the memory layer and KV head of each pair, l*H + h.
-            positions: int64 ``[p]``: in the reference.
+            keys, values: ``[n, d]``, of one memory after the other, on the device where it is computed.
+            memories: with their tokens.
+            heads: int64 ``[n]``: the memory layer and KV head of each pair, l*H + h.
+            positions: int64 ``[n]``: in its reference.
         """
-        tokens = self.checked(memory)[None]
-        keys, values = self.predicted(tokens, torch.zeros_like(heads), heads, positions)
-        return memory.keys.float() - keys, memory.values.float() - values
+        each = [self.checked(memory) for memory in memories]
+        tokens = np.zeros((len(each), max(map(len, each))), np.int64)
+        for row, mine in zip(tokens, each, strict=True):
+            row[: len(mine)] = mine
+        rows = np.repeat(np.arange(len(memories)), [len(memory.positions) for memory in memories])
+        known = self.predicted(tokens, rows, heads, positions, keys.device)
+        return keys.float() - known[0], values.float() - known[1]
 
 
 class Moments:

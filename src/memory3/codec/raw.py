@@ -37,13 +37,13 @@ class RawCodec(Codec):
         self.shape = shape
         self.record_size = record_size(shape)
 
-    def encode(self, memory: Memory) -> bytes:
-        """``memory`` as `record_size` bytes (`encode_record`).
+    def encode_many(self, memories: Sequence[Memory], *, device: torch.device | str | None = None) -> list[bytes]:
+        """Memories as `record_size` bytes each (`encode_record`); there is nothing to compute on a ``device``.
 
         Raises:
-            InputError: the memory does not fit the shape.
+            InputError: a memory does not fit the shape.
         """
-        return encode_record(memory, self.shape)
+        return [encode_record(memory, self.shape) for memory in memories]
 
     def check(self, record: Record) -> None:
         """Raise CodecError unless ``record`` can be decoded."""

@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from memory3.codec.by_head import arrange
 from memory3.codec.centring import turned
 from memory3.codec.trellis import ERROR, Trellis
 from memory3.codec.vectors import Sample, VectorCoder
@@ -38,16 +39,21 @@ _BORROWED = 64
 _MOST_BITS = len(ERROR) - 1
 #: Vectors that the trellis's table is fitted to.
 _TRELLIS_VECTORS = 4096
-#: Rows that are multiplied by one matrix at a time.
-_TILE = 32
 
 
 class TransformCoder(VectorCoder):
-    """``transform`` or ``transform:BITS``: so many bits a vector, 128 by default."""
+    """``transform`` or ``transform:BITS``: so many bits a vector, 128 by default.
+
+    Attributes:
+        axes: D.
+        synthesis: float32 ``[L*H, D, d]``: from a head's axes to its vectors.
+        mean: float32 ``[L*H, d]``.
+        angles: float32 ``[r/2]``, RoPE's angle per position; empty where vectors are not turned.
+    """
 
     def __init__(self, bits: int, head_dim: int, tensors: Mapping[str, torch.Tensor]) -> None:
         self.width = bits // 8
-        self._mean, self._angles = tensors["mean"], tensors["angles"]
+        self.mean, self.angles = tensors["mean"], tensors["angles"]
         sizes = [int(size) for size in tensors["bits"].tolist() if size > 0]
         if not sizes or max(sizes) > _MOST_BITS or sum(sizes) > 8 * self.width:
             raise ValueError(
@@ -56,7 +62,8 @@ class TransformCoder(VectorCoder):
         # The stream begins with the axes that matter least, since its first bits have none before them.
         self._trellis = Trellis(sizes[::-1], tensors["variance"][: len(sizes)].flip(0), tensors["table"])
         self._analysis = tensors["analysis"][:, :, : len(sizes)].flip(2).contiguous()
-        self._synthesis = torch.linalg.inv(tensors["analysis"])[:, : len(sizes)].flip(1).contiguous()
+        self.axes = len(sizes)
+        self.synthesis = torch.linalg.inv(tensors["analysis"])[:, : len(sizes)].flip(1).contiguous()
         self._on: dict[torch.device, tuple[torch.Tensor, ...]] = {}
 
     @classmethod
@@ -106,18 +113,39 @@ class TransformCoder(VectorCoder):
         }
 
     def encode(self, vectors: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> np.ndarray:
-        """Codes of vectors: turned into their head's axes, each number by the trellis.
+        """Codes of vectors: turned into their head's axes, each number by the trellis. Computed where the vectors lie.
 
         Args:
             vectors: ``[p, d]``, keys after RoPE.
-            heads: int64 ``[p]``: the memory layer and KV head of each, l*H + h.
-            positions: int64 ``[p]``: in the reference.
+            heads: int64 ``[p]`` on the CPU: the memory layer and KV head of each, l*H + h.
+            positions: int64 ``[p]`` on the CPU: in the reference.
 
         Returns:
             uint8 ``[p, bytes of a vector]``.
         """
-        x = turned(vectors.float(), -positions, self._angles) - self._mean[heads]
-        return self._trellis.encode(_by_head(x, heads, self._analysis))
+        device = vectors.device
+        mean, angles, analysis, _ = self._tensors_on(device)
+        x = turned(vectors.float(), -positions, angles) - mean.index_select(0, heads.to(device))
+        arranged = arrange(heads.numpy(), len(mean), device)
+        z = arranged.products(x.index_select(0, torch.from_numpy(arranged.rows).to(device)), analysis)
+        return self._trellis.encode(z.index_select(0, torch.from_numpy(arranged.places).to(device)))
+
+    def _tensors_on(self, device: torch.device) -> tuple[torch.Tensor, ...]:
+        if device not in self._on:
+            parts = self.mean, self.angles, self._analysis, self.synthesis
+            self._on[device] = tuple(part.to(device) for part in parts)
+        return self._on[device]
+
+    def numbers(self, codes: torch.Tensor) -> torch.Tensor:
+        """What vectors are on their head's axes.
+
+        Args:
+            codes: uint8 ``[n, bytes of a vector]``.
+
+        Returns:
+            float32 ``[n, D]`` on the device of ``codes``.
+        """
+        return self._trellis.decode(codes)
 
     def decode(
         self, codes: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor, sizes: Sequence[int], dtype: torch.dtype
@@ -132,19 +160,15 @@ class TransformCoder(VectorCoder):
             dtype: of the vectors.
         """
         device = codes.device
-        if device not in self._on:
-            self._on[device] = tuple(x.to(device) for x in (self._synthesis, self._mean, self._angles))
-        synthesis, mean, angles = self._on[device]
-        if not len(heads):
-            return [mean.new_zeros(0, mean.shape[1], dtype=dtype) for _ in sizes]
+        mean, angles, _, synthesis = self._tensors_on(device)
         # The codes are put in order of heads, being the smallest there is to move, and the vectors back again as soon as they
         # are small, too.
-        tiles = _tiles(heads.numpy(), len(mean))
-        positions = positions.index_select(0, tiles[0])
-        rows, of_tile, places = (part.to(device) for part in tiles)
-        z = self._trellis.decode(codes.index_select(0, rows)).view(len(of_tile), _TILE, -1)
-        x = torch.baddbmm(mean.index_select(0, of_tile)[:, None], z, synthesis.index_select(0, of_tile)).flatten(0, 1)
-        x = turned(x, positions, angles).to(dtype)
+        arranged = arrange(heads.numpy(), len(mean), device)
+        rows = torch.from_numpy(arranged.rows)
+        x = arranged.products(self.numbers(codes.index_select(0, rows.to(device))), synthesis)
+        x += mean.index_select(0, heads.index_select(0, rows).to(device))
+        x = turned(x, positions.index_select(0, rows), angles).to(dtype)
+        places = torch.from_numpy(arranged.places).to(device)
         return [x.index_select(0, mine) for mine in places.split(list(sizes))]
 
 
@@ -188,35 +212,3 @@ def allotted(variance: torch.Tensor, total: int) -> list[int]:
         if bits[axis] < _MOST_BITS:
             heapq.heappush(saved, (-float(variance[axis]) * (ERROR[bits[axis]] - ERROR[bits[axis] + 1]), axis))
     return sorted(bits, reverse=True)
-
-
-def _by_head(x: torch.Tensor, heads: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """Row i times the matrix of head ``heads[i]``: ``[n, a]`` and ``[L*H, a, b]`` to ``[n, b]``.
-
-    Rows of a head are cut into tiles of equal size, the last one filled up, so that all products are one batched call: a
-    product for each head took five times as long on two busy cores (7,200 rows of 90 heads).
-    """
-    if not len(x):
-        return x.new_empty(0, matrices.shape[2])
-    rows, of_tile, places = (part.to(x.device) for part in _tiles(heads.cpu().numpy(), len(matrices)))
-    tiles = x.index_select(0, rows).view(len(of_tile), -1, x.shape[1])
-    return torch.bmm(tiles, matrices.index_select(0, of_tile)).flatten(0, 1).index_select(0, places)
-
-
-def _tiles(heads: np.ndarray, number: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows in tiles of one head each.
-
-    Returns:
-        the row at each place of each tile, ``[tiles * _TILE]``; the head of each tile; the place of each row, int64 all.
-    """
-    order, counts = np.argsort(heads.astype(np.uint16), kind="stable"), np.bincount(heads, minlength=number)
-    tiles = -(-counts // _TILE)
-    of_tile = np.repeat(np.arange(number), tiles)
-    ends = np.cumsum(counts)
-    first = np.arange(len(of_tile)) - np.repeat(np.cumsum(tiles) - tiles, tiles)  # which tile of its head
-    at = ((ends - counts)[of_tile] + first * _TILE)[:, None] + np.arange(_TILE)
-    real = at < ends[of_tile][:, None]
-    rows = order[np.minimum(at, len(heads) - 1)]
-    places = np.empty(len(heads), np.int64)
-    places[rows[real]] = np.flatnonzero(real.reshape(-1))
-    return torch.from_numpy(rows.reshape(-1)), torch.from_numpy(of_tile), torch.from_numpy(places)

@@ -24,13 +24,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from memory3.codec.rows import fields
+from memory3.codec.viterbi import STATES, WINDOW, best_windows
 
 __all__ = ["ERROR", "Trellis"]
 
-#: Bits of the window, and the most that a number can have.
-_WINDOW = 8
-_STATES = 1 << _WINDOW
 #: Squared error of a normal number of variance 1, by bits (from 5 on extrapolated: they are rare).
 ERROR = (1.0, 0.312, 0.0881, 0.0262, 0.0077, 0.00226, 0.00067, 0.0002, 0.0000871)
 _ROUNDS = 8
@@ -39,13 +36,13 @@ _ROUNDS = 8
 class Trellis:
     """A trellis for numbers of these sizes."""
 
-    table_shape: ClassVar[tuple[int, int]] = (_WINDOW + 1, _STATES)
+    table_shape: ClassVar[tuple[int, int]] = (WINDOW + 1, STATES)
 
     def __init__(self, bits: Sequence[int], weights: torch.Tensor, table: torch.Tensor) -> None:
         """``bits`` of each of T numbers, 1 to 8; ``weights`` ``[T]`` of their squared errors; ``table`` as `fit` makes it."""
         self.bits, self.weights, self.table = list(bits), weights, table
         self._ends = np.cumsum(self.bits).tolist()
-        self._on: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._on: dict[torch.device, tuple[torch.Tensor, ...]] = {}
 
     @classmethod
     def fit(cls, bits: Sequence[int], weights: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
@@ -58,58 +55,47 @@ class Trellis:
             numbers: ``[n, T]``, of variance 1.
         """
         generator = torch.Generator().manual_seed(0)
-        normal = torch.erfinv(2 * (torch.arange(_STATES) + 0.5) / _STATES - 1) * 2**0.5
+        normal = torch.erfinv(2 * (torch.arange(STATES) + 0.5) / STATES - 1) * 2**0.5
         # Any order in which neighbours in the trellis are no neighbours in value will do to begin with.
-        table = torch.stack([normal[torch.randperm(_STATES, generator=generator)] for _ in range(_WINDOW + 1)])
+        table = torch.stack([normal[torch.randperm(STATES, generator=generator)] for _ in range(WINDOW + 1)])
         sizes = torch.tensor(bits)
         for _ in range(_ROUNDS if len(numbers) else 0):
-            at = (cls(bits, weights, table).windows(numbers) + _STATES * sizes).flatten()
+            at = (cls(bits, weights, table).windows(numbers).long() + STATES * sizes).flatten()
             count = torch.bincount(at, minlength=table.numel())
             sums = torch.zeros(table.numel()).index_add_(0, at, numbers.float().flatten())
             table = torch.where(count > 0, sums / count.clamp(min=1), table.flatten()).view_as(table)
         return table
 
     def windows(self, numbers: torch.Tensor) -> torch.Tensor:
-        """The windows of the best stream for each row of ``numbers`` ``[n, T]``: int64 ``[n, T]``."""
-        return torch.cat([self._windows(part) for part in numbers.float().split(1024)])
-
-    def _windows(self, numbers: torch.Tensor) -> torch.Tensor:
-        rows = len(numbers)
-        # cost[state]: least error of a stream that ends in this window. New bits enter at the top, old ones leave at the
-        # bottom.
-        cost = numbers.new_full((rows, _STATES), torch.inf)
-        cost[:, 0] = 0
-        left: list[torch.Tensor] = []  # the bits that left on the best way to what stayed
-        for t, size in enumerate(self.bits):
-            best, bottom = cost.view(rows, _STATES >> size, 1 << size).min(2)
-            left.append(bottom.to(torch.uint8))
-            error = (numbers[:, t, None] - self.table[size]).square_().mul_(self.weights[t])
-            cost = (best[:, None, :] + error.view(rows, 1 << size, _STATES >> size)).view(rows, _STATES)
-        state = cost.argmin(1)
-        found = torch.empty(rows, len(self.bits), dtype=torch.int64)
-        for t in reversed(range(len(self.bits))):
-            found[:, t] = state
-            stayed = state & ((_STATES >> self.bits[t]) - 1)
-            state = stayed << self.bits[t] | left[t].gather(1, stayed[:, None])[:, 0]
-        return found
+        """The windows of the best stream for each row of ``numbers`` ``[n, T]``: uint8 ``[n, T]``, on their device."""
+        return best_windows(numbers.float(), self.bits, self.weights.tolist(), self.table).t()
 
     def encode(self, numbers: torch.Tensor) -> np.ndarray:
         """Streams of the rows of ``numbers`` ``[n, T]``, packed least significant bit first: uint8 ``[n, bytes]``."""
-        windows = self.windows(numbers)
-        fresh = [
-            ((windows[:, t, None] >> torch.arange(_WINDOW - size, _WINDOW)) & 1).to(torch.uint8)
-            for t, size in enumerate(self.bits)
-        ]
-        return np.packbits(torch.cat(fresh, 1).numpy(), axis=1, bitorder="little")
+        windows = self.windows(numbers).t().cpu()
+        # Those bits of each window that came with its number, which are its uppermost.
+        number = torch.repeat_interleave(torch.arange(len(self.bits)), torch.tensor(self.bits))
+        place = torch.cat([torch.arange(WINDOW - size, WINDOW) for size in self.bits]).to(torch.uint8)
+        fresh = windows.index_select(0, number).bitwise_right_shift_(place[:, None]).bitwise_and_(1)
+        return np.ascontiguousarray(np.packbits(fresh.numpy(), axis=0, bitorder="little").T)
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
-        """The numbers, float32 ``[n, T]``, of streams uint8 ``[n, bytes]``, on their device."""
+        """The numbers, float32 ``[n, T]``, of streams uint8 ``[n, bytes]``, on their device.
+
+        All is done with the streams side by side, so that each step is one run over memory.
+        """
         device = codes.device
         if device not in self._on:
-            offsets = torch.tensor(self.bits, dtype=torch.int32) * _STATES
-            self._on[device] = (self.table.flatten().to(device), offsets.to(device))
-        table, offsets = self._on[device]
-        # A byte of zeros in front, so that a window of 8 bits ends where it should begin.
-        padded = torch.nn.functional.pad(codes, (1, 0))
-        at = fields(padded, [_WINDOW] * len(self.bits), self._ends) + offsets
-        return table.index_select(0, at.flatten()).view(at.shape)
+            ends = torch.tensor(self._ends)
+            offsets = torch.tensor(self.bits, dtype=torch.int32)[:, None] * STATES
+            parts = self.table.flatten(), ends // 8, (ends % 8).to(torch.int16)[:, None], offsets
+            self._on[device] = tuple(part.to(device) for part in parts)
+        table, first, shift, offsets = self._on[device]
+        # A byte of zeros in front, so that a window of 8 bits ends where it should begin; each lies in two bytes that follow
+        # one another.
+        padded = codes.new_zeros((codes.shape[1] + 2, len(codes)), dtype=torch.int16)
+        padded[1:-1] = codes.t()
+        words = padded[1:].bitwise_left_shift(8).bitwise_or_(padded[:-1])
+        windows = words.index_select(0, first).bitwise_right_shift_(shift).bitwise_and_(STATES - 1)
+        at = windows.int().add_(offsets)
+        return table.index_select(0, at.flatten()).view(at.shape).t()

@@ -160,7 +160,9 @@ def encode_rows(
     for start in range(0, len(rows), size):
         places = by_length[start : start + size]
         if not lazy:
-            for place, memory in zip(places, m3.encode([references[place] for place in places]), strict=True):
-                records[place] = codec.encode(memory)
+            memories = m3.encode([references[place] for place in places])
+            packed = codec.encode_many(memories, device=m3.token_vectors.device)
+            for place, record in zip(places, packed, strict=True):
+                records[place] = record
         told(len(places))
     return row_batch(rows, embeddings, records, schema)
