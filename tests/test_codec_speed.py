@@ -10,7 +10,7 @@ import slow_codec
 import torch
 from bank_writer import SHAPE as BANK_SHAPE
 from codebooks import ANGLES, fitted, memories
-from test_prediction import SHAPE, VECTORS, told
+from told import SHAPE, VECTORS, told
 
 from memory3.codec import CodedCodec, RawCodec, fit, products, viterbi
 from memory3.codec.by_head import _Runs, _Tiles, arrange
