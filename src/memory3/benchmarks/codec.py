@@ -1,4 +1,5 @@
-"""Codecs: bytes of a memory, error of its keys and values, and how long five memories take to decode and one to encode.
+"""Codecs: bytes of a memory, error of its keys and values, and how long five memories take to decode and one to encode
+among as many as are written at once.
 
 The references are drawn from a text that codebooks may have been fitted on; ``fitted_error`` is of vectors that were held
 out. Codebooks are taken from the cache folder, or fitted first, which takes minutes.
@@ -10,6 +11,8 @@ import statistics
 import time
 from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from memory3.bank.codebooks import cached_codebook
 from memory3.benchmarks.measure import progress, python_documents
@@ -50,10 +53,13 @@ def run(model: str, preset: str, codecs: str, memories: int, references: int, re
         written += m3.encode(chosen[start : start + m3.batch_size])
     full = sorted(written, key=lambda memory: -len(memory.positions))[:memories]
     results: dict[str, Any] = {"pairs": m3.shape.pairs, "head_dim": m3.shape.head_dim, "references": len(written)}
+    results["threads"] = torch.get_num_threads()
     for name in codecs.split(","):
         codec, about = _codec(m3, name)
+        codec.encode_many(written[: m3.batch_size])  # what is made at first use
         started = time.perf_counter()
-        records = [codec.encode(memory) for memory in written]
+        at_once = range(0, len(written), m3.batch_size)
+        records = [record for i in at_once for record in codec.encode_many(written[i : i + m3.batch_size])]
         seconds = (time.perf_counter() - started) / len(written)
         decoded = codec.decode([bytearray(record) for record in records])
         few = [codec.encode(memory) for memory in full]

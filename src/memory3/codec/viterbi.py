@@ -12,6 +12,7 @@ Symbols: n streams, T numbers a stream, b_t bits of number t.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 
@@ -39,16 +40,45 @@ def best_windows(numbers: torch.Tensor, bits: Sequence[int], weights: Sequence[f
     """
     table = table.to(numbers.device)
     at_once = _AT_ONCE if numbers.device.type == "cpu" else _AT_ONCE_ELSEWHERE
+    ends, first = list(accumulate(bits)), sum(end <= WINDOW for end in accumulate(bits))
+    rows = [STATES, STATES, STATES, *(STATES >> size for size in bits[first:])]
     rooms: dict[int, torch.Tensor] = {}  # memory that was used before is at hand, the system's has to be fetched
     found = torch.empty(len(bits), len(numbers), dtype=torch.uint8, device=numbers.device)
     for part, mine in zip(numbers.split(at_once), found.split(at_once, dim=1), strict=True):
         if len(part) not in rooms:
-            rooms[len(part)] = part.new_empty(2 * STATES + sum(STATES >> size for size in bits), len(part))
-        cost, halves, *least = rooms[len(part)].split([STATES, STATES, *(STATES >> size for size in bits)])
+            rooms[len(part)] = part.new_empty(sum(rows), len(part))
+        begun, cost, halves, *least = rooms[len(part)].split(rows)
         x = part.t().contiguous()
-        _forwards(x, bits, weights, table, cost, halves, least)
-        _backwards(x, bits, weights, table, cost, least, mine)
+        _begin(x[:first], bits[:first], weights[:first], table, begun)
+        cost.copy_(begun)
+        _forwards(x[first:], bits[first:], weights[first:], table, cost, halves, least)
+        window = _first_least(cost)
+        for t in range(len(bits) - 1, -1, -1):
+            mine[t] = window
+            stayed = window.bitwise_and_((STATES >> bits[t]) - 1)
+            if t and ends[t] <= WINDOW:  # what left was not of the stream yet
+                window = stayed << bits[t]
+            elif t:
+                n = t - 1 - first
+                before = begun if n < 0 else least[n]
+                costs = _of_each(before, stayed, 1 << bits[t])
+                if n >= 0:
+                    off = _of_each(table[bits[t - 1]][:, None], stayed, 1 << bits[t]) - x[t - 1]
+                    costs = torch.addcmul(costs, off, off, value=weights[t - 1])
+                window = torch.add(_first_least(costs), stayed, alpha=1 << bits[t])
     return found
+
+
+def _begin(x: torch.Tensor, bits: Sequence[int], weights: Sequence[float], table: torch.Tensor, cost: torch.Tensor) -> None:
+    """Costs ``[256, n]`` after the first numbers ``[T, n]``, whose bits fill a window at most: nothing leaves it yet, so there
+    is one way to each, and only those to choose from that end in as many zeros as are left.
+    """
+    sums, end = x.new_zeros(1, x.shape[1]), 0
+    for number, size, weight in zip(x, bits, weights, strict=True):
+        end += size
+        off = torch.sub(number, table[size][:: STATES >> end, None]).view(1 << size, len(sums), -1)
+        sums = torch.addcmul(sums.expand_as(off), off, off, value=weight).flatten(0, 1)
+    cost.fill_(torch.inf)[:: STATES >> end] = sums
 
 
 def _forwards(
@@ -60,17 +90,16 @@ def _forwards(
     halves: torch.Tensor,
     least: Sequence[torch.Tensor],
 ) -> None:
-    """Costs of all streams.
+    """Costs after more numbers.
 
     Args:
         x: ``[T, n]``.
         bits, weights, table: as `best_windows` has them.
-        cost: ``[256, n]``, written to: of each last window.
+        cost: ``[256, n]``, of each window, from before them to after them.
         halves: ``[256, n]``, scratch.
         least: T of ``[256 / 2^b_t, n]``, written to: least cost before number t of the windows with these upper bits.
     """
     streams = x.shape[1]
-    cost.fill_(torch.inf)[0] = 0
     for number, size, weight, best in zip(x, bits, weights, least, strict=True):
         leaving, free = cost.view(len(best), 1 << size, streams), halves
         while leaving.shape[1] > 1:  # by halves: amin takes twice as long on a CPU
@@ -83,33 +112,20 @@ def _forwards(
         torch.addcmul(best.expand(entering), off, off, value=weight, out=off)
 
 
-def _backwards(
-    x: torch.Tensor,
-    bits: Sequence[int],
-    weights: Sequence[float],
-    table: torch.Tensor,
-    cost: torch.Tensor,
-    least: Sequence[torch.Tensor],
-    found: torch.Tensor,
-) -> None:
-    """The windows ``found`` ``[T, n]`` that lead to the least cost; the rest as `_forwards` leaves it."""
-    streams = x.shape[1]
-    window = _first_least(cost)
-    for t in range(len(bits) - 1, 0, -1):
-        found[t] = window
-        ways, number_of = 1 << bits[t], STATES >> bits[t]
-        stayed = window.bitwise_and_(number_of - 1)
-        which = stayed.expand(1, ways, streams)
-        off = table[bits[t - 1]].view(number_of, ways, 1).expand(-1, -1, streams).gather(0, which).sub_(x[t - 1])
-        before, fewer = least[t - 1], len(least[t - 1]) // ways
-        if fewer > 1:
-            which = (stayed & (fewer - 1)).expand(1, ways, streams)
-            before = before.view(fewer, ways, streams).gather(0, which)
-        elif len(before) < ways:
-            before = before.expand(ways // len(before), -1, -1).reshape(1, ways, streams)
-        costs = torch.addcmul(before, off, off, value=weights[t - 1])[0]
-        window = torch.add(_first_least(costs), stayed, alpha=ways)
-    found[0] = window
+def _of_each(x: torch.Tensor, stayed: torch.Tensor, ways: int) -> torch.Tensor:
+    """The rows of ``x`` for the windows that may have come before, ``[ways, n]``.
+
+    Args:
+        x: ``[k, n]`` or ``[k, 1]``, by the lower bits of a window.
+        stayed: int64 ``[n]``: the upper bits of each column's window.
+        ways: number of windows with these upper bits, a power of 2.
+    """
+    streams = len(stayed)
+    if len(x) <= ways:
+        return x.expand(ways // len(x), len(x), streams).reshape(ways, streams)
+    blocks = len(x) // ways
+    which = stayed if len(x) == STATES else stayed & (blocks - 1)
+    return x.view(blocks, ways, -1).expand(-1, -1, streams).gather(0, which.expand(1, ways, streams))[0]
 
 
 def _first_least(costs: torch.Tensor) -> torch.Tensor:
