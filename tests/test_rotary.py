@@ -29,6 +29,8 @@ def test_many_vectors_at_few_places(rotated: int, device: str) -> None:
     x, positions = torch.randn(n, 10, device=device), torch.randint(-7, 120, (n,), device=device)
     wanted, exact = rotate(x, positions, freq), 0 if device == "cpu" else 1e-6
     torch.testing.assert_close(rotate_vectors(x, positions, freq), wanted, rtol=exact, atol=exact)
+    short = rotate_vectors(x, positions, freq, torch.float16)
+    torch.testing.assert_close(short, wanted.half(), rtol=exact * 1000, atol=exact * 1000)
     paired = x[:, :rotated].unflatten(1, (2, half)).transpose(1, 2).flatten(1).contiguous()
     found = rotate_pairs(paired, positions, freq)
     torch.testing.assert_close(found.flatten(1), wanted[:, :rotated], rtol=1e-5, atol=1e-6)
@@ -37,6 +39,7 @@ def test_many_vectors_at_few_places(rotated: int, device: str) -> None:
 def test_nothing_to_rotate() -> None:
     x, none = torch.randn(3, 10), torch.zeros(0)
     assert rotate_vectors(x, torch.arange(3), none) is x
+    assert torch.equal(rotate_vectors(x, torch.arange(3), none, torch.float16), x.half())
     assert len(rotate_vectors(x[:0], torch.arange(0), torch.rand(3))) == 0
     torch.testing.assert_close(rotate(x, torch.arange(3), none), x, rtol=0, atol=0)
 

@@ -37,26 +37,31 @@ def rotate(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor) -> 
     return _turned(x, angles.cos(), angles.sin())
 
 
-def rotate_vectors(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
+def rotate_vectors(
+    x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tensor, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
     """What `rotate` gives, for many vectors at few places.
 
     Args:
         x: float32 ``[n, d]``.
         positions: int64 ``[n]``, best on the CPU, wherever ``x`` lies.
         inv_freq: float32 ``[r/2]``.
+        dtype: of the result.
 
     Returns:
-        float32 ``[n, d]``; ``x`` itself where nothing is rotated.
+        ``[n, d]``; ``x`` itself where nothing is rotated and it is of the dtype.
     """
     if not inv_freq.shape[0] or not len(x):
-        return x
+        return x.to(dtype)
     angles, place = _places(positions, inv_freq)
     cos, sin, half = angles.cos().index_select(0, place), angles.sin().index_select(0, place), inv_freq.shape[0]
-    # As `_turned` does it, into the place where it is wanted.
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    # As `_turned` does it, each half into the place where it is wanted.
+    out = torch.empty(x.shape, dtype=dtype, device=x.device)
     a, b = x[:, :half], x[:, half : 2 * half]
-    torch.mul(a, cos, out=out[:, :half]).sub_(b * sin)
-    torch.mul(b, cos, out=out[:, half : 2 * half]).add_(a * sin)
+    turned = torch.mul(a, cos)
+    out[:, :half] = turned.sub_(other := torch.mul(b, sin))
+    torch.mul(b, cos, out=turned)
+    out[:, half : 2 * half] = turned.add_(torch.mul(a, sin, out=other))
     out[:, 2 * half :] = x[:, 2 * half :]
     return out
 
@@ -66,7 +71,7 @@ def rotate_pairs(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tenso
     `rotate` calls i and i + r/2.
 
     Args:
-        x: float32 ``[n, r]``, whose rows may lie apart by an even number: written to.
+        x: float32 ``[n, r]``, contiguous, not empty: written to.
         positions: int64 ``[n]``, best on the CPU, wherever ``x`` lies.
         inv_freq: float32 ``[r/2]``, not empty.
 
@@ -75,7 +80,7 @@ def rotate_pairs(x: torch.Tensor, positions: torch.Tensor, inv_freq: torch.Tenso
     """
     angles, place = _places(positions, inv_freq)
     turns = torch.polar(torch.ones_like(angles), angles).index_select(0, place)
-    pairs = torch.view_as_complex(x.unflatten(1, (-1, 2))).mul_(turns)
+    pairs = torch.view_as_complex(x.view(len(x), -1, 2)).mul_(turns)
     return torch.view_as_real(pairs).transpose(1, 2)
 
 

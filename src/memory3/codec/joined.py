@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from memory3.attention.rotary import rotate_pairs
+from memory3.attention.rotary import rotate_vectors
 from memory3.codec.by_head import arrange
 from memory3.codec.layout import Coded
 from memory3.codec.prediction import Prediction
@@ -48,10 +48,6 @@ class Joined:
             matrices[:, at : at + coder.axes, columns] = coder.synthesis
             matrices[:, -1, columns] = coder.mean
             at += coder.axes
-        self._turned = 2 * len(keys.angles)
-        # Numbers of a key that RoPE pairs stand side by side, as `rotate_pairs` wants them.
-        pairs = torch.arange(self._turned).view(2, -1).t().reshape(-1)
-        matrices[:, :, : self._turned] = matrices[:, :, pairs]
         self._on: dict[torch.device, tuple[torch.Tensor, ...]] = {matrices.device: (matrices, keys.angles)}
 
     def decode(
@@ -81,14 +77,12 @@ class Joined:
         at = self._rank
         for coder, codes in zip(self._coders, (coded.keys, coded.values), strict=True):
             # Codes are put in order of heads, being the smallest there is to move.
-            x[:, at : at + coder.axes] = coder.numbers(torch.from_numpy(codes[arranged.rows]).to(device))
+            x[:, at : at + coder.axes] = coder.numbers(torch.from_numpy(codes.take(arranged.rows, 0)).to(device))
             at += coder.axes
         x[:, at] = 1
         both = arranged.products(x, matrices)
-        keys_, values_ = both[:, :half].to(dtype, copy=True), both[:, half:].to(dtype)
-        if self._turned:
-            pairs = rotate_pairs(both[:, : self._turned], torch.from_numpy(positions[arranged.rows]), angles)
-            keys_[:, : self._turned].unflatten(1, (2, -1)).copy_(pairs)
+        turned = rotate_vectors(both[:, :half], torch.from_numpy(positions[arranged.rows]), angles, dtype)
+        straight = both[:, half:].to(dtype)
         # Put back as soon as they are small, too.
         places = torch.from_numpy(arranged.places).to(device).split(list(sizes))
-        return [keys_.index_select(0, mine) for mine in places], [values_.index_select(0, mine) for mine in places]
+        return [turned.index_select(0, mine) for mine in places], [straight.index_select(0, mine) for mine in places]
