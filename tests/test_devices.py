@@ -93,3 +93,18 @@ def test_a_record_decoded_on_a_gpu_is_that_decoded_on_the_cpu(name: str) -> None
         torch.testing.assert_close(layer.owner.cpu(), wanted_layers[number].owner, rtol=0, atol=0)
     for a, b in zip(outs, wanted_outs, strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CODECS)
+def test_packed_on_a_device_nothing_more_is_lost(name):
+    codec, alone = records(name, "cpu")
+    some = codec.decode(alone)
+    rng = np.random.default_rng(0)
+    some = [replace(memory, tokens=rng.integers(0, 300, 128, dtype=np.uint32)) for memory in some]
+    ours, theirs = (codec.decode(codec.encode_many(some, device=device)) for device in ("cpu", "cuda"))
+    for given, a, b in zip(some, ours, theirs, strict=True):
+        for side in ("keys", "values"):
+            x, *packed = (getattr(memory, side).float() for memory in (given, a, b))
+            mine, its = (float((y - x).square().sum()) for y in packed)
+            assert its <= 1.01 * mine + 1e-4

@@ -125,7 +125,7 @@ class CentredCoder(VectorCoder):
         Returns:
             uint8 ``[p, bytes of a vector]``.
         """
-        return self._encode(self.centring.centred(vectors.cpu(), heads, positions))
+        return self._encode(self.centring.centred(vectors, heads, positions))
 
     @abstractmethod
     def _encode(self, z: torch.Tensor) -> np.ndarray:

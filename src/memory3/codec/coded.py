@@ -206,6 +206,7 @@ class CodedCodec(Codec):
 
 def _encoded(coder: VectorCoder, vectors: torch.Tensor, places: Places) -> np.ndarray:
     """As `VectorCoder.encode`, which is never given nothing."""
+    vectors = vectors if coder.packs_anywhere else vectors.cpu()
     return coder.encode(vectors, *places) if len(vectors) else np.zeros((0, coder.width), np.uint8)
 
 

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -50,6 +51,8 @@ class TransformCoder(VectorCoder):
         mean: float32 ``[L*H, d]``.
         angles: float32 ``[r/2]``, RoPE's angle per position; empty where vectors are not turned.
     """
+
+    packs_anywhere: ClassVar[bool] = True
 
     def __init__(self, bits: int, head_dim: int, tensors: Mapping[str, torch.Tensor]) -> None:
         self.width = bits // 8

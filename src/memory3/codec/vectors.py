@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,9 +47,11 @@ class VectorCoder(ABC):
 
     Attributes:
         width: c.
+        packs_anywhere: does `encode` take vectors on any device? Those that do not are given them on the CPU.
     """
 
     width: int
+    packs_anywhere: ClassVar[bool] = False
 
     @abstractmethod
     def encode(self, vectors: torch.Tensor, heads: torch.Tensor, positions: torch.Tensor) -> np.ndarray:
@@ -57,8 +59,8 @@ class VectorCoder(ABC):
 
         Args:
             vectors: ``[n, d]``, of any dtype.
-            heads: int64 ``[n]``: layer * H + head of each.
-            positions: int64 ``[n]``: place of each token in its reference.
+            heads: int64 ``[n]``: layer * H + head of each, on the CPU.
+            positions: int64 ``[n]``: place of each token in its reference, on the CPU.
 
         Returns:
             uint8 ``[n, c]``.
