@@ -151,8 +151,8 @@ class CodedCodec(Codec):
         heads, positions = (torch.cat(parts) for parts in zip(*each, strict=True))
         device = memories[0].keys.device if device is None else torch.device(device)
         vectors = (
-            torch.cat([part.to(device) for part in parts])
-            for parts in ([memory.keys for memory in memories], [memory.values for memory in memories])
+            torch.cat([memory.keys.to(device) for memory in memories]),
+            torch.cat([memory.values.to(device) for memory in memories]),
         )
         if self._prediction is not None:
             vectors = self._prediction.rest(*vectors, memories, heads.numpy(), positions.numpy())
