@@ -16,7 +16,6 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from memory3.files import read_json
-from memory3.models.prepacked import prepack
 
 __all__ = ["MeanPooling"]
 
@@ -59,10 +58,8 @@ class MeanPooling:
         if length is None:
             tokenizer.model_max_length = min(tokenizer.model_max_length, config.max_position_embeddings)
         model = AutoModel.from_pretrained(folder, config=config, trust_remote_code=False, use_safetensors=True)
-        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        prepack(model)
         norms = len(read_json(place / "modules.json")) - 1  # the module Normalize, and what is asked for in any case
-        return cls(model, tokenizer, norms)
+        return cls(model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer, norms)
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], batch_size: int = 32, **_: Any) -> np.ndarray:
