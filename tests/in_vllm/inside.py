@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import tiny
+import torch
 
 from memory3 import Bank, Memory3, MemoryConfig
 from memory3.types import Document
@@ -26,12 +27,39 @@ def text(seed, length):
     return " ".join(words)
 
 
+def chat(seed, length, system=None):
+    front = [{"role": "system", "content": system}] if system else []
+    return [*front, {"role": "user", "content": text(seed, length)}]
+
+
+#: (prompt, new tokens, what is read). Answers of more than 23 tokens renew, prompts of more have several chunks.
+ASKED = [
+    (text(101, 5), 7, {}),
+    (text(102, 60), 71, {}),
+    (text(103, 11), 50, None),
+    (text(104, 3), 101, {"k": 2}),
+    (text(105, 40), 29, {"where": {"half": 1}}),
+    (text(106, 13), 80, {"references": ["d3#0", "d5#0"]}),
+    (chat(107, 30), 47, {}),
+    (chat(108, 21, "You are old. " + text(5, 9)), 61, {"k": 1, "gap": 0.3}),
+    (text(102, 60), 71, {}),
+    (text(109, 90), 30, None),
+    (chat(108, 21, "You are old. " + text(5, 9)), 61, {"k": 3}),
+    (text(110, 2), 120, {}),
+    (text(106, 13), 80, {"references": ["d4#0"]}),
+    (text(111, 70), 24, {}),
+    (text(112, 8), 90, {}),
+    (text(103, 11), 50, {}),
+    (chat(113, 1), 100, {"k": 5}),
+]
+
+
 class Inside:
     """Attributes: ``m3``, ``bank``, ``llm`` of vLLM, and ``steps``, which every `Step` is added to."""
 
-    def __init__(self, folder: Path, **settings):
+    def __init__(self, folder: Path, dtype="float32", **settings):
         config = MemoryConfig(reference_length=37, chunk_length=23, references_per_chunk=3, budget="adaptive:1/3", codec="raw")
-        model = tiny.tiny_model(head_dim=32, max_position_embeddings=1024)
+        model = tiny.tiny_model(head_dim=32, max_position_embeddings=1024).to(getattr(torch, dtype))
         self.m3 = Memory3(model, tiny.tiny_chat_tokenizer(), config, name="tiny")
         self.bank = Bank.open(str(folder / "bank"), self.m3)
         documents = [Document(f"d{n}", text(n, 30 + n), metadata={"half": n % 2}) for n in range(17)]
@@ -47,7 +75,7 @@ class Inside:
             kv_connector_extra_config={"banks": {"b": str(folder / "bank")}, "pool_bytes": 300_000},
         )
         options = {
-            "dtype": "float32",
+            "dtype": dtype,
             "enforce_eager": True,
             "enable_prefix_caching": True,
             "block_size": 32,
@@ -58,10 +86,11 @@ class Inside:
         }
         self.llm = LLM(model=str(path), **(options | settings))
         self.engine = self.llm.llm_engine
-        self.core = self.engine.engine_core.engine_core
-        self.connector = self.core.scheduler.connector
         self.steps = []
-        self._spy()
+        core = getattr(self.engine.engine_core, "engine_core", None)  # None: in a process of its own
+        if core is not None:
+            self.core, self.connector = core, core.scheduler.connector
+            self._spy()
 
     def _spy(self):
         planned = self.connector.planner.step
@@ -106,13 +135,13 @@ class Inside:
             steps += 1
         return [outputs[n] for n in range(len(asked))]
 
-    def twin(self, prompt, new, memory):
+    def twin(self, prompt, new, memory, **options):
         """The tokens of `Memory3.generate`."""
         how = dict(memory or {})
         if memory is None:
-            answer = self.m3.generate(prompt, mode="none", max_new_tokens=new, min_new_tokens=new)
+            answer = self.m3.generate(prompt, mode="none", max_new_tokens=new, min_new_tokens=new, **options)
         else:
-            answer = self.m3.generate(prompt, self.bank, max_new_tokens=new, min_new_tokens=new, **how)
+            answer = self.m3.generate(prompt, self.bank, max_new_tokens=new, min_new_tokens=new, **how, **options)
         return answer.token_ids
 
 

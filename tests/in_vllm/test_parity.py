@@ -5,39 +5,12 @@ small that requests are put off and begin anew, prompts fed in parts, with memor
 from __future__ import annotations
 
 import pytest
-from inside import Inside, said, text
+from inside import ASKED, Inside, said, text
 
 
 @pytest.fixture(scope="module")
 def inside(tmp_path_factory):
     return Inside(tmp_path_factory.mktemp("inside"), num_gpu_blocks_override=26, max_num_batched_tokens=83)
-
-
-def chat(seed, length, system=None):
-    front = [{"role": "system", "content": system}] if system else []
-    return [*front, {"role": "user", "content": text(seed, length)}]
-
-
-#: (prompt, new tokens, what is read). Answers of more than 23 tokens renew, prompts of more have several chunks.
-ASKED = [
-    (text(101, 5), 7, {}),
-    (text(102, 60), 71, {}),
-    (text(103, 11), 50, None),
-    (text(104, 3), 101, {"k": 2}),
-    (text(105, 40), 29, {"where": {"half": 1}}),
-    (text(106, 13), 80, {"references": ["d3#0", "d5#0"]}),
-    (chat(107, 30), 47, {}),
-    (chat(108, 21, "You are old. " + text(5, 9)), 61, {"k": 1, "gap": 0.3}),
-    (text(102, 60), 71, {}),
-    (text(109, 90), 30, None),
-    (chat(108, 21, "You are old. " + text(5, 9)), 61, {"k": 3}),
-    (text(110, 2), 120, {}),
-    (text(106, 13), 80, {"references": ["d4#0"]}),
-    (text(111, 70), 24, {}),
-    (text(112, 8), 90, {}),
-    (text(103, 11), 50, {}),
-    (chat(113, 1), 100, {"k": 5}),
-]
 
 
 def test_tokens_are_those_of_generate(inside):
