@@ -61,7 +61,6 @@ def bench(
     [bold]Examples[/bold]
 
         memory3 bench
-        memory3 bench serve --help
         memory3 bench decode --out decode.json --repeats 5
     """
     known = benchmarks.BENCHMARKS

@@ -162,7 +162,6 @@ def still_at(what: str) -> Iterator[None]:
         with err.status(what):
             yield
         return
-    message(what)
     began, ended = time.monotonic(), threading.Event()
 
     def tell() -> None:
