@@ -71,7 +71,10 @@ class PagedEngine:
         self.decoder = Decoder(shelf.card)  # a worker of another process knows what it is told
         self.pool = Pool(pool, self.decoder.decode)
         heads = slice(0, shape.kv_heads)
-        self.layouts = Layouts(shelf.card, self.pool, torch.float32, torch.device("cpu"), heads)
+        self.layouts = Layouts(shelf.card, self.pool, torch.float32, torch.device("cpu"), heads, self.contexts)
+
+    def contexts(self):
+        return [Context(*pair, self.turned) for pair in zip(self.keys, self.values, strict=True)]
 
     def add(self, request):
         self.planner.arrive(request)
@@ -107,7 +110,9 @@ class PagedEngine:
         self.pool.update(step.reads, step.ended)
         self.slots, self.starts, self.table, self.rows = torch.tensor(slots), starts, table, rows
         self.reading = None
-        if step.rows:
+        if not step.rows:
+            self.layouts.seats.begin(step, [])
+        else:
             self.reading = StepReading(step, self.layouts, torch.tensor(starts), self.slots, table)
         model = self.m3.model
         with attached(model), torch.no_grad():
@@ -157,5 +162,5 @@ class PagedEngine:
             )
             out[self.starts[n] : self.starts[n + 1]] = found[0].transpose(0, 1)
         if self.reading is not None:
-            self.reading.attend(layer, query, context, out, scale)
+            self.reading.attend(layer, query, key, value, context, out, scale)
         return out.transpose(0, 1)[None]

@@ -21,16 +21,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers.cache_utils import DynamicLayer
 
 from memory3.attention.attend import attention_with_lse, masked
 from memory3.attention.kv_cache import GrowingLayer
-from memory3.attention.reading import Reading
+from memory3.types import MemoryBatch
 
-__all__ = ["Lane", "Lanes", "Seat", "can_sit"]
+__all__ = ["Lane", "Lanes", "Leading", "Seat", "can_sit"]
 
 #: Tokens of context that the shortest lane has room for.
 _SHORTEST = 256
@@ -40,6 +40,24 @@ _ROWS = 4
 _KEPT = 256 << 20
 #: Columns that are cleared at once.
 _STRETCH = 64
+
+
+class Leading(Protocol):
+    """Memories that stand in front of a request; `memory3.attention.reading.Reading` is one."""
+
+    @property
+    def batch(self) -> MemoryBatch:
+        """What they are, of one chunk."""
+
+    def saw(self, layer: int, query: torch.Tensor, lse: torch.Tensor, scale: float) -> None:
+        """A token has read them.
+
+        Args:
+            layer: number of the layer in the model, from 0.
+            query: ``[1, A, 1, d]``, after RoPE.
+            lse: ``[1, A, 1]`` over context and memory together.
+            scale: what scores were multiplied with.
+        """
 
 
 class Seat:
@@ -56,7 +74,7 @@ class Seat:
         self.lane = lane
         self.row = row
         self.length = 0
-        self.reading: Reading | None = None
+        self.reading: Leading | None = None
         self.widths: dict[int, int] = {}  # M of each layer that has memories
         self.clean = (0, 0)  # the columns that hold numbers of this request or zeros, from the front on
 
@@ -145,7 +163,7 @@ class Lane:
         keys, values = ([buffer[seat.row, None, :, where] for buffer in part] for part in (self._keys, self._values))
         return keys, values
 
-    def lead(self, seat: Seat, reading: Reading) -> None:
+    def lead(self, seat: Seat, reading: Leading) -> None:
         """Put the memories of one chunk in front of a request, in place of those that stood there."""
         layers = reading.batch.layers
         most = max((layer.keys.shape[2] for layer in layers.values()), default=0)
@@ -268,6 +286,14 @@ class Lanes:
     def take(self, cache: Any) -> Seat:
         """A request sits down with its context, of which `can_sit` is true; the cache is not needed after it."""
         keys, values = ([getattr(layer, name) for layer in cache.layers] for name in ("keys", "values"))
+        return self.seat(keys, values)
+
+    def seat(self, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> Seat:
+        """A request sits down with its context, of which there is a copy from then on.
+
+        Args:
+            keys, values: ``[1, H, S, d]`` of each layer, keys after RoPE.
+        """
         return self._of(keys[0].shape[2] + 1).take(keys, values)
 
     def leave(self, seat: Seat) -> None:

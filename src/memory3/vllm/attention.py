@@ -15,7 +15,7 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentio
 
 from memory3.vllm.reading import Context, StepReading
 
-__all__ = ["READING", "MemoryAttentionBackend"]
+__all__ = ["READING", "MemoryAttentionBackend", "context_of"]
 
 #: Attribute of vLLM's attention metadata under which the connector leaves a step's `StepReading`.
 READING = "memory3_reading"
@@ -60,7 +60,7 @@ class _Impl(CPUAttentionBackendImpl):
         if reading is None or not reading.is_all:
             super().forward(layer, query, key, value, kv_cache, attn_metadata, output, output_scale, output_block_scale)
         if reading is not None:
-            reading.attend(extract_layer_index(layer.layer_name), query, _context(kv_cache), output, self.scale)
+            reading.attend(extract_layer_index(layer.layer_name), query, key, value, context_of(kv_cache), output, self.scale)
         return output
 
     def do_kv_cache_update(
@@ -96,7 +96,12 @@ class MemoryAttentionBackend(CPUAttentionBackend):
         return _Builder
 
 
-def _context(kv_cache: torch.Tensor) -> Context:
+def context_of(kv_cache: torch.Tensor) -> Context:
+    """A layer's paged cache, as `memory3.vllm.reading` sees it.
+
+    Args:
+        kv_cache: ``[blocks, H, b, 2 d]``.
+    """
     blocks, heads, tokens, both = kv_cache.shape
     dim = both // 2
     halves = kv_cache.view(blocks, heads, 2, tokens * dim)

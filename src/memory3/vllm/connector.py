@@ -21,11 +21,12 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
+from vllm.model_executor.models.utils import extract_layer_index
 
-from memory3.vllm.attention import READING
+from memory3.vllm.attention import READING, context_of
 from memory3.vllm.planning import Planner, Scheduled
 from memory3.vllm.pool import Pool
-from memory3.vllm.reading import Layouts, StepReading
+from memory3.vllm.reading import Context, Layouts, StepReading
 from memory3.vllm.refusals import check_config, check_layers, own_heads
 from memory3.vllm.shelf import shelf_of
 from memory3.vllm.step import Step
@@ -186,7 +187,12 @@ class Memory3Connector(KVConnectorBase_V1):
         self.pool = Pool(self._capacity, lambda packed: decoder.decode(packed, device))
         parallel = self._config.parallel_config
         heads = own_heads(card.shape.kv_heads, parallel.tensor_parallel_size, get_tensor_model_parallel_rank())
-        self._layouts = Layouts(card, self.pool, self._config.model_config.dtype, device, heads)
+        ordered = sorted(kv_caches, key=extract_layer_index)
+
+        def contexts() -> list[Context]:
+            return [context_of(kv_caches[name]) for name in ordered]
+
+        self._layouts = Layouts(card, self.pool, self._config.model_config.dtype, device, heads, contexts)
 
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         """A step begins: memories it needs are decoded, and its rows are found in vLLM's batch.
@@ -202,6 +208,7 @@ class Memory3Connector(KVConnectorBase_V1):
         step = self._decoded(step, self.pool)
         self.pool.update(step.reads, step.ended)
         if not step.rows:
+            self._layouts.seats.begin(step, [])
             return
         metadata = get_forward_context().attn_metadata
         each = {id(one): one for one in metadata.values()} if isinstance(metadata, dict) else {}

@@ -1,7 +1,7 @@
 """What one step's rows read, and their attention: over a row's memories and its context in the paged cache, under one softmax.
 
-Rows of a single token are computed together, as chunks of one layout, which stays while the same rows read the same. Rows
-of more tokens (a prompt, or a part of it) are computed one by one, a chunk for each span.
+Rows of a single token sit in lanes (`memory3.vllm.seats`). Rows of more tokens (a prompt, or a part of it) are computed one
+by one over the paged cache, a chunk for each span.
 
 Symbols: R rows, T tokens of the step, S context length, A query heads, H KV heads, d head dimension, B blocks of a row,
 b tokens of a block.
@@ -10,7 +10,7 @@ b tokens of a block.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,13 +22,10 @@ from memory3.errors import RecallError
 from memory3.types import LayerMemory, MemoryBatch
 from memory3.vllm.card import Card
 from memory3.vllm.pool import Pool
+from memory3.vllm.seats import Chunk, Seats, chunk_of
 from memory3.vllm.step import Name, Row, Step
 
 __all__ = ["Context", "Layouts", "StepReading"]
-
-#: What a chunk reads, by how far that moves, and how many tokens of the prefix with it.
-_Chunk = tuple[tuple[Name, ...], int, int]
-
 
 @dataclass(frozen=True)
 class Context:
@@ -61,9 +58,21 @@ class Context:
 
 
 class Layouts:
-    """Lays memories of a pool out for the KV heads of this worker. Keeps the layout of the rows of single tokens."""
+    """Lays memories of a pool out for the KV heads of this worker.
 
-    def __init__(self, card: Card, pool: Pool, dtype: torch.dtype, device: torch.device, heads: slice) -> None:
+    Attributes:
+        seats: of rows of single tokens.
+    """
+
+    def __init__(
+        self,
+        card: Card,
+        pool: Pool,
+        dtype: torch.dtype,
+        device: torch.device,
+        heads: slice,
+        contexts: Callable[[], Sequence[Context]],
+    ) -> None:
         """
         Args:
             card: of the model.
@@ -71,27 +80,27 @@ class Layouts:
             dtype: of the model inside vLLM.
             device: of this worker.
             heads: its KV heads, of all that the model has.
+            contexts: the paged cache of each layer, in order of the layers.
         """
         self.card = card
         self.device = device
         self._pool = pool
         self.dtype = dtype
         self._heads = heads
-        self._kept: tuple[list[_Chunk], MemoryBatch] | None = None
+        self._contexts = contexts
+        self.seats = Seats(self.of, self._context)
         self._angles = [one.to(device) for one in card.angles]
 
     def angles(self, layer: int) -> torch.Tensor:
         """``[r/2]`` RoPE angles of a layer, on the device."""
         return self._angles[layer]
 
-    def of_rows(self, chunks: list[_Chunk]) -> MemoryBatch:
-        """What single tokens read; that of the last call where it was the same."""
-        if self._kept is None or self._kept[0] != chunks:
-            self._kept = None  # not twice in memory
-            self._kept = (chunks, self.of(chunks))
-        return self._kept[1]
+    def _context(self, blocks: torch.Tensor, length: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Keys and values ``[1, H, length, d]`` of each layer, of a row with these blocks, int64 ``[B]``."""
+        pairs = [one.of(blocks[None, : -(-length // _block(one))], length) for one in self._contexts()]
+        return [keys for keys, _ in pairs], [values for _, values in pairs]
 
-    def of(self, chunks: Sequence[_Chunk]) -> MemoryBatch:
+    def of(self, chunks: Sequence[Chunk]) -> MemoryBatch:
         """What chunks read, of the KV heads of this worker."""
         names = list(dict.fromkeys(name for ids, _, _ in chunks for name in ids))
         memories = self._pool.get(names)
@@ -164,35 +173,20 @@ class StepReading:
         self._angles = layouts.angles
         self._fronts: list[tuple[int, int, int]] = []
         self._parts: list[_Part] = []
-        ones: list[Row] = []
-        at: list[int] = []
-        which: list[int] = []
+        at, mine = [], []
         for row in step.rows:
             n = found.get(row.slot)
             if n is None or bounds[n + 1] - bounds[n] != row.end - row.start:
                 raise RecallError(f"request {row.request} is not in vLLM's batch as its scheduler said")
+            at.append(bounds[n])
+            mine.append(blocks[n].long())
             if row.is_one:
-                ones.append(row)
-                at.append(bounds[n])
-                which.append(n)
                 continue
-            self._parts.append(self._part(row, bounds[n], blocks[n], layouts))
+            self._parts.append(self._part(row, bounds[n], mine[-1], layouts))
             if self._parts[-1].front and row.shift:
                 self._fronts.append((bounds[n], bounds[n] + self._parts[-1].front, -row.shift))
-        self._batch: MemoryBatch | None = None
-        if ones:
-            self._lay_ones(ones, at, blocks[which], layouts)
-
-    def _lay_ones(self, rows: Sequence[Row], at: Sequence[int], blocks: torch.Tensor, layouts: Layouts) -> None:
-        order = sorted(range(len(rows)), key=lambda n: rows[n].request)  # the same whatever vLLM's order is
-        device = layouts.device
-        self._at = torch.tensor([at[n] for n in order], device=device)
-        self._length = max(row.end for row in rows)
-        lengths = torch.tensor([rows[n].end for n in order], device=device)
-        self._blocks = blocks[order].long()
-        seen = torch.arange(self._length, device=device) < lengths[:, None]
-        self._unseen = None if bool(seen.all()) else seen[:, None, None]
-        self._batch = layouts.of_rows([_chunk(rows[n], 0) for n in order])
+        lanes = layouts.seats.begin(step, mine)
+        self._lanes = [(lane, torch.tensor([at[n] for n in rows], device=layouts.device)) for lane, rows in lanes]
 
     @staticmethod
     def _part(row: Row, first: int, blocks: torch.Tensor, layouts: Layouts) -> _Part:
@@ -202,13 +196,13 @@ class StepReading:
         table = torch.full((len(row.spans), most), -1, device=device)
         for n, one in enumerate(row.spans):
             table[n, : one.end - one.start] = torch.arange(one.start - row.start, one.end - row.start, device=device)
-        batch = layouts.of([_chunk(row, n) for n in range(len(row.spans))]) if row.spans else MemoryBatch({}, [])
+        batch = layouts.of([chunk_of(row, n) for n in range(len(row.spans))]) if row.spans else MemoryBatch({}, [])
         bias = None
         if row.start:
             seen = torch.ones(tokens, row.end, dtype=torch.bool, device=device).tril(row.start)
             bias = additive(seen, layouts.dtype)[None, None]
         front = max(0, min(row.split, row.end) - row.start)
-        return _Part(row, first, blocks.long(), batch, table, bias, front)
+        return _Part(row, first, blocks, batch, table, bias, front)
 
     # ---- within a layer ----------------------------------------------------------------------------------------------
 
@@ -227,32 +221,33 @@ class StepReading:
             vectors[start:end] = rotate(some, torch.tensor(by, device=some.device), self._angles(layer))
         return vectors
 
-    def attend(self, layer: int, query: torch.Tensor, context: Context, out: torch.Tensor, scale: float) -> None:
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        context: Context,
+        out: torch.Tensor,
+        scale: float,
+    ) -> None:
         """Write the attention output of the rows that read.
 
         Args:
             layer: number of the layer.
             query: ``[T, A, d]``, after RoPE.
+            key, value: ``[T, H, d]`` of the same tokens, keys after RoPE.
             context: of this layer; the step's own keys and values are in it.
             out: ``[T, A, d]``; other rows' stays.
             scale: what scores are multiplied with.
         """
-        if self._batch is not None:
-            out[self._at] = self._ones(layer, query[self._at], context, scale)
+        for lane, at in self._lanes:
+            one = (x[at].transpose(0, 1)[None] for x in (query, key, value))
+            out[at] = lane.attend(layer, *one, scale)[0].transpose(0, 1)
         query = self.placed(layer, query) if self._parts else query
         for part in self._parts:
             mine = slice(part.first, part.first + part.row.end - part.row.start)
             out[mine] = self._several(layer, part, query[mine], context, scale)
-
-    def _ones(self, layer: int, query: torch.Tensor, context: Context, scale: float) -> torch.Tensor:
-        assert self._batch is not None
-        keys, values = context.of(self._blocks[:, : -(-self._length // _block(context))], self._length)
-        asked = query[:, :, None]
-        bias = None if self._unseen is None else additive(self._unseen, query.dtype)
-        memory = self._batch.layers.get(layer)
-        if memory is None:
-            return attention_with_lse(asked, keys, values, bias, scale=scale)[0][:, :, 0]
-        return attend(asked, keys, values, bias, memory, None, scale=scale)[0][:, :, 0]
 
     @staticmethod
     def _several(layer: int, part: _Part, query: torch.Tensor, context: Context, scale: float) -> torch.Tensor:
@@ -271,7 +266,3 @@ def _block(context: Context) -> int:
     """Tokens of a block."""
     return context.values.shape[2]
 
-
-def _chunk(row: Row, span: int) -> _Chunk:
-    names = row.spans[span].names if row.spans else ()
-    return names, row.moved, row.missing
