@@ -20,7 +20,8 @@ context length, d head dimension, W columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -169,7 +170,8 @@ class Lane:
         most = max((layer.keys.shape[2] for layer in layers.values()), default=0)
         if most > self._front:
             self._lay(len(self._seats), most + most // 2)  # the next memories may need more
-        self._clear(seat, -most, seat.length)
+        widths = {number: layer.keys.shape[2] for number, layer in layers.items()}
+        self._clear(seat, -most, seat.length, widths)
         front = slice(0, self._front)
         self._bias[:, seat.row, :, :, front] = masked(self._bias.dtype)
         for number, layer in layers.items():
@@ -177,7 +179,7 @@ class Lane:
             self._keys[number][seat.row, :, where] = layer.keys[0]
             self._values[number][seat.row, :, where] = layer.values[0]
             self._bias[number, seat.row, :, :, where] = 0 if layer.bias is None else layer.bias[0]
-        seat.widths = {number: layer.keys.shape[2] for number, layer in layers.items()}
+        seat.widths = widths
         seat.reading = reading
 
     def _lay(self, rows: int, front: int, keys: Sequence[torch.Tensor] = (), values: Sequence[torch.Tensor] = ()) -> None:
@@ -204,20 +206,23 @@ class Lane:
         self._front = front
         self._seats += [None] * (rows - len(self._seats))
 
-    def _clear(self, seat: Seat, first: int, end: int) -> None:
+    def _clear(self, seat: Seat, first: int, end: int, filled: Mapping[int, int] = MappingProxyType({})) -> None:
         """Let a row hold nothing but its request's numbers and zeros from column ``first`` to before ``end``, counted from
         the front.
+
+        Args:
+            filled: for layers, how many columns before the front are written anyway, right after this.
         """
         before, behind = seat.clean
         if first >= before and end <= behind:
             return
         first = max(-self._front, min(before, first // _STRETCH * _STRETCH))
         end = min(self.capacity, max(behind, -(-end // _STRETCH) * _STRETCH))
-        for start, stop in ((first, before), (behind, end)):
-            if stop > start:
-                where = slice(self._front + start, self._front + stop)
-                for buffer in [*self._keys, *self._values]:
-                    buffer[seat.row, :, where] = 0
+        for number, buffers in enumerate(zip(self._keys, self._values, strict=True)):
+            for start, stop in ((first, min(before, -filled.get(number, 0))), (behind, end)):
+                if stop > start:
+                    for buffer in buffers:
+                        buffer[seat.row, :, self._front + start : self._front + stop] = 0
         seat.clean = (first, end)
 
     # ---- a pass ------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from memory3.vllm.step import Name, Row, Step
 
 __all__ = ["Context", "Layouts", "StepReading"]
 
+
 @dataclass(frozen=True)
 class Context:
     """Keys and values of one layer in the paged cache, as a kernel of vLLM keeps them.
@@ -242,8 +243,8 @@ class StepReading:
             scale: what scores are multiplied with.
         """
         for lane, at in self._lanes:
-            one = (x[at].transpose(0, 1)[None] for x in (query, key, value))
-            out[at] = lane.attend(layer, *one, scale)[0].transpose(0, 1)
+            one = (x.index_select(0, at).transpose(0, 1)[None] for x in (query, key, value))
+            out.index_copy_(0, at, lane.attend(layer, *one, scale)[0].transpose(0, 1))
         query = self.placed(layer, query) if self._parts else query
         for part in self._parts:
             mine = slice(part.first, part.first + part.row.end - part.row.start)
@@ -265,4 +266,3 @@ class StepReading:
 def _block(context: Context) -> int:
     """Tokens of a block."""
     return context.values.shape[2]
-
