@@ -243,8 +243,8 @@ class StepReading:
             scale: what scores are multiplied with.
         """
         for lane, at in self._lanes:
-            one = (x.index_select(0, at).transpose(0, 1)[None] for x in (query, key, value))
-            out.index_copy_(0, at, lane.attend(layer, *one, scale)[0].transpose(0, 1))
+            asked, keys, values = (x.index_select(0, at).transpose(0, 1)[None] for x in (query, key, value))
+            out.index_copy_(0, at, lane.attend(layer, asked, keys, values, scale)[0].transpose(0, 1))
         query = self.placed(layer, query) if self._parts else query
         for part in self._parts:
             mine = slice(part.first, part.first + part.row.end - part.row.start)
