@@ -205,6 +205,8 @@ class Memory:
         values: ``[p, d]``, same dtype.
         tokens: unsigned ``[S]``, the reference's tokens, at least up to the last that is kept; None where they are not
             known. Codecs may predict from them.
+        biases: float32 ``[p]`` beside the keys, what is added to the logit of every query with each pair: the logarithm of
+            how many pairs it stands for (`memory3.encode.mass`); None: of one each.
         stored_bytes: size of the record it was read from; 0 where it was not read from a bank.
         provenance: what it covers and how it was made; None where nobody said. Not stored: a bank derives it from row and
             manifest.
@@ -215,6 +217,7 @@ class Memory:
     keys: torch.Tensor
     values: torch.Tensor
     tokens: np.ndarray | None = None
+    biases: torch.Tensor | None = None
     stored_bytes: int = 0
     provenance: Provenance | None = None
 
@@ -226,7 +229,7 @@ class Memory:
     @property
     def nbytes(self) -> int:
         """Bytes held in RAM."""
-        tensors = self.keys.nbytes + self.values.nbytes
+        tensors = self.keys.nbytes + self.values.nbytes + (0 if self.biases is None else self.biases.nbytes)
         return int(tensors + self.counts.nbytes + self.positions.nbytes)
 
 
@@ -237,7 +240,8 @@ class LayerMemory:
     Attributes:
         keys: ``[N, H, M, d]``, after RoPE, in the model's dtype; heads padded to the longest, M.
         values: ``[N, H, M, d]``.
-        bias: ``[N, H, 1, M]`` additive, 0 for pairs and very negative for padding; None where nothing is padded.
+        bias: ``[N, H, 1, M]`` additive, very negative for padding and for pairs `Memory.biases`, or 0; None where nothing
+            is padded and no pair has one.
         owner: int64 ``[N, H, M]``: index into the chunk's reference list, -1 for the prefix and for padding.
         widths: H numbers, M_h: beyond it head h is padding in all chunks.
     """

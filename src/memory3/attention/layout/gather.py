@@ -103,6 +103,7 @@ def _pairs(
     if spacing and angles is not None:
         keys = _spaced(keys, counts, [rank for _, rank in distinct], [angles[layer] for layer in shape.layers], spacing)
     values = _joined([memory.values for memory in chosen], device, dtype)
+    biases = _joined_biases(chosen, device, dtype)
     layers: dict[int, LayerMemory] = {}
     for i, (layer, width) in enumerate(zip(shape.layers, placement.widths, strict=True)):
         if width == 0:
@@ -112,6 +113,9 @@ def _pairs(
         bias = None
         if bool((lengths < width).any()):
             bias = additive(mine >= 0, dtype).unsqueeze(2)
+        if biases is not None:
+            own = biases.index_select(0, index[part]).view(size).unsqueeze(2)
+            bias = own if bias is None else bias + own
         layers[layer] = LayerMemory(
             keys=keys.index_select(0, index[part]).view(*size, -1),
             values=values.index_select(0, index[part]).view(*size, -1),
@@ -132,6 +136,16 @@ def _joined(parts: Sequence[torch.Tensor], device: torch.device | str, dtype: to
     if len({part.device for part in parts}) > 1:
         parts, zero = [part.to(device) for part in parts], zero.to(device)
     return torch.cat([*parts, zero]).to(device, dtype)
+
+
+def _joined_biases(memories: Sequence[Memory], device: torch.device | str, dtype: torch.dtype) -> torch.Tensor | None:
+    """What is added to the logits of all memories' pairs, one after the other, and a 0 behind them: ``[p + 1]``; None where
+    no memory has any.
+    """
+    if all(memory.biases is None for memory in memories):
+        return None
+    parts = [torch.zeros(len(memory.keys)) if memory.biases is None else memory.biases for memory in memories]
+    return torch.cat([*(part.to(device, dtype) for part in parts), torch.zeros(1, device=device, dtype=dtype)])
 
 
 def _spaced(

@@ -1,0 +1,173 @@
+"""Which pairs of a passage are kept, and with which bias, by what queries paid to them: the ways that are tried.
+
+A way is written in words: a score, a share of all pairs, and options. ``max 1/8`` is what the package does.
+
+    score      max      the most that one query of one query head pays (the package)
+               group    the most that the query heads of the group pay together, at one query
+               heads    the most of each query head, summed over the group
+               sum      all that is paid
+               rms      root of the mean square (arXiv 2602.16284)
+               moved    the most that an output is moved where the pair is left out: a / (1 - a) |W_o (v - o)|, per query head
+               movedsum root of the mean square of the same
+               blended  `learned` and a fifth of max, of models that a selector was fitted to (the package's adapters)
+    from=KIND  whose queries: repeat, asked, true, or several with + between, the larger score counting
+    floor=N    so many tokens of every head first
+    flat       every head as many
+    bias[=KIND]  fitted to what those queries pay in all (`memory3.encode.mass`); ridge=R
+    even       one bias for all pairs of a head, so that the sum of what is paid is as before
+    T=X        what logits of memories are divided by
+
+Symbols as in `research.quality.passages`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import torch
+
+from memory3.encode.encoder import cut
+from memory3.encode.mass import MOST, fitted_biases, gram
+from memory3.encode.selectors.blended import Blended
+from memory3.types import Memory
+from research.quality.passages import Passage
+
+__all__ = ["SCORES", "Way", "biases", "kept", "memory", "scores"]
+
+SCORES = ("max", "group", "heads", "sum", "rms", "moved", "movedsum", "blended")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way, as the module describes it. ``share`` None: everything is kept."""
+
+    name: str
+    score: str = "max"
+    share: Fraction | None = None
+    kinds: tuple[str, ...] = ("repeat",)
+    floor: int = 0
+    flat: bool = False
+    bias: str = ""
+    even: bool = False
+    ridge: float = 0.1
+    temperature: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str, temperature: float = 1.0) -> Way:
+        """Read the words of a way; ``all`` keeps everything. ``temperature``: where they name none."""
+        score, *rest = text.split()
+        found: dict[str, object] = {"temperature": temperature}
+        if score != "all":
+            if score not in SCORES:
+                raise ValueError(f"{text!r}: a score is one of {', '.join(SCORES)}")
+            found |= {"score": score, "share": Fraction(rest.pop(0))}
+        for word in rest:
+            key, _, value = word.partition("=")
+            if key == "from":
+                found["kinds"] = tuple(value.split("+"))
+            elif key == "floor":
+                found["floor"] = int(value)
+            elif key in ("flat", "even") and not value:
+                found[key] = True
+            elif key == "bias":
+                found["bias"] = value or "repeat"
+            elif key == "ridge":
+                found["ridge"] = float(value)
+            elif key == "T":
+                found["temperature"] = float(value)
+            else:
+                raise ValueError(f"{text!r}: {word!r} is no option")
+        return cls(text, **found)  # type: ignore[arg-type]
+
+    @property
+    def reads(self) -> set[str]:
+        """Kinds of queries that it looks at."""
+        if self.share is None:
+            return set()
+        return {*self.kinds, *([self.bias] if self.bias else []), *(["repeat"] if self.even else [])}
+
+
+def scores(passage: Passage, way: Way, outputs: list[torch.Tensor]) -> torch.Tensor:
+    """float32 ``[L, H, S]``. ``outputs``: W_o of every layer, ``[A, d, hidden]``; looked at by ``moved``."""
+    each = [
+        torch.stack([_score(passage, way.score, kind, layer, outputs) for layer in range(len(passage.keys))])
+        for kind in way.kinds
+    ]
+    found = torch.stack(each).amax(0)
+    if way.score != "blended":
+        return found
+    if passage.learned is None:
+        raise ValueError("no selector was fitted to this model")
+    return passage.learned + Blended.share * found
+
+
+def _score(passage: Passage, score: str, kind: str, layer: int, outputs: list[torch.Tensor]) -> torch.Tensor:
+    paid = passage.attention(kind, layer)  # [H, G, T, S]
+    if score in ("max", "blended"):
+        return paid.amax((1, 2))
+    if score == "group":
+        return paid.sum(1).amax(1)
+    if score == "heads":
+        return paid.amax(2).sum(1)
+    if score == "sum":
+        return paid.sum((1, 2))
+    if score == "rms":
+        return paid.square().mean((1, 2)).sqrt()
+    return _moved(passage, paid, layer, outputs, score == "movedsum")
+
+
+def _moved(passage: Passage, paid: torch.Tensor, layer: int, outputs: list[torch.Tensor], mean: bool) -> torch.Tensor:
+    """See the module. What else a query saw is unknown here; its output is taken to be that of the passage, weighed."""
+    heads, group = paid.shape[:2]
+    value = passage.values[layer]  # [H, S, d]
+    out = paid @ value[:, None]  # [H, G, T, d]
+    metric = outputs[layer].view(heads, group, value.shape[-1], -1)
+    metric = metric @ metric.transpose(-1, -2)  # [H, G, d, d]
+    vv = ((value[:, None] @ metric) * value[:, None]).sum(-1)[:, :, None]  # [H, G, 1, S]
+    om = out @ metric  # [H, G, T, d]
+    oo = (om * out).sum(-1, keepdim=True)
+    distance = (vv + oo - 2 * om @ value[:, None].transpose(-1, -2)).clamp_min(0).sqrt()
+    moved = paid / (1 - paid).clamp_min(0.05) * distance
+    return moved.square().mean((1, 2)).sqrt() if mean else moved.amax((1, 2))
+
+
+def kept(score: torch.Tensor, way: Way, length: int) -> torch.Tensor:
+    """bool ``[L, H, S]``. ``length``: tokens of a full reference, of which the share is taken."""
+    layers, heads = score.shape[:2]
+    if way.share is None:
+        return torch.ones_like(score, dtype=torch.bool)
+    pairs = min(round(layers * heads * length * way.share), score.numel())
+    order = score.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)  # rank of each token within its head
+    if way.flat:
+        return order < max(1, round(length * way.share))
+    ranked = score.where(order >= way.floor, score.amax() + 1 - order) if way.floor else score
+    chosen = torch.zeros(score.numel(), dtype=torch.bool)
+    chosen[ranked.flatten().argsort(descending=True, stable=True)[:pairs]] = True
+    return chosen.view_as(score)
+
+
+def biases(passage: Passage, way: Way, keep: torch.Tensor) -> torch.Tensor | None:
+    """float32 ``[L, H, S]``, or None where the way has none."""
+    if way.even:
+        shares = []
+        for layer in range(len(passage.keys)):
+            paid = passage.attention("repeat", layer).sum((1, 2))
+            shares.append(paid.sum(-1) / (paid * keep[layer]).sum(-1).clamp_min(1e-12))
+        return torch.stack(shares).log().clamp(0, MOST)[..., None].expand(keep.shape)
+    if not way.bias:
+        return None
+    products = torch.stack([gram(passage.attention(way.bias, layer)) for layer in range(len(passage.keys))])
+    return fitted_biases(products, keep, way.ridge)
+
+
+def memory(passage: Passage, way: Way, outputs: list[torch.Tensor], length: int) -> Memory:
+    """What is kept, as a bank would hold it raw, its keys divided by the temperature."""
+    shape = passage.keys.shape[:3]
+    score = torch.zeros(shape) if way.share is None else scores(passage, way, outputs)
+    keep = kept(score, way, length)
+    (made,) = cut(passage.keys[None] / way.temperature, passage.values[None], keep[None], torch.float16)
+    added = biases(passage, way, keep)
+    if added is None:
+        return made
+    return replace(made, biases=added[keep])
