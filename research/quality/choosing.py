@@ -10,6 +10,7 @@ A way is written in words: a score, a share of all pairs, and options. ``max 1/8
                moved    the most that an output is moved where the pair is left out: a / (1 - a) |W_o (v - o)|, per query head
                movedsum root of the mean square of the same
                blended  `learned` and a fifth of max, of models that a selector was fitted to (the package's adapters)
+               fit-NAME  the line of each head that a few passages with questions gave (`research.quality.calibrating`)
     from=KIND  whose queries: repeat, asked, true, or several with + between, the larger score counting
     floor=N    so many tokens of every head first
     flat       every head as many
@@ -31,6 +32,7 @@ from memory3.encode.encoder import cut
 from memory3.encode.mass import MOST, fitted_biases, gram
 from memory3.encode.selectors.blended import Blended
 from memory3.types import Memory
+from research.quality.calibrating import FITS, features
 from research.quality.passages import Passage
 
 __all__ = ["SCORES", "Way", "biases", "kept", "memory", "scores"]
@@ -59,7 +61,7 @@ class Way:
         score, *rest = text.split()
         found: dict[str, object] = {"temperature": temperature}
         if score != "all":
-            if score not in SCORES:
+            if score not in SCORES and score.removeprefix("fit-") not in FITS:
                 raise ValueError(f"{text!r}: a score is one of {', '.join(SCORES)}")
             found |= {"score": score, "share": Fraction(rest.pop(0))}
         for word in rest:
@@ -114,6 +116,10 @@ def _score(passage: Passage, score: str, kind: str, layer: int, outputs: list[to
         return paid.sum((1, 2))
     if score == "rms":
         return paid.square().mean((1, 2)).sqrt()
+    if score.startswith("fit-"):
+        if passage.fitted is None:
+            raise ValueError("heads were not weighed yet: give --fitted")
+        return (features(paid) * passage.fitted[score.removeprefix("fit-")][layer][:, None]).sum(-1)
     return _moved(passage, paid, layer, outputs, score == "movedsum")
 
 

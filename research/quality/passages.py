@@ -12,7 +12,7 @@ Symbols: L layers, A query heads, H KV heads, S tokens of the passage, T tokens 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -56,6 +56,7 @@ class Passage:
     queries: dict[str, tuple[torch.Tensor, torch.Tensor]]
     scale: float
     learned: torch.Tensor | None = None
+    fitted: Mapping[str, torch.Tensor] | None = None
 
     def attention(self, kind: str, layer: int) -> torch.Tensor:
         """What the queries of one kind paid to each token in one layer: float32 ``[H, G, T, S]``."""
@@ -71,6 +72,7 @@ class Passages:
 
     def __init__(self, folder: Path, m3: Memory3) -> None:
         self.folder, self.m3 = folder, m3
+        self.fitted: Mapping[str, torch.Tensor] | None = None  # weights of heads, of `research.quality.calibrating`
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, name: str) -> Path:
@@ -127,7 +129,7 @@ class Passages:
         kinds = {key.partition(".")[0] for key in tensors if "." in key}
         queries = {kind: (tensors[f"{kind}.query"], tensors[f"{kind}.lse"]) for kind in kinds}
         scale = self.m3.geometry.head_dim**-0.5
-        return Passage(tensors["keys"], tensors["values"], queries, scale, tensors.get("learned"))
+        return Passage(tensors["keys"], tensors["values"], queries, scale, tensors.get("learned"), self.fitted)
 
     def _read(self, name: str) -> dict[str, torch.Tensor]:
         path = self.path(name)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 
 from memory3.config import MemoryConfig
@@ -84,6 +85,13 @@ def read_items(m3: Memory3, folder: Path, questions: int, seed: int) -> list[dic
     return items
 
 
+def output_maps(m3: Memory3) -> list[torch.Tensor]:
+    """W_o of every layer, ``[A, d, hidden]``: what a query head's output becomes in the residual stream."""
+    layers: Any = m3.geometry.base.layers
+    heads, dim = m3.geometry.heads, m3.geometry.head_dim
+    return [layer.self_attn.o_proj.weight.detach().T.reshape(heads, dim, -1) for layer in layers]
+
+
 class Bench:
     """Arms of one model and one set."""
 
@@ -92,9 +100,7 @@ class Bench:
         self.passages = Passages(cache, m3)
         self.references = {item["reference"].id: item["reference"] for item in items}
         self.wanted = [m3.prompts.ids(item["answers"][0]) for item in items]
-        heads, dim = m3.geometry.heads, m3.geometry.head_dim
-        layers: Any = m3.geometry.base.layers
-        self.outputs = [layer.self_attn.o_proj.weight.detach().T.reshape(heads, dim, -1) for layer in layers]
+        self.outputs = output_maps(m3)
 
     def encode(self, kinds: set[str]) -> None:
         """Passages with the queries that ways look at; ``true`` ones belong to a question each."""
@@ -198,6 +204,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--dtype", default="")
     parser.add_argument("--temperature", type=float, default=1.0, help="of memories, where a way names none")
+    parser.add_argument("--fitted", default="", help="file of research.quality.calibrating, for ways fit-NAME")
     parser.add_argument("--out", required=True)
     parser.add_argument("--cache", default=str(Path.home() / ".cache/memory3-measure/ways"))
     given = parser.parse_args()
@@ -219,6 +226,8 @@ def main() -> None:
         items = read_items(m3, folder, given.questions, given.seed)
         say(f"{label}, {folder.name}: {len(items)} questions, {len(todo)} arms")
         bench = Bench(m3, items, Path(given.cache) / label / folder.name, given.batch, given.temperature)
+        if given.fitted:
+            bench.passages.fitted = safetensors.torch.load_file(given.fitted)
         bench.encode({"repeat"} | {k for a in todo if a not in ("none", "text") for k in Way.parse(a).reads})
         started = time.perf_counter()
         for number, arm in enumerate(todo, 1):
