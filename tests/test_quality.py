@@ -30,7 +30,7 @@ def passage(m3: Memory3, tmp_path_factory: pytest.TempPathFactory) -> Passage:
     store = Passages(tmp_path_factory.mktemp("passages"), m3)
     assert store.fill("repeat", [reference], ["bridge"], None, 4) == 1
     assert store.fill("repeat", [reference], ["bridge"], None, 4) == 0
-    assert store.fill("true", [reference], ["bridge"], [m3.prompts.ids("Who built it? The engineer.")], 4, skip=3) == 1
+    assert store.fill("true", [reference], ["bridge"], [m3.prompts.ids("Who built it? The engineer.")], 4, [[3, 4, 5]]) == 1
     return store.load("bridge")
 
 
@@ -89,7 +89,7 @@ def test_every_score_keeps_as_many(m3: Memory3, passage: Passage, score: str) ->
 
 def test_words_that_are_no_way() -> None:
     for text in ("most 1/8", "max 1/8 soft", "max 1/8 flat=2"):
-        with pytest.raises(ValueError, match="no option|a score is"):
+        with pytest.raises(ValueError, match=r"no option|a score is"):
             Way.parse(text)
 
 

@@ -11,7 +11,8 @@ A way is written in words: a score, a share of all pairs, and options. ``max 1/8
                movedsum root of the mean square of the same
                blended  `learned` and a fifth of max, of models that a selector was fitted to (the package's adapters)
                fit-NAME  the line of each head that a few passages with questions gave (`research.quality.calibrating`)
-    from=KIND  whose queries: repeat, asked, true, or several with + between, the larger score counting
+    from=KIND  whose queries: repeat, asked, cloze, true, or several with + between, the larger score counting; or, with
+               numbers as in ``asked+repeat:0.2``, their sum
     floor=N    so many tokens of every head first
     flat       every head as many
     bias[=KIND]  fitted to what those queries pay in all (`memory3.encode.mass`); ridge=R
@@ -48,6 +49,7 @@ class Way:
     score: str = "max"
     share: Fraction | None = None
     kinds: tuple[str, ...] = ("repeat",)
+    weights: tuple[float, ...] = (1.0,)
     floor: int = 0
     flat: bool = False
     bias: str = ""
@@ -67,7 +69,9 @@ class Way:
         for word in rest:
             key, _, value = word.partition("=")
             if key == "from":
-                found["kinds"] = tuple(value.split("+"))
+                parts = [part.partition(":") for part in value.split("+")]
+                found["kinds"] = tuple(kind for kind, _, _ in parts)
+                found["weights"] = tuple(float(weight or 1) for _, _, weight in parts)
             elif key == "floor":
                 found["floor"] = int(value)
             elif key in ("flat", "even") and not value:
@@ -97,6 +101,8 @@ def scores(passage: Passage, way: Way, outputs: list[torch.Tensor]) -> torch.Ten
         for kind in way.kinds
     ]
     found = torch.stack(each).amax(0)
+    if any(weight != 1 for weight in way.weights):
+        found = sum((weight * one for weight, one in zip(way.weights, each, strict=True)), torch.zeros_like(found))
     if way.score != "blended":
         return found
     if passage.learned is None:

@@ -86,7 +86,7 @@ class Passages:
         names: Sequence[str],
         asked: Sequence[Sequence[int]] | None,
         batch: int,
-        skip: int = 0,
+        watched: Sequence[Sequence[int]] | None = None,
     ) -> int:
         """Encode what is not here yet, in passes of like length; returns how many were.
 
@@ -96,7 +96,7 @@ class Passages:
             names: what each passage is to be found under.
             asked: tokens that are read behind each; None: the passage once more.
             batch: passages of a pass.
-            skip: so many of the first tokens of ``asked`` are read and not watched.
+            watched: which tokens of ``asked``; None: all.
         """
         todo = [n for n in range(len(names)) if not self._has(names[n], kind)]
         todo.sort(key=lambda n: len(references[n].token_ids))
@@ -108,13 +108,14 @@ class Passages:
             dense = self.m3.encoder.dense([references[n] for n in part], [watch, *learned], asked=mine)
             for row, n in enumerate(part):
                 size = int(dense.lengths[row])
-                read = size if mine is None else len(mine[row])
+                every = range(size if mine is None else len(mine[row]))
+                read = torch.tensor(list(every if watched is None else watched[n]))
                 tensors = self._read(names[n])
                 tensors |= {
                     "keys": dense.keys[row, :, :, :size].contiguous(),
                     "values": dense.values[row, :, :, :size].contiguous(),
-                    f"{kind}.query": torch.stack([query[row, :, skip:read] for query, _ in watch.seen]).half().contiguous(),
-                    f"{kind}.lse": torch.stack([lse[row, :, skip:read] for _, lse in watch.seen]).contiguous(),
+                    f"{kind}.query": torch.stack([query[row, :, read] for query, _ in watch.seen]).half().contiguous(),
+                    f"{kind}.lse": torch.stack([lse[row, :, read] for _, lse in watch.seen]).contiguous(),
                 }
                 if learned:
                     tensors["learned"] = dense.scores[1][row, :, :, :size].contiguous()

@@ -33,7 +33,7 @@ from memory3.llm import Memory3
 from memory3.types import Document, Memory, Reference
 from research.quality.choosing import Way, memory
 from research.quality.passages import Passages
-from research.quality.questions import ASK, written
+from research.quality.questions import ASK, cloze, written
 
 #: Tokens of a generated answer, as in `memory3.evaluation.qa`.
 NEW = 32
@@ -106,13 +106,16 @@ class Bench:
         """Passages with the queries that ways look at; ``true`` ones belong to a question each."""
         frame = self.m3.prompts.frame
         for kind in sorted(kinds):
-            started, skip = time.perf_counter(), 0
-            if kind in ("repeat", "asked"):
+            started, watched = time.perf_counter(), None
+            if kind in ("repeat", "asked", "cloze"):
                 names, references, asked = list(self.references), list(self.references.values()), None
             if kind == "asked":
                 made = written(self.m3, references, self.passages.folder / "asked.json", self.batch)
                 cue = frame.after(self.m3.prompts.ids(ASK))
-                asked, skip = [[*cue, *made[name]] for name in names], len(cue)
+                asked = [[*cue, *made[name]] for name in names]
+                watched = [range(len(cue), len(tokens)) for tokens in asked]
+            elif kind == "cloze":
+                asked, watched = cloze(self.m3, references)
             elif kind == "true":
                 names = [self._own(n) for n in range(len(self.items))]
                 references = [item["reference"] for item in self.items]
@@ -120,9 +123,9 @@ class Bench:
                     [*frame.after(self.m3.prompts.ids(item["question"])), *answer]
                     for item, answer in zip(self.items, self.wanted, strict=True)
                 ]
-            elif kind not in ("repeat", "asked"):
+            elif kind not in ("repeat", "asked", "cloze"):
                 raise SystemExit(f"queries {kind!r} are unknown")
-            new = self.passages.fill(kind, references, names, asked, self.batch, skip)
+            new = self.passages.fill(kind, references, names, asked, self.batch, watched)
             say(f"  {kind}: {new} passages encoded in {time.perf_counter() - started:.0f} s")
 
     def _own(self, n: int) -> str:
