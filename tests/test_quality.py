@@ -75,7 +75,7 @@ def test_moved_is_what_leaving_a_pair_out_does(m3: Memory3, passage: Passage) ->
             assert math.isclose(float(found[head, token]), most, rel_tol=0.02)
 
 
-@pytest.mark.parametrize("score", [score for score in SCORES if score != "blended"])
+@pytest.mark.parametrize("score", [score for score in SCORES if score not in ("learned", "blended")])
 def test_every_score_keeps_as_many(m3: Memory3, passage: Passage, score: str) -> None:
     way = Way.parse(f"{score} 1/16 floor=1 from=true+repeat bias")
     found = scores(passage, way, _outputs(m3))

@@ -9,7 +9,7 @@ A way is written in words: a score, a share of all pairs, and options. ``max 1/8
                rms      root of the mean square (arXiv 2602.16284)
                moved    the most that an output is moved where the pair is left out: a / (1 - a) |W_o (v - o)|, per query head
                movedsum root of the mean square of the same
-               blended  `learned` and a fifth of max, of models that a selector was fitted to (the package's adapters)
+               learned, blended  the package's, of models that a selector was fitted to; the fifth of blended is of ``from``
                fit-NAME  the line of each head that a few passages with questions gave (`research.quality.calibrating`)
     from=KIND  whose queries: repeat, asked, cloze, true, or several with + between, the larger score counting; or, with
                numbers as in ``asked+repeat:0.2``, their sum
@@ -38,7 +38,7 @@ from research.quality.passages import Passage
 
 __all__ = ["SCORES", "Way", "biases", "kept", "memory", "scores"]
 
-SCORES = ("max", "group", "heads", "sum", "rms", "moved", "movedsum", "blended")
+SCORES = ("max", "group", "heads", "sum", "rms", "moved", "movedsum", "learned", "blended")
 
 
 @dataclass(frozen=True)
@@ -103,16 +103,16 @@ def scores(passage: Passage, way: Way, outputs: list[torch.Tensor]) -> torch.Ten
     found = torch.stack(each).amax(0)
     if any(weight != 1 for weight in way.weights):
         found = sum((weight * one for weight, one in zip(way.weights, each, strict=True)), torch.zeros_like(found))
-    if way.score != "blended":
+    if way.score not in ("learned", "blended"):
         return found
     if passage.learned is None:
         raise ValueError("no selector was fitted to this model")
-    return passage.learned + Blended.share * found
+    return passage.learned + (Blended.share * found if way.score == "blended" else 0)
 
 
 def _score(passage: Passage, score: str, kind: str, layer: int, outputs: list[torch.Tensor]) -> torch.Tensor:
     paid = passage.attention(kind, layer)  # [H, G, T, S]
-    if score in ("max", "blended"):
+    if score in ("max", "learned", "blended"):
         return paid.amax((1, 2))
     if score == "group":
         return paid.sum(1).amax(1)

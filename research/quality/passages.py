@@ -141,4 +141,5 @@ class Passages:
         if not path.exists():
             return False
         with safetensors.safe_open(path, "pt") as file:
-            return f"{kind}.lse" in file.keys()  # noqa: SIM118  # not a dict
+            there = set(file.keys())
+        return f"{kind}.lse" in there and ("learned" in there or self.m3.learned is None)
