@@ -11,9 +11,10 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, ClassVar
 
 from memory3.errors import ConfigError
 from memory3.files import parse_json
@@ -127,6 +128,8 @@ class MemoryConfig:
             (``"4:20"``, ``"::2"``) or explicit indices.
         budget: see `Budget`; a text such as ``"adaptive:1/8"`` is parsed.
         selector: name of the token selector (`memory3.encode.selectors`).
+        biases: whether each kept pair has a bias on its logits, so that what is kept draws the attention that all pairs drew
+            (`memory3.encode.mass`). A byte a pair; codec ``"raw"`` alone keeps it.
         reference_length: tokens per reference at most, and the number of positions memories occupy (paper: 128).
         prefix: text every reference is encoded behind. ``"auto"``: cut from the chat template where there is one,
             ``"<bos>Reference:"`` otherwise. ``"<bos>"`` in it stands for the model's own token.
@@ -150,6 +153,7 @@ class MemoryConfig:
     layers: str | tuple[int, ...] = "all"
     budget: Budget = Budget("adaptive", 0.125)
     selector: str = "reconstruction"
+    biases: bool = False
     reference_length: int = 128
     prefix: str = "auto"
     dtype: str = "float16"
@@ -161,7 +165,9 @@ class MemoryConfig:
     memory_temperature: float = 0.9
 
     #: Settings that change a memory, as `to_dict` names them.
-    WRITING = ("layers", "budget", "selector", "reference_length", "beginning", "dtype")
+    WRITING = ("layers", "budget", "selector", "biases", "reference_length", "beginning", "dtype")
+    #: Settings that came later: where they are what they were before, nothing says them, and fingerprints stay as they were.
+    LATER: ClassVar[Mapping[str, Any]] = {"biases": False}
     #: Settings that change the bytes it is kept in, and nothing else.
     STORING = ("codec",)
 
@@ -197,6 +203,10 @@ class MemoryConfig:
             raise ConfigError(
                 f"codec {self.codec!r:.80} is no name of a codec: write NAME, NAME:OPTIONS or KEYS+VALUES, such as int8+int4"
             )
+        if not isinstance(self.biases, bool):
+            raise ConfigError(f"biases must be true or false, not {self.biases!r}")
+        if self.biases and self.codec not in ("auto", "raw"):
+            raise ConfigError(f"codec {self.codec!r} keeps no biases yet: use raw, or leave biases out")
         if not isinstance(self.prefix, str):
             raise ConfigError(f"prefix must be text, not {self.prefix!r}")
         if not isinstance(self.selector, str) or not self.selector:
@@ -247,7 +257,7 @@ class MemoryConfig:
         out["budget"] = str(self.budget) if self.budget.kind == "all" else f"{self.budget.kind}:{self.budget.amount!r}"
         if not isinstance(self.layers, str):
             out["layers"] = list(self.layers)
-        return out
+        return {name: value for name, value in out.items() if name not in self.LATER or value != self.LATER[name]}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> MemoryConfig:

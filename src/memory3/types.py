@@ -132,6 +132,7 @@ class MemoryShape:
         head_dim: d.
         pairs: P, pairs of key and value per reference.
         dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``.
+        biases: whether pairs have biases (`Memory.biases`).
     """
 
     layers: tuple[int, ...]
@@ -139,12 +140,22 @@ class MemoryShape:
     head_dim: int
     pairs: int
     dtype: str = "float16"
+    biases: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as files keep them. Without biases nothing is said of them, as before there were any."""
+        fields = {**dataclasses.asdict(self), "layers": list(self.layers)}
+        return fields if self.biases else {name: value for name, value in fields.items() if name != "biases"}
 
     @classmethod
     def from_dict(cls, data: Any) -> MemoryShape:
         """Of fields from a file, which may say anything. Raises ValueError unless they are of kinds and sizes that can be."""
-        if not isinstance(data, Mapping) or set(data) != {field.name for field in dataclasses.fields(cls)}:
+        names = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(data, Mapping) or set(data) | {"biases"} != names:
             raise ValueError("a shape has layers, kv_heads, head_dim, pairs and dtype")
+        biases = data.get("biases", False)
+        if not isinstance(biases, bool):
+            raise ValueError("biases of a shape are there or not")
         layers = data["layers"]
         if not isinstance(layers, list) or not 0 < len(layers) <= _MOST["layers"]:
             raise ValueError(f"a shape has 1 to {_MOST['layers']:,} layers in a list")
@@ -156,7 +167,7 @@ class MemoryShape:
             raise ValueError(f"a token has more than {_MOST['numbers']:,} numbers")
         if data["dtype"] not in ("float16", "bfloat16", "float32"):
             raise ValueError(f"dtype {data['dtype']!r:.40} is unknown")
-        return cls(layers=tuple(found), dtype=data["dtype"], **sizes)
+        return cls(layers=tuple(found), dtype=data["dtype"], biases=biases, **sizes)
 
     @property
     def heads(self) -> int:

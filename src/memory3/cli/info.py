@@ -45,7 +45,7 @@ def info(
             "dimension": manifest.dimension,
             "codec": manifest.codec,
             "config": config,
-            "shape": {**dataclasses.asdict(manifest.shape), "layers": list(manifest.shape.layers)},
+            "shape": manifest.shape.to_dict(),
             "policy": dataclasses.asdict(opened.policy),
             **{name: value for name, value in sizes.to_dict().items() if name != "cache"},
         }

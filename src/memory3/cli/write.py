@@ -259,7 +259,8 @@ def _remembered(bank: Path, model: str | None, adapter: str | None, given: Mappi
     except BankNotFound:
         name = full_name(model or DEFAULT_ADAPTED, adapter)
         return name, options.settings(trained_config(name) or MemoryConfig(), given)
-    stored, wanted = manifest.config.to_dict(), options.settings(manifest.config, given).to_dict()
+    asked = options.settings(manifest.config, given)
+    stored, wanted = ({**config.LATER, **config.to_dict()} for config in (manifest.config, asked))
     differing = [
         f"{name} {stored[name]!r}, not {wanted[name]!r}"
         for name in (*MemoryConfig.WRITING, *MemoryConfig.STORING)

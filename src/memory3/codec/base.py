@@ -59,6 +59,7 @@ class RecordSizes:
         positions: S, tokens of a reference at most.
         dtype: number format of keys and values, of `NUMBER_BYTES`.
         vocabulary: V, tokens that the model knows.
+        biases: whether pairs have biases (`memory3.types.Memory.biases`).
     """
 
     heads: int
@@ -67,6 +68,7 @@ class RecordSizes:
     positions: int
     dtype: str = "float16"
     vocabulary: int = 0
+    biases: bool = False
 
 
 class VectorCost(NamedTuple):

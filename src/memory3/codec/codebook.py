@@ -55,7 +55,7 @@ class Codebook:
             "version": VERSION,
             "codec": self.codec,
             "memories": self.memories,
-            "shape": {**dataclasses.asdict(self.shape), "layers": list(self.shape.layers)},
+            "shape": self.shape.to_dict(),
             "positions": self.positions,
             "about": dict(self.about),
         }

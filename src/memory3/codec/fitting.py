@@ -12,7 +12,7 @@ from memory3.codec.codebook import Codebook
 from memory3.codec.coded import PREDICTION, vector_pair
 from memory3.codec.prediction import Moments, Prediction, spread
 from memory3.codec.vectors import Sample
-from memory3.errors import InputError
+from memory3.errors import ConfigError, InputError
 from memory3.types import Memory, MemoryShape
 
 __all__ = ["fit", "needed_keys", "wanted_vectors"]
@@ -83,6 +83,8 @@ def fit(
         InputError: too few memories.
         ConfigError: the codec is unknown, or is not fitted, or does not fit the head dimension.
     """
+    if shape.biases:
+        raise ConfigError(f"codec {codec!r} keeps no biases yet: use raw, or leave biases out")
     pair = vector_pair(codec)
     memories = list(memories)
     keys, values, heads, places = _gathered(memories, shape)

@@ -6,6 +6,7 @@ Little endian, no padding between the parts; what a short reference leaves unuse
     positions  uint16 [P]     place of each kept token in its reference
     keys       dtype  [P, d]
     values     dtype  [P, d]
+    biases     int8   [P]     where memories have them, in steps of 1/40
 
 docs/bank-format.md has the same with byte offsets, and a reader that does not need memory3.
 """
@@ -26,6 +27,8 @@ from memory3.types import Memory, MemoryShape
 __all__ = ["RawCodec", "checked_pairs", "decode_record", "encode_record", "record_size"]
 
 _COUNT = np.dtype("<u2")
+#: Steps of a bias, to 1.
+_STEPS = 40
 
 
 class RawCodec(Codec):
@@ -60,12 +63,20 @@ class RawCodec(Codec):
             CodecError: a record has a wrong length, or counts more than it can hold.
         """
         memories = (decode_record(record, self.shape) for record in records)
-        return [dataclasses.replace(m, keys=m.keys.to(device), values=m.values.to(device)) for m in memories]
+        return [
+            dataclasses.replace(
+                m,
+                keys=m.keys.to(device),
+                values=m.values.to(device),
+                biases=None if m.biases is None else m.biases.to(device),
+            )
+            for m in memories
+        ]
 
 
 def record_size(shape: MemoryShape) -> int:
     """Bytes of every record of this shape."""
-    return Raw().cost(RecordSizes(shape.heads, shape.pairs, shape.head_dim, 0, shape.dtype)).record_bytes
+    return Raw().cost(RecordSizes(shape.heads, shape.pairs, shape.head_dim, 0, shape.dtype, biases=shape.biases)).record_bytes
 
 
 def encode_record(memory: Memory, shape: MemoryShape) -> bytes:
@@ -80,11 +91,13 @@ def encode_record(memory: Memory, shape: MemoryShape) -> bytes:
     """
     pairs = checked_pairs(memory, shape)
     record = bytearray(record_size(shape))
-    counts, positions, keys, values = _parts(record, shape)
+    counts, positions, keys, values, biases = _parts(record, shape)
     counts[:] = memory.counts.reshape(-1)
     positions[:pairs] = memory.positions
     keys[:pairs] = memory.keys
     values[:pairs] = memory.values
+    if memory.biases is not None:
+        biases[:pairs] = (memory.biases * _STEPS).round().clamp(-127, 127)
     return bytes(record)
 
 
@@ -105,7 +118,7 @@ def decode_record(data: Record, shape: MemoryShape) -> Memory:
     view = memoryview(data).cast("B")
     if view.nbytes != size:
         raise CodecError(f"a record has {view.nbytes} bytes, all others {size}")
-    counts, positions, keys, values = _parts(bytearray(view) if view.readonly else view, shape)
+    counts, positions, keys, values, biases = _parts(bytearray(view) if view.readonly else view, shape)
     pairs = int(counts.sum(dtype=np.int64))
     if pairs > shape.pairs:
         raise CodecError(f"a record counts {pairs} pairs, it has at most {shape.pairs}")
@@ -114,18 +127,26 @@ def decode_record(data: Record, shape: MemoryShape) -> Memory:
         positions=positions[:pairs],
         keys=keys[:pairs],
         values=values[:pairs],
+        biases=biases[:pairs].float() / _STEPS if shape.biases else None,
     )
 
 
-def _parts(record: bytearray | memoryview, shape: MemoryShape) -> tuple[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor]:
-    """Views of the four parts of a writable record: counts ``[L*H]``, positions ``[P]``, keys and values ``[P, d]``."""
+def _parts(
+    record: bytearray | memoryview, shape: MemoryShape
+) -> tuple[np.ndarray, np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Views of the parts of a writable record: counts ``[L*H]``, positions ``[P]``, keys and values ``[P, d]``, and
+    biases int8 ``[P]``, or ``[0]`` where memories have none.
+    """
     counts = np.frombuffer(record, _COUNT, shape.heads)
     positions = np.frombuffer(record, _COUNT, shape.pairs, counts.nbytes)
     numbers = torch.frombuffer(
         record, dtype=shape.torch_dtype, count=2 * shape.pairs * shape.head_dim, offset=counts.nbytes + positions.nbytes
     )
     keys, values = numbers.view(2, shape.pairs, shape.head_dim)
-    return counts, positions, keys, values
+    kept = shape.pairs if shape.biases else 0
+    # torch takes no buffer of no bytes
+    biases = torch.frombuffer(record, dtype=torch.int8, count=kept, offset=len(record) - kept) if kept else torch.empty(0)
+    return counts, positions, keys, values, biases
 
 
 def checked_pairs(memory: Memory, shape: MemoryShape) -> int:
@@ -137,6 +158,9 @@ def checked_pairs(memory: Memory, shape: MemoryShape) -> int:
             f"a memory with counts {memory.counts.shape} and {pairs} pairs does not fit records of {expected} heads "
             f"and at most {shape.pairs} pairs"
         )
+    if (memory.biases is not None) != shape.biases:
+        has, bank = ("no biases", "them") if shape.biases else ("biases", "none")
+        raise InputError(f"the memory has {has} and its bank keeps {bank}: they were made with other settings")
     if memory.positions.shape != (pairs,) or not (memory.keys.shape == memory.values.shape == (pairs, shape.head_dim)):
         raise InputError(
             f"a memory counts {pairs} pairs of {shape.head_dim} numbers, but has {memory.positions.shape} positions, "

@@ -26,6 +26,7 @@ from memory3.attention.attend import attention_with_lse, masked
 from memory3.attention.layout import gather_memories
 from memory3.config import MemoryConfig
 from memory3.encode.budget import choose
+from memory3.encode.mass import fitted_biases, watched_products
 from memory3.encode.selectors import LayerView, Selector, selector
 from memory3.errors import InputError, ModelError
 from memory3.models.frame import Frame
@@ -56,6 +57,7 @@ class _Write:
         positions: torch.Tensor,
         windows: Mapping[int, torch.Tensor],
         seeds: tuple[int, ...],
+        weighs: bool,
     ) -> None:
         self.prefix = prefix
         self.memory_layers = frozenset(memory_layers)
@@ -68,11 +70,13 @@ class _Write:
         self.positions = positions
         self.windows = windows
         self.seeds = seeds
+        self.weighs = weighs
         self.bias: dict[int, torch.Tensor] = {}  # by window; layers that have the same share it
         # By layer: where activations are recomputed for the gradient, a layer is seen twice.
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
         self.scores: list[dict[int, torch.Tensor]] = [{} for _ in selectors]
+        self.products: dict[int, torch.Tensor] = {}
 
     def _mask(self, query: torch.Tensor, before: int, window: torch.Tensor | None) -> torch.Tensor:
         """``[N or 1, 1, T, b + T]``: all of the prefix, causal after it, padding of the reference hidden from what follows;
@@ -136,6 +140,8 @@ class _Write:
             with torch.no_grad():  # which tokens are kept is a choice, not a number one could improve by a little
                 for selector, scores in zip(self.selectors, self.scores, strict=True):
                     scores[layer] = selector.score(view)
+                if self.weighs:
+                    self.products[layer] = watched_products(view)
         if layer == self.last:
             raise StopForward
         return out
@@ -149,12 +155,15 @@ class Dense:
         keys, values: ``[N, L, H, S, d]``.
         scores: float32 ``[N, L, H, S]``, one tensor per selector.
         lengths: int64 ``[N]``.
+        products: float32 ``[N, L, H, S, S]``, what biases are fitted to (`memory3.encode.mass`); None where they are not
+            wanted.
     """
 
     keys: torch.Tensor
     values: torch.Tensor
     scores: Sequence[torch.Tensor]
     lengths: torch.Tensor
+    products: torch.Tensor | None = None
 
 
 class Encoder:
@@ -186,6 +195,7 @@ class Encoder:
             head_dim=geometry.head_dim,
             pairs=config.budget.pairs(len(layers) * kv_heads, config.reference_length),
             dtype=config.dtype,
+            biases=config.biases,
         )
         self._selector = selector(config.selector, weights)
         needed = len(frame.prefix) + 2 * config.reference_length + len(frame.repeat)
@@ -216,7 +226,7 @@ class Encoder:
         kept = self._choose(dense)
         if not bool(torch.isfinite(dense.keys[kept]).all()):
             raise ModelError("the model computes keys that are not finite; is its dtype too narrow for its weights?")
-        memories = cut(dense.keys, dense.values, kept, self.shape.torch_dtype)
+        memories = cut(dense.keys, dense.values, kept, self.shape.torch_dtype, biases=self._biases(dense, kept))
         return [
             replace(memory, tokens=np.asarray(reference.token_ids, np.uint32), provenance=self._provenance(reference))
             for memory, reference in zip(memories, references, strict=True)
@@ -272,8 +282,8 @@ class Encoder:
         if not references:
             self.prefix = self._encode_prefix()
             return []
-        dense, kept = self._dense_and_kept(references)
-        return cut(dense.keys, dense.values, kept, dense.keys.dtype, dense.keys.device)
+        dense, kept, biases = self._dense_and_kept(references)
+        return cut(dense.keys, dense.values, kept, dense.keys.dtype, dense.keys.device, biases)
 
     def encode_kept_and_whole(self, references: Sequence[Reference]) -> tuple[list[Memory], list[Memory]]:
         """What `encode_with_gradients` gives, of one reference or more, and beside it memories of every pair, without
@@ -282,21 +292,35 @@ class Encoder:
         Raises:
             InputError: as `encode`.
         """
-        dense, kept = self._dense_and_kept(references)
+        dense, kept, biases = self._dense_and_kept(references)
         dtype, device = dense.keys.dtype, dense.keys.device
         every = torch.arange(kept.shape[-1], device=device) < dense.lengths[:, None, None, None]
         whole = cut(dense.keys.detach(), dense.values.detach(), every.expand_as(kept), dtype, device)
-        return cut(dense.keys, dense.values, kept, dtype, device), whole
+        return cut(dense.keys, dense.values, kept, dtype, device, biases), whole
 
-    def _dense_and_kept(self, references: Sequence[Reference]) -> tuple[Dense, torch.Tensor]:
-        """All pairs with gradients, and which of them are kept."""
+    def _dense_and_kept(self, references: Sequence[Reference]) -> tuple[Dense, torch.Tensor, torch.Tensor | None]:
+        """All pairs with gradients, which of them are kept, and their biases."""
         self.prefix = self._encode_prefix()
-        kept = None
         selectors = self._selectors
-        if any(selector.repeats for selector in selectors):
-            kept, selectors = self._choose(self.dense(references, selectors)), ()
-        dense = self._dense(references, selectors)
-        return dense, self._choose(dense) if kept is None else kept
+        if not self._repeats(selectors):
+            dense = self._dense(references, selectors)
+            kept = self._choose(dense)
+            return dense, kept, self._biases(dense, kept)
+        chosen = self.dense(references, selectors)
+        kept = self._choose(chosen)
+        return self._dense(references, (), weighs=False), kept, self._biases(chosen, kept)
+
+    def _repeats(self, selectors: Sequence[Selector]) -> bool:
+        """Whether references are read twice, since something is fitted to what the second reading looks at."""
+        return any(selector.repeats for selector in selectors) or (self.config.biases and len(selectors) > 0)
+
+    def _biases(self, dense: Dense, kept: torch.Tensor) -> torch.Tensor | None:
+        """float32 ``[N, L, H, S]``, 0 where everything is kept; None where the settings want none."""
+        if not self.config.biases:
+            return None
+        if dense.products is None:
+            return torch.zeros_like(kept, dtype=torch.float32)
+        return fitted_biases(dense.products, kept)
 
     @property
     def _selectors(self) -> tuple[Selector, ...]:
@@ -326,9 +350,17 @@ class Encoder:
         return self._dense(references, selectors, asked)
 
     def _dense(
-        self, references: Sequence[Reference], selectors: Sequence[Selector], asked: Sequence[Sequence[int]] | None = None
+        self,
+        references: Sequence[Reference],
+        selectors: Sequence[Selector],
+        asked: Sequence[Sequence[int]] | None = None,
+        *,
+        weighs: bool | None = None,
     ) -> Dense:
-        """`dense`, with gradients where they are enabled."""
+        """`dense`, with gradients where they are enabled. ``weighs``: whether biases will be fitted; None: as the settings
+        say, where anything is left out.
+        """
+        weighs = self.config.biases and len(selectors) > 0 if weighs is None else weighs
         for reference in references:
             if not 0 < len(reference.token_ids) <= self.config.reference_length:
                 raise InputError(
@@ -341,7 +373,7 @@ class Encoder:
         lengths, span = real.sum(1), tokens.shape[1]
         positions = torch.arange(first, first + span, device=device)
         later = None
-        if any(selector.repeats for selector in selectors):
+        if self._repeats(selectors):
             cue = torch.tensor([() if asked is not None else self.frame.repeat], dtype=torch.int64, device=device)
             then, counted = _padded(token_ids if asked is None else asked, device)
             later = (span + cue.shape[1], counted)
@@ -351,7 +383,7 @@ class Encoder:
         seeds = tuple(xxhash.xxh3_64_intdigest(repr(t).encode()) % 2**31 for t in token_ids)
         angles, windows = self.geometry.angles, self.geometry.windows(self.model, int(positions[-1]) + 1)
         layers = self.shape.layers
-        reader = _Write(self.prefix, layers, selectors, lengths, span, later, angles, positions, windows, seeds)
+        reader = _Write(self.prefix, layers, selectors, lengths, span, later, angles, positions, windows, seeds, weighs)
         # The mask is the reader's own affair; a ready-made four-dimensional one keeps transformers from building another.
         unused = torch.zeros(1, 1, 1, 1, dtype=self.model.dtype, device=device)
         with attached(self.model), suppress(StopForward):
@@ -360,7 +392,8 @@ class Encoder:
             torch.stack([of[layer] for layer in self.shape.layers], dim=1)
             for of in (reader.keys, reader.values, *reader.scores)
         )
-        return Dense(keys, values, [some.float() for some in scores], lengths)
+        products = torch.stack([reader.products[layer] for layer in layers], dim=1) if weighs else None
+        return Dense(keys, values, [some.float() for some in scores], lengths, products)
 
 
 def cut(
@@ -369,6 +402,7 @@ def cut(
     kept: torch.Tensor,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
+    biases: torch.Tensor | None = None,
 ) -> list[Memory]:
     """One memory per reference, of the kept pairs.
 
@@ -377,7 +411,9 @@ def cut(
         kept: bool ``[N, L, H, S]``.
         dtype: of the memories.
         device: where they are wanted.
+        biases: float32 ``[N, L, H, S]``; None: they have none.
     """
+    flat_biases = None if biases is None else biases[kept].to(device)
     flat_keys, flat_values = keys[kept].to(device, dtype), values[kept].to(device, dtype)
     counts = kept.sum(dim=-1).to("cpu").numpy().astype("uint16")  # [N, L, H]
     positions = kept.nonzero()[:, -1].to("cpu").numpy().astype("uint16")
@@ -390,6 +426,7 @@ def cut(
                 positions=positions[mine].copy(),
                 keys=flat_keys[mine].clone(),
                 values=flat_values[mine].clone(),
+                biases=None if flat_biases is None else flat_biases[mine].clone(),
             )
         )
         start = mine.stop

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["MOST", "fitted_biases", "gram"]
+from memory3.encode.selectors.base import LayerView
+
+__all__ = ["MOST", "fitted_biases", "gram", "watched_products"]
 
 #: Largest bias, both ways: a pair stands for 1/20 to 20 pairs. A byte holds it in steps of 0.024.
 MOST = 3.0
@@ -34,6 +36,22 @@ def gram(attention: torch.Tensor) -> torch.Tensor:
     """
     rows = attention.flatten(-3, -2)
     return rows.transpose(-1, -2) @ rows
+
+
+def watched_products(view: LayerView) -> torch.Tensor:
+    """K of what is read behind references, float32 ``[N, H, S, S]``; 0 at padding.
+
+    Args:
+        view: a layer of the references, with what is read behind them.
+    """
+    assert view.later_query is not None
+    assert view.later_lse is not None
+    refs, heads, queries, dim = view.later_query.shape
+    kv_heads = view.key.shape[1]
+    query = view.later_query.reshape(refs, kv_heads, heads // kv_heads, queries, dim)
+    logits = (query * view.scale @ view.key.unsqueeze(2).transpose(-1, -2)).float()
+    attention = logits.sub_(view.later_lse.reshape(refs, kv_heads, -1, queries, 1)).exp_()
+    return gram(attention * view.valid[:, None, None, None])
 
 
 def fitted_biases(products: torch.Tensor, kept: torch.Tensor, ridge: float = 0.1) -> torch.Tensor:
@@ -53,9 +71,7 @@ def fitted_biases(products: torch.Tensor, kept: torch.Tensor, ridge: float = 0.1
     least, most = torch.exp(torch.tensor(-MOST)) - 1, torch.exp(torch.tensor(MOST)) - 1
     for _ in range(_SWEEPS):
         for j in range(kept.shape[-1]):
-            best = apart[..., j] - (slope[..., j] + ridge * diagonal[..., j] * apart[..., j]) / (
-                (1 + ridge) * diagonal[..., j]
-            )
+            best = (apart[..., j] - slope[..., j] / diagonal[..., j]) / (1 + ridge)
             change = (best.clamp(least, most) - apart[..., j]) * kept[..., j]
             apart[..., j] += change
             slope += products[..., j] * change.unsqueeze(-1)

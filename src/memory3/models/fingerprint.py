@@ -50,7 +50,7 @@ def whole_model(model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any, fr
         frame: the fixed tokens around references and questions.
         config: the settings of memories.
     """
-    plain = config.replace(layers="all", budget="all", selector="first", dtype="float32")
+    plain = config.replace(layers="all", budget="all", selector="first", biases=False, dtype="float32")
     return fingerprint(model, shape, tokenizer, frame, plain)
 
 
@@ -72,6 +72,7 @@ def fingerprint(
         UnsupportedModel: weights are kept in a way whose bytes cannot be read.
     """
     digest = xxhash.xxh3_128()
+    settings = config.to_dict()
     last = max(shape.memory_layers(config))
     tensors = dict((*shape.base.named_parameters(), *shape.base.named_buffers()))
     for name, tensor in layers_up_to(sorted(tensors.items()), last):
@@ -89,7 +90,7 @@ def fingerprint(
         "tokenizer": tokenizer.backend_tokenizer.to_str(),
         "beginning": frame.prefix,
         "repeat": frame.repeat,
-        "writing": {name: config.to_dict()[name] for name in MemoryConfig.WRITING},
+        "writing": {name: settings[name] for name in MemoryConfig.WRITING if name in settings},
     }
     rules |= {name: found for name, found in more.items() if found}
     digest.update(json.dumps(rules, sort_keys=True, default=str).encode())

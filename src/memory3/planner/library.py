@@ -131,7 +131,7 @@ def writing_tokens(config: MemoryConfig, tokens: int) -> int:
     Raises:
         ConfigError: there is no such selector.
     """
-    repeats = selectors.find(config.selector).repeats
+    repeats = selectors.find(config.selector).repeats or (config.biases and config.budget.selects)
     return 2 * tokens + CUE_TOKENS if repeats and config.budget.selects else tokens
 
 

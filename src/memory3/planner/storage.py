@@ -40,7 +40,7 @@ def codec_cost(shape: ModelSizes, config: MemoryConfig) -> CodecCost:
     codec = find(default_codec(shape.head_dim) if config.codec == "auto" else config.codec)
     heads = len(shape.memory_layers(config)) * shape.kv_heads
     pairs = config.budget.pairs(heads, config.reference_length)
-    sizes = RecordSizes(heads, pairs, shape.head_dim, config.reference_length, config.dtype, shape.vocabulary)
+    sizes = RecordSizes(heads, pairs, shape.head_dim, config.reference_length, config.dtype, shape.vocabulary, config.biases)
     cost = codec.cost(sizes)
     if cost is None:
         raise ConfigError(f"codec {str(codec)!r} is unknown to the planner: use one of {', '.join(codecs())}")

@@ -189,7 +189,7 @@ def _card(m3: Memory3) -> dict[str, Any]:
         "weights": _weights(m3.model),
         "dtype": str(m3.model.dtype),
         "config": m3.config.to_dict(),
-        "shape": asdict(m3.shape),
+        "shape": m3.shape.to_dict(),
         "fingerprint": m3.fingerprint,
         "frame": {name: sorted(value) if isinstance(value, frozenset) else value for name, value in frame.items()},
         "positions": geometry.max_positions,

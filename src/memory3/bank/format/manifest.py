@@ -5,7 +5,6 @@ Kept as JSON in the Lance table's schema metadata, so it cannot part from the ro
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from dataclasses import dataclass
@@ -98,7 +97,7 @@ class BankManifest:
             "format_version": self.format_version,
             "model": self.model,
             "config": {name: value for name, value in self.config.to_dict().items() if name != "codec"},
-            "shape": {**dataclasses.asdict(self.shape), "layers": list(self.shape.layers)},
+            "shape": self.shape.to_dict(),
             "fingerprint": self.fingerprint,
             "embedder": self.embedder,
             "dimension": self.dimension,
@@ -153,7 +152,7 @@ class BankManifest:
             )
 
     def _difference(self, m3: MemoryWriter) -> str:
-        mine, theirs = self.config.to_dict(), m3.config.to_dict()
+        mine, theirs = ({**config.LATER, **config.to_dict()} for config in (self.config, m3.config))
         pairs: list[tuple[str, Any, Any]] = [("model", self.model, m3.name)]
         pairs += [(name, mine[name], theirs[name]) for name in MemoryConfig.WRITING]
         pairs += [("shape", self.shape, m3.shape)]

@@ -35,6 +35,8 @@ class Raw(MemoryCodec):
         return cls()
 
     def cost(self, sizes: RecordSizes) -> CodecCost:
-        """Bytes of a record: counts and places of two bytes each, and the numbers. Writing and reading take no arithmetic."""
-        numbers = 2 * sizes.pairs * sizes.head_dim
-        return CodecCost(2 * (sizes.heads + sizes.pairs) + numbers * NUMBER_BYTES[sizes.dtype], 0, 0)
+        """Bytes of a record: counts and places of two bytes each, the numbers, and a byte for each bias. Writing and reading
+        take no arithmetic.
+        """
+        numbers, biases = 2 * sizes.pairs * sizes.head_dim, sizes.pairs * sizes.biases
+        return CodecCost(2 * (sizes.heads + sizes.pairs) + numbers * NUMBER_BYTES[sizes.dtype] + biases, 0, 0)
