@@ -14,6 +14,7 @@ from memory3 import Document, Memory3
 from memory3.config import MemoryConfig
 from research.quality import ways
 from research.quality.choosing import SCORES, Way, biases, kept, memory, scores
+from research.quality.errors import drop_order, written_products
 from research.quality.passages import Passage, Passages
 
 TEXT = "The bridge was built in 1874 by the engineer of the county. It crosses the river near the old town."
@@ -82,7 +83,7 @@ def test_every_score_keeps_as_many(m3: Memory3, passage: Passage, score: str) ->
     keep = kept(found, way, 128)
     assert int(keep.sum()) == round(found[..., 0].numel() * 128 / 16)
     assert int(keep.sum(-1).min()) >= 1
-    added = biases(passage, way, keep)
+    added = biases(passage, way, keep, _outputs(m3))
     assert added is not None
     assert bool((added[~keep] == 0).all())
 
@@ -119,3 +120,31 @@ def test_from_questions_to_a_file_and_on(m3: Memory3, tmp_path: Path, monkeypatc
     # what is kept whole says what the text says, but for the room behind a short passage
     text, whole = rows[1]["nll"]["mean"], rows[2]["nll"]["mean"]  # type: ignore[index]
     assert abs(text - whole) < 0.5
+
+
+def test_the_error_is_what_heads_no_longer_write(m3: Memory3, passage: Passage) -> None:
+    outputs = _outputs(m3)
+    products = written_products(passage, "repeat", outputs)
+    weights = torch.rand(passage.values.shape[:3], generator=torch.Generator().manual_seed(0)) - 1
+    layer, head = 2, 1
+    paid = passage.attention("repeat", layer)[head]
+    group = paid.shape[0]
+    lost = [
+        (paid[g] * weights[layer, head]) @ passage.values[layer, head] @ outputs[layer][head * group + g] for g in range(group)
+    ]
+    expected = sum(float(one.square().sum()) for one in lost)
+    mine = weights[layer, head]
+    assert math.isclose(float(mine @ products[layer, head] @ mine), expected, rel_tol=1e-3)
+
+
+def test_pairs_go_in_the_order_of_what_they_cost() -> None:
+    """Of one head, against all choices of the next pair, sum by sum."""
+    rows = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
+    products = (rows.T @ rows)[None, None]
+    order = drop_order(products)[0, 0]
+    gone = torch.zeros(6)
+    for step in range(1, 7):
+        costs = {j: float((gone + one) @ products[0, 0] @ (gone + one)) for j, one in enumerate(torch.eye(6)) if not gone[j]}
+        best = min(costs, key=costs.__getitem__)
+        assert int(order[best]) == step
+        gone[best] = 1

@@ -9,6 +9,9 @@ A way is written in words: a score, a share of all pairs, and options. ``max 1/8
                rms      root of the mean square (arXiv 2602.16284)
                moved    the most that an output is moved where the pair is left out: a / (1 - a) |W_o (v - o)|, per query head
                movedsum root of the mean square of the same
+               error    pairs are dropped one after the other, each the one that adds least to the error of what heads
+                        write (`research.quality.errors`); later is better. errorhalf, errorrel: a layer's error over
+                        the root of its square sum, over its square sum
                learned, blended  the package's, of models that a selector was fitted to; the fifth of blended is of ``from``
                fit-NAME  the line of each head that a few passages with questions gave (`research.quality.calibrating`)
     from=KIND  whose queries: repeat, asked, cloze, true, or several with + between, the larger score counting; or, with
@@ -16,6 +19,7 @@ A way is written in words: a score, a share of all pairs, and options. ``max 1/8
     floor=N    so many tokens of every head first
     flat       every head as many
     bias[=KIND]  fitted to what those queries pay in all (`memory3.encode.mass`); ridge=R
+    repair[=KIND]  a bias fitted to what those queries read, and not to what they pay in all (`research.quality.errors`)
     even       one bias for all pairs of a head, so that the sum of what is paid is as before
     T=X        what logits of memories are divided by
 
@@ -34,11 +38,12 @@ from memory3.encode.mass import MOST, fitted_biases, gram
 from memory3.encode.selectors.blended import Blended
 from memory3.types import Memory
 from research.quality.calibrating import FITS, features
+from research.quality.errors import drop_order, written_products
 from research.quality.passages import Passage
 
 __all__ = ["SCORES", "Way", "biases", "kept", "memory", "scores"]
 
-SCORES = ("max", "group", "heads", "sum", "rms", "moved", "movedsum", "learned", "blended")
+SCORES = ("max", "group", "heads", "sum", "rms", "moved", "movedsum", "error", "errorhalf", "errorrel", "learned", "blended")
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Way:
     floor: int = 0
     flat: bool = False
     bias: str = ""
+    repair: str = ""
     even: bool = False
     ridge: float = 0.1
     temperature: float = 1.0
@@ -78,6 +84,8 @@ class Way:
                 found[key] = True
             elif key == "bias":
                 found["bias"] = value or "repeat"
+            elif key == "repair":
+                found["repair"] = value or "repeat"
             elif key == "ridge":
                 found["ridge"] = float(value)
             elif key == "T":
@@ -91,11 +99,20 @@ class Way:
         """Kinds of queries that it looks at."""
         if self.share is None:
             return set()
-        return {*self.kinds, *([self.bias] if self.bias else []), *(["repeat"] if self.even else [])}
+        return {
+            *self.kinds,
+            *([self.bias] if self.bias else []),
+            *([self.repair] if self.repair else []),
+            *(["repeat"] if self.even else []),
+        }
 
 
 def scores(passage: Passage, way: Way, outputs: list[torch.Tensor]) -> torch.Tensor:
     """float32 ``[L, H, S]``. ``outputs``: W_o of every layer, ``[A, d, hidden]``; looked at by ``moved``."""
+    if way.score.startswith("error"):
+        power = {"error": 0.0, "errorhalf": 0.5, "errorrel": 1.0}[way.score]
+        products = sum(written_products(passage, kind, outputs) * w for kind, w in zip(way.kinds, way.weights, strict=True))
+        return drop_order(torch.as_tensor(products), power)
     each = [
         torch.stack([_score(passage, way.score, kind, layer, outputs) for layer in range(len(passage.keys))])
         for kind in way.kinds
@@ -159,7 +176,7 @@ def kept(score: torch.Tensor, way: Way, length: int) -> torch.Tensor:
     return chosen.view_as(score)
 
 
-def biases(passage: Passage, way: Way, keep: torch.Tensor) -> torch.Tensor | None:
+def biases(passage: Passage, way: Way, keep: torch.Tensor, outputs: list[torch.Tensor]) -> torch.Tensor | None:
     """float32 ``[L, H, S]``, or None where the way has none."""
     if way.even:
         shares = []
@@ -167,6 +184,8 @@ def biases(passage: Passage, way: Way, keep: torch.Tensor) -> torch.Tensor | Non
             paid = passage.attention("repeat", layer).sum((1, 2))
             shares.append(paid.sum(-1) / (paid * keep[layer]).sum(-1).clamp_min(1e-12))
         return torch.stack(shares).log().clamp(0, MOST)[..., None].expand(keep.shape)
+    if way.repair:
+        return fitted_biases(written_products(passage, way.repair, outputs), keep, way.ridge)
     if not way.bias:
         return None
     products = torch.stack([gram(passage.attention(way.bias, layer)) for layer in range(len(passage.keys))])
@@ -179,7 +198,7 @@ def memory(passage: Passage, way: Way, outputs: list[torch.Tensor], length: int)
     score = torch.zeros(shape) if way.share is None else scores(passage, way, outputs)
     keep = kept(score, way, length)
     (made,) = cut(passage.keys[None] / way.temperature, passage.values[None], keep[None], torch.float16)
-    added = biases(passage, way, keep)
+    added = biases(passage, way, keep, outputs)
     if added is None:
         return made
     return replace(made, biases=added[keep])

@@ -16,6 +16,8 @@ Symbols: H KV heads, G query heads of each, T queries, S tokens.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from memory3.encode.selectors.base import LayerView
@@ -24,8 +26,10 @@ __all__ = ["MOST", "fitted_biases", "gram", "watched_products"]
 
 #: Largest bias, both ways: a pair stands for 1/20 to 20 pairs. A byte holds it in steps of 0.024.
 MOST = 3.0
-#: Turns over all pairs. The weights' last change is then below 1% of them in all heads that were looked at.
-_SWEEPS = 40
+#: Bounds of a weight, less 1.
+_LEAST, _GREATEST = math.exp(-MOST) - 1, math.exp(MOST) - 1
+#: Turns over all pairs at most, and the largest change of a weight in the last one.
+_SWEEPS, _ENOUGH = 40, 1e-3
 
 
 def gram(attention: torch.Tensor) -> torch.Tensor:
@@ -64,15 +68,29 @@ def fitted_biases(products: torch.Tensor, kept: torch.Tensor, ridge: float = 0.1
         kept: bool ``[..., S]``.
         ridge: r.
     """
-    products = products.float()
-    diagonal = products.diagonal(dim1=-2, dim2=-1).clamp_min(1e-12)
-    apart = kept.float() - 1  # w - 1: 0 where a pair is kept, -1 where it is not
-    slope = (products @ apart.unsqueeze(-1)).squeeze(-1)
-    least, most = torch.exp(torch.tensor(-MOST)) - 1, torch.exp(torch.tensor(MOST)) - 1
+    tokens = kept.shape[-1]
+    mine = kept.reshape(-1, tokens)
+    counts, order = mine.sum(1).sort(descending=True, stable=True)
+    # Of each head what it keeps, in front of what it does not; heads that keep most first, so that those which have a pair j
+    # are the first ones.
+    most = int(counts[0]) if len(counts) else 0
+    places = mine[order].to(torch.uint8).sort(dim=1, descending=True, stable=True).indices[:, :most]
+    whole = products.reshape(-1, tokens, tokens)[order].float()
+    slope = (whole @ (mine[order].float() - 1).unsqueeze(-1)).squeeze(-1).gather(1, places)
+    some = whole.gather(1, places.unsqueeze(-1).expand(-1, -1, tokens))
+    some = some.gather(2, places.unsqueeze(1).expand(-1, most, -1))
+    diagonal = some.diagonal(dim1=1, dim2=2).clamp_min(1e-12)
+    apart = torch.zeros_like(slope)  # w - 1
+    having = [int((counts > j).sum()) for j in range(most)]
     for _ in range(_SWEEPS):
-        for j in range(kept.shape[-1]):
-            best = (apart[..., j] - slope[..., j] / diagonal[..., j]) / (1 + ridge)
-            change = (best.clamp(least, most) - apart[..., j]) * kept[..., j]
-            apart[..., j] += change
-            slope += products[..., j] * change.unsqueeze(-1)
-    return torch.log1p(apart.where(kept, torch.zeros_like(apart)))
+        before = apart.clone()
+        for j, n in enumerate(having):
+            best = (apart[:n, j] - slope[:n, j] / diagonal[:n, j]) / (1 + ridge)
+            change = best.clamp(_LEAST, _GREATEST) - apart[:n, j]
+            apart[:n, j] += change
+            slope[:n] += some[:n, j] * change.unsqueeze(-1)
+        if torch.allclose(apart, before, rtol=0, atol=_ENOUGH):
+            break
+    found = torch.zeros(mine.shape, device=kept.device)
+    found[order] = torch.zeros_like(found).scatter(1, places, torch.log1p(apart))
+    return found.view(kept.shape)
