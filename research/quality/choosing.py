@@ -12,6 +12,8 @@ A way is written in words: a score, a share of all pairs, and options. ``max 1/8
                error    pairs are dropped one after the other, each the one that adds least to the error of what heads
                         write (`research.quality.errors`); later is better. errorhalf, errorrel: a layer's error over
                         the root of its square sum, over its square sum
+               read     the same head by head and without W_o: selector ``error`` of the package; readhalf: over the root of
+                        the layer's square sum
                learned, blended  the package's, of models that a selector was fitted to; the fifth of blended is of ``from``
                fit-NAME  the line of each head that a few passages with questions gave (`research.quality.calibrating`)
     from=KIND  whose queries: repeat, asked, cloze, true, or several with + between, the larger score counting; or, with
@@ -36,6 +38,7 @@ import torch
 from memory3.encode.encoder import cut
 from memory3.encode.mass import MOST, fitted_biases, gram
 from memory3.encode.selectors.blended import Blended
+from memory3.encode.selectors.error import costs
 from memory3.types import Memory
 from research.quality.calibrating import FITS, features
 from research.quality.errors import drop_order, written_products
@@ -43,7 +46,22 @@ from research.quality.passages import Passage
 
 __all__ = ["SCORES", "Way", "biases", "kept", "memory", "scores"]
 
-SCORES = ("max", "group", "heads", "sum", "rms", "moved", "movedsum", "error", "errorhalf", "errorrel", "learned", "blended")
+SCORES = (
+    "max",
+    "group",
+    "heads",
+    "sum",
+    "rms",
+    "moved",
+    "movedsum",
+    "error",
+    "errorhalf",
+    "errorrel",
+    "read",
+    "readhalf",
+    "learned",
+    "blended",
+)
 
 
 @dataclass(frozen=True)
@@ -143,7 +161,18 @@ def _score(passage: Passage, score: str, kind: str, layer: int, outputs: list[to
         if passage.fitted is None:
             raise ValueError("heads were not weighed yet: give --fitted")
         return (features(paid) * passage.fitted[score.removeprefix("fit-")][layer][:, None]).sum(-1)
+    if score.startswith("read"):
+        products = _read(passage, kind, layer)
+        if score == "readhalf":
+            products = products / products.sum().clamp_min(1e-12).sqrt()
+        return costs(products[None], torch.ones(1, paid.shape[-1], dtype=torch.bool))[0]
     return _moved(passage, paid, layer, outputs, score == "movedsum")
+
+
+def _read(passage: Passage, kind: str, layer: int) -> torch.Tensor:
+    """K of one layer as the package's selector has it, ``[H, S, S]``."""
+    rows, value = passage.attention(kind, layer).flatten(1, 2), passage.values[layer]
+    return (rows.transpose(-1, -2) @ rows) * (value @ value.transpose(-1, -2))
 
 
 def _moved(passage: Passage, paid: torch.Tensor, layer: int, outputs: list[torch.Tensor], mean: bool) -> torch.Tensor:
@@ -184,6 +213,9 @@ def biases(passage: Passage, way: Way, keep: torch.Tensor, outputs: list[torch.T
             paid = passage.attention("repeat", layer).sum((1, 2))
             shares.append(paid.sum(-1) / (paid * keep[layer]).sum(-1).clamp_min(1e-12))
         return torch.stack(shares).log().clamp(0, MOST)[..., None].expand(keep.shape)
+    if way.repair and way.score.startswith("read"):
+        products = torch.stack([_read(passage, way.repair, layer) for layer in range(len(passage.keys))])
+        return fitted_biases(products, keep, way.ridge)
     if way.repair:
         return fitted_biases(written_products(passage, way.repair, outputs), keep, way.ridge)
     if not way.bias:
