@@ -428,10 +428,10 @@ def rewrite_manifest(path, change):
 
 def test_other_format_versions_are_refused(tmp_path):
     open_bank(tmp_path / "bank").close()
-    rewrite_manifest(tmp_path / "bank", lambda text: text.replace(b'"format_version": 1', b'"format_version": 3'))
-    with pytest.raises(BankVersion, match=r"version 3.*reads versions 1 and 2: upgrade"):
+    rewrite_manifest(tmp_path / "bank", lambda text: text.replace(b'"format_version": 1', b'"format_version": 4'))
+    with pytest.raises(BankVersion, match=r"version 4.*reads versions 1 to 3: upgrade"):
         open_bank(tmp_path / "bank")
-    rewrite_manifest(tmp_path / "bank", lambda text: text.replace(b'"format_version": 3', b'"format_version": 0'))
+    rewrite_manifest(tmp_path / "bank", lambda text: text.replace(b'"format_version": 4', b'"format_version": 0'))
     with pytest.raises(BankVersion, match="memory3 write"):
         Bank.describe(tmp_path / "bank")
 

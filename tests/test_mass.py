@@ -153,6 +153,7 @@ def test_a_bank_keeps_them(tmp_path: Path) -> None:
     torch.testing.assert_close(found.biases, expected.biases, atol=0.5 / 40 + 1e-6, rtol=0)
     torch.testing.assert_close(found.keys, expected.keys)
     assert said.citations
+    assert Bank.describe(tmp_path / "bank").format_version == 3
     with pytest.raises(FingerprintMismatch, match="biases"):
         Bank.open(tmp_path / "bank", _memory3())
 

@@ -24,6 +24,8 @@ __all__ = ["FORMAT_VERSION", "METADATA_KEY", "RAW_VERSION", "TABLE_ID_KEY", "Ban
 FORMAT_VERSION = 2
 #: Of banks whose codec is raw: they are as they were before there were others, so that older releases read them.
 RAW_VERSION = 1
+#: Of raw banks whose pairs have biases, which older releases would not read.
+BIASED_VERSION = 3
 METADATA_KEY = b"memory3"
 #: Beside the manifest in the schema metadata: 32 hex digits that no two tables share. Tables of older releases have none.
 TABLE_ID_KEY = b"memory3.table_id"
@@ -38,7 +40,8 @@ class BankManifest:
     """Which model and settings wrote a bank, and what its rows look like.
 
     Attributes:
-        format_version: of the columns and the record layout; see docs/bank-format.md. 1 with the codec raw, 2 with others.
+        format_version: of the columns and the record layout; see docs/bank-format.md. 1 with the codec raw, 2 with others, 3
+            raw with biases.
         model: id or path of the model.
         config: settings the memories were written with.
         shape: what all memories have in common.
@@ -79,7 +82,7 @@ class BankManifest:
         """
         name = codec.name if codec is not None else "raw"
         return cls(
-            format_version=RAW_VERSION if name == "raw" else FORMAT_VERSION,
+            format_version=FORMAT_VERSION if name != "raw" else BIASED_VERSION if m3.shape.biases else RAW_VERSION,
             model=m3.name,
             config=m3.config.replace(codec=name),
             shape=m3.shape,
@@ -119,10 +122,10 @@ class BankManifest:
             version = whole("format_version", data["format_version"], 0, 1 << 31)
         except (ValueError, KeyError) as error:
             raise _unreadable(error) from error
-        if version not in (RAW_VERSION, FORMAT_VERSION):
+        if version not in (RAW_VERSION, FORMAT_VERSION, BIASED_VERSION):
             raise BankVersion(
-                f"this bank has format version {version}, this memory3 reads versions {RAW_VERSION} and {FORMAT_VERSION}: "
-                f"{'upgrade memory3' if version > FORMAT_VERSION else 'write the documents anew with `memory3 write`'}"
+                f"this bank has format version {version}, this memory3 reads versions {RAW_VERSION} to {BIASED_VERSION}: "
+                f"{'upgrade memory3' if version > BIASED_VERSION else 'write the documents anew with `memory3 write`'}"
             )
         try:
             return cls(**_checked(data))
