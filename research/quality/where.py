@@ -1,11 +1,15 @@
-"""Where a way keeps pairs, and how much of the attention that the very question and its answer pay to the passage it keeps:
-layer by layer, over the passages that `research.quality.ways` has encoded.
+"""What a way keeps of what questions look at, without a forward pass: over passages that `research.quality.ways` has encoded
+with the queries ``true`` and ``repeat``.
 
-    python -m research.quality.where --cache FOLDER --ways "max 1/8, sum 1/8"
+    python -m research.quality.where --model FOLDER --cache FOLDER --ways "max 1/8, read 1/8" [--layers]
 
-``paid``: attention of question and answer to the passage, a query head and token. ``got``: the share of it that kept pairs
-get. ``pairs``: kept, a KV head. ``full``: KV heads that keep three quarters of the passage or more, and ``none``, those that
-keep one token at most; of all passages, as shares.
+``lost``: square sum of what the heads of all layers write otherwise into the residual stream for question and answer, over
+that of what they write with all pairs; each KV head by itself, and the softmax not divided anew. It orders ways nearly as the
+answer's NLL does (research/log.md). ``each``: the mean of the same of each layer. ``got``: the share of attention kept.
+
+With ``--layers``, of every layer ``paid``: attention of question and answer to the passage, a query head and token; ``got``;
+``pairs`` kept, a KV head; ``full``: share of KV heads that keep three quarters of the passage or more, and ``none`` of those
+that keep one token at most.
 """
 
 from __future__ import annotations
@@ -15,8 +19,10 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from safetensors import safe_open
 
-from research.quality.choosing import Way, kept, scores
+from research.quality.choosing import Way, biases, kept, scores
+from research.quality.errors import written_products
 from research.quality.passages import Passage
 
 
@@ -37,41 +43,57 @@ def passages(folder: Path, most: int) -> list[Passage]:
     return found
 
 
+def maps_in(folder: Path, layers: int, dim: int) -> list[torch.Tensor]:
+    """W_o of every layer of a model's folder, ``[A, d, hidden]``."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        found = [file.get_tensor(f"model.layers.{layer}.self_attn.o_proj.weight") for layer in range(layers)]
+    return [one.float().T.reshape(-1, dim, one.shape[0]) for one in found]
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder with model.safetensors")
     parser.add_argument("--cache", required=True)
     parser.add_argument("--ways", required=True)
-    parser.add_argument("--passages", type=int, default=10)
+    parser.add_argument("--passages", type=int, default=3)
     parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--layers", action="store_true")
     given = parser.parse_args()
     some = passages(Path(given.cache), given.passages)
-    paid = [[one.attention("true", layer) for layer in range(len(one.keys))] for one in some]
+    layers, _, _, dim = some[0].keys.shape
+    outputs = maps_in(Path(given.model), layers, dim)
+    products = [written_products(one, "true", outputs) for one in some]
+    paid = [[one.attention("true", layer) for layer in range(layers)] for one in some]
     for text in given.ways.split(","):
         way = Way.parse(text.strip())
-        keeps = [kept(scores(one, way, []), way, given.length) for one in some]
-        print(f"{text.strip()}, {len(some)} passages")
-        print("layer  paid   got  pairs  full  none")
-        rows = []
-        for layer in range(len(some[0].keys)):
-            all_of = torch.stack([a[layer].sum(-1).mean() for a in paid])
-            got = torch.stack([(a[layer] * k[layer][:, None, None]).sum(-1).mean() for a, k in zip(paid, keeps, strict=True)])
-            counts = torch.stack([k[layer].float().sum(-1) for k in keeps])
-            share = torch.stack([k[layer].float().mean(-1) for k in keeps])
-            row = [
-                float(x)
-                for x in (
-                    all_of.mean(),
-                    got.sum() / all_of.sum(),
-                    counts.mean(),
-                    (share >= 0.75).float().mean(),
-                    (counts <= 1).float().mean(),
-                )
+        lost, whole = torch.zeros(layers), torch.zeros(layers)
+        keeps = []
+        for one, mine in zip(some, products, strict=True):
+            keep = kept(scores(one, way, outputs), way, given.length)
+            added = biases(one, way, keep, outputs)
+            apart = (keep.float() if added is None else keep * added.exp()) - 1
+            lost += torch.einsum("lhs,lhsk,lhk->l", apart, mine, apart)
+            whole += mine.sum((1, 2, 3))
+            keeps.append(keep)
+        got = torch.tensor(
+            [
+                [float((a * k[:, None, None]).sum()) for a, k in zip(p, m, strict=True)]
+                for p, m in zip(paid, keeps, strict=True)
             ]
-            rows.append(row)
-            print(f"{layer:5}  {row[0]:.3f}  {row[1]:.2f}  {row[2]:5.1f}  {row[3]:.2f}  {row[4]:.2f}")
-        mean = torch.tensor(rows).mean(0).tolist()
-        print(f" mean  {mean[0]:.3f}  {mean[1]:.2f}  {mean[2]:5.1f}  {mean[3]:.2f}  {mean[4]:.2f}\n")
+        ).sum(0)
+        every = torch.tensor([[float(a.sum()) for a in p] for p in paid]).sum(0)
+        share, each = float(got.sum() / every.sum()), float((lost / whole).mean())
+        print(f"{text.strip():32} lost {float(lost.sum() / whole.sum()):.3f}  each {each:.3f}  got {share:.3f}")
+        if not given.layers:
+            continue
+        print("layer  paid   got  pairs  full  none")
+        for layer in range(layers):
+            counts = torch.stack([k[layer].float().sum(-1) for k in keeps])
+            parts = torch.stack([k[layer].float().mean(-1) for k in keeps])
+            mean = sum(float(p[layer].sum(-1).mean()) for p in paid) / len(paid)
+            full, none = (parts >= 0.75).float().mean(), (counts <= 1).float().mean()
+            print(f"{layer:5}  {mean:.3f}  {got[layer] / every[layer]:.2f}  {counts.mean():5.1f}  {full:.2f}  {none:.2f}")
 
 
 if __name__ == "__main__":
