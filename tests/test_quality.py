@@ -14,7 +14,7 @@ from memory3 import Document, Memory3
 from memory3.config import MemoryConfig
 from research.quality import ways
 from research.quality.choosing import SCORES, Way, biases, kept, memory, scores
-from research.quality.errors import drop_order, written_products
+from research.quality.errors import costs, drop_order, written_products
 from research.quality.passages import Passage, Passages
 
 TEXT = "The bridge was built in 1874 by the engineer of the county. It crosses the river near the old town."
@@ -141,10 +141,12 @@ def test_pairs_go_in_the_order_of_what_they_cost() -> None:
     """Of one head, against all choices of the next pair, sum by sum."""
     rows = torch.randn(9, 6, generator=torch.Generator().manual_seed(1))
     products = (rows.T @ rows)[None, None]
-    order = drop_order(products)[0, 0]
-    gone = torch.zeros(6)
+    order, added = drop_order(products)[0, 0], costs(products)[0, 0]
+    gone, most = torch.zeros(6), -math.inf
     for step in range(1, 7):
-        costs = {j: float((gone + one) @ products[0, 0] @ (gone + one)) for j, one in enumerate(torch.eye(6)) if not gone[j]}
-        best = min(costs, key=costs.__getitem__)
+        sums = {j: float((gone + one) @ products[0, 0] @ (gone + one)) for j, one in enumerate(torch.eye(6)) if not gone[j]}
+        best = min(sums, key=sums.__getitem__)
         assert int(order[best]) == step
+        most = max(most, sums[best] - float(gone @ products[0, 0] @ gone))
+        assert math.isclose(float(added[best]), most, rel_tol=1e-3, abs_tol=1e-4)
         gone[best] = 1

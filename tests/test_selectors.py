@@ -63,32 +63,6 @@ def test_reconstruction_is_the_largest_attention_of_a_repeated_token() -> None:
                 assert float(score[n, h, j]) == pytest.approx(best, rel=1e-5)
 
 
-def test_error_is_what_is_read_otherwise_without_a_pair_and_those_before_it() -> None:
-    """By leaving pairs out and adding up, query by query, what each head no longer reads."""
-    v = view([7, 4], repeats=True)
-    assert v.later_query is not None
-    assert v.later_lse is not None
-    score = selector("error").score(v)
-    for n, length in enumerate([7, 4]):
-        for h in range(2):
-            attention = [
-                torch.exp(v.later_query[n, a] @ v.key[n, h, :length].T * 0.3 - v.later_lse[n, a, :, None])
-                for a in range(3 * h, 3 * h + 3)
-            ]
-
-            def lost(gone: list[int], n: int = n, h: int = h, attention: list[torch.Tensor] = attention) -> float:
-                return sum(float((a[:, gone] @ v.value[n, h, gone]).square().sum()) for a in attention)
-
-            gone: list[int] = []
-            most = 0.0
-            while len(gone) < length:
-                added = {j: lost([*gone, j]) - lost(gone) for j in range(length) if j not in gone}
-                j = min(added, key=added.__getitem__)
-                most = max(most, added[j])
-                assert float(score[n, h, j]) == pytest.approx(most, rel=1e-3)
-                gone.append(j)
-
-
 @pytest.mark.parametrize("name", sorted(SELECTORS))
 def test_padding_never_changes_a_score(name: str) -> None:
     weights = {1: torch.randn(6 * D + 1, 2)} if name in ("learned", "blended") else None

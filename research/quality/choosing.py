@@ -12,7 +12,7 @@ A way is written in words: a score, a share of all pairs, and options. ``max 1/8
                error    pairs are dropped one after the other, each the one that adds least to the error of what heads
                         write (`research.quality.errors`); later is better. errorhalf, errorrel: a layer's error over
                         the root of its square sum, over its square sum
-               read     the same head by head and without W_o: selector ``error`` of the package; readhalf: over the root of
+               read     the same head by head and without W_o, as a selector of one layer could; readhalf: over the root of
                         the layer's square sum
                learned, blended  the package's, of models that a selector was fitted to; the fifth of blended is of ``from``
                fit-NAME  the line of each head that a few passages with questions gave (`research.quality.calibrating`)
@@ -38,10 +38,9 @@ import torch
 from memory3.encode.encoder import cut
 from memory3.encode.mass import MOST, fitted_biases, gram
 from memory3.encode.selectors.blended import Blended
-from memory3.encode.selectors.error import costs
 from memory3.types import Memory
 from research.quality.calibrating import FITS, features
-from research.quality.errors import drop_order, written_products
+from research.quality.errors import costs, drop_order, read_products, written_products
 from research.quality.passages import Passage
 
 __all__ = ["SCORES", "Way", "biases", "kept", "memory", "scores"]
@@ -162,17 +161,11 @@ def _score(passage: Passage, score: str, kind: str, layer: int, outputs: list[to
             raise ValueError("heads were not weighed yet: give --fitted")
         return (features(paid) * passage.fitted[score.removeprefix("fit-")][layer][:, None]).sum(-1)
     if score.startswith("read"):
-        products = _read(passage, kind, layer)
+        products = read_products(passage, kind, layer)
         if score == "readhalf":
             products = products / products.sum().clamp_min(1e-12).sqrt()
-        return costs(products[None], torch.ones(1, paid.shape[-1], dtype=torch.bool))[0]
+        return costs(products)
     return _moved(passage, paid, layer, outputs, score == "movedsum")
-
-
-def _read(passage: Passage, kind: str, layer: int) -> torch.Tensor:
-    """K of one layer as the package's selector has it, ``[H, S, S]``."""
-    rows, value = passage.attention(kind, layer).flatten(1, 2), passage.values[layer]
-    return (rows.transpose(-1, -2) @ rows) * (value @ value.transpose(-1, -2))
 
 
 def _moved(passage: Passage, paid: torch.Tensor, layer: int, outputs: list[torch.Tensor], mean: bool) -> torch.Tensor:
@@ -214,7 +207,7 @@ def biases(passage: Passage, way: Way, keep: torch.Tensor, outputs: list[torch.T
             shares.append(paid.sum(-1) / (paid * keep[layer]).sum(-1).clamp_min(1e-12))
         return torch.stack(shares).log().clamp(0, MOST)[..., None].expand(keep.shape)
     if way.repair and way.score.startswith("read"):
-        products = torch.stack([_read(passage, way.repair, layer) for layer in range(len(passage.keys))])
+        products = torch.stack([read_products(passage, way.repair, layer) for layer in range(len(passage.keys))])
         return fitted_biases(products, keep, way.ridge)
     if way.repair:
         return fitted_biases(written_products(passage, way.repair, outputs), keep, way.ridge)

@@ -15,7 +15,7 @@ import torch
 
 from research.quality.passages import Passage
 
-__all__ = ["drop_order", "written_products"]
+__all__ = ["costs", "drop_order", "read_products", "written_products"]
 
 #: Heads of which a pair is dropped at once; each of these heads loses the one that costs it least.
 _AT_ONCE = 8
@@ -62,3 +62,31 @@ def drop_order(products: torch.Tensor, power: float = 0.0) -> torch.Tensor:
         cost[head, which] = torch.inf
         when[head, which] = step
     return when.view(layers, heads, tokens)
+
+
+def read_products(passage: Passage, kind: str, layer: int) -> torch.Tensor:
+    """K of every head of a layer without W_o, float32 ``[H, S, S]``: what is read otherwise, instead of what is written."""
+    rows, value = passage.attention(kind, layer).flatten(1, 2), passage.values[layer]
+    return (rows.transpose(-1, -2) @ rows) * (value @ value.transpose(-1, -2))
+
+
+def costs(products: torch.Tensor) -> torch.Tensor:
+    """What each pair of a head adds to the error when it goes next, or what one before it did, if that was more: float32
+    ``[..., S]``. The largest of many heads together are those that `drop_order` keeps, but for pairs that add less than one
+    before them.
+
+    Args:
+        products: K, ``[..., S, S]``.
+    """
+    tokens = products.shape[-1]
+    mine = products.reshape(-1, tokens, tokens)
+    cost = mine.diagonal(dim1=1, dim2=2).clone()
+    rows = torch.arange(len(mine))
+    found, most = torch.zeros_like(cost), torch.full((len(mine),), -torch.inf)
+    for _ in range(tokens):
+        least, token = cost.min(1)
+        most = torch.maximum(most, least)
+        found[rows, token] = most
+        cost += 2 * mine[rows, token]
+        cost[rows, token] = torch.inf
+    return found.view(products.shape[:-1])
