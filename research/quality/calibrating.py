@@ -50,6 +50,7 @@ def fitted(x: torch.Tensor, target: torch.Tensor, names: tuple[str, ...]) -> tor
     return weights
 
 
+@torch.no_grad()
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -61,7 +62,6 @@ def main() -> None:
     parser.add_argument("--cache", required=True)
     given = parser.parse_args()
     m3 = Memory3.from_pretrained(given.model, config=MemoryConfig.preset("full"))
-    torch.set_grad_enabled(False)
     drawn = [p for name in ("amazon", "reddit") for p in passages_in(read_questions(Path(given.data) / f"{name}.jsonl.gz"))]
     random.Random(0).shuffle(drawn)
     references: list[Reference] = []

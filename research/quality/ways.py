@@ -113,7 +113,7 @@ class Bench:
                 made = written(self.m3, references, self.passages.folder / "asked.json", self.batch)
                 cue = frame.after(self.m3.prompts.ids(ASK))
                 asked = [[*cue, *made[name]] for name in names]
-                watched = [range(len(cue), len(tokens)) for tokens in asked]
+                watched = [list(range(len(cue), len(tokens))) for tokens in asked]
             elif kind == "cloze":
                 asked, watched = cloze(self.m3, references)
             elif kind == "true":
@@ -194,6 +194,7 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+@torch.no_grad()
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -217,7 +218,6 @@ def main() -> None:
     label = given.label or Path(given.model).name
     config = MemoryConfig.preset("full")
     m3 = Memory3.from_pretrained(given.model, config=config, dtype=given.dtype or None, batch_size=given.batch)
-    torch.set_grad_enabled(False)
     for folder in map(Path, given.data.split(",")):
         kept = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
         mark = {"model": label, "set": folder.name, "questions": given.questions, "seed": given.seed, "T": given.temperature}

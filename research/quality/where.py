@@ -5,7 +5,8 @@ with the queries ``true`` and ``repeat``.
 
 ``lost``: square sum of what the heads of all layers write otherwise into the residual stream for question and answer, over
 that of what they write with all pairs; each KV head by itself, and the softmax not divided anew. On wiki_qa it orders ways
-nearly as the answer's NLL does, on friendsqa it does not (research/log.md). ``each``: the mean of the same of each layer. ``got``: the share of attention kept.
+nearly as the answer's NLL does, on friendsqa it does not (research/log.md). ``each``: the mean of the same of each layer.
+``got``: the share of attention kept.
 
 With ``--layers``, of every layer ``paid``: attention of question and answer to the passage, a query head and token; ``got``;
 ``pairs`` kept, a KV head; ``full``: share of KV heads that keep three quarters of the passage or more, and ``none`` of those
