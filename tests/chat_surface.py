@@ -94,6 +94,11 @@ def test_a_citation_leads_to_its_passage(server, client):
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.8, "top_p": 0.9, "seed": 5}, {"stop": ["a", "e"]}])
 def test_a_stream_says_what_the_whole_answer_says(client, options):
+    compare_stream(client, **options)
+
+
+def compare_stream(client, **options):
+    """A streamed answer against the same one whole."""
     whole = ask(client, **options)
     chunks = list(ask(client, stream=True, stream_options={"include_usage": True}, **options))
     *parts, last = chunks

@@ -159,7 +159,7 @@ def inside(m3: Any, folder: Path, banks: dict[str, str], asked: Sequence[Case], 
                 max_tokens=case.most,
                 min_tokens=case.least,
                 stop_token_ids=ends,
-                logprobs=2,
+                logprobs=3,
                 extra_args={"kv_transfer_params": {"memory3": memory}},
             )
             tokens = m3.prompts.build(case.prompt, "memory" if case.bank else "none")
@@ -169,25 +169,28 @@ def inside(m3: Any, folder: Path, banks: dict[str, str], asked: Sequence[Case], 
             put_off[name] = request.num_preemptions
         for output in engine.step():
             if output.finished:
-                kept.add(**answered(m3, output, put_off))
+                kept.add(
+                    **answered(m3, output, put_off, ends if asked[int(output.request_id.partition("-")[0])].least else ())
+                )
                 if len(kept.all) % 10 == 0:
                     say(f"vLLM: {len(kept.all)} of {len(asked)}, {sum(one['put_off'] for one in kept.all.values())} put off")
         steps += 1
     engine.engine_core.shutdown()
 
 
-def answered(m3: Any, output: Any, put_off: dict[str, int]) -> dict[str, Any]:
+def answered(m3: Any, output: Any, put_off: dict[str, int], ends: Sequence[int]) -> dict[str, Any]:
     """What is kept of an answer."""
     mine = output.request_id.partition("-")[0]
     told = (output.kv_transfer_params or {}).get("memory3", {})
     if "error" in told:
         raise SystemExit(f"question {mine}: {told['error']}")
     said = output.outputs[0]
-    tops = [sorted((one.logprob for one in step.values()), reverse=True) for step in said.logprobs]
+    # Of vLLM's logarithms none is masked: where an end was not allowed yet it does not count.
+    steps = [sorted((one.logprob for token, one in step.items() if token not in ends), reverse=True) for step in said.logprobs]
     return {
         "number": int(mine),
         "tokens": list(said.token_ids),
-        "gaps": [top[0] - top[1] for top in tops],
+        "gaps": [step[0] - step[1] if len(step) > 1 else None for step in steps],
         "put_off": max((times for name, times in put_off.items() if name.partition("-")[0] == mine), default=0),
         "renewals": told["recalls"] - recalls_of_prompt(m3, output.prompt_token_ids) if told else 0,
         "read": told.get("read", 0),
@@ -224,7 +227,7 @@ def differences(asked: Sequence[Case], twins: Kept, answers: Kept) -> Iterator[d
             "of": len(twin["tokens"]),
             "is_second": twin["second"][at] == answer["tokens"][at],
             "gap": round(twin["gaps"][at], 5),
-            "gap_in_vllm": round(answer["gaps"][at], 5),
+            "gap_in_vllm": None if answer["gaps"][at] is None else round(answer["gaps"][at], 5),
             "spacing_in_bfloat16": spacing,
         }
 
@@ -240,14 +243,14 @@ def summary(dtype: str, asked: Sequence[Case], twins: Kept, answers: Kept) -> di
     """Figures of one dtype."""
     found = list(differences(asked, twins, answers))
     first = {one["number"]: one["at"] for one in found}
-    apart, same = [], 0
-    for number in range(len(asked)):
-        twin, answer = twins.all[number], answers.all[number]
-        agreed = first.get(number, len(twin["tokens"]))
-        same += agreed
-        apart += [abs(a - b) for a, b in zip(twin["gaps"][:agreed], answer["gaps"][:agreed], strict=True) if math.isfinite(a)]
+    agreed = [first.get(number, len(twins.all[number]["tokens"])) for number in range(len(asked))]
+    same, apart = sum(agreed), []
+    for number, until in enumerate(agreed):
+        pairs = zip(twins.all[number]["gaps"][:until], answers.all[number]["gaps"][:until], strict=True)
+        apart += [abs(a - b) for a, b in pairs if b is not None]
     apart.sort()
     reads = [number for number, case in enumerate(asked) if case.bank]
+    plain = [number for number, case in enumerate(asked) if not case.bank]
     kept = [answers.all[number] for number in range(len(asked))]
 
     def equal(numbers: Sequence[int]) -> str:
@@ -257,9 +260,15 @@ def summary(dtype: str, asked: Sequence[Case], twins: Kept, answers: Kept) -> di
         "dtype": dtype,
         "equal_answers": equal(range(len(asked))),
         "equal_answers_with_memories": equal(reads),
-        "equal_answers_without": equal([number for number in range(len(asked)) if number not in set(reads)]),
+        "equal_answers_without": equal(plain),
         # A token is compared where all before it are the same: behind the first difference the questions are others.
         "tokens_compared": same + len(found),
+        "differences_in_1000_tokens": {
+            name: round(1000 * len(differ) / (sum(agreed[number] for number in numbers) + len(differ)), 2)
+            for name, numbers in (("with_memories", reads), ("without", plain))
+            for differ in [[number for number in numbers if number in first]]
+        },
+        "largest_gap_of_a_difference": max((one["gap"] for one in found), default=None),
         "tokens_equal": same,
         "share_of_tokens_equal": round(same / (same + len(found)), 6),
         "gap_of_the_two_largest_logits_differs_by": {

@@ -10,8 +10,7 @@ import openai
 import pytest
 import served
 from chat_surface import *  # noqa: F403 (pytest runs its tests with the server of this file)
-from chat_surface import QUESTION, TURNS, alone, ask
-from chat_surface import test_a_stream_says_what_the_whole_answer_says as as_everywhere
+from chat_surface import QUESTION, TURNS, alone, ask, compare_stream
 
 from memory3.vllm.engine import VllmEngine
 
@@ -44,7 +43,7 @@ def test_an_answer_is_that_of_the_library(server, client, mode, messages):
 
 @pytest.mark.parametrize("options", [{}, {"stop": ["a", "e"]}])
 def test_a_stream_says_what_the_whole_answer_says(client, options):
-    as_everywhere(client, options)
+    compare_stream(client, **options)
 
 
 def test_several_choices_differ_when_they_are_drawn(client):
