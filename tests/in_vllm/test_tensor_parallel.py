@@ -12,13 +12,13 @@ def inside(tmp_path_factory):
 
 
 def heads_laid_out(worker):
-    """Runs in a worker: its KV heads, and the heads of the keys that it has laid out last."""
+    """Runs in a worker: its KV heads, and the heads of the keys of every lane that rows have sat in."""
     from vllm.distributed.kv_transfer import get_kv_transfer_group
 
     layouts = get_kv_transfer_group()._layouts
     mine = layouts._heads
-    _, batch = layouts._kept
-    return (mine.start, mine.stop), {layer.keys.shape[1] for layer in batch.layers.values()}
+    lanes = layouts.seats._lanes._lanes.values()
+    return (mine.start, mine.stop), {keys.shape[1] for lane in lanes for keys in lane._keys}
 
 
 def test_tokens_are_those_of_generate(inside):
