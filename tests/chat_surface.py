@@ -97,6 +97,26 @@ def test_a_stream_says_what_the_whole_answer_says(client, options):
     compare_stream(client, **options)
 
 
+def compare_answer(server, client, messages, mode):
+    """An answer beside that of the library alone.
+
+    Returns:
+        the choice, and the library's answer.
+    """
+    answer = ask(client, messages, extra_body={"memory3": {"mode": mode}})
+    expected = alone(server, messages, mode)
+    (choice,) = answer.choices
+    assert choice.message.role == "assistant"
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (
+        expected.usage.prompt_tokens,
+        expected.usage.answer_tokens,
+    )
+    about = choice.model_extra["memory3"]
+    assert about["mode"] == mode
+    assert about["bytes_read"] == expected.usage.bytes_read
+    return choice, expected
+
+
 def compare_stream(client, **options):
     """A streamed answer against the same one whole."""
     whole = ask(client, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import threading
 
 import pytest
 import tiny
@@ -13,10 +14,11 @@ from torch import nn
 from memory3.models import prepacked
 from memory3.models.active import changed_since_built, state_mark
 from memory3.models.geometry import ModelGeometry
-from memory3.models.prepacked import is_prepacked, prepack
+from memory3.models.prepacked import prepack
+from memory3.onednn import packs
 
 pytestmark = pytest.mark.skipif(
-    not prepacked._has_onednn(torch.float32), reason="this torch has no oneDNN, or an older one than prepacked weights need"
+    not packs(torch.float32), reason="this torch has no oneDNN, or an older one than prepacked weights need"
 )
 
 
@@ -60,7 +62,7 @@ def test_equals_torch(rows: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_bfloat16() -> None:
-    if not prepacked._has_onednn(torch.bfloat16):
+    if not packs(torch.bfloat16):
         pytest.skip("no bfloat16 in this oneDNN")
     model = _two().bfloat16()
     x = torch.randn(5, 7).bfloat16()
@@ -117,17 +119,21 @@ def test_gradients_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
         assert model(x).dtype == torch.bfloat16
 
 
-def test_copies_of_the_model_stand_by_themselves() -> None:
+def test_copies_of_the_model_stand_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     model = _two()
     x = torch.randn(5, 7)
     assert prepack(model)
+    used = _counted(monkeypatch)
     with torch.no_grad():
         for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-            assert torch.allclose(twin(x), model(x), atol=1e-6)
-            assert not is_prepacked(twin)
+            expected = model(x)
+            used.clear()
+            assert torch.allclose(twin(x), expected, atol=1e-6)
+            assert not used
             twin[0].weight.zero_()
             assert torch.allclose(twin(x), twin[2](torch.relu(twin[0].bias)).expand(5, 3), atol=1e-6)
-    assert is_prepacked(model)
+        model(x)
+    assert used == [5, 5]
 
 
 def test_a_model_stays_what_it_is() -> None:
@@ -180,3 +186,41 @@ def test_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     found = prepacked._timed([nn.Linear(256, 512) for _ in range(3)])
     assert len(found) == 3
     assert set(found) <= {True, False}
+
+
+def test_layers_of_both_dtypes_in_one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(7, 11), nn.Linear(11, 3).bfloat16())
+    monkeypatch.setattr(prepacked, "packs", lambda dtype: dtype == torch.float32)
+    x = torch.randn(5, 7)
+    assert prepack(model)
+    used = _counted(monkeypatch)
+    with torch.no_grad():
+        model[1](model[0](x).bfloat16())
+    assert used == [5]
+
+
+def test_a_weight_is_written_while_others_multiply() -> None:
+    """No thread meets a copy that another one has let go."""
+    for seed in range(20):
+        model, other = _two(), _two()
+        assert prepack(model)
+        x, failed = torch.randn(5, 7), list[BaseException]()
+
+        def multiply(model: nn.Module = model, x: torch.Tensor = x, failed: list[BaseException] = failed) -> None:
+            try:
+                with torch.no_grad():
+                    for _ in range(50):
+                        model(x)
+            except BaseException as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=multiply) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for one in (model, other):
+            one[2].weight.data.fill_(seed + 1.0)
+        for thread in threads:
+            thread.join()
+        assert not failed
+        with torch.no_grad():
+            assert torch.allclose(model(x), other(x), atol=1e-5)

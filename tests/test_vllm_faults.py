@@ -15,6 +15,7 @@ import tiny
 import torch
 from forging import destroy, forge
 from paged import Asked, PagedEngine, text
+from slow_bank import Slow
 
 from memory3 import Bank, Document, Memory3, MemoryConfig
 from memory3.codec import fit
@@ -256,20 +257,6 @@ def test_a_form_of_another_model_is_not_learned(made):
 
 
 # ---- memories that take long to find ----------------------------------------------------------------------------------------
-
-
-class Slow:
-    """A bank in which a search takes as long as a test says."""
-
-    def __init__(self, view, gate):
-        self.view, self.gate = view, gate
-
-    def __getattr__(self, name):
-        return getattr(self.view, name)
-
-    def search(self, *arguments, **options):
-        assert self.gate.wait(20)
-        return self.view.search(*arguments, **options)
 
 
 def test_a_request_whose_next_memories_are_not_there_yet_holds_nobody_up(made):

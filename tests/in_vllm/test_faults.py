@@ -9,6 +9,7 @@ import threading
 import pytest
 from forging import destroy, forge
 from inside import Inside, said, text
+from slow_bank import Slow
 
 from memory3 import Bank, Document, Memory3
 from memory3.codec import fit
@@ -110,20 +111,6 @@ def test_a_bank_that_is_deleted(inside, tmp_path):
     assert "no bank" in error_of(got["late"])
     kept = Bank.open(tmp_path / "kept", inside.m3)
     assert said(got["other"]) == twin(inside, kept, prompt, 80, k=1)
-
-
-class Slow:
-    """A bank in which a search waits for a gate."""
-
-    def __init__(self, view, gate):
-        self.view, self.gate = view, gate
-
-    def __getattr__(self, name):
-        return getattr(self.view, name)
-
-    def search(self, *arguments, **options):
-        assert self.gate.wait(60)
-        return self.view.search(*arguments, **options)
 
 
 def test_a_bank_that_answers_late_holds_nobody_up(inside):

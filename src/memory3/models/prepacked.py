@@ -2,9 +2,9 @@
 
     prepack(model)
 
-Torch multiplies with MKL on the CPU. On some machines oneDNN is faster by a factor of two, but only where it need not lay
-weights out at each call; on others it is slower. So both are timed here, at three numbers of rows, and each is used where
-it won. Layers stay `torch.nn.Linear` with their own weights; the copies are beside them.
+Torch multiplies with MKL on the CPU. On some machines oneDNN (`memory3.onednn`) is faster by a factor of two, but only where
+it need not lay weights out at each call; on others it is slower. So both are timed here, at three numbers of rows, and each
+is used where it won. Layers stay `torch.nn.Linear` with their own weights; the copies are beside them.
 
 A copy is worth nothing once its weight has changed. Before each pass a few numbers of every weight are looked at; where one
 differs, all copies go, and torch's own product takes over. Exact twin: `torch.nn.functional.linear`.
@@ -21,7 +21,9 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 
-__all__ = ["is_prepacked", "prepack"]
+from memory3.onednn import linear, packs, prepacked
+
+__all__ = ["prepack"]
 
 #: Weights of fewer numbers are not worth a copy.
 _SMALLEST = 1 << 15
@@ -66,19 +68,20 @@ class _Forward:
     def __init__(self, layer: nn.Linear, copies: _Copies) -> None:
         self.layer = layer
         self.copies: _Copies | None = copies
-        self.packed: torch.Tensor | None = _packed(layer)
+        self.packed: torch.Tensor | None = prepacked(layer.weight.detach())
         self.place = _place(layer.weight)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"layer": self.layer, "copies": None, "packed": None, "place": None}
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        layer, copies = self.layer, self.copies
+        layer, copies, packed = self.layer, self.copies, self.packed  # another thread may let them go meanwhile
         weight = layer.weight
-        if copies is not None and copies.serves(x.numel() // max(1, x.shape[-1])) and self._can(x, weight):
-            return _multiplied(x, self.packed, layer.bias)
-        if copies is not None and not copies.valid:
-            self.copies = self.packed = None
+        if copies is not None and packed is not None:
+            if copies.serves(x.numel() // max(1, x.shape[-1])) and self._can(x, weight):
+                return _multiplied(x, packed, layer.bias)
+            if not copies.valid:
+                self.copies = self.packed = None
         return nn.functional.linear(x, weight, layer.bias)
 
     def _can(self, x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -123,14 +126,10 @@ def _sample(weight: torch.Tensor) -> torch.Tensor:
     return flat[:: max(1, flat.numel() // _SEEN)]
 
 
-def _packed(layer: nn.Linear) -> torch.Tensor:
-    packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
-    return packed
-
-
-def _multiplied(x: torch.Tensor, packed: Any, bias: torch.Tensor | None) -> torch.Tensor:
-    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-    return found
+def _multiplied(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    fast = linear()
+    assert fast is not None  # else nothing was packed
+    return fast(x, packed, bias)
 
 
 def prepack(model: nn.Module) -> bool:
@@ -150,7 +149,7 @@ def prepack(model: nn.Module) -> bool:
     base = getattr(model, "base_model", model)
     layers = [one for one in model.modules() if _is_plain(one)]
     size = sum(one.weight.nbytes for one in layers)
-    if not layers or not _has_onednn(layers[0].weight.dtype) or size * _PART > _machine_bytes():
+    if not layers or linear() is None or size * _PART > _machine_bytes():
         return False
     faster = _timed(layers)
     if not any(faster):
@@ -162,12 +161,6 @@ def prepack(model: nn.Module) -> bool:
     return True
 
 
-def is_prepacked(model: nn.Module) -> bool:
-    """Whether copies of a model's weights are in use."""
-    forwards = [one for layer in model.modules() if isinstance(one := vars(layer).get("forward"), _Forward)]
-    return any(one.copies is not None and one.copies.check() for one in forwards)
-
-
 def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a module is torch's own linear layer, large enough, on the CPU, and in numbers that both sides know."""
     if type(layer) is not nn.Linear or "forward" in vars(layer):
@@ -177,18 +170,9 @@ def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
         type(weight) in (torch.Tensor, nn.Parameter)
         and weight.device.type == "cpu"
         and weight.dtype in (torch.float32, torch.bfloat16)
+        and packs(weight.dtype)
         and weight.is_contiguous()
         and weight.numel() >= _SMALLEST
-    )
-
-
-def _has_onednn(dtype: torch.dtype) -> bool:
-    ops = torch.ops.mkldnn
-    return (
-        torch.backends.mkldnn.is_available()
-        and hasattr(ops, "_reorder_linear_weight")
-        and hasattr(ops, "_linear_pointwise")
-        and (dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
     )
 
 
@@ -206,7 +190,7 @@ def _timed(layers: Sequence[nn.Linear]) -> list[bool]:
     """
     # At few rows the time is that of reading weights: so many are read that no cache holds them.
     some = layers[:: max(1, len(layers) // 40)]
-    copies = [_packed(layer) for layer in some]
+    copies = [prepacked(layer.weight.detach()) for layer in some]
     found = []
     for rows, _ in _TIMED:
         inputs = {one.in_features: one.weight.new_ones(rows, one.in_features) for one in some}

@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,16 +23,15 @@ from functools import partial
 
 import torch
 
-from memory3.bank import Bank, WriteProgress
-from memory3.errors import BankBusy, BankError, BankFull, FingerprintMismatch, InputError, Memory3Error, ServingError
-from memory3.serving.data_folder import DataFolder, NotStored, StorageFull
+from memory3.errors import BankBusy, BankError, FingerprintMismatch, ServingError
+from memory3.serving.data_folder import DataFolder, NotStored
 from memory3.serving.patient_writer import PatientWriter
 from memory3.serving.reading import DocumentReader, Unreadable
 from memory3.serving.store_state import Key, Member
+from memory3.serving.store_writer import StoreWriter
 from memory3.serving.stored_files import StoredFiles
 from memory3.serving.threads import apart, start
 from memory3.serving.vector_stores import VectorStores
-from memory3.text.readers.read import READERS
 from memory3.types import Document
 
 __all__ = ["Ingest"]
@@ -99,7 +98,7 @@ class Ingest:
         self._data = data
         self._files = files
         self._stores = stores
-        self._writer = writer
+        self._store_writer = StoreWriter(stores, self._told)
         self._is_answering = is_answering
         self._threads = threads or torch.get_num_threads()
         self._encoding: threading.Thread | None = None
@@ -300,6 +299,9 @@ class Ingest:
             del self._wanted[folder]
         return None
 
+    def _told(self, key: Key, file_id: str, usage: int) -> None:
+        self._usage[key, file_id] = usage
+
     def _rest(self, seconds: float) -> None:
         with self._changed:
             self._changed.wait_for(lambda: self._closed, seconds)
@@ -326,8 +328,8 @@ class Ingest:
                 try:
                     read.append((file.member, file.documents.result()))
                 except Exception as error:
-                    results.append(self._failed(key, file.member, error))
-            results += self._written(key, read)
+                    results.append(self._store_writer.fail(key, file.member, error))
+            results += self._store_writer.write(key, read)
         except _StoodBack:
             return
         except NotStored:  # the store is gone, and all of it
@@ -358,61 +360,18 @@ class Ingest:
         self._usage.pop((key, member.file_id), None)
         self._wanted.get(key.folder, OrderedDict()).pop((key, member.file_id), None)
 
-    def _written(self, key: Key, files: Sequence[tuple[Member, list[Document]]]) -> list[Member]:
-        """Files as they are once their documents were written, all in one commit."""
-        if not files:
-            return []
-        try:
-            bank = self._stores.bank(key)
-            self._write(bank, key, files)
-            bytes_of = _usage(bank, {member.file_id for member, _ in files})
-            return [
-                dataclasses.replace(member, status="completed", usage=bytes_of[member.file_id], error=())
-                for member, _ in files
-            ]
-        except (NotStored, FingerprintMismatch, BankBusy):
-            raise
-        except Exception as error:
-            if len(files) == 1:
-                return [self._failed(key, files[0][0], error)]
-            return [result for one in files for result in self._written(key, [one])]  # one of them is to blame
-
-    def _failed(self, key: Key, member: Member, error: Exception) -> Member:
-        """A file that failed. Nothing of it stays in the bank."""
-        if not isinstance(error, Unreadable):
-            _log.warning("%s of %s was not encoded", member.file_id, key.store, exc_info=error)
-        with suppress(Memory3Error):
-            bank = self._stores.bank(key)
-            bank.delete(_held(bank, {member.file_id}), wait_seconds=_AGAIN_SECONDS)
-        return dataclasses.replace(member, status="failed", error=_reason(error, member))
-
     def _read(self, key: Key, member: Member) -> list[Document]:
         path = self._data.path / key.folder / "files" / (member.file_id + member.suffix)
         if not path.is_file():
             raise Unreadable("the file was deleted before it was encoded")
         return self._reader.read(path, member.file_id, member.filename, member.attributes)
 
-    def _write(self, bank: Bank, key: Key, files: Sequence[tuple[Member, list[Document]]]) -> None:
-        size, first = bank.manifest.record_bytes, files[0][0].file_id
-
-        def told(progress: WriteProgress) -> None:
-            self._usage[key, first] = progress.references * size  # of files that are written together the first has all
-
-        documents = [document for _, each in files for document in each]
-        names = {document.id for document in documents}
-        stale = [name for name in _held(bank, {member.file_id for member, _ in files}) if name not in names]
-        if stale:
-            bank.delete(stale, wait_seconds=_AGAIN_SECONDS)
-        bank.write(documents, replace=True, lazy=False, progress=told, wait_seconds=_AGAIN_SECONDS)
-
     # ---- removing ----------------------------------------------------------------------------------------------------
 
     def _remove(self, key: Key, file_id: str) -> None:
         fault: Exception | None = None
         try:
-            bank = self._stores.bank(key)
-            bank.delete(_held(bank, {file_id}), wait_seconds=_AGAIN_SECONDS)
-            self._stores.forget(key, file_id)
+            self._store_writer.remove(key, file_id)
         except NotStored:
             pass  # the whole store goes
         except BankBusy as error:
@@ -446,28 +405,3 @@ def _first_of(files: tuple[_File, ...]) -> tuple[tuple[_File, ...], tuple[_File,
         if number and size > _TOGETHER_TEXT:
             return files[:number], files[number:]
     return files, ()
-
-
-def _held(bank: Bank, file_ids: Set[str]) -> list[str]:
-    """The documents of files."""
-    return [each.id for each in bank.documents() if each.id.partition("#")[0] in file_ids]
-
-
-def _usage(bank: Bank, file_ids: Set[str]) -> dict[str, int]:
-    """Bytes of the memories of files."""
-    found = dict.fromkeys(file_ids, 0)
-    for each in bank.documents():
-        file_id = each.id.partition("#")[0]
-        if file_id in found:
-            found[file_id] += each.references * bank.manifest.record_bytes
-    return found
-
-
-def _reason(error: Exception, member: Member) -> tuple[str, str]:
-    """Why a file failed, as its client may know it: code and message."""
-    if isinstance(error, BankFull | StorageFull):
-        return "server_error", "the server's disk is full: delete files, then add this one again"
-    if isinstance(error, Unreadable | InputError):
-        known = member.suffix.removesuffix(".gz") in READERS
-        return "invalid_file" if known else "unsupported_file", f"{member.filename}: {error}"
-    return "server_error", f"it could not be encoded ({type(error).__name__})"
