@@ -113,10 +113,9 @@ def step(lanes: Lanes, requests: list[Alone]) -> None:
                     one.seen.append(paid)
 
 
-def test_beside_others_as_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    # What a buffer happens to hold must not matter.
-    empty = torch.Tensor.new_empty
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *size: empty(self, *size).fill_(torch.nan))
+@pytest.mark.parametrize("stretch", [3, 64])
+def test_beside_others_as_alone(monkeypatch: pytest.MonkeyPatch, stretch: int) -> None:
+    monkeypatch.setattr(lane, "_STRETCH", stretch)
     torch.manual_seed(3)
     draw = random.Random(5)
     lanes, there = Lanes(), []
@@ -159,25 +158,73 @@ def test_attention_paid_is_told() -> None:
         torch.testing.assert_close(paid, sum(one.seen, torch.zeros(3)), atol=1e-5, rtol=1e-5)
 
 
-def test_a_large_lane_goes_with_its_last_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_broke_leaves_nothing_behind() -> None:
+    """A request that computed NaN goes, and the next in its row computes what it would alone."""
+    torch.manual_seed(3)
+    draw = random.Random(7)
+    lanes = Lanes()
+    beside = a_request(draw, 11)
+    sit(lanes, beside)
+    for _ in range(5):
+        broken = a_request(draw, 7)
+        broken.memory = a_memory(draw)
+        for part in (broken.keys, broken.values, *((one.keys, one.values) for one in broken.memory.layers.values())):
+            for one in part:
+                one.fill_(torch.nan)
+        sit(lanes, broken)
+        assert beside.seat is not None
+        assert broken.seat is not None
+        row = broken.seat.row
+        for each, numbers in lanes.begin([beside.seat, broken.seat]):
+            assert len(numbers) == 2
+            for layer in range(LAYERS):
+                query = torch.randn(1, HEADS * GROUP, 2, DIM, dtype=torch.float64)
+                key, value = (torch.randn(1, HEADS, 2, DIM, dtype=torch.float64) for _ in range(2))
+                out = each.attend(layer, query, key, value, SCALE)
+                beside.keys[layer] = torch.cat([beside.keys[layer], key[:, :, :1]], 2)
+                beside.values[layer] = torch.cat([beside.values[layer], value[:, :, :1]], 2)
+                torch.testing.assert_close(out[0, :, 0], beside.attend(layer, query[0, :, 0])[0])
+                assert out[0, :, 1].isnan().all()
+        lanes.leave(broken.seat)
+        after = a_request(draw, 2)
+        after.memory = a_memory(draw) if draw.random() < 0.5 else None
+        sit(lanes, after)
+        assert after.seat is not None
+        assert after.seat.row == row
+        step(lanes, [beside, after])
+        lanes.leave(after.seat)
+
+
+def test_new_memories_in_place_of_broken_ones() -> None:
+    draw = random.Random(9)
+    lanes = Lanes()
+    one = a_request(draw, 3)
+    for _ in range(7):
+        one.memory = a_memory(draw)
+        for layer in one.memory.layers.values():
+            layer.keys.fill_(torch.nan)
+            layer.values.fill_(torch.nan)
+        if one.seat is None:
+            sit(lanes, one)
+        else:
+            read(one)
+        one.memory = a_memory(draw)
+        read(one)
+        step(lanes, [one])
+
+
+def test_an_empty_lane_gives_its_ram_back() -> None:
     draw = random.Random(1)
     lanes = Lanes()
-    one, two = a_request(draw, 5), a_request(draw, 257)
-    for each in (one, two):
+    one, two, three = a_request(draw, 5), a_request(draw, 257), a_request(draw, 300)
+    for each in (one, two, three):
         sit(lanes, each)
-    assert one.seat is not None
-    assert two.seat is not None
-    assert (one.seat.lane.capacity, two.seat.lane.capacity) == (256, 512)
-    monkeypatch.setattr(lane, "_KEPT", one.seat.lane.nbytes)
-    small = one.seat.lane
-    for each in (one, two):
+    for each, left in ((one, [512]), (two, [512]), (three, [])):
         assert each.seat is not None
         lanes.leave(each.seat)
-    assert list(lanes._lanes.values()) == [small]
+        assert list(lanes._lanes) == left
     again = a_request(draw, 7)
     sit(lanes, again)
-    assert again.seat is not None
-    assert again.seat.lane is small  # and it computes there what it should
     step(lanes, [again])
 
 

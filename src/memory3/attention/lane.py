@@ -1,15 +1,15 @@
 """Requests that decode side by side: one buffer a layer holds what each of them reads, so that one kernel call serves all.
 
     keys of a layer, row r, head h     (unused) | memories, M | context, S_r | room
-                                                              ^ front
+                                                              ^ front of the layer
 
 Every request has a row. Its memories end where its context starts, at the same column in all rows; a mask tells what of a
 row is its own. The query heads of one KV head stand as its further queries, so that no key is read twice. A `Lane` holds
 contexts of up to one length, and `Lanes` has a lane for every power of two: a short request beside a long one is padded
 to twice its length at most.
 
-Buffers are not cleared when they are made: that would cost more than all that is written into them. Instead, each row is
-cleared as far as a kernel is about to look. A masked column has weight 0, but 0 times NaN is NaN.
+How many columns stand before the front is a matter of each layer: some have many times as many pairs as others. Whatever
+no request uses is zero, since a masked column has weight 0, but 0 times NaN is NaN.
 
 Exact twin: `memory3.attention.packed`, request by request.
 
@@ -20,8 +20,8 @@ context length, d head dimension, W columns.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+import mmap
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -35,11 +35,9 @@ __all__ = ["Lane", "Lanes", "Leading", "Seat", "can_sit"]
 
 #: Tokens of context that the shortest lane has room for.
 _SHORTEST = 256
-#: Rows that a lane begins with.
+#: Rows that a lane begins with, and that are added at once.
 _ROWS = 4
-#: Bytes that a lane may hold while nobody sits in it: to make it anew for every request would scatter what the process holds.
-_KEPT = 256 << 20
-#: Columns that are cleared at once.
+#: Columns before a front that are added at once.
 _STRETCH = 64
 
 
@@ -77,7 +75,6 @@ class Seat:
         self.length = 0
         self.reading: Leading | None = None
         self.widths: dict[int, int] = {}  # M of each layer that has memories
-        self.clean = (0, 0)  # the columns that hold numbers of this request or zeros, from the front on
 
 
 def can_sit(cache: Any) -> bool:
@@ -111,25 +108,21 @@ class Lane:
         """
         self.capacity = capacity
         self._seats: list[Seat | None] = []  # by row
-        self._front = 0
+        self._fronts: list[int] = []  # of each layer's keys and values
         self._keys: list[torch.Tensor] = []  # [R, H, W, d] of each layer
         self._values: list[torch.Tensor] = []
-        self._bias = torch.empty(0)  # [L, R, H, 1, W]
+        self._bias = torch.empty(0)  # [L, R, H, 1, W]; its front is the largest of all
         self._feeding: list[Seat] = []
         self._rows: torch.Tensor | None = None  # of `_feeding`; None: they are the first rows, in order
-        self._columns = torch.empty(0)
+        self._widest: list[int] = []  # of `_feeding`, by layer: the most columns of memories; empty: not known
         self._at = torch.empty(0)
-        self._end = 0
+        self._columns = torch.empty(0)  # [L, T]
+        self._longest = 0
 
     @property
     def is_empty(self) -> bool:
         """Whether no request sits here."""
         return not any(self._seats)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its buffers."""
-        return sum(one.nbytes for one in [*self._keys, *self._values, self._bias])
 
     # ---- coming and going --------------------------------------------------------------------------------------------
 
@@ -139,109 +132,104 @@ class Lane:
         Args:
             keys, values: its context, ``[1, H, S, d]`` of each layer.
         """
+        if not self._keys:
+            self._fronts = [0] * len(keys)
+            self._keys, self._values = (
+                [one.new_empty(0, one.shape[1], self.capacity, one.shape[3]) for one in part] for part in (keys, values)
+            )
         row = next((n for n, seat in enumerate(self._seats) if seat is None), len(self._seats))
         if row == len(self._seats):
-            self._lay(2 * row or _ROWS, self._front, keys, values)
+            self._lay(row + _ROWS, self._fronts)
         seat = Seat(self, row)
         self._seats[row] = seat
         seat.length = keys[0].shape[2]
-        where = slice(self._front, self._front + seat.length)
-        for buffers, given in ((self._keys, keys), (self._values, values)):
-            for buffer, one in zip(buffers, given, strict=True):
-                buffer[row, :, where] = one[0]
-        self._bias[:, row, :, :, where] = 0
-        seat.clean = (0, seat.length)
+        for number, given in enumerate(zip(keys, values, strict=True)):
+            for buffer, one in zip(self._of(seat, number, 0, seat.length), given, strict=True):
+                buffer[:] = one[0]
+        front = max(self._fronts)
+        self._bias[:, row, :, :, front : front + seat.length] = 0
         return seat
 
     def leave(self, seat: Seat) -> None:
-        """A request goes; its row is free."""
-        self._bias[:, seat.row] = masked(self._bias.dtype)
+        """A request goes; its row is free. Who was the last leaves things as they are: the lane goes as a whole."""
         self._seats[seat.row] = None
+        self._widest = []
+        if self.is_empty:
+            return
+        self._bias[:, seat.row] = masked(self._bias.dtype)
+        for number in range(len(self._fronts)):
+            for buffer in self._of(seat, number, -seat.widths.get(number, 0), seat.length):
+                buffer.zero_()
 
     def context(self, seat: Seat) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Keys and values ``[1, H, S, d]`` of each layer of a request's context; views."""
-        where = slice(self._front, self._front + seat.length)
-        keys, values = ([buffer[seat.row, None, :, where] for buffer in part] for part in (self._keys, self._values))
-        return keys, values
+        pairs = [self._of(seat, number, 0, seat.length) for number in range(len(self._fronts))]
+        return [keys[None] for keys, _ in pairs], [values[None] for _, values in pairs]
 
     def lead(self, seat: Seat, reading: Leading) -> None:
         """Put the memories of one chunk in front of a request, in place of those that stood there."""
         layers = reading.batch.layers
-        most = max((layer.keys.shape[2] for layer in layers.values()), default=0)
-        if most > self._front:
-            self._lay(len(self._seats), most + most // 2)  # the next memories may need more
         widths = {number: layer.keys.shape[2] for number, layer in layers.items()}
-        self._clear(seat, -most, seat.length, widths)
-        front = slice(0, self._front)
-        self._bias[:, seat.row, :, :, front] = masked(self._bias.dtype)
+        needed = [max(old, -(-widths.get(number, 0) // _STRETCH) * _STRETCH) for number, old in enumerate(self._fronts)]
+        if needed != self._fronts:
+            self._lay(len(self._seats), needed)
+        for number, width in seat.widths.items():
+            for buffer in self._of(seat, number, -width, -min(width, widths.get(number, 0))):
+                buffer.zero_()
+        front = max(self._fronts)
+        self._bias[:, seat.row, :, :, :front] = masked(self._bias.dtype)
         for number, layer in layers.items():
-            where = slice(self._front - layer.keys.shape[2], self._front)
-            self._keys[number][seat.row, :, where] = layer.keys[0]
-            self._values[number][seat.row, :, where] = layer.values[0]
-            self._bias[number, seat.row, :, :, where] = 0 if layer.bias is None else layer.bias[0]
+            keys, values = self._of(seat, number, -widths[number], 0)
+            keys[:], values[:] = layer.keys[0], layer.values[0]
+            self._bias[number, seat.row, :, :, front - widths[number] : front] = 0 if layer.bias is None else layer.bias[0]
         seat.widths = widths
         seat.reading = reading
+        self._widest = []
 
-    def _lay(self, rows: int, front: int, keys: Sequence[torch.Tensor] = (), values: Sequence[torch.Tensor] = ()) -> None:
-        """New buffers of so many rows and columns in front; those who sit move along. ``keys``, ``values``: of whom the
-        first take their shape.
-        """
-        old_front, old_bias, there = self._front, self._bias, [seat for seat in self._seats if seat is not None]
-        whole = front + self.capacity
-        olds = [*(self._keys or keys), *(self._values or values)]
-        sizes = [(rows, old.shape[1], whole, old.shape[3]) for old in olds]
-        # In one piece: of that the system gives pages as they are written to, and has all of them back when it goes.
-        pieces = olds[0].new_empty(sum(map(math.prod, sizes))).split([math.prod(size) for size in sizes])
-        news = [piece.view(size) for piece, size in zip(pieces, sizes, strict=True)]
-        for seat in there:
-            to, of = (slice(at + seat.clean[0], at + seat.clean[1]) for at in (front, old_front))
-            for new, old in zip(news, olds, strict=True):
-                new[seat.row, :, to] = old[seat.row, :, of]
-        self._keys, self._values = news[: len(olds) // 2], news[len(olds) // 2 :]
-        heads, dtype = self._keys[0].shape[1], self._keys[0].dtype
-        self._bias = self._keys[0].new_full((len(self._keys), rows, heads, 1, whole), masked(dtype))
-        for seat in there:
-            to, of = (slice(at + seat.clean[0], at + seat.clean[1]) for at in (front, old_front))
-            self._bias[:, seat.row, :, :, to] = old_bias[:, seat.row, :, :, of]
-        self._front = front
+    def _of(self, seat: Seat, layer: int, first: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values ``[H, W, d]`` of a row, from column ``first`` to before ``end``, counted from the front; views."""
+        front = self._fronts[layer]
+        where = slice(front + first, front + end)
+        return self._keys[layer][seat.row, :, where], self._values[layer][seat.row, :, where]
+
+    def _lay(self, rows: int, fronts: Sequence[int]) -> None:
+        """Buffers of so many rows, and of so many columns before the front of each layer; those who sit move along."""
+        there = [seat for seat in self._seats if seat is not None]
+        for number, (front, old_front) in enumerate(zip(fronts, self._fronts, strict=True)):
+            for buffers in (self._keys, self._values):
+                old = buffers[number]
+                if (rows, front) == (old.shape[0], old_front):
+                    continue
+                buffers[number] = _zeros((rows, old.shape[1], front + self.capacity, old.shape[3]), old.dtype)
+                for seat in there:
+                    used = slice(old_front - seat.widths.get(number, 0), old_front + seat.length)
+                    moved = slice(front - old_front + used.start, front - old_front + used.stop)
+                    buffers[number][seat.row, :, moved] = old[seat.row, :, used]
+        added = max(fronts) - max(self._fronts)
+        heads, dtype, old_bias = self._keys[0].shape[1], self._keys[0].dtype, self._bias
+        self._bias = torch.full((len(fronts), rows, heads, 1, max(fronts) + self.capacity), masked(dtype), dtype=dtype)
+        if there:
+            self._bias[:, : old_bias.shape[1], ..., added:] = old_bias
+        self._fronts = list(fronts)
         self._seats += [None] * (rows - len(self._seats))
-
-    def _clear(self, seat: Seat, first: int, end: int, filled: Mapping[int, int] = MappingProxyType({})) -> None:
-        """Let a row hold nothing but its request's numbers and zeros from column ``first`` to before ``end``, counted from
-        the front.
-
-        Args:
-            filled: for layers, how many columns before the front are written anyway, right after this.
-        """
-        before, behind = seat.clean
-        if first >= before and end <= behind:
-            return
-        first = max(-self._front, min(before, first // _STRETCH * _STRETCH))
-        end = min(self.capacity, max(behind, -(-end // _STRETCH) * _STRETCH))
-        for number, buffers in enumerate(zip(self._keys, self._values, strict=True)):
-            for start, stop in ((first, min(before, -filled.get(number, 0))), (behind, end)):
-                if stop > start:
-                    for buffer in buffers:
-                        buffer[seat.row, :, self._front + start : self._front + stop] = 0
-        seat.clean = (first, end)
 
     # ---- a pass ------------------------------------------------------------------------------------------------------
 
     def begin(self, seats: Sequence[Seat]) -> None:
         """These feed one token each in the next pass, in this order."""
+        if seats != self._feeding:
+            self._widest = []
         self._feeding = list(seats)
         rows = [seat.row for seat in seats]
         self._at = torch.tensor(rows)
         self._rows = None if rows == list(range(len(rows))) else self._at
-        self._columns = torch.tensor([self._front + seat.length for seat in seats])
-        self._bias[:, self._at, :, :, self._columns] = 0
+        lengths = torch.tensor([seat.length for seat in seats])
+        self._bias[:, self._at, :, :, lengths + max(self._fronts)] = 0
+        self._columns = torch.tensor(self._fronts)[:, None] + lengths
         for seat in seats:
             seat.length += 1
-        longest = max(seat.length for seat in seats)
-        widest = max((width for seat in seats for width in seat.widths.values()), default=0)
-        for seat in seats:
-            self._clear(seat, -widest, longest)
-        self._end = self._front + longest
+        self._longest = max(seat.length for seat in seats)
+        self._widest = self._widest or [max(s.widths.get(n, 0) for s in seats) for n in range(len(self._fronts))]
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         """Attention of the tokens that are fed, each over its own memories and context.
@@ -256,20 +244,22 @@ class Lane:
             the attention output ``[1, A, T, d]``.
         """
         keys, values = self._keys[layer], self._values[layer]
-        keys[self._at, :, self._columns] = key[0].transpose(0, 1)
-        values[self._at, :, self._columns] = value[0].transpose(0, 1)
+        columns = self._columns[layer]
+        keys[self._at, :, columns] = key[0].transpose(0, 1)
+        values[self._at, :, columns] = value[0].transpose(0, 1)
         asked = query[0].transpose(0, 1).contiguous()  # [T, A, d]; what is kept of it must not keep the whole pass
         many, heads, dim = len(self._feeding), keys.shape[1], query.shape[3]
         if self._rows is not None:  # rows between them wait for something: what these would ask, nobody looks at
             many = max(seat.row for seat in self._feeding) + 1
             asked = asked.new_zeros(many, *asked.shape[1:]).index_copy_(0, self._rows, asked)
-        start = self._front - max(seat.widths.get(layer, 0) for seat in self._feeding)
-        where = slice(start, self._end)
+        front, widest = self._fronts[layer], self._widest[layer]
+        where = slice(front - widest, front + self._longest)
+        mask = slice(max(self._fronts) - widest, max(self._fronts) + self._longest)
         out, lse = attention_with_lse(
             asked.reshape(many, heads, -1, dim),
             keys[:many, :, where],
             values[:many, :, where],
-            self._bias[layer, :many, :, :, where],
+            self._bias[layer, :many, :, :, mask],
             scale=scale,
         )
         asked, out, lse = asked.reshape(many, -1, dim), out.reshape(many, -1, dim), lse.reshape(many, -1)
@@ -304,7 +294,7 @@ class Lanes:
     def leave(self, seat: Seat) -> None:
         """A request goes."""
         seat.lane.leave(seat)
-        if seat.lane.is_empty and seat.lane.nbytes > _KEPT:
+        if seat.lane.is_empty:
             del self._lanes[seat.lane.capacity]
 
     def with_room(self, seat: Seat) -> Seat:
@@ -334,3 +324,9 @@ class Lanes:
     def _of(self, length: int) -> Lane:
         capacity = max(_SHORTEST, 1 << (length - 1).bit_length())
         return self._lanes.setdefault(capacity, Lane(capacity))
+
+
+def _zeros(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Zeros, of which the system gives pages as they are written to, and has all of them back when they go. What malloc gives
+    may stay with the process, scattered."""
+    return torch.frombuffer(mmap.mmap(-1, math.prod(size) * dtype.itemsize), dtype=dtype).view(size)
