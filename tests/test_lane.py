@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from dataclasses import dataclass, field
 
 import pytest
@@ -226,6 +228,29 @@ def test_an_empty_lane_gives_its_ram_back() -> None:
     again = a_request(draw, 7)
     sit(lanes, again)
     step(lanes, [again])
+
+
+def test_nothing_waits_for_the_garbage_collector() -> None:
+    draw = random.Random(4)
+    lanes = Lanes()
+    requests = [a_request(draw, 3) for _ in range(3)]
+    for one in requests:
+        one.memory = a_memory(draw)
+        sit(lanes, one)
+    step(lanes, requests)
+    assert requests[0].seat is not None
+    buffers = [weakref.ref(one) for one in requests[0].seat.lane._keys]
+    readings = [weakref.ref(one.seat.reading) for one in requests if one.seat is not None and one.seat.reading is not None]
+    assert (len(buffers), len(readings)) == (LAYERS, 3)
+    gc.disable()
+    try:
+        while requests:
+            seat = requests.pop().seat
+            assert seat is not None
+            lanes.leave(seat)
+        assert not any(one() for one in buffers + readings)
+    finally:
+        gc.enable()
 
 
 def test_what_cannot_sit() -> None:

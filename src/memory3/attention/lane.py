@@ -39,6 +39,8 @@ _SHORTEST = 256
 _ROWS = 4
 #: Columns before a front that are added at once.
 _STRETCH = 64
+#: Pages of this process alone; where there is no such flag (Windows), they are anyway.
+_OWN = {"flags": mmap.MAP_PRIVATE} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
 class Leading(Protocol):
@@ -151,10 +153,14 @@ class Lane:
         return seat
 
     def leave(self, seat: Seat) -> None:
-        """A request goes; its row is free. Who was the last leaves things as they are: the lane goes as a whole."""
-        self._seats[seat.row] = None
-        self._widest = []
+        """A request goes; its row is free. With the last one goes all that the lane holds.
+
+        Lane and seat know each other. What both still held would stay until Python looks for such circles, which may be long.
+        """
+        self._seats[seat.row] = seat.reading = None
+        self._feeding, self._widest = [], []
         if self.is_empty:
+            self._seats, self._fronts, self._keys, self._values = [], [], [], []
             return
         self._bias[:, seat.row] = masked(self._bias.dtype)
         for number in range(len(self._fronts)):
@@ -329,4 +335,4 @@ class Lanes:
 def _zeros(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Zeros, of which the system gives pages as they are written to, and has all of them back when they go. What malloc gives
     may stay with the process, scattered."""
-    return torch.frombuffer(mmap.mmap(-1, math.prod(size) * dtype.itemsize), dtype=dtype).view(size)
+    return torch.frombuffer(mmap.mmap(-1, math.prod(size) * dtype.itemsize, **_OWN), dtype=dtype).view(size)

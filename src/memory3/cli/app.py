@@ -96,6 +96,10 @@ def main() -> None:
     # has it, and on a machine that does something else, too, everything is several times slower.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    # oneDNN keeps what it prepared for each shape of a product, 1,024 of them unless told otherwise, and torch keeps as many
+    # beside it. Prompts have any length, so a server went on growing by some 300 MB for thousands of questions.
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, "256")
     defer()
     try:
         app(prog_name="memory3")
