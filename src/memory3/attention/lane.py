@@ -50,6 +50,10 @@ class Leading(Protocol):
     def batch(self) -> MemoryBatch:
         """What they are, of one chunk."""
 
+    @property
+    def counted(self) -> frozenset[int]:
+        """Layers whose queries it wants to see."""
+
     def saw(self, layer: int, query: torch.Tensor, lse: torch.Tensor, scale: float) -> None:
         """A token has read them.
 
@@ -270,7 +274,7 @@ class Lane:
         )
         asked, out, lse = asked.reshape(many, -1, dim), out.reshape(many, -1, dim), lse.reshape(many, -1)
         for seat in self._feeding:
-            if seat.reading is not None and layer in seat.widths:
+            if seat.reading is not None and layer in seat.reading.counted:
                 mine = slice(seat.row, seat.row + 1)
                 seat.reading.saw(layer, asked[mine, :, None], lse[mine, :, None], scale)
         if self._rows is not None:

@@ -42,6 +42,7 @@ class _Lead:
     """Memories in front of a seat. Who was looked at is not counted."""
 
     batch: MemoryBatch
+    counted: frozenset[int] = frozenset()
 
     def saw(self, layer: int, query: torch.Tensor, lse: torch.Tensor, scale: float) -> None:
         """See `memory3.attention.reading.Reading.saw`."""
