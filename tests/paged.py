@@ -57,7 +57,7 @@ class Asked:
 class PagedEngine:
     """Runs requests. ``block``: tokens of a block; ``turned``: whether keys lie as ``[d, b]``."""
 
-    def __init__(self, m3, shelf, *, block=4, blocks=200, turned=True, default=None, pool=1 << 20, seed=0):
+    def __init__(self, m3, shelf, *, block=4, blocks=200, turned=True, default=None, pool=1 << 20, seed=0, payments=None):
         self.m3, self.turned, self.block = m3, turned, block
         self.random = random.Random(seed)
         self.steps = 0
@@ -71,7 +71,7 @@ class PagedEngine:
         self.decoder = Decoder(shelf.card)  # a worker of another process knows what it is told
         self.pool = Pool(pool, self.decoder.decode)
         heads = slice(0, shape.kv_heads)
-        self.layouts = Layouts(shelf.card, self.pool, torch.float32, torch.device("cpu"), heads, self.contexts)
+        self.layouts = Layouts(shelf.card, self.pool, torch.float32, torch.device("cpu"), heads, self.contexts, payments)
 
     def contexts(self):
         return [Context(*pair, self.turned) for pair in zip(self.keys, self.values, strict=True)]

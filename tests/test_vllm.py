@@ -19,6 +19,7 @@ from memory3.vllm import release
 from memory3.vllm.asked import wanted
 from memory3.vllm.card import Card, make_folder
 from memory3.vllm.decoder import Decoder
+from memory3.vllm.paying import Payments
 from memory3.vllm.pool import Pool
 from memory3.vllm.refusals import check_config, own_heads
 from memory3.vllm.shelf import Shelf
@@ -92,6 +93,50 @@ def test_any_schedule_gives_the_tokens_of_generate(made, block, turned):
         end = next((i for i, (a, b) in enumerate(zip(requests[n].answer, twin.token_ids, strict=False)) if a != b), new)
         assert end == new or requests[n].answer[end] == made.m3.tokenizer.eos_token_id, (n, end)
         assert end > 0
+    engine.planner.close()
+
+
+def test_attention_paid_is_that_of_generate(made):
+    """Counted whenever somebody asks, for rows that come, go and begin anew: the same shares as where one request is alone."""
+    draw, payments, paid = random.Random(5), Payments(made.m3.shape.layers), {}
+
+    engine = PagedEngine(made.m3, made.shelf, block=8, blocks=300, seed=5, payments=payments)
+    asked = {n: one for n, one in enumerate(ASKED) if one[2] is not None}
+    requests = {}
+    for n, (prompt, new, memory) in asked.items():
+        tokens = made.m3.prompts.build(prompt, "memory")
+        requests[n] = Asked(str(n), tokens, {"memory3": {"bank": "b", **memory}}, new)
+        engine.add(requests[n])
+    running, put_off = list(requests), 0
+    while running:
+        chosen = [requests[n] for n in running if draw.random() < 0.9]
+        if chosen:
+            engine.step([(one, draw.randint(1, len(one.all_token_ids) - one.computed)) for one in chosen])
+        for n in list(running):
+            if len(requests[n].answer) >= requests[n].max_tokens:
+                running.remove(n)
+                paid.setdefault(n, {}).update(payments.take(str(n)))
+                engine.end(requests[n])
+            elif draw.random() < 0.1:
+                paid.setdefault(n, {}).update(payments.take(str(n)))
+            elif draw.random() < 0.02:
+                engine.put_off(requests[n])
+                put_off += 1
+    assert put_off > 2
+    compared = 0
+    for n, (prompt, new, memory) in asked.items():
+        twin = made.m3.generate(prompt, made.bank, max_new_tokens=new, **memory)
+        if twin.token_ids != requests[n].answer:
+            continue  # the stand-in goes on after an end of text
+        compared += 1
+        first = requests[n].num_prompt_tokens - 1
+        mass = {}
+        for at in range(first, first + new):
+            for name, value in paid[n][at].items():
+                mass[name] = mass.get(name, 0.0) + value
+        shares = {name: value / sum(mass.values()) for name, value in mass.items()}
+        assert shares == pytest.approx({one.reference_id: one.share for one in twin.citations}, abs=1e-4)
+    assert compared > 2
     engine.planner.close()
 
 

@@ -55,9 +55,11 @@ ASKED = [
 
 
 class Inside:
-    """Attributes: ``m3``, ``bank``, ``llm`` of vLLM, and ``steps``, which every `Step` is added to."""
+    """Attributes: ``m3``, ``bank``, ``llm`` of vLLM, ``steps``, which every `Step` is added to, and ``paid``: where ``shares``
+    are counted, what each worker counted for each request of the last run, by number.
+    """
 
-    def __init__(self, folder: Path, dtype="float32", **settings):
+    def __init__(self, folder: Path, dtype="float32", shares=False, **settings):
         config = MemoryConfig(reference_length=37, chunk_length=23, references_per_chunk=3, budget="adaptive:1/3", codec="raw")
         model = tiny.tiny_model(head_dim=32, max_position_embeddings=1024).to(getattr(torch, dtype))
         self.m3 = Memory3(model, tiny.tiny_chat_tokenizer(), config, name="tiny")
@@ -72,7 +74,7 @@ class Inside:
         transfer = KVTransferConfig(
             kv_connector=CONNECTOR,
             kv_role="kv_consumer",
-            kv_connector_extra_config={"banks": {"b": str(folder / "bank")}, "pool_bytes": 300_000},
+            kv_connector_extra_config={"banks": {"b": str(folder / "bank")}, "pool_bytes": 300_000, "shares": shares},
         )
         options = {
             "dtype": dtype,
@@ -86,7 +88,7 @@ class Inside:
         }
         self.llm = LLM(model=str(path), **(options | settings))
         self.engine = self.llm.llm_engine
-        self.steps = []
+        self.steps, self.shares, self.paid = [], shares, {}
         core = getattr(self.engine.engine_core, "engine_core", None)  # None: in a process of its own
         if core is not None:
             self.core, self.connector = core, core.scheduler.connector
@@ -131,18 +133,31 @@ class Inside:
                 self.submit(str(n), prompt, new, memory)
             for output in self.engine.step():
                 if output.finished:
-                    outputs[int(output.request_id.split("-")[0])] = output
+                    number = int(output.request_id.split("-")[0])
+                    outputs[number] = output
+                    names = {
+                        row.request for step in self.steps for row in step.rows if row.request.split("-")[0] == str(number)
+                    }
+                    if self.shares and names:  # before the next step, which tells workers that it has ended
+                        self.paid[number] = self._paid(*names)
             steps += 1
         return [outputs[n] for n in range(len(asked))]
 
-    def twin(self, prompt, new, memory, **options):
-        """The tokens of `Memory3.generate`."""
-        how = dict(memory or {})
+    def _paid(self, name):
+        from memory3.vllm.connector import paid
+
+        return self.llm.collective_rpc(paid, args=(name,))
+
+    def answer(self, prompt, new, memory, **options):
+        """The answer of `Memory3.generate`."""
+        lengths = {"max_new_tokens": new, "min_new_tokens": new}
         if memory is None:
-            answer = self.m3.generate(prompt, mode="none", max_new_tokens=new, min_new_tokens=new, **options)
-        else:
-            answer = self.m3.generate(prompt, self.bank, max_new_tokens=new, min_new_tokens=new, **how, **options)
-        return answer.token_ids
+            return self.m3.generate(prompt, mode="none", **lengths, **options)
+        return self.m3.generate(prompt, self.bank, **lengths, **memory, **options)
+
+    def twin(self, prompt, new, memory, **options):
+        """Its tokens."""
+        return self.answer(prompt, new, memory, **options).token_ids
 
 
 def said(output):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 from memory3.answer import Usage
 from memory3.asking import Asked
@@ -25,7 +24,7 @@ class Answering(ABC):
         shares: what the shares of its citations are of, see `Finished`.
     """
 
-    shares: ClassVar[str]
+    shares: str
 
     def __init__(self, asked: Asked, text: GrowingText) -> None:
         """

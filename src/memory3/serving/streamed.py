@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 from memory3.asking import Asked, cite
 from memory3.recall.batching import Stream
@@ -23,7 +22,7 @@ class Streamed(Answering):
         known: the references that it has read, by id.
     """
 
-    shares: ClassVar[str] = "attention"
+    shares = "attention"
 
     def __init__(self, asked: Asked, text: GrowingText, stream: Stream) -> None:
         super().__init__(asked, text)

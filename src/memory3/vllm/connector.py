@@ -5,6 +5,7 @@ Settings, in ``kv_connector_extra_config``:
     banks           {"name": "folder", ...}   what requests may read
     default_bank    name of the bank of requests that name none; without it they read nothing
     pool_bytes      decoded memories that a worker keeps beyond those that running requests read; 1 GiB
+    shares          whether workers count the attention that references get, for whoever calls `paid`; false
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 from typing import Any
 
 import torch
+from vllm.distributed.kv_transfer import get_kv_transfer_group
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -24,6 +26,7 @@ from vllm.forward_context import get_forward_context
 from vllm.model_executor.models.utils import extract_layer_index
 
 from memory3.vllm.attention import READING, context_of
+from memory3.vllm.paying import Paid, Payments
 from memory3.vllm.planning import Planner, Scheduled
 from memory3.vllm.pool import Pool
 from memory3.vllm.reading import Context, Layouts, StepReading
@@ -31,11 +34,11 @@ from memory3.vllm.refusals import check_config, check_layers, own_heads
 from memory3.vllm.shelf import shelf_of
 from memory3.vllm.step import Step
 
-__all__ = ["Memory3Connector"]
+__all__ = ["Memory3Connector", "paid"]
 
 log = logging.getLogger("vllm")
 _POOL = 1 << 30
-_SETTINGS = ("banks", "default_bank", "pool_bytes")
+_SETTINGS = ("banks", "default_bank", "pool_bytes", "shares")
 
 
 class _Metadata(KVConnectorMetadata):
@@ -87,6 +90,8 @@ class Memory3Connector(KVConnectorBase_V1):
         self._config = vllm_config
         self._manager: Any = None
         self._capacity = int(settings.get("pool_bytes", _POOL))
+        self._counts = bool(settings.get("shares"))
+        self._payments: Payments | None = None
         self._layouts: Layouts | None = None
         self._failures: dict[str, str] = {}
         self.planner: Planner | None = None
@@ -192,7 +197,9 @@ class Memory3Connector(KVConnectorBase_V1):
         def contexts() -> list[Context]:
             return [context_of(kv_caches[name]) for name in ordered]
 
-        self._layouts = Layouts(card, self.pool, self._config.model_config.dtype, device, heads, contexts)
+        self._payments = Payments(card.shape.layers) if self._counts else None
+        dtype = self._config.model_config.dtype
+        self._layouts = Layouts(card, self.pool, dtype, device, heads, contexts, self._payments)
 
     def bind_connector_metadata(self, connector_metadata: KVConnectorMetadata) -> None:
         """A step begins: memories it needs are decoded, and its rows are found in vLLM's batch.
@@ -237,6 +244,14 @@ class Memory3Connector(KVConnectorBase_V1):
         failures, self._failures = self._failures, {}
         return _Failures(failures) if failures else None
 
+    def take_paid(self, request: str) -> Paid:
+        """Attention to references that a request's tokens paid, as far as it was not told yet.
+
+        Args:
+            request: its id.
+        """
+        return {} if self._payments is None else self._payments.take(request)
+
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Nothing is loaded into vLLM's cache: memories lie beside it."""
 
@@ -253,3 +268,15 @@ class Memory3Connector(KVConnectorBase_V1):
         """End the thread that searches."""
         if self.planner is not None:
             self.planner.close()
+
+
+def paid(worker: Any, request: str) -> Paid:
+    """`Memory3Connector.take_paid`, called in each worker by vLLM's ``collective_rpc``.
+
+    Args:
+        worker: of vLLM.
+        request: see there.
+    """
+    connector = get_kv_transfer_group()
+    assert isinstance(connector, Memory3Connector)
+    return connector.take_paid(request)

@@ -4,8 +4,9 @@
     handle = engine.submit(Job(prompt="...", bank=bank))        # as memory3.serving.engine.Engine
 
 Two threads, and the planner's. One makes prompts; the other runs vLLM's steps, one after the other, and tells of what they
-gave. What is read is decided by the connector (`memory3.vllm.planning`). Tokens are those of `Memory3.generate`; the shares
-of citations are by the scores of retrieval, since vLLM's steps keep no account of attention.
+gave. What is read is decided by the connector (`memory3.vllm.planning`). Tokens are those of `Memory3.generate`.
+Shares of citations are of attention: workers count it (`memory3.vllm.paying`), and are asked where a sentence or an answer
+ends.
 """
 
 from __future__ import annotations
@@ -211,3 +212,21 @@ class VllmEngine(BaseEngine):
         if output.finished and not said.token_ids:
             self._end(handle, "length")
         return len(said.token_ids)
+
+    # ---- citations ---------------------------------------------------------------------------------------------------
+
+    def _count(self, handle: Handle) -> None:
+        """Take the attention that workers have counted for a request."""
+        answer = handle.answer
+        if isinstance(answer, Opened) and answer.reader is not None and self._inner is not None:
+            answer.pay(self._inner.paid(answer.reader.request.request_id))
+
+    def _cite(self, handle: Handle) -> None:
+        answer = handle.answer
+        if answer is not None and len(answer.text.stretches) > handle.cited:
+            self._count(handle)
+        super()._cite(handle)
+
+    def _end(self, handle: Handle, reason: str) -> None:
+        self._count(handle)
+        super()._end(handle, reason)

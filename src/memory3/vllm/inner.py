@@ -63,10 +63,14 @@ class Inner:
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.llm_engine import LLMEngine
 
-        transfer = KVTransferConfig(kv_connector=CONNECTOR, kv_role="kv_consumer")
+        from memory3.vllm.connector import paid
+
+        extra = {"shares": True}
+        transfer = KVTransferConfig(kv_connector=CONNECTOR, kv_role="kv_consumer", kv_connector_extra_config=extra)
         self._engine: Any = LLMEngine.from_engine_args(EngineArgs(**{"kv_transfer_config": transfer, **settings}))
         self._params: Any = lambda options: SamplingParams(**options, output_kind=RequestOutputKind.DELTA, detokenize=False)
         self.planner: Planner = self._engine.engine_core.engine_core.scheduler.connector.planner
+        self._paid = paid
         self.inside: set[int] = set()
 
     def add(self, number: int, tokens: Sequence[int], options: dict[str, Any]) -> None:
@@ -90,6 +94,20 @@ class Inner:
         outputs = [(number_of(one.request_id), one) for one in self._engine.step()]
         self.inside.difference_update(number for number, one in outputs if one.finished)
         return outputs
+
+    def paid(self, request: str) -> dict[int, dict[str, float]]:
+        """Attention to references that a request's tokens paid since the last call, by token.
+
+        Args:
+            request: its id inside vLLM.
+        """
+        whole: dict[int, dict[str, float]] = {}
+        for counted in self._engine.collective_rpc(self._paid, args=(request,)):  # of each worker, for its own heads
+            for at, mass in counted.items():
+                sums = whole.setdefault(at, {})
+                for name, value in mass.items():
+                    sums[name] = sums.get(name, 0.0) + value
+        return whole
 
     def close(self) -> None:
         """End it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
 from memory3.asking import Asked, cite
 from memory3.choosing import Choice
@@ -26,7 +27,7 @@ class Opened(Answering):
         error: why it cannot be answered.
     """
 
-    shares: ClassVar[str] = "retrieval"
+    shares = "retrieval"
 
     def __init__(self, asked: Asked, text: GrowingText, options: dict[str, Any], ends: set[int]) -> None:
         super().__init__(asked, text)
@@ -35,6 +36,7 @@ class Opened(Answering):
         self.reader: Reader | None = None
         self.error: Memory3Error | None = None
         self._ids: list[int] = []
+        self._paid: dict[int, dict[str, float]] = {}  # attention, by token counted from the request's first
 
     @property
     def ids(self) -> list[int]:
@@ -46,9 +48,19 @@ class Opened(Answering):
         """What it reads; None: no memories."""
         return self.reader.follower.memory if self.reader is not None and self.reader.follower is not None else None
 
+    def pay(self, paid: Mapping[int, dict[str, float]]) -> None:
+        """Attention was counted.
+
+        Args:
+            paid: by token, counted from the request's first: to each reference. A token that was computed again pays once.
+        """
+        self._paid.update(paid)
+        if self._paid:
+            self.shares = "attention"
+
     def citations(self, first: int, last: int) -> list[Citation]:
-        """Of the answer's tokens from ``first`` to before ``last``. Shares are by the scores of retrieval: vLLM's steps
-        keep no account of attention.
+        """Of the answer's tokens from ``first`` to before ``last``. Where no attention was counted, shares are by the scores
+        of retrieval.
         """
         reader = self.reader
         if reader is None or reader.follower is None:
@@ -57,7 +69,12 @@ class Opened(Answering):
         reads = reader.follower.between(start + first, start + last)
         names = list(dict.fromkeys(name for _, _, ids in reads for name in ids))
         scores = {name: reader.follower.memory.scores.get(name, 0.0) for name in names}
-        weights = {name: max(score, 0.0) for name, score in scores.items()}
+        weights = dict.fromkeys(names, 0.0)
+        for at in range(start + first, start + last):
+            for name, mass in self._paid.get(at, {}).items():
+                weights[name] += mass
+        if not sum(weights.values()):
+            weights = {name: max(score, 0.0) for name, score in scores.items()}
         if not sum(weights.values()):
             weights = dict.fromkeys(names, 1.0)  # references that were named and not found
         total = sum(weights.values())
@@ -66,7 +83,7 @@ class Opened(Answering):
 
     def all_citations(self) -> list[Citation]:
         """Of the whole answer, largest share first."""
-        return self.citations(0, max(len(self.ids), 1))
+        return self.citations(0, len(self.ids) + 1)  # with the token that chose its end
 
 
 def choice_of(token: int, logprobs: Any, wanted: int | None) -> Choice:

@@ -21,6 +21,7 @@ from memory3.attention.rotary import rotate
 from memory3.errors import RecallError
 from memory3.types import LayerMemory, MemoryBatch
 from memory3.vllm.card import Card
+from memory3.vllm.paying import Lead, Payments
 from memory3.vllm.pool import Pool
 from memory3.vllm.seats import Chunk, Seats, chunk_of
 from memory3.vllm.step import Name, Row, Step
@@ -73,6 +74,7 @@ class Layouts:
         device: torch.device,
         heads: slice,
         contexts: Callable[[], Sequence[Context]],
+        payments: Payments | None = None,
     ) -> None:
         """
         Args:
@@ -82,6 +84,7 @@ class Layouts:
             device: of this worker.
             heads: its KV heads, of all that the model has.
             contexts: the paged cache of each layer, in order of the layers.
+            payments: counts attention; None: nobody asks for it.
         """
         self.card = card
         self.device = device
@@ -89,7 +92,8 @@ class Layouts:
         self.dtype = dtype
         self._heads = heads
         self._contexts = contexts
-        self.seats = Seats(self.of, self._context)
+        self.payments = payments
+        self.seats = Seats(self.of, self._context, payments)
         self._angles = [one.to(device) for one in card.angles]
 
     def angles(self, layer: int) -> torch.Tensor:
@@ -136,7 +140,8 @@ def _flat(name: Name) -> str:
 @dataclass(frozen=True)
 class _Part:
     """A row of more than one token. ``first``: its first token within the step; ``tokens``: which of its own belong to which
-    chunk, int64 ``[N, C]``, -1 pads; ``front``: how many of them lie in front of the memories' place.
+    chunk, int64 ``[N, C]``, -1 pads; ``front``: how many of them lie in front of the memories' place; ``lead``: is shown the
+    queries of its last token, which chooses the answer's first if it is the prompt's last; None: nobody is.
     """
 
     row: Row
@@ -146,6 +151,7 @@ class _Part:
     tokens: torch.Tensor
     bias: torch.Tensor | None
     front: int
+    lead: Lead | None
 
 
 class StepReading:
@@ -203,7 +209,11 @@ class StepReading:
             seen = torch.ones(tokens, row.end, dtype=torch.bool, device=device).tril(row.start)
             bias = additive(seen, layouts.dtype)[None, None]
         front = max(0, min(row.split, row.end) - row.start)
-        return _Part(row, first, blocks, batch, table, bias, front)
+        lead = None
+        if layouts.payments is not None and batch.layers:
+            lead = layouts.payments.lead(row.request, batch, [name for _, _, name in row.spans[-1].names])
+            layouts.payments.fed(row.request, row.end - 1)
+        return _Part(row, first, blocks, batch, table, bias, front, lead)
 
     # ---- within a layer ----------------------------------------------------------------------------------------------
 
@@ -259,7 +269,9 @@ class StepReading:
         if memory is None:
             found = attention_with_lse(asked, keys, values, part.bias, causal=causal, scale=scale)[0]
         else:
-            found = attend(asked, keys, values, part.bias, memory, part.tokens, causal=causal, scale=scale)[0]
+            found, lse = attend(asked, keys, values, part.bias, memory, part.tokens, causal=causal, scale=scale)
+            if part.lead is not None:  # a copy: compiled models use the room of their queries again
+                part.lead.saw(layer, asked[:, :, -1:].clone(), lse[:, :, -1:], scale)
         return found[0].transpose(0, 1)
 
 

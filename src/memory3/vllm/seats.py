@@ -18,6 +18,7 @@ import torch
 
 from memory3.attention.lane import Lane, Lanes, Seat
 from memory3.types import MemoryBatch
+from memory3.vllm.paying import Payments
 from memory3.vllm.step import Name, Step
 
 __all__ = ["Chunk", "Seats", "chunk_of"]
@@ -39,7 +40,7 @@ def chunk_of(row: Any, span: int) -> Chunk:
 
 @dataclass(frozen=True)
 class _Lead:
-    """Memories in front of a seat. Who was looked at is not counted."""
+    """Memories in front of a seat, where nobody asks who was looked at."""
 
     batch: MemoryBatch
     counted: frozenset[int] = frozenset()
@@ -55,15 +56,18 @@ class Seats:
         self,
         laid: Callable[[Sequence[Chunk]], MemoryBatch],
         context: Callable[[torch.Tensor, int], tuple[list[torch.Tensor], list[torch.Tensor]]],
+        payments: Payments | None = None,
     ) -> None:
         """
         Args:
             laid: memories of chunks, laid out.
             context: of a row, by its blocks and its length S: keys and values ``[1, H, S, d]`` of each layer, as the paged
                 cache has them.
+            payments: counts attention; None: nobody asks for it.
         """
         self._laid = laid
         self._context = context
+        self._payments = payments
         self._lanes = Lanes()
         self._seats: dict[str, Seat] = {}
         self._reads: dict[str, Chunk] = {}
@@ -83,6 +87,8 @@ class Seats:
         """
         for name in step.ended:
             self._leave(name)
+            if self._payments is not None:
+                self._payments.forget(name)
         for row in step.rows:
             seat = self._seats.get(row.request)
             if seat is not None and not (row.is_one and seat.length == row.start):
@@ -91,6 +97,8 @@ class Seats:
         ones.sort(key=lambda n: step.rows[n].request)  # the same whatever vLLM's order is
         for n in ones:
             self._sit(step.rows[n], blocks[n])
+            if self._payments is not None:
+                self._payments.fed(step.rows[n].request, step.rows[n].start)
         lanes = self._lanes.begin([self._seats[step.rows[n].request] for n in ones])
         return [(lane, [ones[k] for k in mine]) for lane, mine in lanes]
 
@@ -103,7 +111,9 @@ class Seats:
         chunk = chunk_of(row, 0)
         if self._reads.get(name) != chunk:
             seat = self._seats[name]
-            seat.lane.lead(seat, _Lead(self._laid([chunk])))
+            batch = self._laid([chunk])
+            names = [one for _, _, one in chunk[0]]
+            seat.lane.lead(seat, _Lead(batch) if self._payments is None else self._payments.lead(name, batch, names))
             self._reads[name] = chunk
 
     def _leave(self, name: str) -> None:
