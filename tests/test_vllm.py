@@ -98,7 +98,7 @@ def test_any_schedule_gives_the_tokens_of_generate(made, block, turned):
 
 def test_attention_paid_is_that_of_generate(made):
     """Counted whenever somebody asks, for rows that come, go and begin anew: the same shares as where one request is alone."""
-    draw, payments, paid = random.Random(5), Payments(made.m3.shape.layers), {}
+    draw, payments, paid = random.Random(5), Payments(), {}
 
     engine = PagedEngine(made.m3, made.shelf, block=8, blocks=300, seed=5, payments=payments)
     asked = {n: one for n, one in enumerate(ASKED) if one[2] is not None}

@@ -12,21 +12,13 @@ def inside(tmp_path_factory):
 
 
 def heads_laid_out(worker):
-<<<<<<< HEAD
     """Runs in a worker: its KV heads, and the heads of the keys of every lane that rows have sat in."""
-=======
-    """Runs in a worker: its KV heads, and the heads of the lanes in which its rows decoded."""
->>>>>>> f28fe54 (vLLM: shares of citations are of attention, counted in about ten layers; a test with two workers, each with its own KV heads)
     from vllm.distributed.kv_transfer import get_kv_transfer_group
 
     layouts = get_kv_transfer_group()._layouts
     mine = layouts._heads
-<<<<<<< HEAD
     lanes = layouts.seats._lanes._lanes.values()
     return (mine.start, mine.stop), {keys.shape[1] for lane in lanes for keys in lane._keys}
-=======
-    return (mine.start, mine.stop), {keys.shape[1] for lane in layouts.seats._lanes._lanes.values() for keys in lane._keys}
->>>>>>> f28fe54 (vLLM: shares of citations are of attention, counted in about ten layers; a test with two workers, each with its own KV heads)
 
 
 def test_tokens_and_attention_are_those_of_generate(inside):

@@ -197,7 +197,7 @@ class Memory3Connector(KVConnectorBase_V1):
         def contexts() -> list[Context]:
             return [context_of(kv_caches[name]) for name in ordered]
 
-        self._payments = Payments(card.shape.layers) if self._counts else None
+        self._payments = Payments() if self._counts else None
         dtype = self._config.model_config.dtype
         self._layouts = Layouts(card, self.pool, dtype, device, heads, contexts, self._payments)
 

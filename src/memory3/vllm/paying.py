@@ -1,8 +1,7 @@
 """`Payments`: how much attention the tokens of a worker's rows paid to each reference, counted until somebody asks.
 
 Queries are kept as they come, and one product per layer and head tells of all of them when what a row reads changes, or when
-somebody asks (`memory3.attention.reading`): to add attention up at each step would read every memory twice as often. About ten
-layers are counted, evenly spaced over those that have memories: of a small model all.
+somebody asks (`memory3.attention.reading`): to add attention up at each step would read every memory twice as often.
 """
 
 from __future__ import annotations
@@ -11,13 +10,11 @@ from collections.abc import Sequence
 
 import torch
 
-from memory3.attention.reading import Reading
+from memory3.attention.reading import Reading, counted
 from memory3.types import LayerMemory, MemoryBatch
 
 __all__ = ["Lead", "Paid", "Payments"]
 
-#: Layers that are counted at least, where so many have memories; at most twice as many.
-_LAYERS = 10
 #: Tokens of which queries are kept.
 _TOKENS = 64
 #: By token, counted from the request's first, by reference: attention over the layers that are counted and a worker's heads.
@@ -29,18 +26,18 @@ class Lead:
 
     Attributes:
         batch: the memories, of one chunk.
+        counted: layers whose queries it wants to see.
     """
 
-    def __init__(self, batch: MemoryBatch, names: Sequence[str], layers: frozenset[int]) -> None:
+    def __init__(self, batch: MemoryBatch, names: Sequence[str]) -> None:
         """
         Args:
             batch: the memories, of one chunk.
             names: of its references.
-            layers: that are counted.
         """
         self.batch = batch
+        self.counted = counted(batch.layers)
         self._names = names
-        self._layers = layers
         self._reading = Reading(batch)
         self._tokens: list[int] = []
 
@@ -53,13 +50,12 @@ class Lead:
         """See `memory3.attention.reading.Reading.saw`.
 
         Args:
-            layer: number of the layer.
+            layer: number of the layer, one of ``counted``.
             query: ``[1, A, 1, d]``.
             lse: ``[1, A, 1]``.
             scale: what scores were multiplied with.
         """
-        if layer in self._layers:
-            self._reading.saw(layer, query, lse, scale)
+        self._reading.saw(layer, query, lse, scale)
 
     def settled(self) -> Paid:
         """What was paid since the last call."""
@@ -71,12 +67,7 @@ class Lead:
 class Payments:
     """Of all rows of a worker."""
 
-    def __init__(self, layers: Sequence[int]) -> None:
-        """
-        Args:
-            layers: of the model that have memories.
-        """
-        self._layers = frozenset(layers[:: max(1, len(layers) // _LAYERS)])
+    def __init__(self) -> None:
         self._leads: dict[str, Lead] = {}
         self._paid: dict[str, Paid] = {}
 
@@ -90,7 +81,7 @@ class Payments:
         """
         self.settle(request)
         layers = {number: _last(layer) for number, layer in batch.layers.items()}
-        lead = self._leads[request] = Lead(MemoryBatch(layers, batch.references[-1:]), names, self._layers)
+        lead = self._leads[request] = Lead(MemoryBatch(layers, batch.references[-1:]), names)
         return lead
 
     def fed(self, request: str, token: int) -> None:

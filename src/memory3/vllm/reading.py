@@ -270,7 +270,9 @@ class StepReading:
             found = attention_with_lse(asked, keys, values, part.bias, causal=causal, scale=scale)[0]
         else:
             found, lse = attend(asked, keys, values, part.bias, memory, part.tokens, causal=causal, scale=scale)
-            if part.lead is not None:  # a copy: compiled models use the room of their queries again
+            if (
+                part.lead is not None and layer in part.lead.counted
+            ):  # a copy: compiled models use the room of their queries again
                 part.lead.saw(layer, asked[:, :, -1:].clone(), lse[:, :, -1:], scale)
         return found[0].transpose(0, 1)
 
