@@ -37,6 +37,7 @@ COMMANDS = (
     "compact",
     "rebuild",
     "calibrate",
+    "check",
     "plan",
     "demo",
     "mcp",

@@ -16,7 +16,7 @@ from memory3.codec.raw import encode_record
 from memory3.config import MemoryConfig
 from memory3.errors import RecallError
 from memory3.llm import Memory3
-from memory3.proof import _own_attention
+from memory3.parity import own_attention
 from memory3.types import Document
 
 TEXTS = ["The river rises in the mountains.", "The bridge was built in 1874.", "Keys and values.", "A town by the sea."]
@@ -115,7 +115,7 @@ def test_a_proof_leaves_the_attention_to_who_is_attached_beside_it(m3):
     ids, seen = torch.arange(5)[None], Seen()
     with torch.inference_mode():
         alone = m3.model(ids).logits
-        beside, proof = attached(m3.model), _own_attention(m3.model)
+        beside, proof = attached(m3.model), own_attention(m3.model)
         beside.__enter__()
         proof.__enter__()  # as a thread that proves while another encodes
         m3.model(ids, memory3=seen)

@@ -13,6 +13,7 @@ import typer
 from memory3.cli.ask import ask
 from memory3.cli.bench import BenchCommand, bench
 from memory3.cli.calibrate import calibrate
+from memory3.cli.check import check
 from memory3.cli.command import Command
 from memory3.cli.compact import compact
 from memory3.cli.deferred import defer
@@ -43,7 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (write, ask, info, verify, delete, compact, rebuild, calibrate, plan, demo, mcp, serve):
+for command in (write, ask, info, verify, delete, compact, rebuild, calibrate, check, plan, demo, mcp, serve):
     app.command(cls=Command)(command)
 app.command("eval", cls=Command)(evaluate)
 app.command(cls=Command)(report)

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from memory3.attention.attach import Seen, StopForward, attached
 from memory3.attention.attend import attention_with_lse, masked
 from memory3.attention.layout import gather_memories
-from memory3.config import MemoryConfig
+from memory3.config import Budget, MemoryConfig
 from memory3.encode.budget import choose
 from memory3.encode.mass import fitted_biases, watched_products
 from memory3.encode.selectors import LayerView, Selector, selector
@@ -220,26 +220,42 @@ class Encoder:
         Raises:
             InputError: a reference without tokens, or longer than ``reference_length``.
         """
+        [memories] = self.encode_at(references, [self.config.budget])
+        return memories
+
+    def encode_at(self, references: Sequence[Reference], budgets: Sequence[Budget]) -> list[list[Memory]]:
+        """What `encode` would give under each of some budgets, in the order of the budgets; one forward pass for all of them.
+
+        Args:
+            references: in any order.
+            budgets: that are spent on the same scores.
+
+        Raises:
+            InputError: as `encode`.
+        """
         if not references:
-            return []
-        dense = self.dense(references, self._selectors)
-        kept = self._choose(dense)
+            return [[] for _ in budgets]
+        dense = self.dense(references, (self._selector,) if any(map(self._leaves_out, budgets)) else ())
+        return [self._spent(dense, references, budget) for budget in budgets]
+
+    def _spent(self, dense: Dense, references: Sequence[Reference], budget: Budget) -> list[Memory]:
+        kept = self._choose(dense, budget)
         if not bool(torch.isfinite(dense.keys[kept]).all()):
             raise ModelError("the model computes keys that are not finite; is its dtype too narrow for its weights?")
         memories = cut(dense.keys, dense.values, kept, self.shape.torch_dtype, biases=self._biases(dense, kept))
         return [
-            replace(memory, tokens=np.asarray(reference.token_ids, np.uint32), provenance=self._provenance(reference))
+            replace(memory, tokens=np.asarray(reference.token_ids, np.uint32), provenance=self._provenance(reference, budget))
             for memory, reference in zip(memories, references, strict=True)
         ]
 
-    def _provenance(self, reference: Reference) -> Provenance:
+    def _provenance(self, reference: Reference, budget: Budget) -> Provenance:
         """Of a memory of one reference. The fingerprint, which costs a look at every weight, is left to those who know it."""
         return Provenance(
             document_id=reference.document_id,
             start=reference.start,
             end=reference.end,
             reference_ids=(reference.id,),
-            budget=str(self.config.budget),
+            budget=str(budget),
             selector=self.config.selector,
         )
 
@@ -304,10 +320,10 @@ class Encoder:
         selectors = self._selectors
         if not self._repeats(selectors):
             dense = self._dense(references, selectors)
-            kept = self._choose(dense)
+            kept = self._choose(dense, self.config.budget)
             return dense, kept, self._biases(dense, kept)
         chosen = self.dense(references, selectors)
-        kept = self._choose(chosen)
+        kept = self._choose(chosen, self.config.budget)
         return self._dense(references, (), weighs=False), kept, self._biases(chosen, kept)
 
     def _repeats(self, selectors: Sequence[Selector]) -> bool:
@@ -325,13 +341,16 @@ class Encoder:
     @property
     def _selectors(self) -> tuple[Selector, ...]:
         """The one that chooses; none where everything is kept."""
-        keep_all = self.config.budget.tokens_per_head(self.config.reference_length) == self.config.reference_length
-        return () if keep_all else (self._selector,)
+        return (self._selector,) if self._leaves_out(self.config.budget) else ()
 
-    def _choose(self, dense: Dense) -> torch.Tensor:
+    def _leaves_out(self, budget: Budget) -> bool:
+        """Whether a budget is too small for every token of every head."""
+        return budget.tokens_per_head(self.config.reference_length) != self.config.reference_length
+
+    def _choose(self, dense: Dense, budget: Budget) -> torch.Tensor:
         """bool ``[N, L, H, S]``: which pairs are kept."""
         scores = dense.scores[0] if dense.scores else dense.keys.new_zeros(dense.keys.shape[:-1], dtype=torch.float32)
-        return choose(scores, dense.lengths, self.config.budget, self.config.reference_length)
+        return choose(scores, dense.lengths, budget, self.config.reference_length)
 
     @torch.no_grad()
     def dense(

@@ -14,7 +14,7 @@ from memory3.evaluation.plots import plots
 from memory3.evaluation.tables import ResultTable, Section, sections
 from memory3.files import read_bounded, write_atomically
 
-__all__ = ["markdown", "read_results", "write_report"]
+__all__ = ["markdown", "page", "read_results", "write_report"]
 
 _MOST_BYTES = 1 << 30
 #: What makes a link of brackets, and a mark to link to.
@@ -131,15 +131,33 @@ def _plain(text: str) -> str:
 
 
 def _page(results: Mapping[str, Any]) -> str:
-    body = [f"<h1>{html.escape(_title(results))}</h1>", f"<p>{html.escape(_about(results))}</p>"]
-    drawings = plots(results)
-    for section in sections(results):
-        body += _html_section(section, 2, drawings.get(section.title, []))
-    settings = html.escape(json.dumps({k: v for k, v in results.items() if k != "tasks"}, indent=2))
-    body.append(f"<details><summary>Settings and versions</summary><pre>{settings}</pre></details>")
-    title = html.escape(_title(results))
+    settings = {k: v for k, v in results.items() if k != "tasks"}
+    return page(_title(results), _about(results), sections(results), settings, plots(results))
+
+
+def page(
+    title: str,
+    about: str,
+    parts: Sequence[Section],
+    settings: Mapping[str, Any],
+    drawings: Mapping[str, Sequence[str]] | None = None,
+) -> str:
+    """One HTML page without scripts that needs no other file. All text is escaped.
+
+    Args:
+        title: of the page.
+        about: where its figures come from.
+        parts: its sections.
+        settings: what stands at its end, folded.
+        drawings: SVG of ours by the title of the section that it belongs to.
+    """
+    body = [f"<h1>{html.escape(title)}</h1>", f"<p>{html.escape(about)}</p>"]
+    for section in parts:
+        body += _html_section(section, 2, (drawings or {}).get(section.title, []))
+    folded = html.escape(json.dumps(settings, indent=2))
+    body.append(f"<details><summary>Settings and versions</summary><pre>{folded}</pre></details>")
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    head += f"<title>{title}</title><style>{_STYLE}</style>"
+    head += f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n' + "\n".join(body) + "\n</body></html>\n"
 
 
