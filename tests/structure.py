@@ -92,6 +92,10 @@ ABOUT = {
         "them out, its attention reads them beside the paged cache. vLLM is imported here alone.",
     ),
     "benchmarks": ("Benchmarks", "Measurements of speed and size with real models. They print JSON."),
+    "checking": (
+        "The check",
+        "A model and a user's own documents go in. Parity, what memories gain and cost, and a verdict in one sentence come out.",
+    ),
     "demo": ("The demo", "A real bank and three questions, without a terminal."),
     "plugs": (
         "Plugs",

@@ -92,9 +92,16 @@ def _selection(selection: Mapping[str, Any]) -> Section:
         ],
         [
             ResultTable(
-                ["read from", "a reference", "NLL a token", "answered alike", "share of text's gain", "NLL above all pairs"],
+                [
+                    "read from",
+                    "a reference",
+                    "NLL a token",
+                    "writes the answer",
+                    "share of text's gain",
+                    "NLL above all pairs",
+                ],
                 rows,
-                "Answered alike: the model itself would write the answer, token by token. Bytes are unpacked, but for packed.",
+                "Writes the answer: greedy decoding would give it, token by token. Bytes are before packing, but for packed.",
             )
         ],
     )

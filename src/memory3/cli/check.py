@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["check"]
 
+#: What a bank remembers, so that who gives a bank does not give it.
+_SETTINGS = ("budget", "preset", "layers", "selector", "reference_length", "memory_prefix", "dtype", "codec")
+
 
 def check(
     context: typer.Context,
@@ -100,14 +103,13 @@ def check(
     from memory3.models.adapter import trained_config
     from memory3.models.catalogue import DEFAULT_ADAPTED
 
-    name = full_name(model or DEFAULT_ADAPTED)
+    name = full_name(model or (_model_of(bank) if bank else DEFAULT_ADAPTED))
     try:
         if bank is not None:
-            m3, opened = open_bank(bank, model, device=device, dtype=model_dtype, embedder=False)
-            name = m3.name
-            m3.batch_size = batch_size
             from memory3.checking.questions import of_bank
 
+            m3, opened = open_bank(bank, model, device=device, dtype=model_dtype, embedder=False)
+            m3.batch_size = batch_size
             found = _measured(m3, of_bank(opened, questions), questions, margin, opened.pin().codec)
         else:
             config = options.settings(trained_config(name) or MemoryConfig(), context.params)
@@ -120,8 +122,10 @@ def check(
         raise typer.Exit(1)
 
 
-#: What a bank remembers, and who gives a bank does not.
-_SETTINGS = ("budget", "preset", "layers", "selector", "reference_length", "memory_prefix", "dtype", "codec")
+def _model_of(bank: Path) -> str:
+    from memory3.bank import Bank
+
+    return Bank.describe(bank).model
 
 
 def _drawn(m3: Memory3, data: list[str] | None, questions: int) -> list[Reference]:
@@ -140,7 +144,7 @@ def _measured(
     with StepMeter() as meter:
 
         def tell(done: float, what: str) -> None:
-            meter("checked %", int(100 * done), 100, what)
+            meter("checking:", int(100 * done), 100, what)
 
         return measure(m3, references, questions=questions, margin=margin, codec=codec, progress=tell)
 
