@@ -24,7 +24,19 @@ from memory3.checking.check import check, check_refused
 from memory3.checking.pages import html_page, sections
 from memory3.checking.questions import Item, items_of, sampled
 from memory3.checking.reading import MOST, allowed, grain, measure_parity, share
-from memory3.checking.selection import ALL, NONE, PACKED, TEXT, Outcome, arms_of, kept_share, measure, summed_up
+from memory3.checking.selection import (
+    ALL,
+    NONE,
+    PACKED,
+    PACKED_TWO,
+    TEXT,
+    TEXT_TWO,
+    Outcome,
+    arms_of,
+    kept_share,
+    measure,
+    summed_up,
+)
 from memory3.checking.source import Held
 from memory3.checking.verdict import DONT, MORE, USE, judge
 from memory3.codec import RawCodec
@@ -195,20 +207,39 @@ def test_every_arm_the_slow_way() -> None:
     m3 = attach(budget=Budget("uniform", 5))
     m3.batch_size = 5
     items, arms = asked(m3), arms_of(m3)
-    assert [arm.name for arm in arms] == [NONE, TEXT, "uniform:5", "1/8", "1/4", "1/2", ALL, PACKED]
+    assert [arm.name for arm in arms] == [NONE, TEXT, "uniform:5", "1/8", "1/4", "1/2", ALL, PACKED, TEXT_TWO, PACKED_TWO]
     found = measure(m3, items, arms, RawCodec(m3.shape), nothing)
     assert len(found.encoding) == len(found.packing) == 3
+    order = sorted(range(13), key=lambda n: len(items[n].reference.token_ids), reverse=True)
     for arm in arms:
         own = attach(m3.model, budget=arm.budget or Budget("all"))
         for n, item in enumerate(items[:7]):
-            held = Held({item.reference.id: item.reference}, {item.reference.id: own.encode([item.reference])[0]})
-            mode = {NONE: "none", TEXT: "text"}.get(arm.name, "memory")
-            options: dict[str, Any] = {} if arm.name == NONE else {"references": [[item.reference.id]]}
-            bank: Any = None if arm.name == NONE else held
+            read = [item.reference]
+            if arm.two:  # batches of five, the longest first: the next one's, or behind the last the first one's
+                batch = order[order.index(n) // 5 * 5 :][:5]
+                read.append(items[batch[(batch.index(n) + 1) % len(batch)]].reference)
+            held: Any = Held({one.id: one for one in read}, {one.id: own.encode([one])[0] for one in read})
+            mode = {NONE: "none", TEXT: "text", TEXT_TWO: "text"}.get(arm.name, "memory")
+            options: dict[str, Any] = {} if arm.name == NONE else {"references": [[one.id for one in read]]}
+            bank = None if arm.name == NONE else held
             [(total, tokens)] = own.log_likelihood([item.question], [item.answer], bank, mode=mode, **options)
             assert found.nll[arm.name][n] == pytest.approx(-total / tokens, rel=1e-3)
     answer = found.nll[TEXT]
     assert max(abs(a - b) for a, b in zip(answer, found.nll[NONE], strict=True)) > 0.01
+
+
+def test_items_read_one_by_one_have_another_beside_too() -> None:
+    m3 = attach(budget=Budget("all"))
+    m3.batch_size = 1
+    items, arms = asked(m3), [arm for arm in arms_of(m3) if arm.name in (ALL, PACKED, PACKED_TWO)]
+    found = measure(m3, items, arms, RawCodec(m3.shape), nothing)
+    own, other = items[12].reference, items[0].reference
+    held: Any = Held(
+        {one.id: one for one in (own, other)}, dict(zip((own.id, other.id), m3.encode([own, other]), strict=True))
+    )
+    [(total, tokens)] = m3.log_likelihood([items[12].question], [items[12].answer], held, references=[[own.id, other.id]])
+    assert found.nll[PACKED_TWO][12] == pytest.approx(-total / tokens, rel=1e-3)
+    assert found.nll[PACKED_TWO] != found.nll[PACKED]
 
 
 def test_packing_is_measured_on_what_a_bank_would_keep(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +265,8 @@ def test_packing_is_measured_on_what_a_bank_would_keep(monkeypatch: pytest.Monke
 def outcome(**nll: float) -> Outcome:
     """Eleven questions whose figures differ, but not from arm to arm."""
     names = {"nothing": NONE, "text": TEXT, "eighth": "1/8", "quarter": "1/4", "half": "1/2", "all": ALL, "packed": PACKED}
+    names |= {"text_two": TEXT_TWO, "packed_two": PACKED_TWO}
+    nll = {"text_two": nll["text"], "packed_two": nll["packed"], **nll}
     each = {names[name]: [value + 0.1 * n for n in range(11)] for name, value in nll.items()}
     return Outcome(each, {name: [0.0] * 11 for name in each}, [0.2, 0.4, 0.3], [0.1], {})
 
@@ -275,6 +308,18 @@ def test_a_model_may_not_be_used() -> None:
     _, verdict = judged(nothing=4, text=2, eighth=3, quarter=3, half=3, all=3, packed=3)
     assert verdict.choice == DONT
     assert "memories of all pairs gain only 50%" in verdict.sentence
+
+
+def test_what_a_second_reference_costs_is_told() -> None:
+    usable = {"nothing": 4.0, "text": 2.0, "eighth": 2.1, "quarter": 2.1, "half": 2.1, "all": 2.0, "packed": 2.1}
+    figures, verdict = judged(**usable, text_two=2.3, packed_two=2.7)
+    assert figures["second"]["text"]["mean"] == pytest.approx(0.3)
+    assert figures["second"]["memory"]["mean"] == pytest.approx(0.6)
+    assert figures["second"]["more"]["mean"] == pytest.approx(0.3)
+    assert verdict.choice == USE
+    assert "read the best alone" in verdict.sentence
+    _, verdict = judged(**usable, text_two=2.3, packed_two=2.5)
+    assert "read the best alone" not in verdict.sentence
 
 
 def test_an_interval_that_reaches_over_the_margin_is_not_within_it() -> None:

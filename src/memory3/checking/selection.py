@@ -1,15 +1,16 @@
 """What memories are worth: how likely the answers of a user's own questions are from memory under several budgets, from text
 of the same references, and from nothing. On the way, what packing costs, and how long writing takes.
 
-A reference is encoded once, and its scores are spent under every budget. Every question reads the one reference that holds its
-answer, so that what differs is the reading alone: neither search nor a second reference has a part in it.
+A reference is encoded once, and its scores are spent under every budget. Every question reads the one reference that holds
+its answer, so that what differs is the reading alone, and search has no part in it. Text, and what a bank would keep, are read
+once more with another reference beside: memories of references never saw each other, and a model may be confused by several.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,9 +26,23 @@ from memory3.evaluation.intervals import aggregate_interval, interval
 from memory3.llm import Memory3
 from memory3.types import Memory, Reference
 
-__all__ = ["ALL", "NONE", "PACKED", "TEXT", "Arm", "Outcome", "arms_of", "kept_share", "measure", "summed_up"]
+__all__ = [
+    "ALL",
+    "NONE",
+    "PACKED",
+    "PACKED_TWO",
+    "TEXT",
+    "TEXT_TWO",
+    "Arm",
+    "Outcome",
+    "arms_of",
+    "kept_share",
+    "measure",
+    "summed_up",
+]
 
 NONE, TEXT, ALL, PACKED = "nothing", "text", "all pairs", "packed"
+TEXT_TWO, PACKED_TWO = "text of two", "packed, of two"
 #: Budgets that are tried, smallest first.
 _FRACTIONS = ("1/8", "1/4", "1/2")
 
@@ -40,11 +55,13 @@ class Arm:
         name: of it.
         budget: of the memories it reads; None where it reads none.
         packed: whether they were packed and decoded again.
+        two: whether another reference stands beside the one that holds the answer.
     """
 
     name: str
     budget: Budget | None = None
     packed: bool = False
+    two: bool = False
 
 
 @dataclass
@@ -66,8 +83,8 @@ class Outcome:
 
 
 def arms_of(m3: Memory3) -> list[Arm]:
-    """Nothing, text, all pairs, the fractions that are tried, the configured budget where it is none of them, and that
-    packed; budgets ascend.
+    """Nothing, text, the fractions that are tried, the configured budget where it is none of them, all pairs, the configured
+    budget packed, and text and that of two references. Budgets ascend.
 
     Args:
         m3: whose settings say the configured budget.
@@ -78,7 +95,14 @@ def arms_of(m3: Memory3) -> list[Arm]:
     if own.pairs(heads, length) not in {budget.pairs(heads, length) for budget in budgets.values()}:
         budgets[str(own)] = own
     ordered = sorted(budgets.items(), key=lambda each: each[1].pairs(heads, length))
-    return [Arm(NONE), Arm(TEXT), *(Arm(name, budget) for name, budget in ordered), Arm(PACKED, own, packed=True)]
+    return [
+        Arm(NONE),
+        Arm(TEXT),
+        *(Arm(name, budget) for name, budget in ordered),
+        Arm(PACKED, own, packed=True),
+        Arm(TEXT_TWO, two=True),
+        Arm(PACKED_TWO, own, packed=True, two=True),
+    ]
 
 
 @torch.no_grad()
@@ -100,10 +124,17 @@ def measure(
     def work(batch: Sequence[int]) -> None:
         nonlocal done
         mine = [items[n] for n in batch]
-        references = [item.reference for item in mine]
+        # Beside each stands the next one's; one alone has none in its batch.
+        beside = [*batch[1:], batch[0] if len(batch) > 1 else (batch[0] + 1) % len(items)]
+        others = [items[n].reference for n in beside]
+        references = {reference.id: reference for reference in [*(item.reference for item in mine), *others]}
         made = _written(m3, references, arms, codec, found)
         for arm in arms:
-            scores = _scored(m3, mine, arm, made)
+            reads = [
+                [item.reference.id, other.id] if arm.two else [item.reference.id]
+                for item, other in zip(mine, others, strict=True)
+            ]
+            scores = _scored(m3, mine, reads, arm, Held(references, made.get(arm.name, {})))
             for n, (nll, right) in zip(batch, scores, strict=True):
                 found.nll[arm.name][n], found.right[arm.name][n] = nll, right
             done += len(batch)
@@ -116,37 +147,36 @@ def measure(
 
 
 def _written(
-    m3: Memory3, references: Sequence[Reference], arms: Sequence[Arm], codec: Codec, found: Outcome
+    m3: Memory3, references: Mapping[str, Reference], arms: Sequence[Arm], codec: Codec, found: Outcome
 ) -> dict[str, dict[str, Memory]]:
     """Memories by arm and id; seconds and records are noted."""
     raw = [arm for arm in arms if arm.budget is not None and not arm.packed]
-    ids = [reference.id for reference in references]
+    ids, number = list(references), len(references)
     started = time.perf_counter()
-    encoded = m3.encoder.encode_at(references, [arm.budget for arm in raw if arm.budget])
-    found.encoding.append((time.perf_counter() - started) / len(references))
+    encoded = m3.encoder.encode_at(list(references.values()), [arm.budget for arm in raw if arm.budget])
+    found.encoding.append((time.perf_counter() - started) / number)
     made = {arm.name: dict(zip(ids, memories, strict=True)) for arm, memories in zip(raw, encoded, strict=True)}
     heads, length = m3.shape.heads, m3.config.reference_length
     pairs = m3.config.budget.pairs(heads, length)
     own = next(arm.name for arm in raw if arm.budget and arm.budget.pairs(heads, length) == pairs)
     started = time.perf_counter()
     records = codec.encode_many(list(made[own].values()), device=m3.model.device)
-    found.packing.append((time.perf_counter() - started) / len(references))
+    found.packing.append((time.perf_counter() - started) / number)
     found.records |= dict(zip(ids, records, strict=True))
     decoded = codec.decode([bytearray(record) for record in records], device=m3.model.device)
-    made[PACKED] = dict(zip(ids, decoded, strict=True))
-    return made
+    return made | {arm.name: dict(zip(ids, decoded, strict=True)) for arm in arms if arm.packed}
 
 
-def _scored(m3: Memory3, items: Sequence[Item], arm: Arm, made: dict[str, dict[str, Memory]]) -> list[tuple[float, float]]:
+def _scored(
+    m3: Memory3, items: Sequence[Item], reads: Sequence[Sequence[str]], arm: Arm, source: Any
+) -> list[tuple[float, float]]:
     """NLL of each item's answer, and whether it is what the model would have written."""
-    references = {item.reference.id: item.reference for item in items}
-    source: Any = Held(references, made.get(arm.name, {}))
-    mode = "memory" if arm.budget is not None else "text" if arm.name == TEXT else "none"
+    mode = "memory" if arm.budget is not None else "none" if arm.name == NONE else "text"
     answers = [m3.prompts.ids(item.answer) for item in items]
     after = max(map(len, answers))
     rows = [
-        m3.prompts.row(m3.prompts.ids(item.question), mode, [] if mode == "none" else [item.reference.id], source, after=after)
-        for item in items
+        m3.prompts.row(m3.prompts.ids(item.question), mode, [] if mode == "none" else names, source, after=after)
+        for item, names in zip(items, reads, strict=True)
     ]
     scores = m3.scorer.score(rows, [[answer] for answer in answers], source if mode == "memory" else None)
     return [(score.nll, float(score.greedy)) for (score,) in scores]
@@ -178,8 +208,9 @@ def summed_up(m3: Memory3, arms: Sequence[Arm], found: Outcome, codec: Codec, ma
         margin: share of what text gains over nothing.
 
     Returns:
-        ``arms``, ``gain`` of text over nothing, ``margin`` and ``margin_nats``, ``recommended`` and ``configured`` (names of
-        arms).
+        ``questions``, ``arms``, ``gain`` of text over nothing, ``margin`` and ``margin_nats``, ``recommended`` and
+        ``configured`` (names of arms), ``second`` (what a second reference costs text, memory, and memory more than text),
+        ``packing``, ``writing``.
     """
     heads, length = m3.shape.heads, m3.config.reference_length
     nothing, text, everything = (found.nll[name] for name in (NONE, TEXT, ALL))
@@ -192,16 +223,21 @@ def summed_up(m3: Memory3, arms: Sequence[Arm], found: Outcome, codec: Codec, ma
         if arm.name != NONE and gain["interval"][0] > 0:  # of no gain there is no share
             triples = list(zip(nothing, text, nll, strict=True))
             row["gain"] = {"share": kept_share(triples), "interval": aggregate_interval(triples, kept_share)}
-        if arm.budget is not None:
+        if arm.budget is not None and not arm.two:
             pairs = arm.budget.pairs(heads, length)
             row |= {"budget": str(arm.budget), "pairs": pairs, "bytes": _record_bytes(m3, arm, pairs, codec)}
             row["above_all"] = _figure([a - b for a, b in zip(nll, everything, strict=True)])
             row["within"] = row["above_all"]["interval"][1] <= nats
         shown.append(row)
-    raw = [row for row in shown if "pairs" in row and row["name"] != PACKED]
+    raw = [row for row in shown if "pairs" in row and row["name"] != PACKED]  # smallest first
     own = next(row["name"] for row in raw if row["pairs"] == m3.config.budget.pairs(heads, length))
     best = next((row["name"] for row in raw if row["within"]), ALL)
     packed, unpacked = found.nll[PACKED], found.nll[own]
+    second = {
+        "text": [a - b for a, b in zip(found.nll[TEXT_TWO], text, strict=True)],
+        "memory": [a - b for a, b in zip(found.nll[PACKED_TWO], packed, strict=True)],
+    }
+    second["more"] = [a - b for a, b in zip(second["memory"], second["text"], strict=True)]
     return {
         "questions": len(nothing),
         "arms": shown,
@@ -210,6 +246,7 @@ def summed_up(m3: Memory3, arms: Sequence[Arm], found: Outcome, codec: Codec, ma
         "margin_nats": nats,
         "recommended": best,
         "configured": own,
+        "second": {name: _figure(values) for name, values in second.items()},
         "packing": {
             "codec": codec.name,
             "bytes": codec.record_size,

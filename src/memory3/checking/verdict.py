@@ -77,6 +77,9 @@ def judge(parity: Mapping[str, Any], selection: Mapping[str, Any] | None) -> Ver
         return refused(
             f"on {asked} even memories of all pairs gain only {_share(whole)} of what text gains, so that no budget helps."
         )
+    alone = ""
+    if selection["second"]["more"]["interval"][0] > selection["margin_nats"]:
+        alone = " A second reference beside costs memory more than text: read the best alone (`--gap 0`)."
     own, best, packed = arms[selection["configured"]], arms[selection["recommended"]], arms[PACKED]
     margin = f"{selection['margin']:.0%} of text's gain ({selection['margin_nats']:.2f} nats a token) of all pairs"
     if not own["within"]:
@@ -84,21 +87,22 @@ def judge(parity: Mapping[str, Any], selection: Mapping[str, Any] | None) -> Ver
             MORE,
             f"Use with more bytes: the smallest budget within {margin} on {asked} is {best['budget']}, "
             f"{_kilobytes(best['bytes'])} a reference before packing; the {own['budget']} that was configured gains "
-            f"{_share(own['gain'])} of what text gains.",
+            f"{_share(own['gain'])} of what text gains.{alone}",
             {"budget": best["budget"]},
         )
     if not packed["within"]:
         return Verdict(
             MORE,
             f"Use with more bytes: {own['budget']} stays within {margin} on {asked}, but not once it is packed by "
-            f"{selection['packing']['codec']}; take a larger codec, or raw at {_kilobytes(own['bytes'])} a reference.",
+            f"{selection['packing']['codec']}; take a larger codec, or raw at {_kilobytes(own['bytes'])} a reference.{alone}",
             {"codec": "raw"},
         )
     smaller = f" {best['budget']} would do as well." if best["pairs"] < own["pairs"] else ""
     return Verdict(
         USE,
         f"Use: with budget {own['budget']} and codec {selection['packing']['codec']}, {_kilobytes(packed['bytes'])} a "
-        f"reference, memories stay within {margin} on {asked}, and gain {_share(packed['gain'])} of what text gains.{smaller}",
+        f"reference, memories stay within {margin} on {asked}, and gain {_share(packed['gain'])} of what text gains."
+        f"{smaller}{alone}",
         {},
     )
 
