@@ -228,6 +228,18 @@ def test_every_arm_the_slow_way() -> None:
     assert max(abs(a - b) for a, b in zip(answer, found.nll[NONE], strict=True)) > 0.01
 
 
+def test_a_budget_of_as_many_pairs_is_another_where_it_spends_them_otherwise() -> None:
+    """6 of 48 tokens in every head are an eighth of the pairs, and not the best eighth."""
+
+    def names(budget: str) -> list[tuple[str, bool]]:
+        return [(arm.name, arm.configured) for arm in arms_of(attach(budget=Budget.parse(budget)))][2:-3]
+
+    tried = [("1/8", False), ("1/4", False), ("1/2", False), (ALL, False)]
+    assert sorted(names("uniform:6")) == sorted([("uniform:6", True), *tried])
+    assert names("adaptive:60") == [("1/8", True), *tried[1:]]
+    assert names("uniform:48") == names("all") == [*tried[:-1], (ALL, True)]
+
+
 def test_items_read_one_by_one_have_another_beside_too() -> None:
     m3 = attach(budget=Budget("all"))
     m3.batch_size = 1

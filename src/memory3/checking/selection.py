@@ -56,12 +56,14 @@ class Arm:
         budget: of the memories it reads; None where it reads none.
         packed: whether they were packed and decoded again.
         two: whether another reference stands beside the one that holds the answer.
+        configured: whether it is the budget of the settings, before packing.
     """
 
     name: str
     budget: Budget | None = None
     packed: bool = False
     two: bool = False
+    configured: bool = False
 
 
 @dataclass
@@ -92,13 +94,17 @@ def arms_of(m3: Memory3) -> list[Arm]:
     heads, length = m3.shape.heads, m3.config.reference_length
     budgets = {name: Budget.parse(f"adaptive:{name}") for name in _FRACTIONS} | {ALL: Budget("all")}
     own = m3.config.budget
-    if own.pairs(heads, length) not in {budget.pairs(heads, length) for budget in budgets.values()}:
+
+    def kept(budget: Budget) -> tuple[int | None, int]:
+        return budget.tokens_per_head(length), budget.pairs(heads, length)
+
+    if kept(own) not in map(kept, budgets.values()):
         budgets[str(own)] = own
     ordered = sorted(budgets.items(), key=lambda each: each[1].pairs(heads, length))
     return [
         Arm(NONE),
         Arm(TEXT),
-        *(Arm(name, budget) for name, budget in ordered),
+        *(Arm(name, budget, configured=kept(budget) == kept(own)) for name, budget in ordered),
         Arm(PACKED, own, packed=True),
         Arm(TEXT_TWO, two=True),
         Arm(PACKED_TWO, own, packed=True, two=True),
@@ -156,9 +162,7 @@ def _written(
     encoded = m3.encoder.encode_at(list(references.values()), [arm.budget for arm in raw if arm.budget])
     found.encoding.append((time.perf_counter() - started) / number)
     made = {arm.name: dict(zip(ids, memories, strict=True)) for arm, memories in zip(raw, encoded, strict=True)}
-    heads, length = m3.shape.heads, m3.config.reference_length
-    pairs = m3.config.budget.pairs(heads, length)
-    own = next(arm.name for arm in raw if arm.budget and arm.budget.pairs(heads, length) == pairs)
+    own = next(arm.name for arm in raw if arm.configured)
     started = time.perf_counter()
     records = codec.encode_many(list(made[own].values()), device=m3.model.device)
     found.packing.append((time.perf_counter() - started) / number)
@@ -230,7 +234,7 @@ def summed_up(m3: Memory3, arms: Sequence[Arm], found: Outcome, codec: Codec, ma
             row["within"] = row["above_all"]["interval"][1] <= nats
         shown.append(row)
     raw = [row for row in shown if "pairs" in row and row["name"] != PACKED]  # smallest first
-    own = next(row["name"] for row in raw if row["pairs"] == m3.config.budget.pairs(heads, length))
+    own = next(arm.name for arm in arms if arm.configured)
     best = next((row["name"] for row in raw if row["within"]), ALL)
     packed, unpacked = found.nll[PACKED], found.nll[own]
     second = {
