@@ -438,7 +438,7 @@ def test_a_bank_is_checked_with_its_own_texts_settings_and_codec(tiny_model_path
     assert found["selection"]["configured"] == "uniform:7"
     assert found["settings"]["budget"] == "uniform:7.0"
     shown = run("check", "--bank", "bank", "--questions", 12, code=1).stdout
-    for word in ("Parity", "Selection", "Packing", "Speed", "share of text's gain", "tokens/s"):
+    for word in ("Parity", "Selection", "Packing", "Speed", "writes it", "uniform:7", "tokens/s"):
         assert word in shown
 
 

@@ -104,7 +104,8 @@ def _selection(selection: Mapping[str, Any]) -> Section:
                     "NLL above all pairs",
                 ],
                 rows,
-                "Writes the answer: greedy decoding would give it, token by token. Bytes are before packing, but for packed.",
+                "NLL of the answer, nats a token; writes it: greedy decoding gives the answer, token by token; gain: share of "
+                "what text gains; above all: NLL above that of all pairs. Sizes of a reference are before packing, but for packed.",
             )
         ],
     )
