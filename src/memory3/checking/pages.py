@@ -105,7 +105,7 @@ def _selection(selection: Mapping[str, Any]) -> Section:
                 ],
                 rows,
                 "NLL of the answer, nats a token; writes it: greedy decoding gives the answer, token by token; gain: share of "
-                "what text gains; above all: NLL above that of all pairs. Sizes of a reference are before packing, but for packed.",
+                "what text gains; above all: NLL above that of all pairs. Sizes are before packing, but for packed.",
             )
         ],
     )
