@@ -293,7 +293,7 @@ def judged(**nll: float) -> tuple[dict[str, Any], Any]:
 
 
 def test_a_model_may_be_used() -> None:
-    figures, verdict = judged(nothing=4, text=2, eighth=2.15, quarter=2.1, half=2.05, all=2.0, packed=2.19)
+    figures, verdict = judged(nothing=4, text=2, eighth=2.15, quarter=2.1, half=2.05, all=2.0, packed=2.2)
     assert (verdict.choice, verdict.ok, verdict.settings) == (USE, True, {})
     assert figures["margin_nats"] == pytest.approx(0.2)
     assert figures["recommended"] == figures["configured"] == "1/8"
@@ -309,8 +309,11 @@ def test_a_model_may_be_used_with_more_bytes() -> None:
     assert "adaptive:0.5" in verdict.sentence
     # 5 layers x 2 heads x 48 tokens / 2 = 240 pairs of 2 x 14 float32
     assert next(arm for arm in figures["arms"] if arm["name"] == "1/2")["pairs"] == 240
-    _, verdict = judged(nothing=4, text=2, eighth=2.1, quarter=2.1, half=2.1, all=2.0, packed=2.3)
+    figures, _ = judged(nothing=4, text=2, eighth=2.1, quarter=2.3, half=2.1, all=2.0, packed=2.1)
+    assert figures["recommended"] == "1/2"  # the eighth was lucky
+    _, verdict = judged(nothing=4, text=2, eighth=2.1, quarter=2.1, half=2.1, all=2.0, packed=2.35)
     assert (verdict.choice, verdict.settings) == (MORE, {"codec": "raw"})
+    assert "costs 0.25 nats [0.25, 0.25] more" in verdict.sentence
 
 
 def test_a_model_may_not_be_used() -> None:

@@ -20,6 +20,7 @@ import torch
 from memory3.checking.questions import Item
 from memory3.checking.source import Held
 from memory3.codec import Codec, RawCodec
+from memory3.codec.registry import shown
 from memory3.config import Budget
 from memory3.evaluation.batching import Batcher
 from memory3.evaluation.intervals import aggregate_interval, interval
@@ -202,7 +203,8 @@ def _figure(values: Sequence[float]) -> dict[str, Any]:
 
 def summed_up(m3: Memory3, arms: Sequence[Arm], found: Outcome, codec: Codec, margin: float) -> dict[str, Any]:
     """Figures of every arm with 95% intervals, and the budget that they recommend: the smallest whose NLL lies above that of
-    all pairs by no more than the margin, with the whole interval of the difference, question by question.
+    all pairs by no more than the margin, with the whole interval of the difference, question by question, as that of every
+    larger budget does.
 
     Args:
         m3: whose memories they are.
@@ -220,7 +222,7 @@ def summed_up(m3: Memory3, arms: Sequence[Arm], found: Outcome, codec: Codec, ma
     nothing, text, everything = (found.nll[name] for name in (NONE, TEXT, ALL))
     gain = _figure([a - b for a, b in zip(nothing, text, strict=True)])
     nats = margin * max(gain["mean"], 0.0)
-    shown: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for arm in arms:
         nll = found.nll[arm.name]
         row: dict[str, Any] = {"name": arm.name, "nll": _figure(nll), "right": _figure(found.right[arm.name])}
@@ -232,10 +234,14 @@ def summed_up(m3: Memory3, arms: Sequence[Arm], found: Outcome, codec: Codec, ma
             row |= {"budget": str(arm.budget), "pairs": pairs, "bytes": _record_bytes(m3, arm, pairs, codec)}
             row["above_all"] = _figure([a - b for a, b in zip(nll, everything, strict=True)])
             row["within"] = row["above_all"]["interval"][1] <= nats
-        shown.append(row)
-    raw = [row for row in shown if "pairs" in row and row["name"] != PACKED]  # smallest first
+        rows.append(row)
+    raw = [row for row in rows if "pairs" in row and row["name"] != PACKED]  # smallest first
     own = next(arm.name for arm in arms if arm.configured)
-    best = next((row["name"] for row in raw if row["within"]), ALL)
+    best = ALL
+    for row in reversed(raw):  # a smaller one that is within where a larger one is not was lucky
+        if not row["within"]:
+            break
+        best = row["name"]
     packed, unpacked = found.nll[PACKED], found.nll[own]
     second = {
         "text": [a - b for a, b in zip(found.nll[TEXT_TWO], text, strict=True)],
@@ -244,7 +250,7 @@ def summed_up(m3: Memory3, arms: Sequence[Arm], found: Outcome, codec: Codec, ma
     second["more"] = [a - b for a, b in zip(second["memory"], second["text"], strict=True)]
     return {
         "questions": len(nothing),
-        "arms": shown,
+        "arms": rows,
         "gain": gain,
         "margin": margin,
         "margin_nats": nats,
@@ -252,7 +258,7 @@ def summed_up(m3: Memory3, arms: Sequence[Arm], found: Outcome, codec: Codec, ma
         "configured": own,
         "second": {name: _figure(values) for name, values in second.items()},
         "packing": {
-            "codec": codec.name,
+            "codec": shown(codec.name),
             "bytes": codec.record_size,
             "raw_bytes": RawCodec(m3.shape).record_size,
             "costs": _figure([a - b for a, b in zip(packed, unpacked, strict=True)]),

@@ -79,7 +79,7 @@ def judge(parity: Mapping[str, Any], selection: Mapping[str, Any] | None) -> Ver
         )
     alone = ""
     if selection["second"]["more"]["interval"][0] > selection["margin_nats"]:
-        alone = " A second reference beside costs memory more than text: read the best alone (`--gap 0`)."
+        alone = " A second reference beside costs memory clearly more than text: read the best alone (`--gap 0`)."
     own, best, packed = arms[selection["configured"]], arms[selection["recommended"]], arms[PACKED]
     margin = f"{selection['margin']:.0%} of text's gain ({selection['margin_nats']:.2f} nats a token) of all pairs"
     if not own["within"]:
@@ -90,19 +90,21 @@ def judge(parity: Mapping[str, Any], selection: Mapping[str, Any] | None) -> Ver
             f"{_share(own['gain'])} of what text gains.{alone}",
             {"budget": best["budget"]},
         )
-    if not packed["within"]:
+    packing = selection["packing"]
+    if packing["costs"]["interval"][1] > selection["margin_nats"]:
+        low, high = packing["costs"]["interval"]
         return Verdict(
             MORE,
-            f"Use with more bytes: {own['budget']} stays within {margin} on {asked}, but not once it is packed by "
-            f"{selection['packing']['codec']}; take a larger codec, or raw at {_kilobytes(own['bytes'])} a reference.{alone}",
+            f"Use with more bytes: {own['budget']} stays within {margin} on {asked}, but packing it by {packing['codec']} "
+            f"costs {packing['costs']['mean']:.2f} nats [{low:.2f}, {high:.2f}] more; take a larger codec, or raw at "
+            f"{_kilobytes(own['bytes'])} a reference.{alone}",
             {"codec": "raw"},
         )
     smaller = f" {best['budget']} would do as well." if best["pairs"] < own["pairs"] else ""
     return Verdict(
         USE,
-        f"Use: with budget {own['budget']} and codec {selection['packing']['codec']}, {_kilobytes(packed['bytes'])} a "
-        f"reference, memories stay within {margin} on {asked}, and gain {_share(packed['gain'])} of what text gains."
-        f"{smaller}{alone}",
+        f"Use: with budget {own['budget']} memories stay within {margin} on {asked}; packed by {packing['codec']}, "
+        f"{_kilobytes(packed['bytes'])} a reference, they gain {_share(packed['gain'])} of what text gains.{smaller}{alone}",
         {},
     )
 

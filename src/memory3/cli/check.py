@@ -56,7 +56,7 @@ def check(
     ] = None,
     questions: Annotated[
         int, typer.Option(help="Questions at most. More make the intervals narrower.", min=12, metavar="N")
-    ] = 96,
+    ] = 160,
     margin: Annotated[
         float,
         typer.Option(
