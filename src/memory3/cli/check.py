@@ -84,8 +84,8 @@ def check(
     Reads your own documents from memory and as text, and compares: logits, how
     likely the answers of questions made from them are under several budgets, what
     packing costs, and how fast it is here. The last line is a verdict: use, use
-    with more bytes, or don't. Takes three to four minutes for the default model on
-    two cores. Exit status 1 says don't.
+    with more bytes, or don't. Takes some minutes for the default model on two
+    cores. Exit status 1 says don't.
 
     [bold]Examples[/bold]
 
