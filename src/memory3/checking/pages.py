@@ -90,8 +90,8 @@ def _selection(selection: Mapping[str, Any]) -> Section:
             f"Text gains {figure(gain['mean'], gain['interval'], False)} nats a token over nothing. Recommended is the "
             f"smallest budget that loses at most {selection['margin']:.0%} of that, {selection['margin_nats']:.2f} nats, "
             "against all pairs, with the whole interval.",
-            f"Another reference of these documents beside costs text {costs['text']} nats a token, memory {costs['memory']}: "
-            f"{costs['more']} more.",
+            f"Another reference of these documents beside costs text {costs['text']} nats a token, memory {costs['memory']}. "
+            f"Memory minus text: {costs['more']}.",
         ],
         [
             ResultTable(
