@@ -131,3 +131,26 @@ def test_a_bank_that_answers_late_holds_nobody_up(inside):
     got |= answers(inside)
     assert said(got["late"]) == inside.twin(prompt, 80, {})
     assert said(got["plain"]) == inside.twin(prompt, 70, {"references": ["d2#0"]})
+
+
+def test_those_who_ask_the_same_at_once_read_blocks_that_are_being_written(inside):
+    """Found in one go, they begin in one step: vLLM gives the second the blocks that the first fills in it, and where a single
+    token is left to compute, its context is not there when the step begins.
+    """
+    prompts = (text(720, n) for n in range(20, 90))
+    prompt = next(one for one in prompts if len(inside.m3.prompts.build(one, "memory")) % 32 == 1)
+    gate = threading.Event()
+    slow = Slow(inside.bank.pin(), gate)
+    inside.connector.planner.shelf.put("slow", slow)
+    inside.submit("before", text(721, 5), 5, {"bank": "slow"})
+    inside.engine.step()
+    for name in ("first", "second", "third"):
+        inside.submit(name, prompt, 40, {})
+    steps = len(inside.steps)
+    gate.set()
+    for reader in inside.connector.planner._readers.values():  # all of them, before the next step
+        reader.finding.result(60)
+    got = answers(inside)
+    assert {said(got[name]) == inside.twin(prompt, 40, {}) for name in ("first", "second", "third")} == {True}
+    late = {row.request.split("-")[0] for step in inside.steps[steps:] for row in step.rows if row.is_late}
+    assert late == {"second", "third"}

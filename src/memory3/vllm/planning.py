@@ -79,6 +79,7 @@ class Planner:
         self._spoiled: set[int] = set()
         self._last: dict[str, Scheduled] = {}  # step
         self._forms: set[str] = set()  # that workers know
+        self._written: set[int] = set()  # blocks, in the step
 
     def close(self) -> None:
         """End the thread that finds."""
@@ -169,6 +170,7 @@ class Planner:
             wait([each.finding for each in readers if each.finding is not None], _MOMENT, FIRST_COMPLETED)
         for each in readers:
             self._settle(each)
+        self._written = {block for one in scheduled for block in self._blocks(one)}
         for one in scheduled:
             reader = self._readers.get(one.request)
             if reader is None:
@@ -191,8 +193,11 @@ class Planner:
     def _spoil(self, one: Scheduled, reader: Reader) -> None:
         """Its tokens of a step read nothing, and its cache's key may say that they do."""
         if reader.is_salted:
-            first, last = one.start // self._block_size, (one.start + one.tokens - 1) // self._block_size
-            self._spoiled.update(one.blocks[first : last + 1])
+            self._spoiled.update(self._blocks(one))
+
+    def _blocks(self, one: Scheduled) -> Sequence[int]:
+        """Those that its tokens of a step are written to."""
+        return one.blocks[one.start // self._block_size : (one.start + one.tokens - 1) // self._block_size + 1]
 
     def _plan(self, step: Step, one: Scheduled, reader: Reader) -> None:
         if reader.finding is not None:  # scheduled all the same
@@ -240,8 +245,11 @@ class Planner:
             step.packed += packed
             step.reads[one.request] = reader.sent = reads
         place = memory.place
-        slot = one.blocks[one.start // self._block_size] * self._block_size + one.start % self._block_size
-        row = Row(one.request, slot, one.start, end, place.split, memory.shift, follower.moved, place.missing, spans)
+        full = one.start // self._block_size
+        slot = one.blocks[full] * self._block_size + one.start % self._block_size
+        # vLLM gives a block to others in the very step that fills it: one who asks the same at the same moment.
+        is_late = one.tokens == 1 and not self._written.isdisjoint(one.blocks[:full])
+        row = Row(one.request, slot, one.start, end, place.split, memory.shift, follower.moved, place.missing, spans, is_late)
         step.rows.append(row)
 
     # ---- what was found ----------------------------------------------------------------------------------------------

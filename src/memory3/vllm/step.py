@@ -75,6 +75,8 @@ class Row:
         moved: positions by which memories move from where they were written.
         missing: tokens of the prefix that its prompt lacks, and that are read like a memory.
         spans: what the tokens behind ``split`` read.
+        is_late: whether its context is complete in this step alone: another row writes blocks of it, which a prefix cache has
+            given to both.
     """
 
     request: str
@@ -86,11 +88,14 @@ class Row:
     moved: int
     missing: int
     spans: tuple[Span, ...]
+    is_late: bool = False
 
     @property
     def is_one(self) -> bool:
-        """Whether it is a single token that may read memories: such rows are computed together."""
-        return self.end - self.start == 1 and self.start >= self.split
+        """Whether it is a single token that may read memories, behind a context that is there: such rows are computed
+        together.
+        """
+        return self.end - self.start == 1 and self.start >= self.split and not self.is_late
 
 
 @dataclass
