@@ -15,14 +15,14 @@ from paged import Asked, PagedEngine, text
 
 from memory3 import Bank, Document, Memory3, MemoryConfig
 from memory3.errors import ConfigError, ModelError, UnsupportedModel
-from memory3.vllm import release
+from memory3.vllm import release, told
 from memory3.vllm.asked import wanted
 from memory3.vllm.card import Card, make_folder
 from memory3.vllm.decoder import Decoder
 from memory3.vllm.paying import Payments
 from memory3.vllm.pool import Pool
 from memory3.vllm.refusals import check_config, own_heads
-from memory3.vllm.shelf import Shelf
+from memory3.vllm.shelf import Shelf, shelf_of
 from memory3.vllm.step import Packed
 
 
@@ -232,10 +232,49 @@ def test_requests_say_what_they_read():
             wanted({"memory3": bad}, config, "b")
 
 
+def test_nobody_reads_a_whole_bank_at_once():
+    """A few bytes of a request would have a server decode and lay out all that a bank holds."""
+    for many in ({"k": 65}, {"k": 10**30}, {"references": ["a#0"] * 65}):
+        with pytest.raises(ConfigError, match="64 at most"):
+            wanted({"memory3": many}, MemoryConfig(), "b")
+        assert wanted({"memory3": many}, MemoryConfig(), "b", 10**30)
+    assert wanted({"memory3": {"k": 64}}, MemoryConfig(), "b").retrieval.k == 64
+
+
+def test_a_key_of_the_cache_cannot_be_made_by_others(made, monkeypatch):
+    """A request brings a salt of its own if it wants. Made of what everybody can know, it would leave blocks that read nothing
+    where those who read look for theirs.
+    """
+    tokens, salts = made.m3.prompts.build(text(203, 19), "memory"), set()
+    for secret in ("one", "other"):
+        monkeypatch.setattr(told, "_SECRET", secret)
+        engine = PagedEngine(made.m3, made.shelf)
+        request = Asked("r", tokens, {"memory3": {"bank": "b"}}, 5)
+        engine.add(request)
+        engine.planner.close()
+        salts.add(request.cache_salt)
+    assert len(salts) == 2
+
+
+def test_a_shelf_knows_a_name_that_is_given_to_another_bank_and_a_folder_that_is_made_anew(made, tmp_path):
+    other = Bank.open(str(tmp_path / "other"), made.m3)
+    other.write([Document("x", text(1, 20))])
+    shelf = Shelf(str(made.folder / "model"))
+    shelf.offer({"c": str(made.folder / "bank")})
+    assert len(shelf.bank("c").pin()) == len(made.bank)
+    shelf.offer({"c": str(tmp_path / "other")})
+    assert len(shelf.bank("c").pin()) == len(other) < len(made.bank)
+    folder = str(make_folder(made.m3, tmp_path / "model"))
+    first = shelf_of(folder)
+    assert shelf_of(folder) is first
+    make_folder(Memory3(made.m3.model, made.m3.tokenizer, made.m3.config.replace(references_per_chunk=2), name="tiny"), folder)
+    assert shelf_of(folder).card.config.references_per_chunk == 2
+
+
 def config_of(**changes):
     """As vLLM's, as far as it is looked at; each change is one that is refused."""
     parts = {
-        "model_config": SimpleNamespace(use_mla=False),
+        "model_config": SimpleNamespace(use_mla=False, dtype=torch.float32),
         "parallel_config": SimpleNamespace(pipeline_parallel_size=1, enable_dbo=False),
         "scheduler_config": SimpleNamespace(async_scheduling=False),
         "cache_config": SimpleNamespace(cache_dtype="auto"),
@@ -261,6 +300,8 @@ def config_of(**changes):
         ({"parallel_config__enable_dbo": True}, "dual-batch"),
         ({"scheduler_config__async_scheduling": True}, "asynchronous"),
         ({"cache_config__cache_dtype": "fp8_e5m2"}, "quantised"),
+        ({"cache_config__cache_dtype": "turboquant_3bit_nc"}, "quantised"),
+        ({"cache_config__cache_dtype": "bfloat16"}, "another dtype"),
         ({"lora_config": object()}, "LoRA"),
         ({"device_config__device_type": "cuda"}, "CPU platform"),
         ({"model_config__use_mla": True}, "latents"),
@@ -273,8 +314,10 @@ def test_what_cannot_be_right_is_refused(made, change, reason):
         check_config(config_of(**change), cache, card, {}, ())
     with pytest.raises(UnsupportedModel, match="whole context"):
         check_config(config_of(), SimpleNamespace(kv_cache_groups=[1, 2]), card, {}, ())
-    with pytest.raises(ConfigError, match="colour"):
-        check_config(config_of(), cache, card, {"colour": 1}, ("banks",))
+    check_config(config_of(cache_config__cache_dtype="float32"), cache, card, {}, ())
+    for settings, wrong in (({"colour": 1}, "colour"), ({"most_references": 0}, "most_references")):
+        with pytest.raises(ConfigError, match=wrong):
+            check_config(config_of(), cache, card, settings, ("banks", "most_references"))
 
 
 def test_another_release_is_refused_by_its_number(monkeypatch):

@@ -15,10 +15,12 @@ from memory3.config import MemoryConfig
 from memory3.errors import ConfigError
 from memory3.recall.retrieval import EVERYTHING, Retrieval
 
-__all__ = ["KEY", "Wanted", "wanted"]
+__all__ = ["KEY", "MOST", "Wanted", "wanted"]
 
 #: Of a request's parameters, the one that is ours.
 KEY = "memory3"
+#: References that a request may read at once, where nobody says another number.
+MOST = 64
 _FIELDS = ("bank", "gap", "k", "references", "where")
 
 
@@ -35,13 +37,14 @@ class Wanted:
     retrieval: Retrieval
 
 
-def wanted(params: Mapping[str, Any] | None, config: MemoryConfig, default: str | None) -> Wanted | None:
+def wanted(params: Mapping[str, Any] | None, config: MemoryConfig, default: str | None, most: int = MOST) -> Wanted | None:
     """What a request wants to read; None: nothing.
 
     Args:
         params: ``kv_transfer_params`` of the request.
         config: what is read where a request does not say.
         default: bank of requests that name none; None: they read nothing.
+        most: references that it may ask for at once.
 
     Raises:
         ConfigError: it says something that cannot be.
@@ -64,6 +67,9 @@ def wanted(params: Mapping[str, Any] | None, config: MemoryConfig, default: str 
         raise ConfigError(f"{KEY}: gap={gap!r:.40} is no number")
     if references is not None and not (isinstance(references, list) and all(isinstance(one, str) for one in references)):
         raise ConfigError(f"{KEY}: references={references!r:.40} is no list of ids")
+    many = len(references) if references is not None else k if isinstance(k, int) else 0
+    if many > most:
+        raise ConfigError(f"{KEY}: {many} references are asked for, and {most} at most are read at once")
     within = gap if gap is not None else config.score_gap if k is None else EVERYTHING
     pinned = None if references is None else tuple(references)
     return Wanted(bank, Retrieval(config.references_per_chunk if k is None else k, within, where, pinned))

@@ -107,6 +107,12 @@ class Card:
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModelError(f"{folder / _NAME} cannot be read ({error}): {remedy}") from error
 
+    @staticmethod
+    def text(folder: str | Path) -> str:
+        """What a model's folder has for a card, whatever it says; empty where there is none."""
+        path = Path(folder) / _NAME
+        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
     # ---- who reads: what a bank asks for (memory3.bank.MemoryWriter) -------------------------------------------------
 
     @cached_property

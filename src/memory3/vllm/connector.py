@@ -4,6 +4,7 @@ Settings, in ``kv_connector_extra_config``:
 
     banks           {"name": "folder", ...}   what requests may read
     default_bank    name of the bank of requests that name none; without it they read nothing
+    most_references references that a request may ask for at once; 64
     pool_bytes      decoded memories that a worker keeps beyond those that running requests read; 1 GiB
     shares          whether workers count the attention that references get, for whoever calls `paid`; false
 """
@@ -25,6 +26,7 @@ from vllm.distributed.parallel_state import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.models.utils import extract_layer_index
 
+from memory3.vllm.asked import KEY, MOST
 from memory3.vllm.attention import READING, context_of
 from memory3.vllm.paying import Paid, Payments
 from memory3.vllm.planning import Planner, Scheduled
@@ -38,7 +40,7 @@ __all__ = ["Memory3Connector", "paid"]
 
 log = logging.getLogger("vllm")
 _POOL = 1 << 30
-_SETTINGS = ("banks", "default_bank", "pool_bytes", "shares")
+_SETTINGS = ("banks", "default_bank", "most_references", "pool_bytes", "shares")
 
 
 class _Metadata(KVConnectorMetadata):
@@ -97,8 +99,8 @@ class Memory3Connector(KVConnectorBase_V1):
         self.planner: Planner | None = None
         self.pool: Pool | None = None
         if role == KVConnectorRole.SCHEDULER:
-            size = vllm_config.cache_config.block_size
-            self.planner = Planner(self._shelf, block_size=size, default=settings.get("default_bank"))
+            size, most = vllm_config.cache_config.block_size, int(settings.get("most_references", MOST))
+            self.planner = Planner(self._shelf, block_size=size, default=settings.get("default_bank"), most=most)
 
     # ---- in the scheduler --------------------------------------------------------------------------------------------
 
@@ -174,7 +176,10 @@ class Memory3Connector(KVConnectorBase_V1):
             False, and what it read, for its response.
         """
         assert self.planner is not None
-        return False, self.planner.leave(request)
+        told = self.planner.leave(request)
+        if told is not None and "error" in told[KEY] and self.planner.failed is None:  # in a stream, vLLM tells nobody
+            log.warning("memory3: request %s is ended: %s", request.request_id, told[KEY]["error"])
+        return False, told
 
     # ---- in a worker -------------------------------------------------------------------------------------------------
 

@@ -114,6 +114,7 @@ class VllmEngine(BaseEngine):
     def _run(self) -> None:
         try:
             inner = self._inner = Inner(self._settings)
+            inner.check_card(self._m3)
         except BaseException as error:  # told by who waits for it
             self._failure = error
             return

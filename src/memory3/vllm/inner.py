@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from memory3.errors import ServingError
 from memory3.llm import Memory3
 from memory3.vllm.card import make_folder
 from memory3.vllm.planning import Planner
@@ -65,13 +67,27 @@ class Inner:
 
         from memory3.vllm.connector import paid
 
-        extra = {"shares": True}
+        extra = {"shares": True, "most_references": sys.maxsize}  # how many may be asked for, the server has looked at
         transfer = KVTransferConfig(kv_connector=CONNECTOR, kv_role="kv_consumer", kv_connector_extra_config=extra)
         self._engine: Any = LLMEngine.from_engine_args(EngineArgs(**{"kv_transfer_config": transfer, **settings}))
         self._params: Any = lambda options: SamplingParams(**options, output_kind=RequestOutputKind.DELTA, detokenize=False)
         self.planner: Planner = self._engine.engine_core.engine_core.scheduler.connector.planner
         self._paid = paid
         self.inside: set[int] = set()
+
+    def check_card(self, m3: Memory3) -> None:
+        """Refuse a folder that another process made anew, for other settings, while vLLM read it.
+
+        Args:
+            m3: the model that the folder was made for.
+
+        Raises:
+            ServingError: it was.
+        """
+        card = self.planner.shelf.card
+        if (card.fingerprint, card.config) != (m3.fingerprint, m3.config):
+            self.close()
+            raise ServingError(f"{card.folder} was made anew by another process while vLLM started: start again")
 
     def add(self, number: int, tokens: Sequence[int], options: dict[str, Any]) -> None:
         """Let a request in.

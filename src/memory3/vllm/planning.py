@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory3.errors import InputError, Memory3Error, RecallError
-from memory3.vllm.asked import KEY, Wanted, wanted
+from memory3.vllm.asked import KEY, MOST, Wanted, wanted
 from memory3.vllm.finding import Finder
 from memory3.vllm.reader import EngineRequest, Found, Reader
 from memory3.vllm.shelf import Shelf
@@ -61,12 +61,13 @@ class Planner:
         failed: is told of requests that cannot be answered, by id and why; None: nobody is.
     """
 
-    def __init__(self, shelf: Shelf, *, block_size: int, default: str | None = None) -> None:
+    def __init__(self, shelf: Shelf, *, block_size: int, default: str | None = None, most: int = MOST) -> None:
         """
         Args:
             shelf: of the banks.
             block_size: tokens of a block of the paged cache.
             default: bank of requests that name none.
+            most: references that a request may ask for at once.
         """
         self.shelf = shelf
         self.finder = Finder(shelf)
@@ -74,6 +75,7 @@ class Planner:
         self.failed: Callable[[str, Memory3Error], None] | None = None
         self._block_size = block_size
         self._default = default
+        self._most = most
         self._readers: dict[str, Reader] = {}
         self._ended: list[str] = []
         self._spoiled: set[int] = set()
@@ -95,7 +97,7 @@ class Planner:
     def arrive(self, request: EngineRequest) -> None:
         """A request has come. What it reads is found beside what the engine does."""
         try:
-            asked = wanted(request.kv_transfer_params, self.shelf.card.config, self._default)
+            asked = wanted(request.kv_transfer_params, self.shelf.card.config, self._default, self._most)
             self._check_room(request, asked)
         except Exception as error:
             self._readers[request.request_id] = reader = Reader(request, None)

@@ -33,6 +33,9 @@ def check_config(config: Any, cache: Any, card: Card, settings: Mapping[str, Any
         raise ConfigError('kv_connector_extra_config.banks: give {"name": "folder"}')
     if default is not None and not isinstance(default, str):
         raise ConfigError("kv_connector_extra_config.default_bank: give the name of a bank")
+    most = settings.get("most_references", 1)
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise ConfigError("kv_connector_extra_config.most_references: give a whole number above 0")
     model, parallel, scheduling = config.model_config, config.parallel_config, config.scheduler_config
     for is_so, why in (
         (
@@ -56,8 +59,9 @@ def check_config(config: Any, cache: Any, card: Card, settings: Mapping[str, Any
             "--no-async-scheduling",
         ),
         (
-            str(config.cache_config.cache_dtype).startswith(("fp8", "nvfp4", "int8")),
-            "a quantised cache is read by vLLM's own kernels alone: --kv-cache-dtype auto",
+            str(config.cache_config.cache_dtype) not in ("auto", str(model.dtype).removeprefix("torch.")),
+            "a quantised cache, or one of another dtype than the model's, is read by vLLM's own kernels alone: "
+            "--kv-cache-dtype auto",
         ),
         (config.lora_config is not None, "LoRA changes keys and values, and memories with them: merge the adapter"),
         (bool(getattr(parallel, "enable_dbo", False)), "dual-batch overlap cuts a step in two: leave it out"),

@@ -70,6 +70,9 @@ class Shelf:
     def offer(self, paths: Mapping[str, str]) -> None:
         """Offer banks by name and folder; each is opened when it is asked for first."""
         with self._lock:
+            for name, path in paths.items():
+                if self._paths.get(name) != path:  # what was opened under this name is another
+                    self._opened.pop(name, None)
             self._paths.update(paths)
 
     def bank(self, name: str) -> Any:
@@ -99,7 +102,11 @@ class Shelf:
         return opened.bank
 
 
-@cache
 def shelf_of(folder: str) -> Shelf:
-    """The shelf of a model's folder in this process."""
+    """The shelf of a model's folder in this process; another one where the folder was made anew for other settings."""
+    return _shelf_of(folder, Card.text(folder))
+
+
+@cache
+def _shelf_of(folder: str, _card: str) -> Shelf:
     return Shelf(folder)

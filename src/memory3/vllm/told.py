@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from typing import Any
 
 from memory3.vllm.reader import Reader
 
 __all__ = ["salt", "told"]
+
+#: Of this process. A request may bring a salt of its own; without this one could be made that another request will have, and
+#: blocks be left under it that read nothing.
+_SECRET = secrets.token_hex(16)
 
 
 def salt(reader: Reader) -> str:
@@ -17,6 +22,7 @@ def salt(reader: Reader) -> str:
     assert wanted is not None
     memory, how = follower.memory, wanted.retrieval
     parts = (
+        _SECRET,
         reader.request.cache_salt,
         wanted.bank,
         reader.source.version,
