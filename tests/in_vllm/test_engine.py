@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import served
+from vllm.distributed.kv_transfer import get_kv_transfer_group
 
 from memory3.decoding import decoding
 from memory3.errors import ConfigError, EngineBusy, InputError
@@ -146,6 +147,33 @@ def test_time_is_kept_and_so_is_room(running):
         handle.cancel()
     assert {handle.result().reason for handle in handles} == {"cancelled"}
     running.wait_until_idle()
+
+
+def test_nothing_is_kept_of_those_who_have_ended(running):
+    """Also where nobody comes after them."""
+    layouts = get_kv_transfer_group()._layouts
+    handles = [running.state.engine.submit(job(running, one, bank_of(running), length=40)) for one in QUESTIONS]
+    handles[0].cancel()
+    assert all(handle.result() for handle in handles)
+    running.wait_until_idle()
+    planner = running.state.engine._inner.planner
+    until = time.monotonic() + 10
+
+    def kept():
+        seats, pool, payments = layouts.seats, layouts._pool, layouts.payments
+        return [
+            seats._seats,
+            seats._lanes._lanes,
+            pool._reads,
+            payments._leads,
+            payments._paid,
+            planner._readers,
+            planner._ended,
+        ]
+
+    while time.monotonic() < until and any(kept()):
+        time.sleep(0.01)
+    assert not any(kept())
 
 
 def test_the_official_client(running):

@@ -138,7 +138,7 @@ class VllmEngine(BaseEngine):
         with self._changed:
             if self._closed:
                 return False
-            if not self._made and not inner.inside:
+            if not self._made and not inner.inside and inner.is_told:
                 self._changed.wait(0.1 if self._here else None)
             made, self._made = self._made, []
         self._sweep()
@@ -148,7 +148,7 @@ class VllmEngine(BaseEngine):
             gone = inner.inside - self._here.keys()
         for number in gone:  # nobody waits for them any more
             inner.abort(number)
-        if not inner.inside:
+        if not inner.inside and inner.is_told:
             return True
         try:
             outputs = inner.step()

@@ -49,6 +49,7 @@ class Inner:
     Attributes:
         planner: of the connector in its scheduler.
         inside: numbers of the requests that vLLM knows.
+        is_told: whether workers know of all that have ended: what they keep of a request goes with the next step.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
@@ -74,6 +75,7 @@ class Inner:
         self.planner: Planner = self._engine.engine_core.engine_core.scheduler.connector.planner
         self._paid = paid
         self.inside: set[int] = set()
+        self.is_told = True
 
     def check_card(self, m3: Memory3) -> None:
         """Refuse a folder that another process made anew, for other settings, while vLLM read it.
@@ -103,12 +105,15 @@ class Inner:
     def abort(self, number: int) -> None:
         """End a request where it stands."""
         self.inside.discard(number)
+        self.is_told = False
         self._engine.abort_request([str(number)])
 
     def step(self) -> list[tuple[int, Any]]:
         """One step. Returns what it gave, by number of the request."""
         outputs = [(number_of(one.request_id), one) for one in self._engine.step()]
-        self.inside.difference_update(number for number, one in outputs if one.finished)
+        finished = {number for number, one in outputs if one.finished}
+        self.inside -= finished
+        self.is_told = not finished
         return outputs
 
     def paid(self, request: str) -> dict[int, dict[str, float]]:
