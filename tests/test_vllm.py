@@ -14,11 +14,12 @@ from bank_writer import HashingEmbedder
 from paged import Asked, PagedEngine, text
 
 from memory3 import Bank, Document, Memory3, MemoryConfig
-from memory3.errors import ConfigError, ModelError, UnsupportedModel
+from memory3.errors import ConfigError, ModelError, ServingError, UnsupportedModel
 from memory3.vllm import release, told
 from memory3.vllm.asked import wanted
 from memory3.vllm.card import Card, make_folder
 from memory3.vllm.decoder import Decoder
+from memory3.vllm.inner import Inner
 from memory3.vllm.paying import Payments
 from memory3.vllm.pool import Pool
 from memory3.vllm.refusals import check_config, own_heads
@@ -331,3 +332,15 @@ def test_every_head_is_one_workers():
         mine = [list(range(heads))[own_heads(heads, ranks, rank)] for rank in range(ranks)]
         assert [head for some in mine for head in some] == list(range(heads))
     assert [own_heads(2, 6, rank).start for rank in range(6)] == [0, 0, 0, 1, 1, 1]
+
+
+def test_a_folder_that_another_process_made_anew_meanwhile_is_not_served(made):
+    """Two servers of one model share a folder; its card says how the last one reads."""
+    closed = []
+    inner = SimpleNamespace(planner=SimpleNamespace(shelf=made.shelf), close=lambda: closed.append(True))
+    Inner.check_card(inner, made.m3)
+    assert not closed
+    other = Memory3(made.m3.model, made.m3.tokenizer, made.m3.config.replace(references_per_chunk=2), name="tiny")
+    with pytest.raises(ServingError, match="made anew"):
+        Inner.check_card(inner, other)
+    assert closed
