@@ -69,7 +69,7 @@ def examples(text):
 
 
 def test_every_command_is_walked():
-    assert len(COMMANDS) == 22
+    assert len(COMMANDS) == 23
     assert {"memory3 ask", "memory3 train sft", "memory3 train two-stage", "memory3 lm-eval"} <= set(COMMANDS)
 
 
