@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
@@ -37,13 +38,13 @@ from memory3.checking.selection import (
     measure,
     summed_up,
 )
-from memory3.checking.source import Held
 from memory3.checking.verdict import DONT, MORE, USE, judge
 from memory3.codec import RawCodec
 from memory3.config import Budget, MemoryConfig
 from memory3.errors import InputError
 from memory3.llm import Memory3
 from memory3.parity import ParityText, from_memories, from_text
+from memory3.recall.held import Held
 from memory3.types import Document
 
 #: Angles of another kind beyond 210 positions: what attaching looks at is shorter, and a reference with its question is not.
@@ -218,7 +219,7 @@ def test_every_arm_the_slow_way() -> None:
             if arm.two:  # batches of five, the longest first: the next one's, or behind the last the first one's
                 batch = order[order.index(n) // 5 * 5 :][:5]
                 read.append(items[batch[(batch.index(n) + 1) % len(batch)]].reference)
-            held: Any = Held({one.id: one for one in read}, {one.id: own.encode([one])[0] for one in read})
+            held: Any = Held({one.id: own.encode([one])[0] for one in read}, {one.id: one for one in read})
             mode = {NONE: "none", TEXT: "text", TEXT_TWO: "text"}.get(arm.name, "memory")
             options: dict[str, Any] = {} if arm.name == NONE else {"references": [[one.id for one in read]]}
             bank = None if arm.name == NONE else held
@@ -247,7 +248,7 @@ def test_items_read_one_by_one_have_another_beside_too() -> None:
     found = measure(m3, items, arms, RawCodec(m3.shape), nothing)
     own, other = items[12].reference, items[0].reference
     held: Any = Held(
-        {one.id: one for one in (own, other)}, dict(zip((own.id, other.id), m3.encode([own, other]), strict=True))
+        dict(zip((own.id, other.id), m3.encode([own, other]), strict=True)), {one.id: one for one in (own, other)}
     )
     [(total, tokens)] = m3.log_likelihood([items[12].question], [items[12].answer], held, references=[[own.id, other.id]])
     assert found.nll[PACKED_TWO][12] == pytest.approx(-total / tokens, rel=1e-3)
@@ -269,7 +270,7 @@ def test_packing_is_measured_on_what_a_bank_would_keep(monkeypatch: pytest.Monke
     assert raw != packed
     item = items[2]
     [memory] = codec.decode([bytearray(codec.encode(m3.encode([item.reference])[0]))])
-    held: Any = Held({item.reference.id: item.reference}, {item.reference.id: memory})
+    held: Any = Held({item.reference.id: memory}, {item.reference.id: item.reference})
     [(total, tokens)] = m3.log_likelihood([item.question], [item.answer], held, references=[[item.reference.id]])
     assert packed[2] == pytest.approx(-total / tokens, rel=1e-3)
 
@@ -453,3 +454,12 @@ def test_wrong_usage_is_told_before_a_model_is_loaded(tiny_model_path: str, fold
     (folder / "plain.md").write_text("no names here")
     said = error("check", "--model", tiny_model_path, "--data", folder / "plain.md")
     assert "these documents give 0 questions, 12 are needed" in said
+
+
+def test_the_command_asks_as_much_as_the_function():
+    """The command line says the numbers again, since it loads no torch to show its help."""
+    from memory3.checking.check import MARGIN, QUESTIONS
+    from memory3.cli.check import check as command
+
+    defaults = inspect.signature(command).parameters
+    assert (defaults["questions"].default, defaults["margin"].default) == (QUESTIONS, MARGIN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -368,3 +369,17 @@ def test_the_options_of_a_benchmark_may_stand_in_the_file(tmp_path, monkeypatch)
 def test_the_two_formats_are_told_by_the_name(tmp_path):
     (tmp_path / "c.toml").write_text("k = 1")
     assert read_values(tmp_path / "c.toml") == {"k": 1}
+
+
+@pytest.mark.parametrize("given", [None, "7"])
+def test_what_onednn_keeps_is_bounded_before_torch_is_loaded(given):
+    """A server grew by what oneDNN prepared for each length of a prompt. Who sets the bound is not overruled."""
+    names = ["ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"]
+    code = (
+        "import os, sys\nfrom memory3.cli import app\n"
+        f"app.app = lambda **_: print('torch' in sys.modules, *(os.environ[name] for name in {names}))\napp.main()"
+    )
+    env = {name: value for name, value in os.environ.items() if name not in names}
+    env |= dict.fromkeys(names, given) if given else {}
+    said = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["False", *[given or "256"] * 2]

@@ -22,7 +22,7 @@ def compare(m3: Any, bank: Any, questions: list[str]) -> dict[str, Any]:
     """Figures over all answers that read two references or more."""
     from memory3.attention import reading
 
-    few, differences, first, told, layers = reading._LAYERS, [], 0, 0, 0
+    few, differences, first, told = reading._LAYERS, [], 0, 0
     for question in questions:
         shares = []
         for number in (1 << 20, few):
@@ -37,10 +37,9 @@ def compare(m3: Any, bank: Any, questions: list[str]) -> dict[str, Any]:
         differences.append(max(abs(whole.get(name, 0) - part.get(name, 0)) for name in whole | part))
         first += max(whole, key=whole.__getitem__) == max(part, key=part.__getitem__)
     reading._LAYERS = few
-    layers = len(reading.counted(m3.shape.layers))
     differences.sort()
     return {
-        "layers": [layers, len(m3.shape.layers)],
+        "layers": [len(reading.counted(m3.shape.layers)), len(m3.shape.layers)],
         "answers": told,
         "same_first": first,
         "difference_of_the_share_that_differs_most": {

@@ -11,7 +11,7 @@ Symbols: b tokens of the prefix, S positions of a reference, Q of the question, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +26,9 @@ from memory3.encode.encoder import Encoder
 from memory3.models.frame import Frame
 from memory3.models.geometry import ModelGeometry
 from memory3.recall.generate import Recall
+from memory3.recall.held import Held
 from memory3.recall.retrieval import Retrieval, retrievals
-from memory3.types import Memory, Reference
+from memory3.types import Reference
 
 __all__ = ["ParityText", "Row", "from_memories", "from_text", "in_one_and_in_two", "own_attention"]
 
@@ -66,27 +67,6 @@ class ParityText:
         return [(self.question, ("best", "second")), (self.short, ("best",))]
 
 
-class _Memories:
-    """A `memory3.recall.retrieval.MemorySource` of the two."""
-
-    live = True  # made of the weights as they are
-
-    def __init__(self, memories: Sequence[Memory]) -> None:
-        self._memories = dict(zip(("best", "second"), memories, strict=True))
-
-    def search(self, queries: Sequence[str], k: int, where: Mapping[str, Any] | None = None) -> Sequence[Sequence[Any]]:
-        """Never asked: chunks name what they read."""
-        raise AssertionError("parity names the references it reads")
-
-    def memories(
-        self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
-    ) -> list[Memory]:
-        return [self._memories[name] for name in reference_ids]
-
-    def count(self, where: Mapping[str, Any] | None = None) -> int:
-        return len(self._memories)
-
-
 def from_memories(
     model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any, text: ParityText, batches: Sequence[Sequence[Row]]
 ) -> list[torch.Tensor]:
@@ -114,7 +94,7 @@ def from_memories(
     encoder = Encoder(model, shape, frame, settings)
     tokens = {"best": text.best, "second": text.second}
     written = [Reference(name, name, 0, 0, 0, "", tuple(ids)) for name, ids in tokens.items()]
-    source = _Memories(encoder.encode(written))
+    source = Held(dict(zip(tokens, encoder.encode(written), strict=True)))
     found: list[torch.Tensor] = []
     for rows in batches:
         each = retrievals(Retrieval(2), chunk_references=[[names] for _, names in rows])

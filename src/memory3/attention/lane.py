@@ -117,7 +117,8 @@ class Lane:
         self._fronts: list[int] = []  # of each layer's keys and values
         self._keys: list[torch.Tensor] = []  # [R, H, W, d] of each layer
         self._values: list[torch.Tensor] = []
-        self._bias = torch.empty(0)  # [L, R, H, 1, W]; its front is the largest of all
+        self._bias = torch.empty(0)  # [L, R, H, 1, W]
+        self._front = 0  # of the bias: the largest of all
         self._feeding: list[Seat] = []
         self._rows: torch.Tensor | None = None  # of `_feeding`; None: they are the first rows, in order
         self._widest: list[int] = []  # of `_feeding`, by layer: the most columns of memories; empty: not known
@@ -152,8 +153,7 @@ class Lane:
         for number, given in enumerate(zip(keys, values, strict=True)):
             for buffer, one in zip(self._of(seat, number, 0, seat.length), given, strict=True):
                 buffer[:] = one[0]
-        front = max(self._fronts)
-        self._bias[:, row, :, :, front : front + seat.length] = 0
+        self._bias[:, row, :, :, self._front : self._front + seat.length] = 0
         return seat
 
     def leave(self, seat: Seat) -> None:
@@ -186,12 +186,12 @@ class Lane:
         for number, width in seat.widths.items():
             for buffer in self._of(seat, number, -width, -min(width, widths.get(number, 0))):
                 buffer.zero_()
-        front = max(self._fronts)
-        self._bias[:, seat.row, :, :, :front] = masked(self._bias.dtype)
+        bias = self._bias[:, seat.row, :, :, : self._front]
+        bias.fill_(masked(bias.dtype))
         for number, layer in layers.items():
             keys, values = self._of(seat, number, -widths[number], 0)
             keys[:], values[:] = layer.keys[0], layer.values[0]
-            self._bias[number, seat.row, :, :, front - widths[number] : front] = 0 if layer.bias is None else layer.bias[0]
+            bias[number, ..., self._front - widths[number] :] = 0 if layer.bias is None else layer.bias[0]
         seat.widths = widths
         seat.reading = reading
         self._widest = []
@@ -215,11 +215,11 @@ class Lane:
                     used = slice(old_front - seat.widths.get(number, 0), old_front + seat.length)
                     moved = slice(front - old_front + used.start, front - old_front + used.stop)
                     buffers[number][seat.row, :, moved] = old[seat.row, :, used]
-        added = max(fronts) - max(self._fronts)
-        heads, dtype, old_bias = self._keys[0].shape[1], self._keys[0].dtype, self._bias
-        self._bias = torch.full((len(fronts), rows, heads, 1, max(fronts) + self.capacity), masked(dtype), dtype=dtype)
+        heads, dtype, old_bias, old_front = self._keys[0].shape[1], self._keys[0].dtype, self._bias, self._front
+        self._front = max(fronts)
+        self._bias = torch.full((len(fronts), rows, heads, 1, self._front + self.capacity), masked(dtype), dtype=dtype)
         if there:
-            self._bias[:, : old_bias.shape[1], ..., added:] = old_bias
+            self._bias[:, : old_bias.shape[1], ..., self._front - old_front :] = old_bias
         self._fronts = list(fronts)
         self._seats += [None] * (rows - len(self._seats))
 
@@ -234,7 +234,7 @@ class Lane:
         self._at = torch.tensor(rows)
         self._rows = None if rows == list(range(len(rows))) else self._at
         lengths = torch.tensor([seat.length for seat in seats])
-        self._bias[:, self._at, :, :, lengths + max(self._fronts)] = 0
+        self._bias[:, self._at, :, :, lengths + self._front] = 0
         self._columns = torch.tensor(self._fronts)[:, None] + lengths
         for seat in seats:
             seat.length += 1
@@ -264,7 +264,7 @@ class Lane:
             asked = asked.new_zeros(many, *asked.shape[1:]).index_copy_(0, self._rows, asked)
         front, widest = self._fronts[layer], self._widest[layer]
         where = slice(front - widest, front + self._longest)
-        mask = slice(max(self._fronts) - widest, max(self._fronts) + self._longest)
+        mask = slice(self._front - widest, self._front + self._longest)
         out, lse = attention_with_lse(
             asked.reshape(many, heads, -1, dim),
             keys[:many, :, where],

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from memory3.checking.questions import Item
-from memory3.checking.source import Held
 from memory3.codec import Codec, RawCodec
 from memory3.codec.registry import shown
 from memory3.config import Budget
 from memory3.evaluation.batching import Batcher
 from memory3.evaluation.intervals import aggregate_interval, interval
 from memory3.llm import Memory3
+from memory3.recall.held import Held
 from memory3.types import Memory, Reference
 
 __all__ = [
@@ -141,7 +141,7 @@ def measure(
                 [item.reference.id, other.id] if arm.two else [item.reference.id]
                 for item, other in zip(mine, others, strict=True)
             ]
-            scores = _scored(m3, mine, reads, arm, Held(references, made.get(arm.name, {})))
+            scores = _scored(m3, mine, reads, arm, Held(made.get(arm.name, {}), references))
             for n, (nll, right) in zip(batch, scores, strict=True):
                 found.nll[arm.name][n], found.right[arm.name][n] = nll, right
             done += len(batch)

@@ -10,10 +10,13 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from memory3.checking.questions import Item
-from memory3.checking.source import Decoded
 from memory3.codec import Codec
 from memory3.llm import Memory3
+from memory3.recall.held import Held
+from memory3.types import Memory, Reference
 
 __all__ = ["MODES", "measure_speed"]
 
@@ -43,7 +46,7 @@ def measure_speed(
     question = m3.tokenizer.decode(m3.prompts.ids(items[0].question)[:_TOKENS])
     while len(read) > 1 and sum(len(one.token_ids) + len(m3.frame.separator) for one in read) + _TOKENS > room:
         read = read[:-1]  # text of so many has no room in this model
-    source: Any = Decoded({one.id: one for one in read}, records, codec)
+    source: Any = _Decoded({one.id: one for one in read}, records, codec)
     first: dict[str, list[float]] = {mode: [] for mode in MODES}
     rate: dict[str, list[float]] = {mode: [] for mode in MODES}
     prompts: dict[str, int] = {}
@@ -72,3 +75,30 @@ def measure_speed(
             for mode in MODES
         },
     }
+
+
+class _Decoded(Held):
+    """Packed records, each decoded anew every time it is read."""
+
+    def __init__(self, references: Mapping[str, Reference], records: Mapping[str, bytes], codec: Codec) -> None:
+        """Hold records.
+
+        Args:
+            references: by id.
+            records: by id, as ``codec`` packed them.
+            codec: decodes them.
+        """
+        super().__init__({}, references)
+        self._records, self._codec = records, codec
+
+    def memories(
+        self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
+    ) -> Sequence[Memory]:
+        """Memories, in order, decoded now.
+
+        Args:
+            reference_ids: in any order.
+            use_cache: makes no difference.
+            device: where keys and values are made; None: the CPU.
+        """
+        return self._codec.decode([bytearray(self._records[name]) for name in reference_ids], device=device or "cpu")

@@ -29,13 +29,7 @@ __all__ = ["calibrate", "ensure_code_book"]
 def calibrate(
     context: typer.Context,
     model: options.AnyModel = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Files or folders like those that will be written; may be repeated. Default: Python's language reference.",
-            metavar="PATH",
-        ),
-    ] = None,
+    data: options.Data = None,
     questions: Annotated[
         list[str] | None,
         typer.Option(

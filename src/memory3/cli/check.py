@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["check"]
 
-#: What a bank remembers, so that who gives a bank does not give it.
-_SETTINGS = ("budget", "preset", "layers", "selector", "reference_length", "memory_prefix", "dtype", "codec")
-
 
 def check(
     context: typer.Context,
@@ -44,13 +41,7 @@ def check(
             metavar="DIR",
         ),
     ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Files or folders like those that will be written; may be repeated. Default: Python's language reference.",
-            metavar="PATH",
-        ),
-    ] = None,
+    data: options.Data = None,
     page: Annotated[
         Path | None, typer.Option("--html", help="Also write the page to this file. It needs no other.", metavar="FILE")
     ] = None,
@@ -93,7 +84,7 @@ def check(
         memory3 check --model Qwen/Qwen2.5-0.5B-Instruct --data docs/
         memory3 check --bank bank --html check.html
     """
-    given = [name for name in _SETTINGS if context.params.get(name) is not None]
+    given = options.named(context.params)  # a bank remembers its own
     if bank is not None and (data or given):
         names = [f"--{name.replace('_', '-')}" for name in [*(["data"] if data else []), *given]]
         raise typer.BadParameter(f"a bank has its own texts and settings: leave out either --bank or {', '.join(names)}")

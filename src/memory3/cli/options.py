@@ -23,6 +23,7 @@ __all__ = [
     "BatchSize",
     "Budget",
     "Codec",
+    "Data",
     "Device",
     "Dtype",
     "Json",
@@ -35,6 +36,7 @@ __all__ = [
     "Wait",
     "byte_count",
     "folder",
+    "named",
     "settings",
 ]
 
@@ -78,6 +80,13 @@ AnyModel = Annotated[
         callback=_named,
         help="Catalogue name, hub id or folder, or one of these+ADAPTER. Default: smollm2-135m-instruct with its adapter.",
         metavar="MODEL",
+    ),
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Files or folders like those that will be written; may be repeated. Default: Python's language reference.",
+        metavar="PATH",
     ),
 ]
 Adapter = Annotated[
@@ -209,14 +218,19 @@ def byte_count(text: str | None) -> int | None:
     return size
 
 
+def named(given: Mapping[str, Any]) -> list[str]:
+    """Which of a command's parameters are settings that were given, the preset among them; ``given`` as of `settings`."""
+    # `prefix` is the setting, and --prefix of `memory3 write` something else: the option of the setting has a longer name.
+    names = {"memory_prefix" if field.name == "prefix" else field.name for field in dataclasses.fields(MemoryConfig)}
+    return [name for name, value in given.items() if name in names | {"preset"} and value is not None]
+
+
 def settings(base: MemoryConfig, given: Mapping[str, Any]) -> MemoryConfig:
     """``base``, or the preset where one is named, with the settings among a command's parameters. Wrong ones are wrong usage.
 
     ``given`` is a typer context's ``params``: what is None there was not given, what is no setting is passed over.
     """
-    # `prefix` is the setting, and --prefix of `memory3 write` something else: the option of the setting has a longer name.
-    names = {"memory_prefix" if field.name == "prefix" else field.name for field in dataclasses.fields(MemoryConfig)}
-    changes = {name: value for name, value in given.items() if name in names and value is not None}
+    changes = {name: given[name] for name in named(given) if name != "preset"}
     if "memory_prefix" in changes:
         changes["prefix"] = changes.pop("memory_prefix")
     layers = changes.get("layers")

@@ -64,12 +64,13 @@ class Answering(ABC):
             came, first: moments of the request and of its first token; 0: it has none.
         """
         asked, said, memory = self.asked, self.ids, self.memory
-        prompt, by = len(asked.tokens), self.shares
-        usage, citations = Usage(prompt, len(said)), list(asked.passages or [])
+        prompt = len(asked.tokens)
+        usage, citations, by = Usage(prompt, len(said)), list(asked.passages or []), self.shares
         if memory is not None:
             did = memory.statistics
             usage = Usage(prompt, len(said), did.recalls, did.references, did.bytes_read)
             citations = self.all_citations()
+            by = self.shares  # of these citations
         elif asked.passages is not None:
             read = sum(len(citation.text.encode()) for citation in citations)
             usage, by = Usage(prompt, len(said), 1, len(citations), read), "retrieval"

@@ -14,13 +14,14 @@ from typing import Any
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError
 from memory3.recall.retrieval import EVERYTHING, Retrieval
+from memory3.serving.limits import Limits
 
 __all__ = ["KEY", "MOST", "Wanted", "wanted"]
 
 #: Of a request's parameters, the one that is ours.
 KEY = "memory3"
 #: References that a request may read at once, where nobody says another number.
-MOST = 64
+MOST = Limits.k
 _FIELDS = ("bank", "gap", "k", "references", "where")
 
 

@@ -101,7 +101,8 @@ class VllmEngine(BaseEngine):
         assert self._inner is not None
         for handle in handles:
             try:
-                handle.answer = open_job(self._m3, handle.job, self._inner.planner.shelf)
+                handle.answer = answer = open_job(self._m3, handle.job, self._inner.planner.shelf)
+                answer.count = self._inner.paid
             except Exception as error:
                 self._fail(handle, error)
                 continue
@@ -213,21 +214,3 @@ class VllmEngine(BaseEngine):
         if output.finished and not said.token_ids:
             self._end(handle, "length")
         return len(said.token_ids)
-
-    # ---- citations ---------------------------------------------------------------------------------------------------
-
-    def _count(self, handle: Handle) -> None:
-        """Take the attention that workers have counted for a request."""
-        answer = handle.answer
-        if isinstance(answer, Opened) and answer.reader is not None and self._inner is not None:
-            answer.pay(self._inner.paid(answer.reader.request.request_id))
-
-    def _cite(self, handle: Handle) -> None:
-        answer = handle.answer
-        if answer is not None and len(answer.text.stretches) > handle.cited:
-            self._count(handle)
-        super()._cite(handle)
-
-    def _end(self, handle: Handle, reason: str) -> None:
-        self._count(handle)
-        super()._end(handle, reason)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from memory3.asking import Asked, cite
@@ -25,6 +25,8 @@ class Opened(Answering):
         ends: ids that end it.
         reader: of what it reads, once that is known; None: it reads nothing.
         error: why it cannot be answered.
+        count: takes the request's id inside vLLM, and gives the attention that was paid to each reference since it was called
+            last, by token counted from the request's first. None: nobody counts.
     """
 
     shares = "retrieval"
@@ -35,6 +37,7 @@ class Opened(Answering):
         self.ends = ends
         self.reader: Reader | None = None
         self.error: Memory3Error | None = None
+        self.count: Callable[[str], Mapping[int, dict[str, float]]] | None = None
         self._ids: list[int] = []
         self._paid: dict[int, dict[str, float]] = {}  # attention, by token counted from the request's first
 
@@ -48,16 +51,6 @@ class Opened(Answering):
         """What it reads; None: no memories."""
         return self.reader.follower.memory if self.reader is not None and self.reader.follower is not None else None
 
-    def pay(self, paid: Mapping[int, dict[str, float]]) -> None:
-        """Attention was counted.
-
-        Args:
-            paid: by token, counted from the request's first: to each reference. A token that was computed again pays once.
-        """
-        self._paid.update(paid)
-        if self._paid:
-            self.shares = "attention"
-
     def citations(self, first: int, last: int) -> list[Citation]:
         """Of the answer's tokens from ``first`` to before ``last``. Where no attention was counted, shares are by the scores
         of retrieval.
@@ -65,6 +58,10 @@ class Opened(Answering):
         reader = self.reader
         if reader is None or reader.follower is None:
             return []
+        if self.count is not None:
+            self._paid.update(self.count(reader.request.request_id))  # a token that was computed again pays once
+        if self._paid:
+            self.shares = "attention"
         start = len(self.asked.tokens) - 1  # the prompt's last token chooses the answer's first
         reads = reader.follower.between(start + first, start + last)
         names = list(dict.fromkeys(name for _, _, ids in reads for name in ids))
