@@ -88,14 +88,15 @@ class Memory3:
         check_deterministic(model)
         self.geometry = ModelGeometry(model)
         self.frame = Frame.of(tokenizer, self.config)
-        learned = self.learned if is_fitted(self.config.selector) else None
-        if is_fitted(self.config.selector) and learned is None:
+        self._fitted: dict[str, SelectorWeights | None] = {}
+        weights = self.fitted(self.config.selector)
+        if is_fitted(self.config.selector) and weights is None:
             raise ConfigError(
                 f"selector {self.config.selector!r} was not fitted to this model yet: `memory3 calibrate --selector "
                 f"{self.config.selector}` does it, "
                 "or use reconstruction"
             )
-        self.encoder = Encoder(model, self.geometry, self.frame, self.config, learned.by_layer if learned else None)
+        self.encoder = Encoder(model, self.geometry, self.frame, self.config, weights.by_layer if weights else None)
         self.prompts = PromptBuilder(
             model,
             tokenizer,
@@ -154,8 +155,8 @@ class Memory3:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of everything that can change a memory; see `memory3.models.fingerprint`."""
-        learned = self.learned if is_fitted(self.config.selector) else None
-        mark = learned.fingerprint if learned else ""
+        weights = self.fitted(self.config.selector)
+        mark = weights.fingerprint if weights else ""
         return fingerprint(self.model, self.geometry, self.tokenizer, self.frame, self.config, mark)
 
     @cached_property
@@ -163,12 +164,27 @@ class Memory3:
         """Hash of the model itself; see `memory3.models.fingerprint.whole_model`."""
         return whole_model(self.model, self.geometry, self.tokenizer, self.frame, self.config)
 
-    @cached_property
+    @property
     def learned(self) -> SelectorWeights | None:
         """What selectors ``learned`` and ``blended`` know of this model, if it was fitted to it."""
-        shape = self.geometry
-        width = shape.heads * shape.head_dim + 1
-        return find_weights(self.whole_model, shape.full_layers, width, shape.kv_heads, own_folder(self.name))
+        return self.fitted("learned")
+
+    def fitted(self, selector: str) -> SelectorWeights | None:
+        """What a selector knows of this model; None: it was not fitted to it, or never is.
+
+        Args:
+            selector: its name.
+        """
+        kind = find_selector(selector)
+        if not kind.fitted_as:
+            return None
+        if kind.fitted_as not in self._fitted:
+            shape = self.geometry
+            width, folder = kind.width(shape.heads * shape.head_dim), own_folder(self.name)
+            self._fitted[kind.fitted_as] = find_weights(
+                self.whole_model, shape.full_layers, width, shape.kv_heads, folder, kind.fitted_as
+            )
+        return self._fitted[kind.fitted_as]
 
     def check_unchanged(self) -> None:
         """Raise ModelError where the model is no longer what this object was made of: other weights, another adapter,

@@ -35,7 +35,7 @@ def run(model: str, batch: int, batches: int, repeats: int) -> dict[str, Any]:
     references.sort(key=lambda r: len(r.token_ids))
     groups = [references[i : i + batch] for i in range(0, len(references), batch)]
     device = loaded.model.device
-    ready = [name for name in SELECTORS if not is_fitted(name) or loaded.learned]
+    ready = [name for name in SELECTORS if not is_fitted(name) or loaded.fitted(name)]
     configs = {name: MemoryConfig(selector=name) for name in ready} | {"paper preset": MemoryConfig.preset("paper")}
     results: dict[str, Any] = {}
     for name, config in configs.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +19,7 @@ from memory3.config import MemoryConfig
 from memory3.errors import ConfigError
 
 if TYPE_CHECKING:
+    from memory3.calibration.selector import Passage
     from memory3.codec import Codebook
     from memory3.llm import Memory3
     from memory3.types import Document
@@ -34,9 +35,9 @@ def calibrate(
         list[str] | None,
         typer.Option(
             help=(
-                "JSON lines of passage, question and answer that the selectors learned and blended are fitted to; may be "
-                "repeated. Without it, a selector that is there already stays, and a new one predicts what the model looks "
-                "at while it repeats --data."
+                "JSON lines of passage, question and answer that the selectors learned, blended and weighed are fitted to; "
+                "may be repeated. Without it, a selector that is there already stays; a new one predicts what the model "
+                "looks at while it repeats --data, or, weighed, is fitted to sentences of --data with a gap."
             ),
             metavar="FILE",
         ),
@@ -57,14 +58,16 @@ def calibrate(
 
     The codebook of a codec: memories in an eighth of the bytes. And with --selector
     learned, which key-values of a text will be looked at, predicted from the text
-    alone, so that writing takes one pass and not two. Both are kept in the cache
-    folder, and banks made later with the same model and settings use them. For the
-    default model both come with memory3.
+    alone, so that writing takes one pass and not two. With --selector weighed, how
+    much each head's choice counts: for models that lose answers at their budget. All
+    are kept in the cache folder, and banks made later with the same model and
+    settings use them. For the default model codebook and learned come with memory3.
 
     [bold]Examples[/bold]
 
         memory3 calibrate --model Qwen/Qwen2.5-0.5B-Instruct --data docs/
         memory3 calibrate --selector learned --questions reading.jsonl
+        memory3 calibrate --model ./qwen --selector weighed --codec raw --data docs/
         memory3 calibrate --codec int8
         memory3 write docs/ --bank bank --codec product
     """
@@ -75,38 +78,46 @@ def calibrate(
 
     name = full_name(model or DEFAULT_ADAPTED)
     config = options.settings(trained_config(name) or MemoryConfig(), context.params)
-    if config.codec == "raw":
-        raise ConfigError("codec 'raw' keeps numbers as they are, and has nothing to fit: name another")
-    started = time.monotonic()
     from memory3.encode.selectors import is_fitted
 
     learns = is_fitted(config.selector)
+    if config.codec == "raw" and not learns:
+        raise ConfigError("codec 'raw' keeps numbers as they are, and has nothing to fit: name another")
+    started = time.monotonic()
     if questions and not learns:
         raise typer.BadParameter(
-            f"selector {config.selector!r} is not fitted to questions: give --selector learned or blended, too"
+            f"selector {config.selector!r} is not fitted to questions: give --selector learned, blended or weighed, too"
         )
     m3 = load_model(name, config.replace(selector="first") if learns else config, device=device, batch_size=batch_size)
     if learns:
-        if questions or m3.learned is None:
+        if questions or m3.fitted(config.selector) is None:
             texts = read_documents(*data) if data else None
-            _fit_selector(m3, [Path(path) for path in questions or ()], texts)
+            _fit_selector(m3, config.selector, [Path(path) for path in questions or ()], texts)
         m3 = Memory3(m3.model, m3.tokenizer, config, name=name, batch_size=batch_size)
+    if config.codec == "raw":
+        _report_selector(name, m3, time.monotonic() - started, as_json)
+        return
     book = _fitted(m3, read_documents(*data) if data else None)
     _report(book, name, m3, time.monotonic() - started, as_json)
 
 
-def _fit_selector(m3: Memory3, questions: Sequence[Path], documents: Iterable[Document] | None) -> None:
+def _fit_selector(m3: Memory3, selector: str, questions: Sequence[Path], documents: Iterable[Document] | None) -> None:
     """Fit the selector to questions, or to texts where there are none; a bar with the time left on stderr."""
     from memory3.calibration.sample import default_documents
     from memory3.calibration.selector import Passage, calibrate_selector, passages_in, read_questions
+    from memory3.calibration.weighing import calibrate_weighed
+    from memory3.encode.selectors.weighed import Weighed
 
+    weighs = selector == Weighed.name
     if questions:
         passages = passages_in(record for path in questions for record in read_questions(path))
     else:
-        passages = (Passage(d.text) for d in (default_documents() if documents is None else documents))
+        texts = default_documents() if documents is None else documents
+        passages = _with_gaps(m3, texts) if weighs else (Passage(d.text) for d in texts)
+    fit = calibrate_weighed if weighs else calibrate_selector
     if not err.is_terminal:
         message("fitting the selector")
-        calibrate_selector(m3, passages)
+        fit(m3, passages)
         return
     started = time.monotonic()
     with progress_bar() as bar:
@@ -115,10 +126,22 @@ def _fit_selector(m3: Memory3, questions: Sequence[Path], documents: Iterable[Do
         def tell(done: int, total: int) -> None:
             left = duration((time.monotonic() - started) * (total - done) / done)
             bar.update(
-                task, completed=done, total=total, status=f"fitting the selector, {done} of {total} passages, {left} left"
+                task, completed=done, total=total, status=f"fitting the selector, {done} of {total}, {left} left"
             )
 
-        calibrate_selector(m3, passages, progress=tell)
+        fit(m3, passages, progress=tell)
+
+
+def _with_gaps(m3: Memory3, documents: Iterable[Document]) -> Iterator[Passage]:
+    """References with sentences of theirs that lack a name or number, for selectors that want questions."""
+    from memory3.calibration.selector import Passage
+    from memory3.training.cloze import cloze_questions
+
+    for document in documents:
+        for reference in m3.split(document):
+            asked = [(one.question, one.answer) for one in cloze_questions([reference.text], 3)]
+            if asked:
+                yield Passage(reference.text, asked)
 
 
 def ensure_code_book(m3: Memory3, documents: Callable[[], Iterable[Document]]) -> None:
@@ -153,6 +176,25 @@ def _fitted(m3: Memory3, documents: Iterable[Document] | None) -> Codebook:
             )
 
         return fit_codec(m3, texts, progress=tell)
+
+
+def _report_selector(model: str, m3: Memory3, seconds: float, as_json: bool) -> None:
+    from memory3.encode.selectors import find
+
+    weights = m3.fitted(m3.config.selector)
+    assert weights is not None
+    about = dict(weights.about)
+    losses = about.pop("loss", [])
+    if as_json:
+        found = {"model": model, "selector": m3.config.selector, "fingerprint": weights.fingerprint, "losses": losses}
+        print_json({**found, "seconds": round(seconds, 3), **about})
+        return
+    said = ", ".join(count(int(about[what]), what[:-1]) for what in ("passages", "questions") if what in about)
+    out.print(f"selector {find(m3.config.selector).name}: fitted on {said}, in {duration(seconds)}")
+    if losses:
+        part = max(1, len(losses) // 4)
+        first, last = (sum(some) / len(some) for some in (losses[:part], losses[-part:]))
+        out.print(f"divergence from all pairs: {first:.3f} in the first quarter of the steps, {last:.3f} in the last")
 
 
 def _report(book: Codebook, model: str, m3: Memory3, seconds: float, as_json: bool) -> None:

@@ -128,7 +128,7 @@ class _Write:
                 key=key[:, :, : self.span],
                 value=value[:, :, : self.span],
                 lengths=self.lengths,
-                offset=first_key.shape[1],
+                offset=int(self.positions[0]),
                 inv_freq=self.angles[layer],
                 scale=scale,
                 seeds=self.seeds,

@@ -1,10 +1,11 @@
-"""What selector `learned` learned, as a safetensors file by the model's fingerprint. Knows no fitting.
+"""What was fitted of a selector, as a safetensors file by the model's fingerprint. Knows no fitting.
 
     <cache folder>/selectors/<fingerprint of the whole model>.safetensors
     <folder of the adapter or model>/selector.safetensors      as training leaves it
 
-Tensor ``weights``: float32 ``[L, A d + 1, H]``, L layers of full attention; its metadata has one key, ``memory3``: JSON with
-``version``, ``model`` (that fingerprint; beside an adapter `adapter_mark`, so that the number format of the weights does not
+Other kinds than ``learned`` have ``-<kind>`` in front of the ending. Tensor ``weights``: float32 ``[L, width, H]``, L layers of
+full attention, the width as the selector says; its metadata has one key, ``memory3``: JSON with ``version``, ``kind`` (absent:
+``learned``), ``model`` (that fingerprint; beside an adapter `adapter_mark`, so that the number format of the weights does not
 matter), ``layers`` and ``about``.
 """
 
@@ -29,7 +30,8 @@ from memory3.models.calibrated import calibrated, own_calibrated
 __all__ = ["SelectorWeights", "adapter_mark", "find_weights", "keep_weights"]
 
 VERSION = 1
-_BESIDE = "selector.safetensors"
+#: The kind whose files have no kind in their names.
+_FIRST = "learned"
 _REMEDY = "delete it, or fit it anew"
 
 
@@ -40,14 +42,16 @@ class SelectorWeights:
     Attributes:
         model: fingerprint of the whole model with its prefix; `adapter_mark` beside an adapter.
         layers: L indices of layers of the model, ascending.
-        weights: float32 ``[L, A d + 1, H]``.
+        weights: float32 ``[L, width, H]``.
         about: how it was fitted. Decides nothing.
+        kind: of selector, `memory3.encode.selectors.Selector.fitted_as`.
     """
 
     model: str
     layers: tuple[int, ...]
     weights: torch.Tensor
     about: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = _FIRST
 
     @cached_property
     def fingerprint(self) -> str:
@@ -56,7 +60,7 @@ class SelectorWeights:
 
     @property
     def by_layer(self) -> dict[int, torch.Tensor]:
-        """The weights of each layer by its number in the model, for `memory3.encode.selectors.Learned`."""
+        """The weights of each layer by its number in the model, as selectors are made of them."""
         return dict(zip(self.layers, self.weights, strict=True))
 
 
@@ -67,8 +71,8 @@ def keep_weights(found: SelectorWeights, folder: Path | None = None) -> Path:
         found: what calibration fitted.
         folder: of an adapter or model; None: the cache folder.
     """
-    path = folder / _BESIDE if folder else own_calibrated("selectors", f"{found.model}.safetensors")
-    said = {"version": VERSION, "model": found.model, "layers": found.layers, "about": dict(found.about)}
+    path = folder / _file("selector", found.kind) if folder else own_calibrated("selectors", _file(found.model, found.kind))
+    said = {"version": VERSION, "kind": found.kind, "model": found.model, "layers": found.layers, "about": dict(found.about)}
     header = json.dumps(said, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, safetensors.torch.save({"weights": found.weights.contiguous()}, {"memory3": header}))
@@ -76,26 +80,27 @@ def keep_weights(found: SelectorWeights, folder: Path | None = None) -> Path:
 
 
 def find_weights(
-    model: str, layers: tuple[int, ...], width: int, heads: int, folder: Path | None = None
+    model: str, layers: tuple[int, ...], width: int, heads: int, folder: Path | None = None, kind: str = _FIRST
 ) -> SelectorWeights | None:
-    """What was fitted to the model of this fingerprint, if anything: L ``layers``, A d + 1 = ``width``, H ``heads``.
+    """What was fitted to the model of this fingerprint, if anything: L ``layers``, ``width`` rows, H ``heads``.
 
     Args:
+        kind: of selector.
         folder: of the adapter or model, where training may have left it.
 
     Raises:
         ModelError: the file there cannot be used.
     """
-    name = ("selectors", f"{model}.safetensors")
-    left = folder / _BESIDE if folder else None
+    name = ("selectors", _file(model, kind))
+    left = folder / _file("selector", kind) if folder else None
     if folder and left and left.is_file() and not own_calibrated(*name).is_file():
-        found = _read(left, layers, width, heads)
+        found = _read(left, kind, layers, width, heads)
         if found.model in (model, adapter_mark(folder)):  # else weights have changed since
             return found
     path = calibrated(*name)
     if path is None:
         return None
-    found = _read(path, layers, width, heads)
+    found = _read(path, kind, layers, width, heads)
     if found.model != model:
         raise ModelError(f"{path} is for the model {found.model}, not {model}: {_REMEDY}")
     return found
@@ -107,12 +112,16 @@ def adapter_mark(folder: Path) -> str:
     return xxhash.xxh3_128_hexdigest(path.read_bytes()) if path.is_file() else ""
 
 
-def _read(path: Path, layers: tuple[int, ...], width: int, heads: int) -> SelectorWeights:
+def _file(name: str, kind: str) -> str:
+    return f"{name}.safetensors" if kind == _FIRST else f"{name}-{kind}.safetensors"
+
+
+def _read(path: Path, kind: str, layers: tuple[int, ...], width: int, heads: int) -> SelectorWeights:
     try:
         data = path.read_bytes()
         weights = safetensors.torch.load(data)["weights"]
         header = parse_json(parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["memory3"])
-        found = SelectorWeights(header["model"], tuple(header["layers"]), weights, header["about"])
+        found = SelectorWeights(header["model"], tuple(header["layers"]), weights, header["about"], header.get("kind", _FIRST))
         version = header["version"]
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path} cannot be read ({error!r}): {_REMEDY}") from error
@@ -120,12 +129,13 @@ def _read(path: Path, layers: tuple[int, ...], width: int, heads: int) -> Select
     fits = (
         tuple(weights.shape) == shape
         and found.layers == layers
+        and found.kind == kind
         and weights.dtype == torch.float32
         and bool(weights.isfinite().all())
     )
     if version != VERSION or not fits:
         raise ModelError(
-            f"{path} is version {version} with weights {tuple(weights.shape)}, wanted are version {VERSION} and finite "
+            f"{path} is {found.kind}, version {version}, with weights {tuple(weights.shape)}, wanted are {kind}, version {VERSION} and finite "
             f"float32 {shape}: {_REMEDY}"
         )
     return found

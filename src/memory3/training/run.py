@@ -119,7 +119,7 @@ def _train(settings: Settings, run: Path, state: PartialState, device: str, tell
     stored, sampled = run / "settings.json", run / "held_back.jsonl"
     m3 = _load(settings, device)
     _ = m3.fingerprint  # of the weights alone: the bank that groups are sampled with is found again by it
-    learned = m3.learned if is_fitted(settings.memory.selector) else None
+    learned = m3.fitted(settings.memory.selector)
     model = with_lora(m3.model, settings)  # before sampling, which compares preferences with what training starts at
     with state.main_process_first():
         if not sampled.exists():

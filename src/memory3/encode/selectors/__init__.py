@@ -42,7 +42,7 @@ def help() -> str:
 
 def is_fitted(name: str) -> bool:
     """Does the selector of that name need weights that were fitted to the model? False where there is none."""
-    return SELECTORS.get(name, Selector).is_fitted
+    return bool(SELECTORS.get(name, Selector).fitted_as)
 
 
 def selector(name: str, weights: Mapping[int, torch.Tensor] | None = None) -> Selector:
@@ -56,6 +56,6 @@ def selector(name: str, weights: Mapping[int, torch.Tensor] | None = None) -> Se
         ConfigError: there is none of that name, or it is not fitted.
     """
     kind = find(name)
-    if kind.is_fitted and weights is None:
+    if kind.fitted_as and weights is None:
         raise ConfigError(f"selector {name!r} was not fitted to this model yet: fit it, or use reconstruction")
-    return kind(weights) if kind.is_fitted else kind()
+    return kind(weights) if kind.fitted_as else kind()

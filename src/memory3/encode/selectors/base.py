@@ -63,18 +63,28 @@ class Selector:
         name: as `memory3.config.MemoryConfig.selector` says it.
         help: half a sentence on what it does, without its name.
         repeats: does `score` need the model to repeat the reference (a second pass)?
-        is_fitted: must it be fitted to the model before it is used? Then it is made of what was fitted.
+        fitted_as: what must be fitted to the model before it is used, by the name it is kept under; empty: nothing. It is made
+            of what was fitted.
     """
 
     name: ClassVar[str]
     help: ClassVar[str] = ""
     repeats: ClassVar[bool] = False
-    is_fitted: ClassVar[bool] = False
+    fitted_as: ClassVar[str] = ""
 
     def __init__(self, weights: Mapping[int, torch.Tensor] | None = None) -> None:
         """``weights``: what was fitted, by layer of the model, see `memory3.encode.selector_weights`; of selectors that are
         fitted.
         """
+
+    @classmethod
+    def width(cls, queries: int) -> int:
+        """Rows of what was fitted, for each layer and KV head.
+
+        Args:
+            queries: A d, numbers of all query heads.
+        """
+        raise AssertionError(f"{cls.__name__} is not fitted")
 
     @classmethod
     def flops(cls, tokens: int, width: int) -> int:

@@ -32,11 +32,16 @@ class Learned(Selector):
 
     name: ClassVar[str] = "learned"
     help: ClassVar[str] = "what questions look at, from the text alone in one pass; fitted first"
-    is_fitted: ClassVar[bool] = True
+    fitted_as: ClassVar[str] = "learned"
 
     def __init__(self, weights: Mapping[int, torch.Tensor] | None = None) -> None:
         super().__init__(weights)
         self.weights = dict(weights or {})
+
+    @classmethod
+    def width(cls, queries: int) -> int:
+        """Rows of the weights: A d + 1."""
+        return queries + 1
 
     def score(self, view: LayerView) -> torch.Tensor:
         """The attention that questions are predicted to pay, from each token's own query: float32 ``[N, H, S]``."""
