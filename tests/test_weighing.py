@@ -1,5 +1,5 @@
-"""The selector that is weighed: its features and gates the slow way, its loss against transformers' own attention, and who uses
-it.
+"""The selector that is weighed: its features and gates the slow way, its loss against transformers' own attention, and who
+uses it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tiny import tiny_chat_tokenizer, tiny_model
 from typer.testing import CliRunner
 
 from memory3.calibration import weighing
-from memory3.calibration.selector import Passage, examples
+from memory3.calibration.selector import Passage, answered
 from memory3.calibration.weighing import calibrate_weighed, gates
 from memory3.cli.app import app
 from memory3.config import MemoryConfig
@@ -51,7 +51,7 @@ def memory3(family: str = "llama", **settings) -> Memory3:
 def fit_of(m3: Memory3) -> weighing._Fit:
     encoder = Encoder(m3.model, m3.geometry, m3.frame, m3.config.replace(layers="all", budget="all", selector="first"))
     fit = weighing._Fit(m3, encoder, random.Random(3))
-    fit.read(list(examples(m3, PASSAGES, 2)))
+    fit.read(list(answered(m3, PASSAGES, 2)))
     fit.begin()
     return fit
 
@@ -120,7 +120,9 @@ def test_answers_behind_gates_as_transformers_reads_them(family: str) -> None:
     batch = fit.held
     asked = [one.asked[-1] for one in batch]
     longest = max(one.keys.shape[2] for one in batch)
-    keys, values = (torch.stack([weighing._padded(getattr(one, name), longest) for one in batch]) for name in ("keys", "values"))
+    keys, values = (
+        torch.stack([weighing._padded(getattr(one, name), longest) for one in batch]) for name in ("keys", "values")
+    )
     keys = keys * m3.config.memory_temperature  # read as text is
     real = torch.arange(longest) < torch.tensor([one.keys.shape[2] for one in batch])[:, None]
     layers, heads = keys.shape[1:3]
@@ -128,7 +130,7 @@ def test_answers_behind_gates_as_transformers_reads_them(family: str) -> None:
     got = fit._answers(keys, values, bias.masked_fill(~real[:, None, None], -1e9), asked)
     model.set_attn_implementation("eager")
     wanted = []
-    for n, (reference, (question, answer)) in enumerate(zip(examples(m3, PASSAGES, 2), asked, strict=True)):
+    for n, (reference, (question, answer)) in enumerate(zip(answered(m3, PASSAGES, 2), asked, strict=True)):
         tokens = [*m3.frame.prefix, *reference[0].token_ids, *question, *answer]
         length = len(reference[0].token_ids)
         positions = torch.arange(len(tokens))
@@ -169,10 +171,10 @@ def test_it_begins_at_reconstruction_and_keeps_more_of_the_answers() -> None:
     m3 = memory3(budget="adaptive:1/8")
     fit = fit_of(m3)
     fit._late = [fit._weights.detach()]
-    references = [reference for reference, _ in examples(m3, PASSAGES, 2)]
+    references = [reference for reference, _ in answered(m3, PASSAGES, 2)]
     begun = Weighed(dict(zip(fit.encoder.shape.layers, fit.weights(), strict=True)))
     dense = fit.encoder.dense(references, [begun])
-    seen = torch.stack([one for one in dense.scores[0].flatten(1)])
+    seen = dense.scores[0].flatten(1)
     plain = fit.encoder.dense(references, [memory3().encoder._selector]).scores[0].flatten(1)
     for n, reference in enumerate(references):
         real = len(reference.token_ids)
@@ -204,10 +206,11 @@ def test_what_cannot_be_fitted() -> None:
     long = Passage("Of the sea.", [("where " * 200, "sea")])
     with pytest.raises(InputError, match="longer than 96"):
         calibrate_weighed(memory3(), [long])
+    kinds = ["full_attention", "sliding_attention"] * 2 + ["full_attention"]
+    model = tiny_model("qwen2", layer_types=kinds, sliding_window=64, use_sliding_window=True)
+    windowed = Memory3(model, tiny_chat_tokenizer(), MemoryConfig(reference_length=37))
     with pytest.raises(ConfigError, match="window layers"):
-        kinds = ["full_attention", "sliding_attention"] * 2 + ["full_attention"]
-        model = tiny_model("qwen2", layer_types=kinds, sliding_window=64, use_sliding_window=True)
-        calibrate_weighed(Memory3(model, tiny_chat_tokenizer(), MemoryConfig(reference_length=37)), PASSAGES)
+        calibrate_weighed(windowed, PASSAGES)
 
 
 def test_command(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +219,9 @@ def test_command(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.Monke
     path, text = tmp_path / "reading.jsonl", tmp_path / "text.txt"
     lines = [{"passage": p.text, "question": q, "answer": a} for p in PASSAGES for q, a in p.questions]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text.write_text("\n\n".join(f"In that year the engineers of the town built bridges for {7 * n} people." for n in range(1870, 1890)))
+    text.write_text(
+        "\n\n".join(f"In that year the engineers of the town built bridges for {7 * n} people." for n in range(1870, 1890))
+    )
     run = CliRunner().invoke
     model = ["--model", tiny_model_path, "--codec", "raw"]
     weighed = [*model, "--selector", "weighed"]

@@ -30,6 +30,7 @@ from memory3.evaluation.intervals import interval
 from memory3.evaluation.metrics import contains, f1
 from memory3.evaluation.task import data_records
 from memory3.llm import Memory3
+from memory3.prompt import PromptRow
 from memory3.types import Document, Memory, Reference
 from research.quality.choosing import Way, memory
 from research.quality.passages import Passages
@@ -152,26 +153,39 @@ class Bench:
             prompts.row(prompts.ids(item["question"]), mode, [key] if way or mode == "text" else [], source, after=after)
             for item, key in zip(self.items, reads, strict=True)
         ]
-        order = sorted(range(len(rows)), key=lambda n: len(rows[n].tokens))
-        found: dict[str, list[Any]] = {"nll": [0.0] * len(rows)}
-        if generate:
-            found |= {metric: [0.0] * len(rows) for metric in ("contains", "f1")} | {"text": [""] * len(rows)}
-        for start in range(0, len(order), self.batch):
-            some = order[start : start + self.batch]
-            mine, answers = [rows[n] for n in some], [self.wanted[n] for n in some]
-            bank: Any = source if mode == "memory" else None
-            if not generate:
-                for n, (score,) in zip(some, self.m3.scorer.score(mine, [[a] for a in answers], bank), strict=True):
-                    found["nll"][n] = score.nll
-                continue
-            for n, said in zip(some, generate_rows(self.m3, bank, mine, max_new_tokens=NEW, wanted=answers), strict=True):
-                assert said.wanted is not None
-                found["nll"][n] = said.wanted.nll
-                found["contains"][n] = contains(said.text, self.items[n]["answers"])
-                found["f1"][n] = f1(said.text, self.items[n]["answers"])
-                found["text"][n] = said.text
+        found = figures(self.m3, rows, self.items, self.wanted, source if mode == "memory" else None, self.batch, generate)
         pairs = float(np.mean([m.counts.sum() for m in memories.values()])) if memories else 0.0
         return {"figures": found, "pairs": pairs}
+
+
+def figures(
+    m3: Memory3,
+    rows: Sequence[PromptRow],
+    items: Sequence[dict[str, Any]],
+    wanted: Sequence[list[int]],
+    bank: Any,
+    batch: int,
+    generate: bool,
+) -> dict[str, list[Any]]:
+    """``nll`` of the first answer of every question, and where answers are generated ``contains``, ``f1`` and ``text``."""
+    order = sorted(range(len(rows)), key=lambda n: (len(rows[n].tokens), len(rows[n].references)))
+    found: dict[str, list[Any]] = {"nll": [0.0] * len(rows)}
+    if generate:
+        found |= {metric: [0.0] * len(rows) for metric in ("contains", "f1")} | {"text": [""] * len(rows)}
+    for start in range(0, len(order), batch):
+        some = order[start : start + batch]
+        mine, answers = [rows[n] for n in some], [wanted[n] for n in some]
+        if not generate:
+            for n, (score,) in zip(some, m3.scorer.score(mine, [[a] for a in answers], bank), strict=True):
+                found["nll"][n] = score.nll
+            continue
+        for n, said in zip(some, generate_rows(m3, bank, mine, max_new_tokens=NEW, wanted=answers), strict=True):
+            assert said.wanted is not None
+            found["nll"][n] = said.wanted.nll
+            found["contains"][n] = contains(said.text, items[n]["answers"])
+            found["f1"][n] = f1(said.text, items[n]["answers"])
+            found["text"][n] = said.text
+    return found
 
 
 def summary(figures: dict[str, list[Any]], beside: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:

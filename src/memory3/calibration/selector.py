@@ -34,7 +34,7 @@ from memory3.files import open_unzipped
 from memory3.llm import Memory3
 from memory3.types import Document, Reference
 
-__all__ = ["Passage", "calibrate_selector", "examples", "passages_in", "read_questions"]
+__all__ = ["Passage", "answered", "calibrate_selector", "passages_in", "read_questions"]
 
 PASSAGES = 240
 _QUESTIONS = 3
@@ -89,7 +89,7 @@ def calibrate_selector(
     encoder = Encoder(m3.model, m3.geometry, m3.frame, config)
     drawn = list(passages)
     random.Random(seed).shuffle(drawn)
-    examples = list(examples(m3, drawn, number))
+    examples = list(answered(m3, drawn, number))
     if not examples:
         raise InputError("there is no text to fit the selector to: give files with passages")
     sums: _Sums | None = None
@@ -114,7 +114,14 @@ def calibrate_selector(
     return learned
 
 
-def examples(m3: Memory3, passages: Iterable[Passage], number: int) -> Iterator[tuple[Reference, list[tuple[str, str]]]]:
+def answered(m3: Memory3, passages: Iterable[Passage], number: int) -> Iterator[tuple[Reference, list[tuple[str, str]]]]:
+    """The first reference of each passage that holds an answer, with what it answers; of one that nobody asked, the first.
+
+    Args:
+        m3: whose references.
+        passages: in the order wanted.
+        number: how many at most.
+    """
     taken = 0
     for passage in passages:
         references = list(m3.split(Document("passage", passage.text)))

@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 
 from memory3.attention.attach import attached
-from memory3.calibration.selector import Passage, examples
+from memory3.calibration.selector import Passage, answered
 from memory3.encode.encoder import Encoder, KeyValues
 from memory3.encode.selector_weights import SelectorWeights, keep_weights
 from memory3.encode.selectors import LayerView, Selector
@@ -173,7 +173,7 @@ def calibrate_weighed(
     rng = random.Random(seed)
     drawn = [passage for passage in passages if passage.questions]
     rng.shuffle(drawn)
-    chosen = list(examples(m3, drawn, number))
+    chosen = list(answered(m3, drawn, number))
     if not chosen:
         raise InputError("selector weighed is fitted to questions whose answers stand in their passages: there are none")
     tell = progress or (lambda done, total: None)

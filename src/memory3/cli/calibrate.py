@@ -81,7 +81,7 @@ def calibrate(
     from memory3.encode.selectors import is_fitted
 
     learns = is_fitted(config.selector)
-    if config.codec == "raw" and not learns:
+    if config.codec == "raw" and not (learns and selector):
         raise ConfigError("codec 'raw' keeps numbers as they are, and has nothing to fit: name another")
     started = time.monotonic()
     if questions and not learns:
@@ -125,9 +125,7 @@ def _fit_selector(m3: Memory3, selector: str, questions: Sequence[Path], documen
 
         def tell(done: int, total: int) -> None:
             left = duration((time.monotonic() - started) * (total - done) / done)
-            bar.update(
-                task, completed=done, total=total, status=f"fitting the selector, {done} of {total}, {left} left"
-            )
+            bar.update(task, completed=done, total=total, status=f"fitting the selector, {done} of {total}, {left} left")
 
         fit(m3, passages, progress=tell)
 

@@ -3,10 +3,10 @@
     <cache folder>/selectors/<fingerprint of the whole model>.safetensors
     <folder of the adapter or model>/selector.safetensors      as training leaves it
 
-Other kinds than ``learned`` have ``-<kind>`` in front of the ending. Tensor ``weights``: float32 ``[L, width, H]``, L layers of
-full attention, the width as the selector says; its metadata has one key, ``memory3``: JSON with ``version``, ``kind`` (absent:
-``learned``), ``model`` (that fingerprint; beside an adapter `adapter_mark`, so that the number format of the weights does not
-matter), ``layers`` and ``about``.
+Other kinds than ``learned`` have ``-<kind>`` in front of the ending. Tensor ``weights``: float32 ``[L, width, H]``, L layers
+of full attention, the width as the selector says; its metadata has one key, ``memory3``: JSON with ``version``, ``kind``
+(absent: ``learned``), ``model`` (that fingerprint; beside an adapter `adapter_mark`, so that the number format of the weights
+does not matter), ``layers`` and ``about``.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def _read(path: Path, kind: str, layers: tuple[int, ...], width: int, heads: int
     )
     if version != VERSION or not fits:
         raise ModelError(
-            f"{path} is {found.kind}, version {version}, with weights {tuple(weights.shape)}, wanted are {kind}, version {VERSION} and finite "
-            f"float32 {shape}: {_REMEDY}"
+            f"{path} is {found.kind}, version {version}, with weights {tuple(weights.shape)}, wanted are {kind}, version "
+            f"{VERSION} and finite float32 {shape}: {_REMEDY}"
         )
     return found
