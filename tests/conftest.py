@@ -8,10 +8,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a test th
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import object_store
 import pytest
 import tiny
 import torch
@@ -73,3 +74,18 @@ def default_embedder_path() -> str:
     from memory3.models.catalogue import resolve_embedder
 
     return resolve_embedder("all-minilm-l6-v2")
+
+
+@pytest.fixture(scope="session")
+def _object_store() -> Iterator[object_store.Server]:
+    with object_store.serving() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(_object_store: object_store.Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[object_store.Server]:
+    """An S3 server without faults, to which the environment leads; see `object_store`."""
+    for name, value in _object_store.environment().items():
+        monkeypatch.setenv(name, value)
+    yield _object_store
+    _object_store.mend()

@@ -15,6 +15,7 @@ from memory3.bank import Bank, store, upkeep
 from memory3.bank.backends.base import Backend
 from memory3.bank.backends.folder import FolderBackend
 from memory3.bank.backends.memory import MemoryBackend
+from memory3.bank.backends.object_store import ObjectBackend
 from memory3.bank.write import pace
 from memory3.errors import BankBusy, BankNotFound
 from memory3.files import UnsafeFile
@@ -24,8 +25,10 @@ from memory3.types import Document
 SCHEMA = pa.schema([pa.field("n", pa.int64())])
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(params=["folder", "memory", "objects"])
 def backend(request, tmp_path):
+    if request.param == "objects":
+        return ObjectBackend(request.getfixturevalue("s3").place())
     return FolderBackend(tmp_path / "bank") if request.param == "folder" else MemoryBackend()
 
 
@@ -210,6 +213,6 @@ def test_the_format_is_pure(path):
 
 
 def test_backends_fulfil_the_whole_interface():
-    for kind in (FolderBackend, MemoryBackend):
+    for kind in (FolderBackend, MemoryBackend, ObjectBackend):
         assert issubclass(kind, Backend)
         assert not kind.__abstractmethods__

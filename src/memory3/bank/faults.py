@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import pyarrow as pa
 
+from memory3.bank.address import is_store_url
+from memory3.bank.store_faults import store_fault
 from memory3.errors import BankCorrupt, BankError, BankFull, Memory3Error
 from memory3.files import UnsafeFile
 
@@ -76,13 +78,15 @@ def writing(path: object) -> Iterator[None]:
     except BaseException as error:
         if not _is_lances(error):
             raise
+        if is_store_url(path) and (fault := store_fault(path, error)):
+            raise fault from error
         if is_full(error):
             raise BankFull(
                 f"{path}: no space left on the device. What was committed before is intact: free some space and run the "
                 "same command again to go on"
             ) from error
-        fault = _of_the_machine(error)
-        raise BankError(f"{path}: the bank cannot be written ({fault or _first_line(error)})") from error
+        remedy = _of_the_machine(error)
+        raise BankError(f"{path}: the bank cannot be written ({remedy or _first_line(error)})") from error
 
 
 def disk_fault(path: object, error: BaseException) -> BankError:
@@ -92,9 +96,11 @@ def disk_fault(path: object, error: BaseException) -> BankError:
         path: of the bank, for the message.
         error: what the read raised.
     """
-    fault = _of_the_machine(error)
-    if fault is not None:
-        return BankError(f"{path}: the bank cannot be read now, and may be whole ({_first_line(error)}): {fault}")
+    if is_store_url(path) and (fault := store_fault(path, error)):
+        return fault
+    remedy = _of_the_machine(error)
+    if remedy is not None:
+        return BankError(f"{path}: the bank cannot be read now, and may be whole ({_first_line(error)}): {remedy}")
     return BankCorrupt(
         f"{path}: the bank's files cannot be read ({_first_line(error)}). "
         "Restore the folder from a copy, or remove it and write the documents anew"

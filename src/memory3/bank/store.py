@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from memory3.bank.backends.base import Backend
-from memory3.bank.backends.folder import FolderBackend
+from memory3.bank.backends.places import backend_of
 from memory3.bank.codebooks import write_codebook
 from memory3.bank.faults import disk_fault, reading, writing
 from memory3.bank.format.manifest import METADATA_KEY, BankManifest
@@ -56,11 +56,11 @@ class Store:
     """
 
     def __init__(self, place: str | os.PathLike[str] | Backend, token_vectors: torch.Tensor | None = None) -> None:
-        """``place``: a folder, or another backend.
+        """``place``: a folder, the URL of an object store, or another backend.
 
         ``token_vectors``: of the model at hand, if any, for codecs that predict.
         """
-        self.backend = place if isinstance(place, Backend) else FolderBackend(place)
+        self.backend = backend_of(place)
         self.path = self.backend.location
         self.token_vectors = token_vectors
 

@@ -18,10 +18,10 @@ import pyarrow as pa
 from memory3.errors import BankCorrupt
 from memory3.files import UnsafeFile, read_bounded
 
-__all__ = ["deletion_faults", "require_plain", "require_sound"]
+__all__ = ["MOST_BYTES", "deletion_fault", "deletion_faults", "require_plain", "require_sound"]
 
 #: Row numbers of a fragment, at most 2^32 of 4 bytes; beyond this they are no list but a bitmap.
-_MOST_BYTES = 1 << 30
+MOST_BYTES = 1 << 30
 
 
 def require_sound(folder: Path) -> None:
@@ -53,19 +53,27 @@ def deletion_faults(folder: Path) -> Iterator[str]:
     """One line for each deletion file of a table that cannot be read."""
     for path in sorted((folder / "_deletions").glob("*")):
         try:
-            data = read_bounded(path, _MOST_BYTES)
-            if path.suffix == ".arrow":
-                _check_list(data)
-            elif path.suffix == ".bin":
-                _check_bitmap(data)
+            fault = deletion_fault(str(path), read_bounded(path, MOST_BYTES))
         except FileNotFoundError:
             continue  # a writer has just removed it
         except UnsafeFile as error:
-            yield f"{path} {error.strerror}"
-        except (pa.ArrowException, ValueError, OSError, MemoryError) as error:
-            if isinstance(error, OSError) and error.errno:
-                raise
-            yield f"the deletion file {path} is damaged ({(str(error).splitlines() or ['unreadable'])[0][:200]})"
+            fault = f"{path} {error.strerror}"
+        if fault:
+            yield fault
+
+
+def deletion_fault(path: str, data: bytes) -> str:
+    """What is wrong with the deletion file ``path`` that holds ``data``; "" if nothing."""
+    try:
+        if path.endswith(".arrow"):
+            _check_list(data)
+        elif path.endswith(".bin"):
+            _check_bitmap(data)
+    except (pa.ArrowException, ValueError, OSError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        return f"the deletion file {path} is damaged ({(str(error).splitlines() or ['unreadable'])[0][:200]})"
+    return ""
 
 
 def _check_list(data: bytes) -> None:
