@@ -77,9 +77,13 @@ def checked_store_url(place: Any) -> str | None:
         raise InputError(f"{text!r:.200} is no URL of an object store ({error})") from None
     if parts.username or parts.password or parts.query or parts.fragment or parts.port:
         raise InputError(
-            f"{parts.scheme}://...: a bank's URL is its bucket and its prefix and no more. Keys and the endpoint come from the "
+            f"{parts.scheme}://...: a bank's URL is its bucket and its prefix, no more. Keys and the endpoint come from the "
             "environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, ...)"
         )
-    if not parts.netloc or not parts.path.strip("/") or any(part in ("", ".", "..") for part in parts.path.strip("/").split("/")):
+    if (
+        not parts.netloc
+        or not parts.path.strip("/")
+        or any(part in ("", ".", "..") for part in parts.path.strip("/").split("/"))
+    ):
         raise InputError(f"{text!r:.200}: write bucket and prefix, as in {parts.scheme}://bucket/bank")
     return f"{parts.scheme.lower()}://{parts.netloc}/{parts.path.strip('/')}"

@@ -41,7 +41,12 @@ _FAULTS: tuple[tuple[tuple[str, ...], type[BankError], str], ...] = (
         "az://: AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY); for a public bucket AWS_SKIP_SIGNATURE=true",
     ),
     (
-        ("permanentredirect", "authorizationheadermalformed", "illegallocationconstraint", "received redirect without location"),
+        (
+            "permanentredirect",
+            "authorizationheadermalformed",
+            "illegallocationconstraint",
+            "received redirect without location",
+        ),
         BankRefused,
         "the bucket lies in another region or at another endpoint. Set AWS_REGION, or AWS_ENDPOINT_URL",
     ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -36,9 +35,10 @@ def ask(
         typer.Option(
             "--bank",
             "-b",
-            help="Folder of the bank, or the address of one that memory3 serve serves. Needed in all modes but none.",
+            help="Folder of the bank, its URL on object storage, or the address of one that memory3 serve serves. "
+            "Needed in all modes but none.",
             envvar="MEMORY3_BANK",
-            metavar="DIR",
+            metavar="DIR|URL",
         ),
     ] = None,
     mode: Annotated[
@@ -133,9 +133,13 @@ def ask(
     else:
         from memory3.bank.address import is_address
 
-        source = bank if is_address(bank) else Path(bank)
         m3, opened = open_bank(
-            source, model, adapter=adapter, device=device, temperature=memory_temperature, embedder=mode != "none"
+            bank if is_address(bank) else str(options.place(bank)),
+            model,
+            adapter=adapter,
+            device=device,
+            temperature=memory_temperature,
+            embedder=mode != "none",
         )
 
     one = mode != "all"

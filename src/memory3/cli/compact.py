@@ -28,7 +28,7 @@ def compact(bank: options.Bank, wait: options.Wait = 0.0, as_json: options.Json 
     if as_json:
         print_json(
             {
-                "bank": str(bank),
+                "bank": bank,
                 "bytes_before": before.bytes,
                 "bytes": after.bytes,
                 "fragments_before": before.fragments,

@@ -52,7 +52,7 @@ def delete(
     if as_json:
         print_json(
             {
-                "bank": str(bank),
+                "bank": bank,
                 "deleted": deleted,
                 "missing": missing,
                 "documents": len(list(opened.documents())),

@@ -37,7 +37,7 @@ def info(
     config = manifest.config.to_dict()
     if as_json:
         about = {
-            "bank": str(bank),
+            "bank": bank,
             "format_version": manifest.format_version,
             "model": manifest.model,
             "fingerprint": manifest.fingerprint,

@@ -63,7 +63,7 @@ def mcp(
 
     keys = Keys() if api_key_file is None else Keys.read(api_key_file)
     m3, opened = open_bank(bank, model, adapter=adapter, device=device)
-    name = bank.resolve().name
+    name = Path(bank).resolve().name
     name = name if NAME.fullmatch(name) else "bank"  # keys may be bound to banks by their names
     banks = Banks(m3)
     banks.add(Served(name, opened))

@@ -14,7 +14,7 @@ from memory3.codec import registry
 from memory3.config import Budget as MemoryBudget
 from memory3.config import MemoryConfig
 from memory3.encode import selectors
-from memory3.errors import ConfigError
+from memory3.errors import ConfigError, InputError
 
 __all__ = [
     "Adapter",
@@ -37,8 +37,12 @@ __all__ = [
     "byte_count",
     "folder",
     "named",
+    "place",
     "settings",
 ]
+
+_ADDRESSES = ("http:", "https:", "s3:", "gs:", "az:")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
 SETTINGS = "How memories are written (a bank remembers it)"
 READING = "How memories are read"
@@ -48,14 +52,33 @@ MODEL = "Model"
 
 def folder(value: Path | None) -> Path | None:
     """A bank's folder. An address would become the folder ``http:`` here, and be written to."""
-    if value is not None and value.parts[:1] and value.parts[0].lower() in ("http:", "https:"):
+    if value is not None and value.parts[:1] and value.parts[0].lower() in _ADDRESSES:
         raise typer.BadParameter("is an address, and this takes a folder: run it where the bank lies. `ask` reads addresses")
     return value
 
 
+def place(value: str | None) -> str | None:
+    """A bank's folder, or its URL on object storage."""
+    if value is None or not (scheme := _SCHEME.match(value)) or scheme[1].lower() in ("http", "https"):
+        return None if value is None else str(folder(Path(value)))
+    from memory3.bank.address import checked_store_url  # and all that a bank needs
+
+    try:
+        return checked_store_url(value)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 Bank = Annotated[
-    Path,
-    typer.Option("--bank", "-b", callback=folder, help="Folder of the bank.", envvar="MEMORY3_BANK", metavar="DIR"),
+    str,
+    typer.Option(
+        "--bank",
+        "-b",
+        callback=place,
+        help="Folder of the bank, or its URL on object storage: s3://bucket/bank, gs://, az://.",
+        envvar="MEMORY3_BANK",
+        metavar="DIR|URL",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
 

@@ -35,9 +35,10 @@ def serve(
         typer.Option(
             "--bank",
             "-b",
-            help="Folder of a bank; again for more. NAME=DIR gives it another name than its folder's. All are of one model.",
+            help="Folder of a bank, or its URL on object storage; again for more. NAME=DIR gives it another name than its "
+            "folder's. All are of one model.",
             envvar="MEMORY3_BANK",
-            metavar="[NAME=]DIR",
+            metavar="[NAME=]DIR|URL",
         ),
     ] = None,
     host: Annotated[
@@ -143,7 +144,7 @@ def serve(
         from memory3.serving.state import ServerState
         from memory3.serving.threads import apart
 
-    named = dict[str, Path]()
+    named = dict[str, str]()
     for each in bank or []:
         called, path = _named(each)
         if called in named:
@@ -188,20 +189,15 @@ def serve(
         raise typer.Exit(1)
 
 
-def _named(argument: str) -> tuple[str, Path]:
+def _named(argument: str) -> tuple[str, str]:
     """``docs=./bank`` or ``./bank``."""
     called, equals, path = argument.partition("=")
     if equals and re.fullmatch(r"[A-Za-z0-9._-]+", called) and path:
-        return called, _folder(path)
+        return called, str(options.place(path))
     own = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(argument).resolve().name).lstrip("._-")
     if not own:
         raise typer.BadParameter(f"{argument!r} gives the bank no name: write NAME={argument}", param_hint="--bank")
-    return own, _folder(argument)
-
-
-def _folder(path: str) -> Path:
-    options.folder(Path(path))
-    return Path(path)
+    return own, str(options.place(argument))
 
 
 def _model(

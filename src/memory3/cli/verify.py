@@ -25,7 +25,7 @@ def verify(bank: options.Bank, as_json: options.Json = False) -> None:
     with err.status("reading every row"):
         report = Bank.open(bank, None, create=False).verify()
     if as_json:
-        print_json({"bank": str(bank), "ok": report.ok, **report.to_dict()})
+        print_json({"bank": bank, "ok": report.ok, **report.to_dict()})
     else:
         checked = f"{count(report.references, 'reference')} of {count(report.documents, 'document')}"
         lazy = f", {report.lazy:,} lazy" if report.lazy else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -144,6 +143,7 @@ def write(
         memory3 write docs/ --bank bank --after 3 --disk 10GB
         memory3 write faq.jsonl --text-field answer --bank faq
         memory3 write docs/ --bank small --codec product
+        memory3 write docs/ --bank s3://bucket/bank
         memory3 write docs/ --bank big --model Qwen/Qwen2.5-0.5B-Instruct
     """
     from memory3.text.readers import read_documents
@@ -205,13 +205,13 @@ def write(
     report_write(bank, name, report, skipped, as_json)
 
 
-def report_write(bank: Path, model: str, report: WriteReport, skipped: Sequence[tuple[str, str]], as_json: bool) -> None:
+def report_write(bank: str, model: str, report: WriteReport, skipped: Sequence[tuple[str, str]], as_json: bool) -> None:
     """Print what a write did."""
     each = report.bytes / report.references if report.references else 0.0
     if as_json:
         print_json(
             {
-                "bank": str(bank),
+                "bank": bank,
                 "model": model,
                 "written": report.written,
                 "added": report.added,
@@ -248,7 +248,7 @@ def report_write(bank: Path, model: str, report: WriteReport, skipped: Sequence[
         out.print(f"{count(report.references, 'reference')}, {each_text}in {duration(report.seconds)} ({rate:.1f}/s)")
 
 
-def _remembered(bank: Path, model: str | None, adapter: str | None, given: Mapping[str, Any]) -> tuple[str, MemoryConfig]:
+def _remembered(bank: str, model: str | None, adapter: str | None, given: Mapping[str, Any]) -> tuple[str, MemoryConfig]:
     """Model and settings to write with: those of the bank where there is one, which must not be contradicted."""
     from memory3.bank import Bank
     from memory3.models.adapter import trained_config

@@ -33,7 +33,7 @@ from memory3.bank.backends.lease import SECONDS, Lease
 from memory3.bank.backends.objects import Entry, Objects, Tag
 from memory3.bank.faults import reading, writing
 from memory3.bank.format.names import CURRENT, LOCK, is_ours
-from memory3.errors import BankBusy, BankCorrupt, BankError, BankRefused, InputError
+from memory3.errors import BankBusy, BankCorrupt, BankRefused, InputError
 from memory3.files import SMALL_BYTES, UnsafeFile
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ _BLANKS = b" \t"
 #: Deletion files that are looked at, at once.
 _AT_ONCE = 8
 _APPENDS = 20
-_HALF_REMOVED_SECONDS = 60
+_LEFT_SECONDS = 60
 
 
 class ObjectBackend(Backend):
@@ -92,7 +92,7 @@ class ObjectBackend(Backend):
         return sorted([*(entry.name for entry in objects), *folders])
 
     def exists(self, name: str) -> bool:
-        return self._objects.find(name) is not None or bool(name.endswith(".lance") and self._objects.list(name))
+        return self._objects.find(name) is not None or bool(name.endswith(".lance") and self._objects.below(name))
 
     def read(self, name: str, limit: int = SMALL_BYTES) -> bytes:
         if name != CURRENT:
@@ -116,7 +116,9 @@ class ObjectBackend(Backend):
             except FileNotFoundError:
                 data, entry = b"", None
             whole = data + content.encode()
-            if (self._objects.create(name, whole) if entry is None else self._objects.replace(name, whole, entry.tag)) is not None:
+            if (
+                self._objects.create(name, whole) if entry is None else self._objects.replace(name, whole, entry.tag)
+            ) is not None:
                 return len(whole)
         raise BankBusy(f"{self.address(name)}: too many write to it at once. Try again")
 
@@ -134,9 +136,8 @@ class ObjectBackend(Backend):
         for entry in objects:
             if entry.name.endswith(_REMOVED) and f"{entry.name.removesuffix(_REMOVED)}.lance" not in folders:
                 self.remove(entry.name)
-            elif entry.name.startswith(".") and is_ours(entry.name):
-                if self._objects.now() - entry.modified > _HALF_REMOVED_SECONDS:
-                    self.remove(entry.name)
+            elif entry.name.startswith(".") and is_ours(entry.name) and self._objects.now() - entry.modified > _LEFT_SECONDS:
+                self.remove(entry.name)  # of a clock that was not read
 
     def _put_current(self, data: bytes) -> None:
         """Exchange CURRENT, unless another writer has come between.
@@ -204,7 +205,7 @@ class ObjectBackend(Backend):
         return [name.removesuffix(".lance") for name in self.names() if name.endswith(".lance")]
 
     def is_table(self, name: str) -> bool:
-        versions = self._objects.list(f"{name}.lance/_versions")
+        versions = self._objects.below(f"{name}.lance/_versions")
         return any(entry.name.endswith(".manifest") for entry in versions) and self._objects.find(name + _REMOVED) is None
 
     def create_table(self, name: str, schema: pa.Schema) -> Table:
@@ -222,7 +223,7 @@ class ObjectBackend(Backend):
 
     def remove_table(self, name: str) -> None:
         self._sound.discard(name)
-        found = [entry.name for entry in self._objects.list(f"{name}.lance")]
+        found = [entry.name for entry in self._objects.below(f"{name}.lance")]
         if found:
             self._require()
             self._objects.write(name + _REMOVED, b"")
@@ -248,7 +249,7 @@ class ObjectBackend(Backend):
         prune(files, grace, passed, fragments)
 
     def table_faults(self, name: str) -> Iterator[str]:
-        entries = self._objects.list(f"{name}.lance/_deletions")
+        entries = self._objects.below(f"{name}.lance/_deletions")
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             yield from filter(None, pool.map(self._deletion_fault, entries))
 
@@ -261,12 +262,12 @@ class ObjectBackend(Backend):
             return f"{self.address(entry.name)} {error.strerror}"
 
     def table_bytes(self, name: str, age: timedelta = timedelta(0)) -> int:
-        entries = self._objects.list(f"{name}.lance/data")
+        entries = self._objects.below(f"{name}.lance/data")
         before = self._objects.now() - age.total_seconds() if age and entries else float("inf")
         return sum(entry.size for entry in entries if entry.modified <= before)
 
     def total_bytes(self) -> int:
-        return sum(entry.size for entry in self._objects.list(""))
+        return sum(entry.size for entry in self._objects.below(""))
 
     def free_bytes(self) -> int:
         return 1 << 62
@@ -286,7 +287,7 @@ class _TableFiles:
         self._table = table
         self._objects = backend._objects
         self._names: dict[str, dict[str, float]] = defaultdict(dict)
-        listing = self._objects.list(table)
+        listing = self._objects.below(table)
         for entry in listing:
             parts = entry.name.removeprefix(f"{table}/").split("/")
             for depth in range(min(len(parts), 2)):

@@ -87,15 +87,15 @@ class Objects:
             raise MissingDependency("obstore", "s3", "a bank on object storage") from None
         client = {name: value for name, value in self._options.items() if name in _CLIENT}
         config = {name: value for name, value in self._options.items() if name not in (*_CLIENT, *_LANCE)}
-        return from_url(
-            self.url,
-            config=config or None,  # type: ignore[arg-type]  # texts by name
-            client_options=client or None,  # type: ignore[arg-type]
-            retry_config={"max_retries": self._retries, "retry_timeout": timedelta(seconds=self._seconds)},
-            credential_provider=_profile(self.url, self._options),
-        )
+        options: Any = {
+            "config": config or None,
+            "client_options": client or None,
+            "retry_config": {"max_retries": self._retries, "retry_timeout": timedelta(seconds=self._seconds)},
+            "credential_provider": _profile(self.url, self._options),
+        }
+        return from_url(self.url, **options)
 
-    def list(self, prefix: str) -> list[Entry]:
+    def below(self, prefix: str) -> list[Entry]:
         """Every object whose name begins with ``prefix`` and a slash; all for ""."""
         import obstore
 
@@ -140,7 +140,7 @@ class Objects:
             return _tag(obstore.put(self._store, name, content))
 
     def create(self, name: str, content: bytes) -> Tag | None:
-        """Put an object where none is (If-None-Match: *); None where there is one, be it by a request whose answer was lost."""
+        """Put an object where none is (If-None-Match: *); None where there is one, be it by a try whose answer was lost."""
         import obstore
 
         try:
