@@ -30,8 +30,8 @@ __all__ = ["SECONDS", "Lease"]
 SECONDS = 30.0
 #: It gives one this many times in that time.
 _SIGNS = 6
-#: A store tells times in whole seconds.
-_MARGIN = 2.0
+#: A store tells times in whole seconds: so much earlier a writer takes itself for dead, and so much later others do.
+_OWN_MARGIN, _OTHERS_MARGIN = 1.0, 2.0
 #: Who waits looks again after about so long.
 _LOOK_SECONDS = 1.0
 
@@ -106,7 +106,7 @@ class Lease:
             self._hold(entry.tag, sent)
             return False
         if owner != "":
-            left = self._objects.now() - entry.modified > self._seconds + _MARGIN
+            left = self._objects.now() - entry.modified > self._seconds + _OTHERS_MARGIN
             if not left:
                 self._holder = f"another process ({str(about.get('who', 'unknown'))[:80]!r})"
                 return None
@@ -119,7 +119,7 @@ class Lease:
 
     def _hold(self, tag: Tag, sent: float) -> None:
         """Renewed by a request that was sent then: the store's time of it is no earlier."""
-        self._tag, self._until = tag, sent + self._seconds - _MARGIN / 2
+        self._tag, self._until = tag, sent + self._seconds - _OWN_MARGIN
 
     def _renew_on(self) -> None:
         while not self._done.wait(self._seconds / _SIGNS):

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import errno
 import secrets
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -30,6 +29,7 @@ from memory3.bank.backends.base import Backend
 from memory3.bank.backends.lance_folder import MOST_BYTES, deletion_fault
 from memory3.bank.backends.lance_versions import manifest_names, prune
 from memory3.bank.backends.lease import SECONDS, Lease
+from memory3.bank.backends.object_table import ObjectTable
 from memory3.bank.backends.objects import Entry, Objects, Tag
 from memory3.bank.faults import reading, writing
 from memory3.bank.format.names import CURRENT, LOCK, is_ours
@@ -243,7 +243,7 @@ class ObjectBackend(Backend):
     def prune(self, name: str, grace: timedelta, passed: range = range(0)) -> None:
         with reading(self.location):
             fragments = self.open_table(name).stats()["fragment_stats"]["num_fragments"]  # type: ignore[index]  # in truth a dict
-        files = _TableFiles(self, f"{name}.lance")
+        files = ObjectTable(self._objects, f"{name}.lance", self._require)
         # What was listed before this moment was written by this writer or before it: no other has come since.
         self._require()
         prune(files, grace, passed, fragments)
@@ -277,33 +277,3 @@ class ObjectBackend(Backend):
         import lancedb
 
         return lancedb.connect(self.location, storage_options=self._options)
-
-
-class _TableFiles:
-    """`memory3.bank.backends.lance_versions.TableFiles` as one listing has them."""
-
-    def __init__(self, backend: ObjectBackend, table: str) -> None:
-        self._backend = backend
-        self._table = table
-        self._objects = backend._objects
-        self._names: dict[str, dict[str, float]] = defaultdict(dict)
-        listing = self._objects.below(table)
-        for entry in listing:
-            parts = entry.name.removeprefix(f"{table}/").split("/")
-            for depth in range(min(len(parts), 2)):
-                self._names["/".join(parts[:depth])][parts[depth]] = entry.modified
-        self._all = [entry.name for entry in listing]
-
-    def entries(self, folder: str) -> list[tuple[str, float]]:
-        return list(self._names.get(folder, {}).items())
-
-    def read(self, path: str) -> bytes:
-        return self._objects.read(f"{self._table}/{path}", MOST_BYTES)[0]
-
-    def remove(self, paths: Sequence[str]) -> None:
-        wanted = {f"{self._table}/{path}" for path in paths}
-        names = [name for name in self._all if name in wanted or name.rpartition("/")[0] in wanted]
-        self._objects.remove(names, self._backend._require)
-
-    def now(self) -> float:
-        return self._objects.now()
