@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from bank_writer import HashingEmbedder, HashingWriter, documents, open_bank
 
 from memory3.bank import Bank
+from memory3.bank.backends import lease
 from memory3.bank.write import pace
 from memory3.errors import BankBusy
 from memory3.types import Document
@@ -26,19 +28,38 @@ def second_version() -> list[Document]:
     return [*longer, *large, *shorter, *documents()[8:10], *documents(20)[12:]]
 
 
+def _elsewhere(environment: dict[str, str] | None) -> None:
+    """For a bank on object storage, of a process that was forked before: another environment. Other writers are dead."""
+    if environment is not None:
+        os.environ.update(environment)
+        lease._OTHERS_MARGIN = -60.0
+
+
 def small_commits() -> None:
     pace.COMMIT_REFERENCES = 6
 
 
-def write_second_version(path: Path, started: Connection) -> None:
+def write_second_version(path: Path | str, started: Connection, environment: dict[str, str] | None = None) -> None:
     """Tells of every document and batch, about 80 times."""
+    _elsewhere(environment)
     small_commits()
     with open_bank(path) as bank:
         bank.write(second_version(), prune=True, progress=lambda _: started.send(True))
 
 
-def rebuild(path: Path, started: Connection) -> None:
+def write_and_tell(url: str, started: Connection, environment: dict[str, str]) -> None:
+    """The same, and behind it how that ended."""
+    try:
+        write_second_version(url, started, environment)
+    except BankBusy as error:
+        started.send(f"error: {error}")
+    else:
+        started.send("written")
+
+
+def rebuild(path: Path | str, started: Connection, environment: dict[str, str] | None = None) -> None:
     """Tells of every document and batch, about 50 times."""
+    _elsewhere(environment)
     small_commits()
     other = HashingWriter(name="other")
     Bank.rebuild(path, other, embedder=HashingEmbedder(), progress=lambda _: started.send(True))

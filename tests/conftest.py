@@ -83,8 +83,9 @@ def _object_store() -> Iterator[object_store.Server]:
 
 
 @pytest.fixture
-def s3(_object_store: object_store.Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[object_store.Server]:
-    """An S3 server without faults, to which the environment leads; see `object_store`."""
+def s3(_object_store: object_store.Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[object_store.Server]:
+    """An S3 server without faults, to which the environment leads; see `object_store`. The cache folder is empty."""
+    monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path / "cache"))
     for name, value in _object_store.environment().items():
         monkeypatch.setenv(name, value)
     yield _object_store

@@ -35,7 +35,7 @@ class Fault:
     Attributes:
         kind: ``before``: an error, nothing was done; ``after``: an error, and it was done all the same; ``lost``: it was done,
             and the connection is cut; ``cut``: the connection is cut, nothing was done; ``slow``: the answer comes a byte at a
-            time; ``late``: it comes after ``seconds``.
+            time; ``late``: it is begun after ``seconds``; ``plain``: its conditions are not looked at.
         path: a regular expression that method, path and query (``PUT /banks/...``) must contain.
         status, code: of an error.
         times: of requests, the first so many; -1: all.
@@ -86,6 +86,10 @@ class Server:
         """What was asked since this was last called: ``GET /banks/name bytes=0-3 206``."""
         return list(self._ask("log"))
 
+    def waiting(self) -> list[str]:
+        """Requests that are late now."""
+        return list(self._ask("waiting"))
+
     def _ask(self, what: str, content: Any = None) -> Any:
         request = urllib.request.Request(f"{self.endpoint}/_tests/{what}", data=json.dumps(content).encode(), method="POST")
         with urllib.request.urlopen(request, timeout=10) as answer:
@@ -117,6 +121,7 @@ class _Faulty:
         self._faults: list[Fault] = []
         self._met: list[int] = []
         self._log: list[str] = []
+        self._late: list[str] = []
         self._lock, self._writing = Lock(), Lock()
 
     def __call__(self, environ: dict[str, Any], start: Any) -> Any:
@@ -129,7 +134,12 @@ class _Faulty:
         body = _body(environ)
         fault = self._fault(line)
         if fault is not None and fault.kind == "late":
+            self._late.append(line)
             time.sleep(fault.seconds)
+            self._late.remove(line)
+        if fault is not None and fault.kind == "plain":
+            for condition in ("HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"):
+                environ.pop(condition, None)
         if fault is not None and fault.kind in ("before", "cut"):
             return self._end(fault, environ, start, line)
         authorization = environ.get("HTTP_AUTHORIZATION", "")
@@ -181,6 +191,8 @@ class _Faulty:
             if what == "mend":
                 met, self._faults, self._met = self._met, [], []
                 return met
+            if what == "waiting":
+                return list(self._late)
             log, self._log = self._log, []
             return log
 

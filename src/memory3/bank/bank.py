@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import Lock
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from memory3.bank.address import is_address
 from memory3.bank.backends.base import Backend
@@ -50,6 +50,8 @@ from memory3.types import Document, Memory, Reference
 if TYPE_CHECKING:
     import torch
 
+    from memory3.bank.far import Far
+
 __all__ = ["Bank"]
 
 T = TypeVar("T")
@@ -76,6 +78,11 @@ class Bank:
         self._recalls = RecallLog(store.backend, store.lock)
         weakref.finalize(self, self._recalls.flush)  # a bank that nobody closes has been recalled from, too
         self._retention = BankRetention(store, read_policy(store), snapshot.record_bytes, self._recalls)
+        self._far: Far | None = None
+        if store.backend.disk_bytes:
+            from memory3.bank.far import Far  # and the library for HTTP
+
+            self._far = Far(store.backend.disk_bytes)
 
     @classmethod
     def open(
@@ -92,8 +99,10 @@ class Bank:
         """Open the bank at ``path``, or make an empty one.
 
         Args:
-            path: a folder, or another `memory3.bank.backends.base.Backend`; or ``"http://host:port/banks/name"``, a bank that
-                `memory3 serve` serves there, which is read only (`memory3.bank.remote.RemoteBank.open` has its options).
+            path: a folder; ``"s3://bucket/bank"``, ``gs://`` or ``az://``, a bank on object storage
+                (`memory3.bank.backends.object_store.ObjectBackend` has its options); or another
+                `memory3.bank.backends.base.Backend`; or ``"http://host:port/banks/name"``, a bank that `memory3 serve` serves
+                there, which is read only (`memory3.bank.remote.RemoteBank.open` has its options).
             m3: the model that writes and reads. Another than the bank's raises FingerprintMismatch. None: the bank can be
                 searched, listed, checked, compacted and deleted from, but not written, and lazy references, and memories of
                 a codec that predicts, cannot be read.
@@ -449,6 +458,8 @@ class Bank:
         self._recalls.flush()
         self._retention.give_back()
         self.cache.clear()
+        if self._far is not None:
+            self._far.close()
 
     def __len__(self) -> int:
         return self._reading(len)
@@ -461,13 +472,17 @@ class Bank:
 
     def _view(self) -> BankView:
         snapshot = self._snapshot
-        return BankView(
-            snapshot,
-            embed=lambda texts: self._embedders.of(snapshot.manifest).encode(texts),
-            encode_lazy=self._encode_lazy,
-            cache=self.cache,
-            recalls=self._recalls,
-        )
+        parts: dict[str, Any] = {
+            "embed": lambda texts: self._embedders.of(snapshot.manifest).encode(texts),
+            "encode_lazy": self._encode_lazy,
+            "cache": self.cache,
+            "recalls": self._recalls,
+        }
+        if self._far is None:
+            return BankView(snapshot, **parts)
+        from memory3.bank.far import FarView
+
+        return FarView(snapshot, far=self._far, **parts)
 
     def _reading(self, read: Callable[[BankView], T]) -> T:
         """``read`` from the version that is open. If its files are gone, since others wrote and tidied up, from the newest."""

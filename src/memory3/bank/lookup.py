@@ -10,11 +10,22 @@ from memory3.bank.snapshot import Snapshot
 from memory3.errors import BankCorrupt, InputError
 from memory3.types import Reference
 
-__all__ = ["read_records", "read_references", "read_texts", "references_at", "refuse_damaged"]
+__all__ = ["read_records", "read_references", "read_rows", "read_texts", "references_at", "refuse_damaged"]
 
 
 def read_records(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, MemoryRecord]:
-    """The packed memories of references; those of lazy ones are missing.
+    """The packed memories of references; those of lazy ones are missing. Checked as `read_rows` does.
+
+    Args:
+        snapshot: of the bank.
+        reference_ids: in any order.
+    """
+    rows = read_rows(snapshot, reference_ids)
+    return {id_: record for id_, (_, record) in rows.items() if record is not None}
+
+
+def read_rows(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, tuple[Reference, MemoryRecord | None]]:
+    """References with their packed memories; None for those of lazy ones.
 
     The whole row is checked: a memory that lies beside another's text is refused.
 
@@ -22,15 +33,16 @@ def read_records(snapshot: Snapshot, reference_ids: Sequence[str]) -> dict[str, 
         snapshot: of the bank.
         reference_ids: in any order.
     """
-    found: dict[str, MemoryRecord] = {}
+    found: dict[str, tuple[Reference, MemoryRecord | None]] = {}
     wrong: list[str] = []
     codec = snapshot.manifest.codec
     for rows in snapshot.take(_row_ids(snapshot, reference_ids), [*TEXT_COLUMNS, "codes"]):
         for reference, is_damaged, record in zip(references_of(rows), are_damaged(rows), codes_of(rows), strict=True):
             if is_damaged or not snapshot.has_tokens(reference.token_ids):
                 wrong.append(reference.id)
-            elif record is not None:
-                found[reference.id] = MemoryRecord.of(reference, bytes(record), codec, stored=True)
+                continue
+            memory = None if record is None else MemoryRecord.of(reference, bytes(record), codec, stored=True)
+            found[reference.id] = reference, memory
     refuse_damaged(snapshot.path, wrong)
     return found
 

@@ -31,9 +31,11 @@ class Backend(ABC):
 
     Attributes:
         location: where it is: a path or a URI, for messages and for opening it again.
+        disk_bytes: of this machine's disk, that may keep what was read from here; 0 where reading is as quick.
     """
 
     location: str
+    disk_bytes: int = 0
 
     def __eq__(self, other: object) -> bool:
         """Whether both are the same place."""

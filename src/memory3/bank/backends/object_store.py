@@ -57,12 +57,20 @@ _LEFT_SECONDS = 60
 class ObjectBackend(Backend):
     """See `Backend`. Tables are looked at before Lance is let near them, as a folder's are."""
 
-    def __init__(self, url: str, storage_options: Mapping[str, str] | None = None, *, lease_seconds: float = SECONDS) -> None:
+    def __init__(
+        self,
+        url: str,
+        storage_options: Mapping[str, str] | None = None,
+        *,
+        disk_bytes: int = 4 << 30,
+        lease_seconds: float = SECONDS,
+    ) -> None:
         """
         Args:
             url: ``s3://bucket/prefix``, ``gs://...`` or ``az://...``.
             storage_options: keys, endpoint and region as Lance takes them, such as ``{"aws_endpoint": "http://..."}``. What
                 is not there comes from the environment (``AWS_ACCESS_KEY_ID``, ``AWS_ENDPOINT_URL``, ...).
+            disk_bytes: of this machine's disk, that may keep memories that were read; all banks that lie elsewhere share them.
             lease_seconds: a writer that gives no sign of life for so long is taken for dead. All writers must have the same.
 
         Raises:
@@ -73,6 +81,7 @@ class ObjectBackend(Backend):
         if checked is None:
             raise InputError(f"{url!r:.200} is no URL of an object store: write s3://bucket/bank")
         self.location = checked
+        self.disk_bytes = disk_bytes
         self._options = {**_OPTIONS, **(storage_options or {})}
         self._lease_seconds = lease_seconds
         self._objects = Objects(checked, self._options, retries=_RETRIES, seconds=_RETRY_SECONDS)
