@@ -99,8 +99,10 @@ def test_tables(place):
     assert place.table_bytes("references-1", timedelta(hours=1)) == 0
     place.remove_table("references-1")
     assert (place.names(), place.version_mark("references-1", first)) == ([], "")
-    place.create_table("references-1", SCHEMA)
-    assert place.version_mark("references-1", first) not in ("", marks[0])
+    anew = place.create_table("references-1", SCHEMA)
+    assert place.version_mark("references-1", int(anew.version)) not in ("", *marks)
+    assert place.version_mark("references-1", first) != marks[0]
+    assert (place.names(), place.open_table("references-1").count_rows()) == (["references-1.lance"], 0)
 
 
 def test_places_are_equal_where_they_are_the_same(tmp_path):

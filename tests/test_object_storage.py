@@ -17,8 +17,10 @@ from pathlib import Path
 
 import bank_process
 import numpy as np
+import pyarrow as pa
 import pytest
 from bank_writer import HashingEmbedder, HashingWriter, contents, documents, expected, open_bank
+from lancedb.index import BTree
 from object_store import KEY, SECRET
 
 import memory3
@@ -164,7 +166,7 @@ def test_what_a_writer_began_before_another_took_its_place_never_counts(s3, monk
         "add": lambda: table.add(row),
         "merge": lambda: table.merge_insert("reference_id").when_matched_update_all().execute(row),
         "delete": lambda: table.delete("true"),
-        "index": lambda: table.create_scalar_index("reference_id"),
+        "index": lambda: table.create_index("reference_id", config=BTree()),
         "switch": lambda: late.write("CURRENT", "references-9\n"),
     }
 
@@ -204,7 +206,7 @@ def test_a_reader_beside_a_writer_sees_whole_documents(s3, monkeypatch):
             bank.write(new, prune=True)
         done.set()
 
-    states = [expected(old), expected(new)]
+    texts = {id_: [d.text for d in [*old, *new] if d.id == id_] for id_ in {d.id for d in [*old, *new]}}
     thread = threading.Thread(target=write)
     thread.start()
     reads = 0
@@ -212,13 +214,11 @@ def test_a_reader_beside_a_writer_sees_whole_documents(s3, monkeypatch):
         while not done.is_set() or not reads:
             reader.refresh()
             view = reader.pin()
+            rows = view.snapshot.scan(["document_id", "text", "ordinal"]).sort_by("ordinal")
             found = {}
-            for entry in reader.documents():
-                ids = [f"{entry.id}#{n}" for n in range(entry.references)]
-                if view.version == reader.pin().version:
-                    texts = [reference.text for reference in view.references(ids)]
-                    assert texts in [[state[i][0].text for i in ids if i in state] for state in states], entry.id
-                    found[entry.id] = texts
+            for document_id, text in zip(rows["document_id"].to_pylist(), rows["text"].to_pylist(), strict=True):
+                found[document_id] = found.get(document_id, "") + text
+            assert all(text in texts[id_] for id_, text in found.items()), found
             reads += bool(found)
     thread.join()
     with open_bank(url) as bank:
@@ -272,7 +272,7 @@ def test_killed_at_any_moment(s3, processes, monkeypatch, target):
     monkeypatch.setattr(lease, "_OTHERS_MARGIN", -60.0)  # nobody need wait: the one before is known to be dead
     with open_bank(url) as bank:
         bank.write(old)
-    for _ in range(5):
+    for _ in range(4):
         process, pipe = processes(target, url, s3.environment())
         told(pipe, 1 + rng.integers(0, 15))
         process.join(rng.uniform(0, 0.05))
@@ -287,7 +287,7 @@ def test_killed_at_any_moment(s3, processes, monkeypatch, target):
                 mine = {id_: row for id_, row in found.items() if row[0].document_id == entry.id}
                 wanted = [{i: row for i, row in state.items() if row[0].document_id == entry.id} for state in states]
                 assert mine in wanted
-    assert kills >= 3
+    assert kills >= 2
     m3 = HashingWriter(name=Bank.describe(url).model)
     with open_bank(url, m3) as bank:
         bank.write(new, prune=True)
@@ -460,7 +460,6 @@ def test_places_that_no_bank_can_have(tmp_path, monkeypatch, place, says):
 
 def test_the_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "obstore", None)
-    monkeypatch.setitem(sys.modules, "obstore.store", None)
     with pytest.raises(MissingDependency, match=r"memory3\[s3\]"):
         open_bank("s3://bucket/bank")
 
@@ -506,14 +505,31 @@ def test_a_table_half_removed_is_not_opened_and_goes_later(s3, monkeypatch):
     with pytest.raises(BankError), place.lock():
         place.remove_table("references-1")
     s3.mend()
-    assert (place.is_table("references-1"), "references-1.removed" in place.names()) == (False, True)
+    at = objects_of(place.location)
+    assert any("/data/" in entry.name for entry in at.below("references-1.lance"))
+    assert (place.is_table("references-1"), place.tables()) == (False, ["references-2"])
     with open_bank(place) as bank:
         assert contents(bank) == wanted
         bank.compact()
+    left = [entry.name for entry in at.below("references-1.lance")]
+    assert [name.split("/")[1] for name in left] == ["_transactions", "_versions"]
+
+
+def test_a_table_that_was_removed_does_not_come_back(s3):
+    """By a commit that was begun before, by a writer that was stopped; nor does that reach another one of its name."""
+    place = ObjectBackend(s3.place())
+    row = pa.table({"n": [3]})
+    stopped = [place.create_table("references-1", row.schema), place.open_table("references-1")]
     with place.lock():
         place.remove_table("references-1")
-        place.sweep()
-    assert not [name for name in place.names() if name.startswith("references-1")]
+    with pytest.raises(RuntimeError, match=r"ncompatible|conflict"):
+        stopped[0].add(row)
+    assert (place.tables(), place.is_table("references-1")) == ([], False)
+    with place.lock():
+        place.create_table("references-1", row.schema).add(pa.table({"n": [5, 7]}))
+    with pytest.raises(RuntimeError, match=r"ncompatible|conflict"):
+        stopped[1].add(row)
+    assert place.open_table("references-1").to_arrow()["n"].to_pylist() == [5, 7]
 
 
 def test_deletion_files_that_would_end_the_process_are_not_given_to_lance(s3):

@@ -34,6 +34,8 @@ _FAULTS: tuple[tuple[tuple[str, ...], type[BankError], str], ...] = (
             "credentialsnotloaded",
             "no credentials",
             "169.254.169.254",
+            "latest/api/token",
+            "latest/meta-data",
             "metadata.google.internal",
         ),
         BankRefused,
@@ -87,6 +89,7 @@ _FAULTS: tuple[tuple[tuple[str, ...], type[BankError], str], ...] = (
     ),
     (
         (
+            "builder error",
             "incompletemessage",
             "connection",
             "error sending request",

@@ -2,7 +2,7 @@
 
 <url>/CURRENT, policy.json, ...     small objects; one request puts one whole
 <url>/references-1.lance/           a Lance table, whose commits are conditional writes (If-None-Match)
-<url>/references-1.removed          that table is being removed: what is left of it is not to be opened
+<url>/references-1.removed          that table was removed: what is left of it is not to be opened
 <url>/writer.lock                   who writes: `memory3.bank.backends.lease`
 
 A writer that was stopped for so long that another took its place may go on at any moment, in the midst of a commit. So who
@@ -24,6 +24,8 @@ from functools import cached_property
 from threading import get_ident
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from memory3.bank.address import checked_store_url
 from memory3.bank.backends.base import Backend
 from memory3.bank.backends.lance_folder import MOST_BYTES, deletion_fault
@@ -38,7 +40,6 @@ from memory3.files import SMALL_BYTES, UnsafeFile
 
 if TYPE_CHECKING:
     import lancedb
-    import pyarrow as pa
     from lancedb.table import Table
 
 __all__ = ["ObjectBackend"]
@@ -52,6 +53,7 @@ _BLANKS = b" \t"
 _AT_ONCE = 8
 _APPENDS = 20
 _LEFT_SECONDS = 60
+_LONG = timedelta(days=1)
 
 
 class ObjectBackend(Backend):
@@ -98,7 +100,9 @@ class ObjectBackend(Backend):
 
     def names(self) -> list[str]:
         objects, folders = self._objects.top()
-        return sorted([*(entry.name for entry in objects), *folders])
+        removed = {entry.name.removesuffix(_REMOVED) for entry in objects if entry.name.endswith(_REMOVED)}
+        hidden = {f"{name}{end}" for name in removed for end in (_REMOVED, ".lance")}
+        return sorted({*(entry.name for entry in objects), *folders} - hidden)
 
     def exists(self, name: str) -> bool:
         return self._objects.find(name) is not None or bool(name.endswith(".lance") and self._objects.below(name))
@@ -141,10 +145,9 @@ class ObjectBackend(Backend):
         return self._objects.now() - entry.modified
 
     def sweep(self) -> None:
-        objects, folders = self._objects.top()
-        for entry in objects:
-            if entry.name.endswith(_REMOVED) and f"{entry.name.removesuffix(_REMOVED)}.lance" not in folders:
-                self.remove(entry.name)
+        for entry in self._objects.top()[0]:
+            if entry.name.endswith(_REMOVED):
+                self.remove_table(entry.name.removesuffix(_REMOVED))
             elif entry.name.startswith(".") and is_ours(entry.name) and self._objects.now() - entry.modified > _LEFT_SECONDS:
                 self.remove(entry.name)  # of a clock that was not read
 
@@ -219,7 +222,11 @@ class ObjectBackend(Backend):
 
     def create_table(self, name: str, schema: pa.Schema) -> Table:
         self._require()
-        return self._connection.create_table(name, schema=schema)
+        if self._objects.find(name + _REMOVED) is None:
+            return self._connection.create_table(name, schema=schema)
+        table = self._connection.create_table(name, schema=schema, mode="overwrite")
+        self._objects.remove([name + _REMOVED])
+        return table
 
     def open_table(self, name: str) -> Table:
         self._require()
@@ -231,16 +238,23 @@ class ObjectBackend(Backend):
         return self._connection.open_table(name)
 
     def remove_table(self, name: str) -> None:
+        """What a stopped writer may still commit to it would bring it back, without its files. So an empty version stays,
+        with which no commit that was begun before is compatible, and the object that says that there is no table.
+        """
         self._sound.discard(name)
         found = [entry.name for entry in self._objects.below(f"{name}.lance")]
-        if found:
-            self._require()
-            self._objects.write(name + _REMOVED, b"")
-            manifests = [path for path in found if path.endswith(".manifest")]
-            self._objects.remove(manifests, self._require)
-            self._objects.remove([path for path in found if not path.endswith(".manifest")], self._require)
-        if found or self._objects.find(name + _REMOVED) is not None:
-            self._objects.remove([name + _REMOVED])
+        is_marked = self._objects.find(name + _REMOVED) is not None
+        if not found or (is_marked and not any("/data/" in path for path in found)):
+            return
+        self._require()
+        self._objects.write(name + _REMOVED, b"")
+        try:
+            with reading(self.location):
+                self._connection.create_table(name, schema=pa.schema([("removed", pa.bool_())]), mode="overwrite")
+        except BankCorrupt:  # nobody can have it open
+            self._objects.remove([*found, name + _REMOVED], self._require)
+            return
+        prune(ObjectTable(self._objects, f"{name}.lance", self._require), -_LONG, range(0), 0)
 
     def version_mark(self, name: str, version: int) -> str:
         for manifest in manifest_names(version):

@@ -72,7 +72,14 @@ class Objects:
             options: of object_store: keys, endpoint, region; what is not there comes from the environment.
             retries: so often a request is tried again at most.
             seconds: and so long.
+
+        Raises:
+            MissingDependency: obstore is not installed.
         """
+        try:
+            import obstore  # noqa: F401
+        except ImportError:
+            raise MissingDependency("obstore", "s3", "a bank on object storage") from None
         self.url = url
         self._options = {name.lower(): value for name, value in options.items()}
         self._retries = retries
@@ -81,11 +88,11 @@ class Objects:
 
     @cached_property
     def _store(self) -> Any:
-        try:
-            from obstore.store import from_url
-        except ImportError:
-            raise MissingDependency("obstore", "s3", "a bank on object storage") from None
+        from obstore.store import from_url
+
         client = {name: value for name, value in self._options.items() if name in _CLIENT}
+        if client and (allowed := os.environ.get("AWS_ALLOW_HTTP")):
+            client.setdefault("allow_http", allowed)  # which is not looked at beside options
         config = {name: value for name, value in self._options.items() if name not in (*_CLIENT, *_LANCE)}
         options: Any = {
             "config": config or None,
