@@ -33,6 +33,7 @@ def _elsewhere(environment: dict[str, str] | None) -> None:
     if environment is not None:
         os.environ.update(environment)
         lease._OTHERS_MARGIN = -60.0
+        pace.COMMIT_REFERENCES = 15
 
 
 def small_commits() -> None:
@@ -41,8 +42,8 @@ def small_commits() -> None:
 
 def write_second_version(path: Path | str, started: Connection, environment: dict[str, str] | None = None) -> None:
     """Tells of every document and batch, about 80 times."""
-    _elsewhere(environment)
     small_commits()
+    _elsewhere(environment)
     with open_bank(path) as bank:
         bank.write(second_version(), prune=True, progress=lambda _: started.send(True))
 
@@ -59,8 +60,8 @@ def write_and_tell(url: str, started: Connection, environment: dict[str, str]) -
 
 def rebuild(path: Path | str, started: Connection, environment: dict[str, str] | None = None) -> None:
     """Tells of every document and batch, about 50 times."""
-    _elsewhere(environment)
     small_commits()
+    _elsewhere(environment)
     other = HashingWriter(name="other")
     Bank.rebuild(path, other, embedder=HashingEmbedder(), progress=lambda _: started.send(True))
 

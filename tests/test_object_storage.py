@@ -45,6 +45,8 @@ from memory3.types import Document, MemoryShape
 
 pytestmark = pytest.mark.filterwarnings("ignore:lancedb fork support")
 
+#: A large document, which goes through the staging table, among others.
+SECOND = bank_process.second_version()[2:9]
 #: So that a fault that stays is told of at once.
 IMPATIENT = {"client_max_retries": "0", "client_retry_timeout": "1", "timeout": "1s"}
 
@@ -272,7 +274,7 @@ def test_killed_at_any_moment(s3, processes, monkeypatch, target):
     monkeypatch.setattr(lease, "_OTHERS_MARGIN", -60.0)  # nobody need wait: the one before is known to be dead
     with open_bank(url) as bank:
         bank.write(old)
-    for _ in range(4):
+    for _ in range(3):
         process, pipe = processes(target, url, s3.environment())
         told(pipe, 1 + rng.integers(0, 15))
         process.join(rng.uniform(0, 0.05))
@@ -305,7 +307,7 @@ def test_a_writer_that_was_stopped_and_goes_on_destroys_nothing(s3, processes, m
     monkeypatch.setattr(lease, "_OTHERS_MARGIN", -60.0)
     rng = np.random.default_rng(11)
     ends = []
-    for _ in range(3):
+    for _ in range(2):
         url = s3.place()
         with open_bank(url) as bank:
             bank.write(bank_process.first_version())
@@ -320,7 +322,7 @@ def test_a_writer_that_was_stopped_and_goes_on_destroys_nothing(s3, processes, m
             assert contents(bank) == expected(documents(3))
             assert bank.verify().ok
             assert bank.write(documents(3), prune=True).written == 0
-    assert sum("another writer has taken the bank over" in end for end in ends) >= 2, ends
+    assert sum("another writer has taken the bank over" in end for end in ends) >= 1, ends
 
 
 def last_told(pipe):
@@ -338,7 +340,6 @@ def last_told(pipe):
 @pytest.mark.parametrize(
     ("kind", "rest"),
     [
-        ("before", {"status": 500}),
         ("before", {"status": 503, "code": "SlowDown"}),
         ("after", {"status": 500}),
         ("lost", {}),
@@ -351,13 +352,13 @@ def test_a_fault_now_and_then_changes_nothing(s3, monkeypatch, kind, rest):
     """Requests are tried again: nothing is lost, and nothing is there twice, also where only the answer was lost."""
     monkeypatch.setattr(pace, "COMMIT_REFERENCES", 12)
     url = s3.place()
-    for path, skip in (("PUT .*manifest", 1), ("PUT .*writer.lock", 1), ("PUT .*(CURRENT|data)", 0), ("GET ", 11), ("", 29)):
+    for path, skip in (("PUT .*manifest", 1), ("PUT .*writer.lock", 1), ("PUT .*(CURRENT|data)", 0), ("GET ", 11), ("", 23)):
         s3.fault(kind, path, times=1, skip=skip, **rest)
     with open_bank(url) as bank:
-        bank.write(bank_process.first_version())
-        bank.write(bank_process.second_version(), prune=True)
+        bank.write([*documents(5), Document("large", " ".join(f"w{n}" for n in range(60)))])
+        bank.write(documents(7, seed=1), prune=True)
         met = s3.mend()
-        assert contents(bank) == expected(bank_process.second_version())
+        assert contents(bank) == expected(documents(7, seed=1))
         assert bank.verify().ok
     assert sum(met) >= 4, met
 
@@ -367,16 +368,16 @@ def test_a_write_into_a_store_that_stops_answering_goes_on_later(s3, impatient, 
     monkeypatch.setattr(pace, "COMMIT_REFERENCES", 12)
     place = ObjectBackend(s3.place(), IMPATIENT)
     with open_bank(place) as bank:
-        s3.fault(path="(PUT|GET) ", skip=45, **fault)
-        with pytest.raises(BankUnreachable, match=r"throttles|does not answer in time"):
-            bank.write(bank_process.second_version())
+        s3.fault(path="(PUT|GET) ", skip=25, **fault)
+        with pytest.raises(BankUnreachable, match=r"throttles|does not answer in time|cannot be reached"):
+            bank.write(SECOND)
         s3.mend()
         monkeypatch.setattr(lease, "_OTHERS_MARGIN", -60.0)  # the lease could not be given back
         assert bank.verify().ok
         found = contents(bank)
-        assert found.items() <= expected(bank_process.second_version()).items()
-        bank.write(bank_process.second_version())
-        assert contents(bank) == expected(bank_process.second_version())
+        assert found.items() <= expected(SECOND).items()
+        bank.write(SECOND)
+        assert contents(bank) == expected(SECOND)
 
 
 ERRORS = [
@@ -393,8 +394,10 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize("path", ["", "GET .*manifest", "PUT .*manifest"], ids=["any", "reading", "committing"])
-@pytest.mark.parametrize(("status", "code", "kind", "says"), ERRORS, ids=[row[1] for row in ERRORS])
+@pytest.mark.parametrize(
+    ("path", "status", "code", "kind", "says"),
+    [("", *row) for row in ERRORS] + [(path, *ERRORS[n]) for path in ("GET .*manifest", "PUT .*manifest") for n in (0, 6)],
+)
 def test_what_the_store_says_is_told_with_what_to_do(s3, impatient, path, status, code, kind, says):
     """In obstore's requests as in Lance's, for reading and for writing."""
     place = ObjectBackend(s3.place(), IMPATIENT)
@@ -576,7 +579,7 @@ def read_bank(s3):
     """A compacted bank of 40 memories of 12 KB, and 40 ids in no order."""
     m3 = HashingWriter(MemoryShape(tuple(range(5)), 2, 11, 131))
     url = s3.place()
-    with open_bank(url, m3) as bank:
+    with open_bank(ObjectBackend(url, disk_bytes=0), m3) as bank:
         for part in range(2):
             bank.write(Document(f"doc{n}", f"words w{n} and w{n * 7 % 23}") for n in range(20 * part, 20 * part + 20))
         bank.compact()

@@ -10,7 +10,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -127,6 +127,10 @@ class Objects:
                 return _entry(obstore.head(self._store, name))
         except FileNotFoundError:
             return None
+        except BankError:
+            with suppress(FileNotFoundError, UnsafeFile):
+                self.read(name)  # a refusal of HEAD does not say why
+            raise
 
     def read(self, name: str, limit: int = SMALL_BYTES) -> tuple[bytes, Entry]:
         """The content of an object, and what it is. FileNotFoundError; UnsafeFile: it has more than ``limit`` bytes."""
