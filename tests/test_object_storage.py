@@ -46,7 +46,7 @@ from memory3.types import Document, MemoryShape
 pytestmark = pytest.mark.filterwarnings("ignore:lancedb fork support")
 
 #: A large document, which goes through the staging table, among others.
-SECOND = bank_process.second_version()[2:9]
+SECOND = bank_process.second_elsewhere()
 #: So that a fault that stays is told of at once.
 IMPATIENT = {"client_max_retries": "0", "client_retry_timeout": "1", "timeout": "1s"}
 
@@ -198,7 +198,7 @@ def test_what_a_writer_began_before_another_took_its_place_never_counts(s3, monk
 
 def test_a_reader_beside_a_writer_sees_whole_documents(s3, monkeypatch):
     monkeypatch.setattr(pace, "COMMIT_REFERENCES", 6)
-    url, old, new = s3.place(), bank_process.first_version(), bank_process.second_version()
+    url, old, new = s3.place(), bank_process.first_elsewhere(), bank_process.second_elsewhere()
     with open_bank(url) as bank:
         bank.write(old)
     done = threading.Event()
@@ -222,6 +222,7 @@ def test_a_reader_beside_a_writer_sees_whole_documents(s3, monkeypatch):
                 found[document_id] = found.get(document_id, "") + text
             assert all(text in texts[id_] for id_, text in found.items()), found
             reads += bool(found)
+            time.sleep(0.05)
     thread.join()
     with open_bank(url) as bank:
         assert contents(bank) == expected(new)
@@ -262,12 +263,12 @@ def told(pipe, steps):
     return True
 
 
-@pytest.mark.parametrize("target", [bank_process.write_second_version, bank_process.rebuild])
+@pytest.mark.parametrize("target", [bank_process.write_elsewhere, bank_process.rebuild_elsewhere])
 def test_killed_at_any_moment(s3, processes, monkeypatch, target):
     """kill -9: a whole bank, of documents old and new, that verifies, and a write that goes on to the same end."""
     monkeypatch.setattr(pace, "COMMIT_REFERENCES", 6)
     rng = np.random.default_rng(7)
-    old, new = bank_process.first_version(), bank_process.second_version()
+    old, new = bank_process.first_elsewhere(), bank_process.second_elsewhere()
     states = [expected(old), expected(new), expected(old, HashingWriter(name="other"))]
     kills = 0
     url = s3.place()
@@ -276,7 +277,7 @@ def test_killed_at_any_moment(s3, processes, monkeypatch, target):
         bank.write(old)
     for _ in range(3):
         process, pipe = processes(target, url, s3.environment())
-        told(pipe, 1 + rng.integers(0, 15))
+        told(pipe, 1 + rng.integers(0, 14))
         process.join(rng.uniform(0, 0.05))
         process.kill()
         process.join()
@@ -310,9 +311,9 @@ def test_a_writer_that_was_stopped_and_goes_on_destroys_nothing(s3, processes, m
     for _ in range(2):
         url = s3.place()
         with open_bank(url) as bank:
-            bank.write(bank_process.first_version())
-        process, pipe = processes(bank_process.write_and_tell, url, s3.environment())
-        assert told(pipe, rng.integers(3, 40))
+            bank.write(bank_process.first_elsewhere())
+        process, pipe = processes(bank_process.write_elsewhere, url, s3.environment())
+        assert told(pipe, rng.integers(3, 20))
         os.kill(process.pid, signal.SIGSTOP)
         with open_bank(url) as bank:
             bank.write(documents(3), prune=True)
