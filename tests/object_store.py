@@ -60,9 +60,13 @@ class Server:
         self._places = 0
 
     def place(self) -> str:
-        """A URL below which nothing is yet."""
+        """A URL below which nothing is yet, in a bucket of its own: moto looks at every object of one to list some."""
         self._places += 1
-        return f"s3://{BUCKET}/place{self._places}/bank"
+        bucket = f"{BUCKET}-{self._places}"
+        key = f"AWS4-HMAC-SHA256 Credential={KEY}/20200101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+        made = urllib.request.Request(f"{self.endpoint}/{bucket}", data=b"", method="PUT", headers={"Authorization": key})
+        urllib.request.urlopen(made, timeout=10).close()
+        return f"s3://{bucket}/tests/bank"
 
     def environment(self, key: str = KEY) -> dict[str, str]:
         """The standard variables that lead to it."""
