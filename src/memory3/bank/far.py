@@ -80,7 +80,7 @@ class Far:
 
 
 class FarView(BankView):
-    """See `BankView`; safe to share between threads."""
+    """Reads from this machine's disk what was read before, and fetches ahead. Safe to share between threads."""
 
     def __init__(self, snapshot: Snapshot, *, far: Far, **rest: Any) -> None:
         """Called by `Bank`.
@@ -95,14 +95,24 @@ class FarView(BankView):
         self._kept = far.kept(snapshot, self.version)
 
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
-        """See `BankView.search`."""
+        """The ``k`` nearest references of each query, after the guesses that are under way.
+
+        Args:
+            queries, k, where: as of `BankView.search`.
+        """
         self._far.settle()
         return super().search(queries, k, where)
 
     def memories(
         self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
     ) -> list[Memory]:
-        """See `BankView.memories`. Without ``use_cache`` the disk is not asked, either."""
+        """The memories of references, in order, from RAM, from this machine's disk, or from the bank.
+
+        Args:
+            reference_ids: of this version.
+            use_cache: without it neither RAM nor disk is asked.
+            device: where keys and values are made; None: the CPU.
+        """
         if use_cache:
             self._far.settle()
             return super().memories(reference_ids, use_cache=True, device=device)
@@ -111,7 +121,7 @@ class FarView(BankView):
         return self._reading(lambda: read(reference_ids, fetch, device=device, use_cache=False))
 
     def references(self, reference_ids: Sequence[str]) -> list[Reference]:
-        """See `BankView.references`."""
+        """References with their texts, in order, from this machine's disk where they are there. Nothing counts as recalled."""
         found = {id_: item.reference for id_ in set(reference_ids) if (item := self._kept.item(id_, False)) is not None}
         missing = [id_ for id_ in dict.fromkeys(reference_ids) if id_ not in found]
         if missing:

@@ -14,7 +14,7 @@ __all__ = ["ObjectTable"]
 
 
 class ObjectTable:
-    """See `memory3.bank.backends.lance_versions.TableFiles`."""
+    """Listed when it is made; what is written later is not seen. `memory3.bank.backends.lance_versions.TableFiles`."""
 
     def __init__(self, objects: Objects, table: str, allowed: Callable[[], None]) -> None:
         """
