@@ -11,13 +11,14 @@ Symbols: n rows, L*H heads, m >= n places of an arrangement.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from memory3.codec.products import ROUND, product
 
-__all__ = ["Arranged", "arrange"]
+__all__ = ["Arranged", "Runs", "arrange"]
 
 #: Rows that are multiplied by one copy of a matrix.
 _TILE = 32
@@ -56,7 +57,7 @@ def arrange(heads: np.ndarray, number: int, device: torch.device, *, large: bool
         device: where products are made.
         large: are the matrices large, so that a CPU should not copy them?
     """
-    return _Runs(heads, number) if large and device.type == "cpu" else _Tiles(heads, number)
+    return Runs(heads, number) if large and device.type == "cpu" else _Tiles(heads, number)
 
 
 def _sorted(heads: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +66,7 @@ def _sorted(heads: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
     return np.argsort(small, kind="stable"), np.bincount(heads, minlength=number)
 
 
-class _Runs(Arranged):
+class Runs(Arranged):
     """One head after the other, a product each, so that no matrix is copied. Where a few heads keep most of the pairs, as they
     do, tiles would be no less work.
     """
@@ -75,6 +76,21 @@ class _Runs(Arranged):
         self.places = np.empty(len(heads), np.int64)
         self.places[self.rows] = np.arange(len(heads))
         self._counts = counts.tolist()
+
+    @property
+    def filled(self) -> np.ndarray:
+        """The rows, and some of them again behind the last, as many as `spans` may go beyond it."""
+        return np.concatenate([self.rows, self.rows[np.zeros(ROUND - 1, np.int64)]])
+
+    def spans(self) -> Iterator[tuple[int, slice]]:
+        """Each head that has rows, and their places, rounded up with those of the next head. So whoever writes to them one
+        head after the other has each row as its own head makes it.
+        """
+        start = 0
+        for head, count in enumerate(self._counts):
+            if count:
+                yield head, slice(start, start + count + -count % ROUND)
+                start += count
 
     def products(self, x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
         out = x.new_empty(len(x), matrices.shape[2])
