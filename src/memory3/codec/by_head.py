@@ -93,6 +93,7 @@ class Runs(Arranged):
                 start += count
 
     def products(self, x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+        """See `Arranged.products`."""
         out = x.new_empty(len(x), matrices.shape[2])
         start = 0
         for count, matrix in zip(self._counts, matrices.unbind(), strict=True):

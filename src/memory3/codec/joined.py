@@ -36,8 +36,10 @@ _ALIGNED = 16
 
 
 class Sums:
-    """Products of each head's rows, added up in place. By MKL, which takes a fraction of oneDNN's time where matrices are small
-    and is as fast where they are large, but may compute few rows otherwise than many.
+    """Products of each head's rows, added up in place.
+
+    By MKL, which takes a fraction of oneDNN's time where matrices are small and is as fast where they are large, but may
+    compute few rows otherwise than many.
     """
 
     def __init__(self, out: torch.Tensor, mean: torch.Tensor, synthesis: Sequence[torch.Tensor]) -> None:

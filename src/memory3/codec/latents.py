@@ -1,5 +1,5 @@
-"""What the tokens of references say, as the numbers that keys and values are predicted from (`memory3.codec.prediction`), on one
-device. Knows no head and no record.
+"""What tokens say, as the numbers that keys and values are predicted from (`memory3.codec.prediction`). Knows no head and no
+record.
 
     z = e(t) A + e(t') B                t: the token of a place, t': the one in front of it (none: zero)
 
