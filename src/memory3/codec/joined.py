@@ -126,8 +126,8 @@ class Joined:
             keys, values = ([torch.zeros(0, half, dtype=dtype, device=device) for _ in sizes] for _ in range(2))
             return keys, values
         arranged = arrange(coded.heads, len(self._out), device, large=True)
-        summed = self._sums is not None and isinstance(arranged, Runs)
-        rows = arranged.filled if summed else arranged.rows
+        runs = arranged if self._sums is not None and isinstance(arranged, Runs) else None
+        rows = arranged.rows if runs is None else runs.filled
         positions = coded.positions.astype(np.int64)
         tokens = np.repeat(np.arange(len(sizes)) * coded.tokens.shape[1], sizes) + positions
         latents = prediction.latents(coded.tokens, device).flatten(0, 1)
@@ -138,8 +138,8 @@ class Joined:
             for coder, codes in zip(self._coders, (coded.keys, coded.values), strict=True)
         ]
         angles = self._coders[0].angles
-        if summed:
-            both = self._sums.add(arranged.spans(), latents, numbers)[: len(arranged.rows)]
+        if runs is not None and self._sums is not None:
+            both = self._sums.add(runs.spans(), latents, numbers)[: len(arranged.rows)]
         else:
             matrices, angles = self._matrices_on(device)
             both = arranged.products(torch.cat([latents, *numbers, latents.new_ones(len(latents), 1)], 1), matrices)

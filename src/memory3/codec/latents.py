@@ -42,7 +42,9 @@ class Latents:
         self._project = torch.cat(list(project), 1).to(device).float()
         self._vectors, self._device = vectors, device
         self._lock = Lock()
-        self._forget()
+        self._seen, self._taken = -1, 0
+        self._slots = np.zeros(0, np.int64)
+        self._table = self._project[:0]
 
     def of(self, tokens: np.ndarray) -> torch.Tensor:
         """z of every token, float32 ``[m, S, r]``.
