@@ -28,6 +28,7 @@ from memory3.config import Budget, MemoryConfig
 from memory3.encode.budget import choose
 from memory3.encode.mass import fitted_biases, watched_products
 from memory3.encode.selectors import LayerView, Selector, selector
+from memory3.encode.stopping import check_stopped
 from memory3.errors import InputError, ModelError
 from memory3.models.frame import Frame
 from memory3.models.geometry import ModelGeometry
@@ -110,6 +111,7 @@ class _Write:
         causal: bool,
         scale: float,
     ) -> torch.Tensor | None:
+        check_stopped()
         first_key, first_value = self.prefix[layer]
         window = self.windows.get(layer)
         if id(window) not in self.bias:
