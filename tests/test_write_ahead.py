@@ -1,4 +1,4 @@
-"""Writing with several threads that encode: the same bank, in the same order, and nothing is left behind when it ends early."""
+"""Writing with several threads that encode: the same bank, in the same order, and nothing left behind when it ends early."""
 
 from __future__ import annotations
 

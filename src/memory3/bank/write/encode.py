@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +14,12 @@ from memory3.bank.protocol import MemoryWriter
 from memory3.bank.write.workers import Workers
 from memory3.codec import Codec
 from memory3.encode.stopping import check_stopped
+from memory3.types import Reference
 
 __all__ = ["EncodedRows", "RowEncoder"]
 
-#: References that a worker on a CPU encodes in one go: so many full ones are one pass.
-_AT_ONCE_ON_A_CPU = 4
+#: Tokens that a worker on a CPU encodes in one go, with padding: as many as the model takes in one pass there.
+_CPU_TOKENS = 512
 #: Texts that a worker embeds before it looks whether they are still wanted.
 _EMBEDDED_AT_ONCE = 16
 
@@ -44,9 +46,25 @@ class RowEncoder:
         """
         self.m3, self.embedder, self.codec, self.schema, self.lazy = m3, embedder, codec, schema, lazy
         self.workers = workers
-        self.at_once = m3.batch_size
-        if workers is not None and m3.token_vectors.device.type == "cpu":
-            self.at_once = min(self.at_once, _AT_ONCE_ON_A_CPU)
+
+    def lots(self, references: Sequence[Reference]) -> list[list[int]]:
+        """Places of references that are encoded in one go, those of like length together.
+
+        Args:
+            references: what to encode.
+        """
+        lengths = [len(reference.token_ids) for reference in references]
+        by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+        most = max(1, len(references)) if self.lazy else self.m3.batch_size
+        on_cpu = self.workers is not None and self.m3.token_vectors.device.type == "cpu"
+        lots: list[list[int]] = []
+        for place in by_length:
+            # With this one, the longest so far, all of its lot have its length.
+            full = not lots or len(lots[-1]) >= most or (on_cpu and (len(lots[-1]) + 1) * lengths[place] > _CPU_TOKENS)
+            if full:
+                lots.append([])
+            lots[-1].append(place)
+        return lots
 
     def begin(self, rows: Sequence[BankRow]) -> EncodedRows:
         """Have rows encoded; workers begin at once.
@@ -65,12 +83,8 @@ class EncodedRows:
         self._references = [row.reference for row in rows]
         self._embeddings = np.zeros((len(rows), encoder.embedder.dimension), np.float32)
         self._records: list[bytes | None] = [None] * len(rows)
-        by_length = sorted(range(len(rows)), key=lambda place: len(self._references[place].token_ids))
-        size = max(1, len(rows)) if encoder.lazy else encoder.at_once
         steps = [(0, self._embed)] if rows else []
-        for start in range(0, len(rows), size):
-            places = by_length[start : start + size]
-            steps.append((len(places), lambda places=places: self._encode(places)))  # type: ignore[misc]
+        steps += [(len(places), partial(self._encode, places)) for places in encoder.lots(self._references)]
         # Who has no workers does it when the batch is asked for.
         workers = encoder.workers
         self._steps = steps if workers is None else [(count, workers.submit(step)) for count, step in steps]
