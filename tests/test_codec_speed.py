@@ -147,13 +147,14 @@ def test_one_product_equals_part_by_part(book, dtype, near, steady, monkeypatch)
 
 
 def test_sums_are_those_of_each_row():
-    """Heads of two rows, of none and of 29, each run rounded up: rows of the next head come after, and are their own."""
+    """Heads of two rows, which are multiplied with some of the next one's, of none and of 29."""
     out, mean, synthesis = torch.randn(3, 11, 32), torch.randn(3, 32), [torch.randn(3, 5, 16), torch.randn(3, 7, 16)]
     runs = Runs(np.repeat([0, 2], [2, 29]), 3)
-    latents, numbers = torch.randn(38, 11), [torch.randn(38, 5), torch.randn(38, 7)]
+    latents, numbers = torch.randn(34, 11), [torch.randn(34, 5), torch.randn(34, 7)]
     sums = Sums(out, mean, synthesis)
-    found = sums.add(runs.spans(), latents, numbers)
-    assert len(runs.filled) == 38
+    found = sums.add(runs.counts, latents, numbers)
+    assert len(runs.filled) == 34
+    assert len(found) == 31
     for row, head in enumerate([0] * 2 + [2] * 29):
         sides = [z[row] @ each[head] for z, each in zip(numbers, synthesis, strict=True)]
         torch.testing.assert_close(found[row], latents[row] @ out[head] + mean[head] + torch.cat(sides))

@@ -11,17 +11,18 @@ Symbols: n rows, L*H heads, m >= n places of an arrangement.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from memory3.codec.products import ROUND, product
 
-__all__ = ["Arranged", "Runs", "arrange"]
+__all__ = ["FEWEST", "Arranged", "Runs", "arrange"]
 
 #: Rows that are multiplied by one copy of a matrix.
 _TILE = 32
+#: Fewer rows than these MKL multiplies in another way, which gives other bits.
+FEWEST = 4
 
 
 class Arranged(ABC):
@@ -79,18 +80,13 @@ class Runs(Arranged):
 
     @property
     def filled(self) -> np.ndarray:
-        """The rows, and some of them again behind the last, as many as `spans` may go beyond it."""
-        return np.concatenate([self.rows, self.rows[np.zeros(ROUND - 1, np.int64)]])
+        """The rows, and some of them again behind the last, as many as a product of `FEWEST` may go beyond it."""
+        return np.concatenate([self.rows, self.rows[np.zeros(FEWEST - 1, np.int64)]])
 
-    def spans(self) -> Iterator[tuple[int, slice]]:
-        """Each head that has rows, and their places, rounded up with those of the next head. So whoever writes to them one
-        head after the other has each row as its own head makes it.
-        """
-        start = 0
-        for head, count in enumerate(self._counts):
-            if count:
-                yield head, slice(start, start + count + -count % ROUND)
-                start += count
+    @property
+    def counts(self) -> list[int]:
+        """Rows of each head; they add up to n."""
+        return self._counts
 
     def products(self, x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
         """See `Arranged.products`."""

@@ -13,22 +13,21 @@ Symbols: n pairs, L*H heads, d head dimension, r rank of the prediction, D_k and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from memory3.attention.rotary import rotate_vectors
-from memory3.codec.by_head import Runs, arrange
+from memory3.codec.by_head import FEWEST, Runs, arrange
 from memory3.codec.layout import Coded
 from memory3.codec.prediction import Prediction
-from memory3.codec.products import ROUND
 from memory3.codec.transform import TransformCoder
 
 __all__ = ["Joined", "Sums"]
 
 #: Numbers of rows at which `Sums.are_steady` looks.
-_TRIED = (*range(ROUND, 17 * ROUND, ROUND), 256, 384, 512, 640)
+_TRIED = (*range(1, 34), *range(40, 128, 8), 255, 384, 516, 640)
 
 
 #: Numbers of a wide register.
@@ -49,44 +48,49 @@ class Sums:
             mean: float32 ``[L*H, 2d]``.
             synthesis: of keys and of values, float32 ``[L*H, D, d]``.
         """
-        self._out, self._mean, self._synthesis = out, mean, synthesis
+        self._width, self._both = out.shape[1], out.shape[2]
+        self._axes = [each.shape[1] for each in synthesis]
+        self._heads = list(zip(mean, out, *synthesis, strict=True))
 
-    def add(self, spans: Iterable[tuple[int, slice]], latents: torch.Tensor, numbers: Sequence[torch.Tensor]) -> torch.Tensor:
+    def add(self, counts: Sequence[int], latents: torch.Tensor, numbers: Sequence[torch.Tensor]) -> torch.Tensor:
         """Keys, not turned, and values side by side, float32 ``[n, 2d]``.
 
         Args:
-            spans: heads and their rows; where some overlap, the last head has them.
-            latents: ``[n, r]``.
-            numbers: those coded of keys and of values, ``[n, D]``.
+            counts: rows of each head, one head after the other; they add up to n.
+            latents: ``[n + FEWEST - 1, r]``; what stands behind the last row does not matter.
+            numbers: those coded of keys and of values, ``[n + FEWEST - 1, D]``.
         """
-        half = self._out.shape[2] // 2
-        both = latents.new_empty(len(latents), 2 * half)
-        sides = both[:, :half], both[:, half:]
-        for head, span in spans:
-            torch.addmm(self._mean[head], latents[span], self._out[head], out=both[span])
-            for side, z, synthesis in zip(sides, numbers, self._synthesis, strict=True):
-                side[span].addmm_(z[span], synthesis[head])
-        return both
+        half, count = self._both // 2, sum(counts)
+        both = latents.new_empty(len(latents), self._both)
+        whole = latents, both, both[:, :half], both[:, half:], *numbers
+        of_heads = zip(*(each.split([*counts, len(latents) - count]) for each in whole), strict=True)
+        start = 0
+        for size, head, mine in zip(counts, self._heads, of_heads, strict=False):
+            if size:
+                # Few rows with some of the next head's, which are written after.
+                rows = mine if size >= FEWEST else [each[start : start + FEWEST] for each in whole]
+                mean, out, of_keys, of_values = head
+                latent, sums, keys, values, z_keys, z_values = rows
+                torch.addmm(mean, latent, out, out=sums)
+                keys.addmm_(z_keys, of_keys)
+                values.addmm_(z_values, of_values)
+                start += size
+        return both[:count]
 
     def are_steady(self) -> bool:
         """Whether rows come out to the same bits beside any number of others. Takes some milliseconds.
 
-        Where a row of ``both`` does not begin where one of the CPU's wide registers does, that is known to depend on the
-        place in memory.
+        Where a row does not begin where one of the CPU's wide registers does, that is known to depend on the place in memory.
         """
-        if self._out.shape[2] % (2 * _ALIGNED):
+        if self._both % (2 * _ALIGNED):
             return False
         draw = torch.Generator().manual_seed(0)
-        most = max(_TRIED)
-        latents = torch.randn(most, self._out.shape[1], generator=draw)
+        most = max(_TRIED) + FEWEST - 1
+        latents = torch.randn(most, self._width, generator=draw)
         # As `TransformCoder.numbers` has them: the numbers of an axis lie side by side.
-        numbers = [torch.randn(each.shape[1], most, generator=draw).t() for each in self._synthesis]
-        whole = self.add([(0, slice(0, most))], latents, numbers)
-        for rows in _TRIED:
-            span = slice(most - rows, most)
-            if not torch.equal(self.add([(0, span)], latents, numbers)[span], whole[span]):
-                return False
-        return True
+        numbers = [torch.randn(axes, most, generator=draw).t() for axes in self._axes]
+        whole = self.add([most - FEWEST + 1], latents, numbers)
+        return all(torch.equal(self.add([rows], latents, numbers), whole[:rows]) for rows in _TRIED)
 
 
 class Joined:
@@ -139,7 +143,7 @@ class Joined:
         ]
         angles = self._coders[0].angles
         if runs is not None and self._sums is not None:
-            both = self._sums.add(runs.spans(), latents, numbers)[: len(arranged.rows)]
+            both = self._sums.add(runs.counts, latents, numbers)
         else:
             matrices, angles = self._matrices_on(device)
             both = arranged.products(torch.cat([latents, *numbers, latents.new_ones(len(latents), 1)], 1), matrices)
