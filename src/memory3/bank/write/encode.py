@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +47,7 @@ class RowEncoder:
         """
         self.m3, self.embedder, self.codec, self.schema, self.lazy = m3, embedder, codec, schema, lazy
         self.workers = workers
+        self.embedding = Lock()  # of tokenizers and of others' embedders not all may be used by two threads at once
 
     def lots(self, references: Sequence[Reference]) -> list[list[int]]:
         """Places of references that are encoded in one go, those of like length together.
@@ -106,7 +108,8 @@ class EncodedRows:
         size = len(texts) if self._encoder.workers is None else _EMBEDDED_AT_ONCE
         for start in range(0, len(texts), size):
             check_stopped()
-            self._embeddings[start : start + size] = embedder.encode(texts[start : start + size])
+            with self._encoder.embedding:
+                self._embeddings[start : start + size] = embedder.encode(texts[start : start + size])
 
     def _encode(self, places: Sequence[int]) -> None:
         if self._encoder.lazy:
