@@ -89,7 +89,12 @@ class Runs(Arranged):
         return self._counts
 
     def products(self, x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-        """See `Arranged.products`."""
+        """Each row times its head's matrix.
+
+        Args:
+            x: ``[m, a]``, as arranged.
+            matrices: ``[L*H, a, b]``.
+        """
         out = x.new_empty(len(x), matrices.shape[2])
         start = 0
         for count, matrix in zip(self._counts, matrices.unbind(), strict=True):
