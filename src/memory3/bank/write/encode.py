@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from threading import Lock
 
@@ -47,6 +48,9 @@ class RowEncoder:
         """
         self.m3, self.embedder, self.codec, self.schema, self.lazy = m3, embedder, codec, schema, lazy
         self.workers = workers
+        self._on_cpu = m3.token_vectors.device.type == "cpu"
+        # Elsewhere batches are as large as the device's memory allows, so that one is computed at a time.
+        self.encoding: AbstractContextManager[object] = nullcontext() if self._on_cpu else Lock()
         self.embedding = Lock()  # of tokenizers and of others' embedders not all may be used by two threads at once
 
     def lots(self, references: Sequence[Reference]) -> list[list[int]]:
@@ -58,7 +62,7 @@ class RowEncoder:
         lengths = [len(reference.token_ids) for reference in references]
         by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
         most = max(1, len(references)) if self.lazy else self.m3.batch_size
-        on_cpu = self.workers is not None and self.m3.token_vectors.device.type == "cpu"
+        on_cpu = self.workers is not None and self._on_cpu
         lots: list[list[int]] = []
         for place in by_length:
             # With this one, the longest so far, all of its lot have its length.
@@ -115,7 +119,8 @@ class EncodedRows:
         if self._encoder.lazy:
             return
         m3 = self._encoder.m3
-        memories = m3.encode([self._references[place] for place in places])
+        with self._encoder.encoding:
+            memories = m3.encode([self._references[place] for place in places])
         packed = self._encoder.codec.encode_many(memories, device=m3.token_vectors.device)
         for place, record in zip(places, packed, strict=True):
             self._records[place] = record
