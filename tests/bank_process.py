@@ -39,6 +39,17 @@ def write_second_version(path: Path, started: Connection) -> None:
         bank.write(second_version(), prune=True, progress=lambda _: started.send(True))
 
 
+class Several(HashingWriter):
+    encoders = 2
+
+
+def write_ahead(path: Path, started: Connection) -> None:
+    """`write_second_version` with two threads that encode."""
+    small_commits()
+    with open_bank(path, Several()) as bank:
+        bank.write(second_version(), prune=True, progress=lambda _: started.send(True))
+
+
 def rebuild(path: Path, started: Connection) -> None:
     """Tells of every document and batch, about 50 times."""
     small_commits()

@@ -13,7 +13,7 @@ import torch
 
 from memory3.attention.rotary import rotate
 from memory3.codec import CodedCodec
-from memory3.codec.prediction import token_features
+from memory3.codec.latents import token_features
 from memory3.codec.rows import fields
 
 __all__ = ["decoded", "windows"]

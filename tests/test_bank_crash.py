@@ -103,6 +103,26 @@ def test_killed_while_writing(tmp_path, processes, first, monkeypatch):
     assert resumed > 2
 
 
+def test_killed_while_several_threads_encode(tmp_path, processes, first):
+    """The same, where what comes after a commit is being encoded while it is made."""
+    rng = np.random.default_rng(5)
+    old, new = expected(bank_process.first_version()), expected(bank_process.second_version())
+    path, kills = tmp_path / "bank", 0
+    shutil.copytree(first, path)
+    for _ in range(7):
+        kills += killed_after(processes, rng.integers(1, 50), rng.uniform(0, 0.03), bank_process.write_ahead, path)
+        with open_bank(path) as bank:
+            assert bank.verify().problems == ()
+            found = contents(bank)
+            for entry in bank.documents():
+                assert rows_of(found, entry.id) in (rows_of(old, entry.id), rows_of(new, entry.id))
+    with open_bank(path, bank_process.Several()) as bank:
+        bank.write(bank_process.second_version(), prune=True)
+        assert contents(bank) == new
+        assert bank.verify().ok
+    assert kills > 0
+
+
 def rows_of(all_rows, document_id):
     return {id_: row for id_, row in all_rows.items() if row[0].document_id == document_id}
 

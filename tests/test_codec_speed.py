@@ -12,9 +12,10 @@ from bank_writer import SHAPE as BANK_SHAPE
 from codebooks import ANGLES, fitted, memories
 from told import SHAPE, VECTORS, told
 
-from memory3.codec import CodedCodec, RawCodec, fit, products, viterbi
-from memory3.codec.by_head import _Runs, _Tiles, arrange
-from memory3.codec.joined import Joined
+from memory3.codec import CodedCodec, RawCodec, fit, latents, products, viterbi
+from memory3.codec.by_head import Runs, _Tiles, arrange
+from memory3.codec.joined import Joined, Sums
+from memory3.codec.latents import Latents
 from memory3.codec.products import product
 from memory3.codec.transform import TransformCoder
 from memory3.codec.viterbi import best_windows
@@ -34,7 +35,7 @@ def without_pairs(memory: Memory) -> Memory:
 # ---- products by head ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [_Runs, _Tiles])
+@pytest.mark.parametrize("kind", [Runs, _Tiles])
 def test_each_row_times_its_own_matrix(kind):
     """Heads of no row, of one, of more than a tile; in no order."""
     rng = np.random.default_rng(0)
@@ -49,12 +50,12 @@ def test_only_a_cpu_goes_from_head_to_head():
     heads = np.array([1, 0, 1])
     cpu, other = torch.device("cpu"), torch.device("meta")
     kinds = [type(arrange(heads, 2, *how[:1], large=how[1])) for how in ((cpu, True), (cpu, False), (other, True))]
-    assert kinds == [_Runs, _Tiles, _Tiles]
+    assert kinds == [Runs, _Tiles, _Tiles]
 
 
 def test_more_heads_than_16_bits_tell_apart():
     heads = np.array([70_000, 3, 70_000 % 65_536, 3])
-    assert _Runs(heads, 70_001).rows.tolist() == [1, 3, 2, 0]
+    assert Runs(heads, 70_001).rows.tolist() == [1, 3, 2, 0]
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 7, 48, 211])
@@ -117,7 +118,9 @@ def book():
 
 
 @pytest.mark.parametrize(("dtype", "near"), [("float16", 2e-3), ("float32", 2e-5)])
-def test_one_product_equals_part_by_part(book, dtype, near):
+@pytest.mark.parametrize("steady", [True, False])
+def test_one_product_equals_part_by_part(book, dtype, near, steady, monkeypatch):
+    monkeypatch.setattr(Sums, "are_steady", lambda sums: steady)
     shape = MemoryShape(SHAPE.layers, SHAPE.kv_heads, SHAPE.head_dim, SHAPE.pairs, dtype)
     codec = CodedCodec(dataclasses.replace(book, shape=shape)).with_vectors(VECTORS)
     given = [
@@ -141,6 +144,21 @@ def test_one_product_equals_part_by_part(book, dtype, near):
         torch.testing.assert_close(memory.values.float(), values, atol=near, rtol=near)
         assert memory.keys.untyped_storage().nbytes() == memory.keys.nbytes  # its own bytes
         assert memory.values.untyped_storage().nbytes() == memory.values.nbytes
+
+
+def test_sums_are_those_of_each_row():
+    """Heads of two rows, which are multiplied with some of the next one's, of none and of 29."""
+    out, mean, synthesis = torch.randn(3, 11, 32), torch.randn(3, 32), [torch.randn(3, 5, 16), torch.randn(3, 7, 16)]
+    runs = Runs(np.repeat([0, 2], [2, 29]), 3)
+    latents, numbers = torch.randn(34, 11), [torch.randn(34, 5), torch.randn(34, 7)]
+    sums = Sums(out, mean, synthesis)
+    found = sums.add(runs.counts, latents, numbers)
+    assert len(runs.filled) == 34
+    assert len(found) == 31
+    for row, head in enumerate([0] * 2 + [2] * 29):
+        sides = [z[row] @ each[head] for z, each in zip(numbers, synthesis, strict=True)]
+        torch.testing.assert_close(found[row], latents[row] @ out[head] + mean[head] + torch.cat(sides))
+    assert not Sums(out[:, :, :30], mean[:, :30], [each[:, :, :15] for each in synthesis]).are_steady()
 
 
 def test_values_are_not_turned(book):
@@ -178,3 +196,38 @@ def test_a_memory_is_the_same_whichever_others_are_decoded_with_it(book):
         (alone,) = codec.decode([record])
         assert torch.equal(alone.keys, memory.keys)
         assert torch.equal(alone.values, memory.values)
+
+
+# ---- tokens ----------------------------------------------------------------------------------------------------------------
+
+
+def slow_latents(tokens, project, vectors):
+    found = torch.zeros(*tokens.shape, project.shape[2])
+    for row in range(len(tokens)):
+        for place, token in enumerate(tokens[row].tolist()):
+            for vector, matrix in zip((token, tokens[row][place - 1] if place else None), project, strict=True):
+                if vector is not None:
+                    found[row, place] += vectors[vector] / vectors[vector].square().mean().sqrt() @ matrix
+    return found
+
+
+@pytest.mark.parametrize("kept", [11, 23, 1000])
+def test_what_was_multiplied_before_is_the_same_again(kept, monkeypatch):
+    """Where all tokens are kept, where all are forgotten now and then, and where not even those of one call have room."""
+    monkeypatch.setattr(latents, "_KEPT", kept)
+    rng, project, vectors = np.random.default_rng(0), torch.randn(2, 7, 3), torch.randn(53, 7)
+    kept_so_far = Latents(project, vectors, torch.device("cpu"))
+    for rows, length in ((2, 5), (3, 2), (2, 17), (1, 1), (5, 13), (2, 5)):
+        tokens = rng.integers(0, 53, (rows, length))
+        found = kept_so_far.of(tokens)
+        torch.testing.assert_close(found, slow_latents(tokens, project, vectors))
+        assert torch.equal(found, Latents(project, vectors, torch.device("cpu")).of(tokens))
+
+
+def test_products_of_vectors_that_changed_are_forgotten():
+    project, vectors, tokens = torch.randn(2, 5, 3), torch.randn(13, 5), np.array([[2, 7, 11]])
+    kept = Latents(project, vectors, torch.device("cpu"))
+    before = kept.of(tokens)
+    vectors[7] = torch.randn(5)
+    assert not torch.equal(kept.of(tokens), before)
+    torch.testing.assert_close(kept.of(tokens), slow_latents(tokens, project, vectors))

@@ -16,7 +16,8 @@ from told import SHAPE, VECTORS, told
 from memory3.codec import Codebook, CodedCodec, fit
 from memory3.codec.centring import turned
 from memory3.codec.kinds.transform import Transform
-from memory3.codec.prediction import Moments, Prediction, token_features
+from memory3.codec.latents import token_features
+from memory3.codec.prediction import Moments, Prediction
 from memory3.codec.registry import default_codec, find, shown
 from memory3.errors import CodecError, ConfigError, InputError
 from memory3.types import Memory

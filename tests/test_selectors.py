@@ -8,7 +8,7 @@ import torch
 from memory3.attention.rotary import rotate
 from memory3.config import Budget
 from memory3.encode.budget import choose
-from memory3.encode.selectors import SELECTORS, LayerView, selector
+from memory3.encode.selectors import SELECTORS, LayerView, find, selector
 
 D = 10
 
@@ -65,7 +65,8 @@ def test_reconstruction_is_the_largest_attention_of_a_repeated_token() -> None:
 
 @pytest.mark.parametrize("name", sorted(SELECTORS))
 def test_padding_never_changes_a_score(name: str) -> None:
-    weights = {1: torch.randn(6 * D + 1, 2)} if name in ("learned", "blended") else None
+    kind = find(name)
+    weights = {1: torch.randn(kind.width(6 * D), 2)} if kind.fitted_as else None
     long, s = view([7, 4], repeats=True), selector(name, weights)
     short = LayerView(
         layer=1,

@@ -11,9 +11,9 @@ import pytest
 import torch
 from tiny import FAMILIES, tiny_chat_tokenizer, tiny_model, tiny_tokenizer
 
-from memory3.calibration.selector import Passage, calibrate_selector
 from memory3.config import Budget, MemoryConfig
-from memory3.encode.selectors import SELECTORS
+from memory3.encode.selector_weights import SelectorWeights, keep_weights
+from memory3.encode.selectors import SELECTORS, find
 from memory3.errors import ConfigError, InputError, ModelError
 from memory3.llm import Memory3
 from memory3.types import Document, Memory, Provenance, Reference
@@ -75,8 +75,12 @@ def test_keys_and_values_are_the_models_own(family: str, chat: bool) -> None:
 @pytest.mark.parametrize("name", sorted(SELECTORS))
 def test_padding_and_company_change_nothing(name: str, budget: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path))
-    if name in ("learned", "blended"):
-        calibrate_selector(memory3("qwen3"), [Passage(text) for text in TEXTS])
+    kind, plain = find(name), memory3("qwen3")
+    if kind.fitted_as:
+        shape = plain.geometry
+        size = (len(shape.full_layers), kind.width(shape.heads * shape.head_dim), shape.kv_heads)
+        weights = torch.randn(size, generator=torch.Generator().manual_seed(3))
+        keep_weights(SelectorWeights(plain.whole_model, shape.full_layers, weights, {}, kind.fitted_as))
     m3 = memory3("qwen3", selector=name, budget=Budget.parse(budget))
     refs = references(m3)
     for reference, memory in zip(refs, m3.encode(refs), strict=True):

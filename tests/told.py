@@ -10,7 +10,7 @@ import torch
 from codebooks import ANGLES
 
 from memory3.codec.centring import turned
-from memory3.codec.prediction import token_features
+from memory3.codec.latents import token_features
 from memory3.types import Memory, MemoryShape
 
 __all__ = ["SHAPE", "VECTORS", "told"]

@@ -203,6 +203,13 @@ class Memory3:
         self._state_mark = now
 
     @property
+    def encoders(self) -> int:
+        """How many threads best call `encode` at once when a bank is written: on a CPU as many as torch works on, each alone;
+        elsewhere two, so that the device works while one of them packs.
+        """
+        return torch.get_num_threads() if self.model.device.type == "cpu" else 2
+
+    @property
     def angles(self) -> torch.Tensor:
         """float32 ``[r/2]``: RoPE's angle per position, by which codecs turn the keys of a memory back; layers without
         RoPE are packed by it too.

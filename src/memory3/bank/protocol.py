@@ -17,6 +17,9 @@ __all__ = ["MemoryWriter"]
 class MemoryWriter(Protocol):
     """Cuts documents into references and encodes references into memories.
 
+    One that says as ``encoders`` how many threads best call `encode` at once has its references encoded by so many when a
+    bank is written; the others have theirs encoded by the thread that writes.
+
     Attributes:
         name: model id or path, recorded in the bank so that a question needs no model name.
         config: the settings memories are written with.

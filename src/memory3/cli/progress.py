@@ -32,14 +32,16 @@ class Metered:
         self.fingerprint = m3.fingerprint
         self.token_vectors = m3.token_vectors
         self.batch_size = m3.batch_size
+        self.encoders = getattr(m3, "encoders", 1)
         self.split = m3.split
         self.text_bytes = 0
-        self._m3 = m3
+        self._m3, self._lock = m3, threading.Lock()
 
     def encode(self, references: Sequence[Reference]) -> list[Memory]:
         """As the model does it."""
         memories = self._m3.encode(references)
-        self.text_bytes += sum(len(reference.text.encode()) for reference in references)
+        with self._lock:  # several threads encode
+            self.text_bytes += sum(len(reference.text.encode()) for reference in references)
         return memories
 
 

@@ -17,10 +17,12 @@ import torch
 
 from memory3.codec.products import ROUND, product
 
-__all__ = ["Arranged", "arrange"]
+__all__ = ["FEWEST", "Arranged", "Runs", "arrange"]
 
 #: Rows that are multiplied by one copy of a matrix.
 _TILE = 32
+#: Fewer rows than these MKL multiplies in another way, which gives other bits.
+FEWEST = 4
 
 
 class Arranged(ABC):
@@ -56,7 +58,7 @@ def arrange(heads: np.ndarray, number: int, device: torch.device, *, large: bool
         device: where products are made.
         large: are the matrices large, so that a CPU should not copy them?
     """
-    return _Runs(heads, number) if large and device.type == "cpu" else _Tiles(heads, number)
+    return Runs(heads, number) if large and device.type == "cpu" else _Tiles(heads, number)
 
 
 def _sorted(heads: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -65,7 +67,7 @@ def _sorted(heads: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
     return np.argsort(small, kind="stable"), np.bincount(heads, minlength=number)
 
 
-class _Runs(Arranged):
+class Runs(Arranged):
     """One head after the other, a product each, so that no matrix is copied. Where a few heads keep most of the pairs, as they
     do, tiles would be no less work.
     """
@@ -76,7 +78,23 @@ class _Runs(Arranged):
         self.places[self.rows] = np.arange(len(heads))
         self._counts = counts.tolist()
 
+    @property
+    def filled(self) -> np.ndarray:
+        """The rows, and some of them again behind the last, as many as a product of `FEWEST` may go beyond it."""
+        return np.concatenate([self.rows, self.rows[np.zeros(FEWEST - 1, np.int64)]])
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows of each head; they add up to n."""
+        return self._counts
+
     def products(self, x: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+        """Each row times its head's matrix.
+
+        Args:
+            x: ``[m, a]``, as arranged.
+            matrices: ``[L*H, a, b]``.
+        """
         out = x.new_empty(len(x), matrices.shape[2])
         start = 0
         for count, matrix in zip(self._counts, matrices.unbind(), strict=True):

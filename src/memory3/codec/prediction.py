@@ -22,11 +22,11 @@ import torch
 
 from memory3.codec.by_head import arrange
 from memory3.codec.centring import turned
-from memory3.codec.products import product
+from memory3.codec.latents import Latents, token_features
 from memory3.errors import InputError
 from memory3.types import Memory, MemoryShape
 
-__all__ = ["Moments", "Prediction", "prediction_shapes", "spread", "token_features"]
+__all__ = ["Moments", "Prediction", "prediction_shapes", "spread"]
 
 #: At 17 bytes a pair, the rank 64 loses two thirds of what this gains, full rank is a little better still.
 RANK = 256
@@ -48,12 +48,6 @@ def prediction_shapes(heads: int, head_dim: int) -> dict[str, tuple[int, ...]]:
     return {"project": (2, -1, -1), "out": (heads, -1, 2 * head_dim)}
 
 
-def token_features(vectors: torch.Tensor) -> torch.Tensor:
-    """Token vectors ``[..., e]`` with a root mean square of 1 each, float32."""
-    vectors = vectors.detach().float()
-    return vectors * vectors.square().mean(-1, keepdim=True).clamp(min=1e-12).rsqrt()
-
-
 class Prediction:
     """Predicts keys and values from tokens.
 
@@ -67,27 +61,20 @@ class Prediction:
         """
         self.vocabulary = len(vectors)
         self._vectors = vectors
-        self._project, self._out, self._angles = torch.cat(list(project), 1).float(), out, angles.float()
+        self._project, self._out, self._angles = project, out, angles.float()
         self._on: dict[tuple[str, torch.device], torch.Tensor] = {}
+        self._latents: dict[torch.device, Latents] = {}
 
-    def latents(self, tokens: np.ndarray, device: torch.device, *, room: int = 0) -> torch.Tensor:
-        """z of every token, float32 ``[m, S, r + room]``; what stands in the room is left open.
+    def latents(self, tokens: np.ndarray, device: torch.device) -> torch.Tensor:
+        """z of every token, float32 ``[m, S, r]``.
 
         Args:
             tokens: whole numbers ``[m, S]``, those of m references.
             device: where z is wanted.
-            room: for other numbers behind those of each token.
         """
-        project = self._moved("project", self._project, device)
-        # Half of the tokens of five references are others of them again, and what lies behind the last one kept is zero.
-        known, which = np.unique(tokens, return_inverse=True)
-        vectors = self._vectors.index_select(0, torch.from_numpy(known.astype(np.int64)).to(self._vectors.device))
-        both, rank = product(token_features(vectors.to(device)), project), project.shape[1] // 2
-        both = both.index_select(0, torch.from_numpy(which.reshape(-1)).to(device)).view(*tokens.shape, 2 * rank)
-        latents = both.new_empty(*tokens.shape, rank + room)
-        latents[:, :1, :rank] = both[:, :1, :rank]
-        torch.add(both[:, 1:, :rank], both[:, :-1, rank:], out=latents[:, 1:, :rank])
-        return latents
+        if device not in self._latents:
+            self._latents[device] = Latents(self._project, self._vectors, device)
+        return self._latents[device].of(tokens)
 
     def predicted(
         self, tokens: np.ndarray, rows: np.ndarray, heads: np.ndarray, positions: np.ndarray, device: torch.device

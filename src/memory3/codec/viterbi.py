@@ -3,8 +3,7 @@
     cost[w] after number t  =  (x_t - table[b_t, w])^2 weight_t  +  least cost before it of the windows that w can come from
 
 New bits enter a window at the top and old ones leave at the bottom, so those are the 2^b_t windows whose upper bits are w's
-lower ones. Nothing is kept of who was the least: on the way back the few that it can be are summed up again, which takes less
-time than to keep the choice of each of 256 windows.
+lower ones. Two by two, down to the least; of each two a byte tells whether it was the second, and the way back follows these.
 
 Symbols: n streams, T numbers a stream, b_t bits of number t.
 """
@@ -14,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
+import numpy as np
 import torch
 
 __all__ = ["STATES", "WINDOW", "best_windows"]
@@ -38,35 +38,109 @@ def best_windows(numbers: torch.Tensor, bits: Sequence[int], weights: Sequence[f
     Returns:
         uint8 ``[T, n]``, on the device of ``numbers``.
     """
-    table = table.to(numbers.device)
-    at_once = _AT_ONCE if numbers.device.type == "cpu" else _AT_ONCE_ELSEWHERE
-    ends, first = list(accumulate(bits)), sum(end <= WINDOW for end in accumulate(bits))
-    rows = [STATES, STATES, STATES, *(STATES >> size for size in bits[first:])]
-    rooms: dict[int, torch.Tensor] = {}  # memory that was used before is at hand, the system's has to be fetched
-    found = torch.empty(len(bits), len(numbers), dtype=torch.uint8, device=numbers.device)
-    for part, mine in zip(numbers.split(at_once), found.split(at_once, dim=1), strict=True):
-        if len(part) not in rooms:
-            rooms[len(part)] = part.new_empty(sum(rows), len(part))
-        begun, cost, halves, *least = rooms[len(part)].split(rows)
-        x = part.t().contiguous()
-        _begin(x[:first], bits[:first], weights[:first], table, begun)
-        cost.copy_(begun)
-        _forwards(x[first:], bits[first:], weights[first:], table, cost, halves, least)
-        window = _first_least(cost)
-        for t in range(len(bits) - 1, -1, -1):
-            mine[t] = window
-            stayed = window.bitwise_and_((STATES >> bits[t]) - 1)
-            if t and ends[t] <= WINDOW:  # what left was not of the stream yet
-                window = stayed << bits[t]
-            elif t:
-                n = t - 1 - first
-                before = begun if n < 0 else least[n]
-                costs = _of_each(before, stayed, 1 << bits[t])
-                if n >= 0:
-                    off = _of_each(table[bits[t - 1]][:, None], stayed, 1 << bits[t]) - x[t - 1]
-                    costs = torch.addcmul(costs, off, off, value=weights[t - 1])
-                window = torch.add(_first_least(costs), stayed, alpha=1 << bits[t])
+    device, count = numbers.device, len(numbers)
+    table = table.to(device)
+    at_once = _AT_ONCE if device.type == "cpu" else _AT_ONCE_ELSEWHERE
+    found = torch.empty(len(bits), count, dtype=torch.uint8, device=device)
+    rooms: dict[int, _Room] = {}
+    for start in range(0, count, at_once):
+        streams = min(at_once, count - start)
+        if streams not in rooms:
+            rooms[streams] = _Room(bits, streams, device)
+        x = numbers[start : start + streams].t().contiguous()
+        rooms[streams].run(x, weights, table, found[:, start : start + streams])
     return found
+
+
+class _Room:
+    """Memory for so many streams, and what is where in it, so that the same is used for one lot after the other."""
+
+    def __init__(self, bits: Sequence[int], streams: int, device: torch.device) -> None:
+        self._bits, self._ends = bits, list(accumulate(bits))
+        self._first = sum(end <= WINDOW for end in self._ends)
+        self._cost, halves = torch.empty(2, STATES, streams, device=device).unbind()
+        self._streams = torch.arange(streams, device=device)
+        self._steps = {size: _Step(self._cost, halves, size) for size in {*bits[self._first :]}}
+        # Of each two windows that were compared, was the second the better one? First all of the upper half with those of the
+        # lower one, then of what was left, and so on.
+        rows = [STATES - (STATES >> size) for size in bits[self._first :]]
+        self._seconds = torch.empty(sum(rows), streams, dtype=torch.bool, device=device).split(rows)
+        self._flat = [each.view(torch.uint8).view(-1) for each in self._seconds]
+
+    def run(self, x: torch.Tensor, weights: Sequence[float], table: torch.Tensor, found: torch.Tensor) -> None:
+        """Numbers ``x`` ``[T, n]`` to windows ``found`` uint8 ``[T, n]``."""
+        first, cost = self._first, self._cost
+        _begin(x[:first], self._bits[:first], weights[:first], table, cost)
+        of_window, sizes = table[:, :, None].unbind(), self._bits[first:]
+        for number, size, weight, second in zip(x[first:].unbind(), sizes, weights[first:], self._seconds, strict=True):
+            self._steps[size].run(number, of_window[size], weight, second)
+        window = _first_least(cost)
+        for t in range(len(self._bits) - 1, -1, -1):
+            found[t] = window
+            size = self._bits[t]
+            stayed = window.bitwise_and_((STATES >> size) - 1)
+            if self._ends[t] <= WINDOW:  # what left was not of the stream yet
+                window = stayed << size
+            else:
+                window = torch.add(self._left(self._flat[t - first], stayed, size), stayed, alpha=1 << size)
+
+    def _left(self, seconds: torch.Tensor, stayed: torch.Tensor, size: int) -> torch.Tensor:
+        """The lower bits of the windows that were chosen before a number, int64 ``[n]``.
+
+        Args:
+            seconds: uint8 ``[(256 - 256 / 2^b) n]``, what was told of it.
+            stayed: int64 ``[n]``: the upper bits.
+            size: b, how many bits left.
+        """
+        streams, left = self._streams, None
+        number = streams.shape[0]
+        for bit in range(size):
+            # The last comparisons lie behind the others.
+            at = STATES - ((STATES >> size) << (bit + 1))
+            place = stayed if left is None else torch.add(left, stayed, alpha=1 << bit)
+            told = seconds[at * number :].index_select(0, torch.add(streams, place, alpha=number))
+            left = told.long() if left is None else torch.add(left, told, alpha=1 << bit)
+        assert left is not None
+        return left
+
+
+class _Step:
+    """One number of some bits: from the costs before it to those after it, in place."""
+
+    def __init__(self, cost: torch.Tensor, halves: torch.Tensor, size: int) -> None:
+        rows, streams = STATES >> size, cost.shape[1]
+        self._pairs = []
+        leaving, at = cost.view(rows, 1 << size, streams), 0
+        while leaving.shape[1] > 1:  # by halves: amin takes twice as long on a CPU
+            half = leaving.shape[1] // 2
+            into = halves[at : at + rows * half].view(rows, half, streams)
+            self._pairs.append((leaving[:, :half], leaving[:, half:], into, slice(at, at + rows * half)))
+            leaving, at = into, at + rows * half
+        self._cost = cost
+        self._off = cost.view(1 << size, rows, streams)
+        self._best = leaving[:, 0].expand_as(self._off)
+        # On a CPU numpy compares in a quarter of torch's time.
+        on_cpu = cost.device.type == "cpu"
+        self._arrays = [(one.numpy(), other.numpy()) for one, other, _, _ in self._pairs] if on_cpu else None
+
+    def run(self, number: torch.Tensor, of_window: torch.Tensor, weight: float, seconds: torch.Tensor) -> None:
+        """
+        Args:
+            number: ``[n]``.
+            of_window: ``[256, 1]``: what windows stand for.
+            weight: of the squared error.
+            seconds: bool ``[256 - 256 / 2^b, n]``, written to.
+        """
+        told = seconds.numpy() if self._arrays is not None else None
+        for place, (one, other, into, rows) in enumerate(self._pairs):
+            if told is not None and self._arrays is not None:
+                first, second = self._arrays[place]
+                np.less(second, first, out=told[rows].reshape(first.shape))
+            else:
+                torch.lt(other, one, out=seconds[rows].view(one.shape))
+            torch.minimum(one, other, out=into)
+        torch.sub(number, of_window, out=self._cost)
+        torch.addcmul(self._best, self._off, self._off, value=weight, out=self._off)
 
 
 def _begin(x: torch.Tensor, bits: Sequence[int], weights: Sequence[float], table: torch.Tensor, cost: torch.Tensor) -> None:
@@ -79,53 +153,6 @@ def _begin(x: torch.Tensor, bits: Sequence[int], weights: Sequence[float], table
         off = torch.sub(number, table[size][:: STATES >> end, None]).view(1 << size, len(sums), -1)
         sums = torch.addcmul(sums.expand_as(off), off, off, value=weight).flatten(0, 1)
     cost.fill_(torch.inf)[:: STATES >> end] = sums
-
-
-def _forwards(
-    x: torch.Tensor,
-    bits: Sequence[int],
-    weights: Sequence[float],
-    table: torch.Tensor,
-    cost: torch.Tensor,
-    halves: torch.Tensor,
-    least: Sequence[torch.Tensor],
-) -> None:
-    """Costs after more numbers.
-
-    Args:
-        x: ``[T, n]``.
-        bits, weights, table: as `best_windows` has them.
-        cost: ``[256, n]``, of each window, from before them to after them.
-        halves: ``[256, n]``, scratch.
-        least: T of ``[256 / 2^b_t, n]``, written to: least cost before number t of the windows with these upper bits.
-    """
-    streams = x.shape[1]
-    for number, size, weight, best in zip(x, bits, weights, least, strict=True):
-        leaving, free = cost.view(len(best), 1 << size, streams), halves
-        while leaving.shape[1] > 1:  # by halves: amin takes twice as long on a CPU
-            half = leaving.shape[1] // 2
-            into, free = free.split([len(best) * half, len(free) - len(best) * half])
-            into = (into if half > 1 else best).view(len(best), half, streams)
-            leaving = torch.minimum(leaving[:, :half], leaving[:, half:], out=into)
-        entering = (1 << size, len(best), streams)
-        off = torch.sub(number, table[size][:, None], out=cost).view(entering)
-        torch.addcmul(best.expand(entering), off, off, value=weight, out=off)
-
-
-def _of_each(x: torch.Tensor, stayed: torch.Tensor, ways: int) -> torch.Tensor:
-    """The rows of ``x`` for the windows that may have come before, ``[ways, n]``.
-
-    Args:
-        x: ``[k, n]`` or ``[k, 1]``, by the lower bits of a window.
-        stayed: int64 ``[n]``: the upper bits of each column's window.
-        ways: number of windows with these upper bits, a power of 2.
-    """
-    streams = len(stayed)
-    if len(x) <= ways:
-        return x.expand(ways // len(x), len(x), streams).reshape(ways, streams)
-    blocks = len(x) // ways
-    which = stayed if len(x) == STATES else stayed & (blocks - 1)
-    return x.view(blocks, ways, -1).expand(-1, -1, streams).gather(0, which.expand(1, ways, streams))[0]
 
 
 def _first_least(costs: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,16 @@
-"""Plan, encode and commit in one process: only what is new or changed, resumable after any interruption."""
+"""Plan, encode and commit in one process: only what is new or changed, resumable after any interruption.
+
+The caller's thread reads, splits and commits, as every other did not know of it; where the model allows, others embed, encode
+and pack meanwhile (`memory3.bank.write.workers`).
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 
@@ -19,16 +24,31 @@ from memory3.bank.write.commit import Committer
 from memory3.bank.write.compare import Comparison, Step
 from memory3.bank.write.cut import Cut, Cutter, EmptyDocument, LargeDocument, WholeDocuments
 from memory3.bank.write.documents import checked
-from memory3.bank.write.kept import completed
+from memory3.bank.write.encode import EncodedRows, RowEncoder
+from memory3.bank.write.kept import Kept, completed
 from memory3.bank.write.options import WriteOptions
 from memory3.bank.write.pace import Pace
-from memory3.bank.write.shard import encode_rows
+from memory3.bank.write.workers import working
 from memory3.types import Document
 
 if TYPE_CHECKING:
     from lancedb.table import Table
 
 __all__ = ["WriteRun"]
+
+
+#: Commits' worth of references that may be encoded before those in front of them are committed. Of what lies in the line only
+#: the first is encoded whole, so an interruption costs no more than a commit's worth.
+_AHEAD = 1
+
+
+class _Begun(NamedTuple):
+    """Rows of a commit that are being encoded, what is kept of them, and since when."""
+
+    rows: Sequence[BankRow]
+    kept: Mapping[str, Kept]
+    new: EncodedRows
+    at: float
 
 
 class WriteRun:
@@ -55,6 +75,8 @@ class WriteRun:
         self._pace = Pace(self._codec.record_size, m3.batch_size)
         self._documents = self._written = self._unchanged = self._references = self._bytes = 0
         self._document_id = ""
+        self._line: deque[tuple[Cut, _Begun | None]] = deque()
+        self._last = self._started
 
     def run(self, documents: Iterable[Document]) -> WriteReport:
         """Write what is new or changed. Conflicts are reported, not raised.
@@ -68,22 +90,16 @@ class WriteRun:
         committer, options = self._committer, self._options
         comparison = Comparison(committer.stored, committer.broken, lazy=self._options.lazy, replace=self._options.replace)
         cutter = Cutter(self._m3, self._pace.most, self._pace.is_due)
-        for given in documents:
-            document = checked(given)
-            content_hash = document.content_hash
-            step = comparison.step(document, content_hash)
-            if step is Step.REPEATED:
-                continue
-            self._documents += 1
-            self._document_id = document.id
-            if step is Step.UNCHANGED:
-                self._unchanged += 1
-            elif step is Step.WRITE:
-                for cut in cutter.take(document, content_hash):
-                    self._write(cut)
-            self._tell()
-        for cut in cutter.rest():
-            self._write(cut)
+        with working(self._m3, lazy=options.lazy) as workers:
+            self._encoder = RowEncoder(
+                self._m3, self._embedder, self._codec, committer.schema, lazy=options.lazy, workers=workers
+            )
+            self._ahead = 0 if workers is None else _AHEAD
+            try:
+                self._write_all(documents, comparison, cutter)
+            except Exception:
+                self._commit()  # what was whole before a document that cannot be read
+                raise
         gone, kept = comparison.gone(options.prune_prefix, options.unread) if options.prune else ([], [])
         committer.remove(gone)
         committer.staging.close(comparison.seen)
@@ -101,17 +117,56 @@ class WriteRun:
             kept=tuple(kept),
         )
 
+    def _write_all(self, documents: Iterable[Document], comparison: Comparison, cutter: Cutter) -> None:
+        for given in documents:
+            document = checked(given)
+            content_hash = document.content_hash
+            step = comparison.step(document, content_hash)
+            if step is Step.REPEATED:
+                continue
+            self._documents += 1
+            self._document_id = document.id
+            if step is Step.UNCHANGED:
+                self._unchanged += 1
+            elif step is Step.WRITE:
+                for cut in cutter.take(document, content_hash):
+                    self._write(cut)
+            self._tell()
+        for cut in cutter.rest():
+            self._write(cut)
+        self._commit()
+
     def _write(self, cut: Cut) -> None:
+        """Commits follow one another in the order of the documents; so many that come after may be encoded meanwhile."""
+        if isinstance(cut, LargeDocument):
+            self._commit()
+            self._write_large(cut)
+            self._done(1)
+            return
+        self._commit(self._ahead)
+        self._line.append((cut, self._begin(cut.rows) if isinstance(cut, WholeDocuments) else None))
+        if not self._ahead:
+            self._commit()
+
+    def _commit(self, left: int = 0) -> None:
+        """Commit what is in the line until so many are left. After an error nothing of it is committed any more."""
+        try:
+            while len(self._line) > left:
+                self._commit_one(*self._line.popleft())
+        except BaseException:
+            self._line.clear()
+            raise
+
+    def _commit_one(self, cut: Cut, begun: _Begun | None) -> None:
         match cut:
             case WholeDocuments():
-                started = time.monotonic()
-                batch = self._encode(cut.rows)
-                self._pace.encoded(len(cut.rows), time.monotonic() - started)
+                assert begun is not None
+                batch = self._finished(begun)
+                now = time.monotonic()
+                self._pace.encoded(len(cut.rows), now - max(begun.at, self._last))
+                self._last = now
                 self._committer.put(cut.sizes, [batch])
                 self._done(len(cut.sizes))
-            case LargeDocument():
-                self._write_large(cut)
-                self._done(1)
             case EmptyDocument() if self._committer.holds(cut.document_id):  # nothing is left of it
                 self._committer.remove([cut.document_id])
                 self._written += 1
@@ -132,19 +187,26 @@ class WriteRun:
             # A release that cuts otherwise began it, or a plan that was given up with parts missing.
             staging.forget(document.id)
             references, count = self._m3.split(document), 0
+        parts: deque[_Begun] = deque()
         while part := list(islice(references, self._pace.size)):
             count += len(part)
-            staging.add(self._encode([BankRow(reference, large.content_hash, 0, document.origin) for reference in part]))
+            parts.append(self._begin([BankRow(reference, large.content_hash, 0, document.origin) for reference in part]))
+            if len(parts) > self._ahead:
+                staging.add(self._finished(parts.popleft()))
+        for left in parts:
+            staging.add(self._finished(left))
         self._committer.move(document.id, count)
 
-    def _encode(self, rows: Sequence[BankRow]) -> pa.RecordBatch:
-        """Rows with embeddings and memories; what the table has for the same tokens is kept."""
-        schema = self._committer.schema
+    def _begin(self, rows: Sequence[BankRow]) -> _Begun:
+        """Have rows encoded; what the table has for the same tokens is kept."""
         kept = self._committer.kept([row.reference for row in rows], lazy=self._options.lazy)
-        self._references += len(kept)
-        new = [row for row in rows if row.reference.id not in kept]
-        encoded = encode_rows(self._m3, self._embedder, self._codec, new, schema, lazy=self._options.lazy, told=self._encoded)
-        batch = completed(rows, encoded, kept, schema)
+        new = self._encoder.begin([row for row in rows if row.reference.id not in kept])
+        return _Begun(rows, kept, new, time.monotonic())
+
+    def _finished(self, begun: _Begun) -> pa.RecordBatch:
+        """The rows with embeddings and memories."""
+        self._references += len(begun.kept)
+        batch = completed(begun.rows, begun.new.batch(self._encoded), begun.kept, self._committer.schema)
         self._bytes += batch.nbytes
         return batch
 

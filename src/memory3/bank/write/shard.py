@@ -7,25 +7,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from memory3.bank.codebooks import cached_codebook
 from memory3.bank.embedder import Embedder, TextEmbedder
 from memory3.bank.format.manifest import METADATA_KEY, BankManifest
-from memory3.bank.format.rows import BankRow, row_batch, row_schema
+from memory3.bank.format.rows import row_schema
 from memory3.bank.protocol import MemoryWriter
+from memory3.bank.write.encode import RowEncoder
 from memory3.bank.write.plan import Shard
+from memory3.bank.write.workers import working
 from memory3.codec import Codebook, Codec, CodedCodec, RawCodec
 from memory3.errors import BankError, ConfigError, InputError
 from memory3.files import parse_json, read_bounded, write_atomically
 
-__all__ = ["EncodedShard", "encode_rows", "encode_shard"]
+__all__ = ["EncodedShard", "encode_shard"]
 
 _KEY = b"memory3.shard"
 _MOST_BYTES = 1 << 32
@@ -116,7 +116,9 @@ def encode_shard(
     manifest.require_embedder(embedder.name, embedder.dimension)
     codec = _codec(m3, manifest, code_book)
     schema = row_schema(manifest, shard.table_id)
-    return EncodedShard(shard.plan, shard.number, encode_rows(m3, embedder, codec, shard.new, schema, lazy=shard.lazy))
+    with working(m3, lazy=shard.lazy) as workers:
+        rows = RowEncoder(m3, embedder, codec, schema, lazy=shard.lazy, workers=workers).begin(shard.new).batch()
+    return EncodedShard(shard.plan, shard.number, rows)
 
 
 def _codec(m3: MemoryWriter, manifest: BankManifest, book: Codebook | None) -> Codec:
@@ -129,40 +131,3 @@ def _codec(m3: MemoryWriter, manifest: BankManifest, book: Codebook | None) -> C
             "give encode_shard the plan's, code_book=plan.code_book"
         )
     return CodedCodec(book).with_vectors(m3.token_vectors)
-
-
-def encode_rows(
-    m3: MemoryWriter,
-    embedder: TextEmbedder,
-    codec: Codec,
-    rows: Sequence[BankRow],
-    schema: pa.Schema,
-    *,
-    lazy: bool,
-    told: Callable[[int], None] = lambda references: None,
-) -> pa.RecordBatch:
-    """Rows with embeddings and memories, in order. References of like length are encoded together, which saves padding.
-
-    Args:
-        m3, embedder, codec: of the bank.
-        rows: what to encode.
-        schema: of the bank's table.
-        lazy: leave memories out.
-        told: called after each batch with its number of references.
-    """
-    references = [row.reference for row in rows]
-    embeddings = np.zeros((len(rows), embedder.dimension), np.float32)
-    if rows:
-        embeddings[:] = embedder.encode([reference.read_text for reference in references])
-    records: list[bytes | None] = [None] * len(rows)
-    by_length = sorted(range(len(rows)), key=lambda place: len(references[place].token_ids))
-    size = max(1, len(rows)) if lazy else m3.batch_size
-    for start in range(0, len(rows), size):
-        places = by_length[start : start + size]
-        if not lazy:
-            memories = m3.encode([references[place] for place in places])
-            packed = codec.encode_many(memories, device=m3.token_vectors.device)
-            for place, record in zip(places, packed, strict=True):
-                records[place] = record
-        told(len(places))
-    return row_batch(rows, embeddings, records, schema)
