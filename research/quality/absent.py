@@ -1,0 +1,131 @@
+"""Not in the bank: how well scores tell questions whose answer a bank holds from those whose answer it does not.
+
+    python -m research.quality.absent ask --data DIR                        # searches, cosines, words: minutes
+    python -m research.quality.absent read --data DIR --model M --label L   # what a model makes of each ask: hours
+    python -m research.quality.absent report --labels L,... --out FILE      # AUROC of each score, and of fitted ones
+
+``ask`` and ``read`` write a line of JSON an ask to ``--cache`` and go on where they were stopped, dev and test by turns. Nothing
+is fitted but the weights of a logistic regression, on dev; ``report`` gives test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memory3.bank.embedder import Embedder
+from memory3.llm import Memory3
+from memory3.models.catalogue import DEFAULT_EMBEDDER
+from research.quality.absent_asks import SETS, KnowledgeBase, asks
+from research.quality.absent_fit import report
+from research.quality.absent_read import Reader
+from research.quality.absent_words import Vectors, Words, cosines, tokens_found
+
+#: Of cosines, within which references are read: the default of `MemoryConfig`.
+GAP = 0.1
+
+
+def lines(path: Path) -> dict[str, dict[str, Any]]:
+    """What a file has, by ask; a line that was cut off is left out."""
+    found = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+            found[row["key"]] = row
+        except ValueError:
+            continue
+    return found
+
+
+def add(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Behind what the file has."""
+    with path.open("a") as file:
+        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def ask(given: argparse.Namespace) -> None:
+    """Search every ask, and score what was found by cosines and words."""
+    path = given.cache / "words.jsonl"
+    m3, embedder = Memory3.from_pretrained(), Embedder.load(DEFAULT_EMBEDDER)
+    for name in given.sets:
+        some = asks(given.data, name, given.dev, given.test)
+        done = lines(path)
+        some = [one for one in some if one.key not in done]
+        base = KnowledgeBase(given.data, name, m3, embedder, given.cache)
+        words, vectors, started = Words(base), Vectors(embedder), time.perf_counter()
+        asked = embedder.encode([one.question for one in some]) if some else []
+        for n, (one, hits) in enumerate(zip(some, base.search(some, asked), strict=True)):
+            read = [base.references[base.by_id[i]] for i, score in hits[:5] if score >= hits[0][1] - GAP]
+            scores = cosines(hits, GAP) | words.found(one.question, hits, GAP)
+            scores |= tokens_found(vectors, embedder, one.question, read, asked[n])
+            row = {"key": one.key, "set": name, "split": one.split, "kind": one.kind, "id": one.id, "question": one.question}
+            add(path, [{**row, "hits": hits, "scores": scores}])
+        say(f"{name}: {len(some)} asks in {time.perf_counter() - started:.0f} s")
+
+
+def read(given: argparse.Namespace) -> None:
+    """Let a model read and answer every ask."""
+    path = given.cache / f"{given.label}.jsonl"
+    default = Memory3.from_pretrained()
+    options: dict[str, Any] = {"dtype": given.dtype} if given.dtype else {}
+    m3 = Memory3.from_pretrained(given.model, **options) if given.model else default
+    embedder = Embedder.load(DEFAULT_EMBEDDER)
+    found, done = lines(given.cache / "words.jsonl"), lines(path)
+    bases = {name: KnowledgeBase(given.data, name, default, embedder, given.cache) for name in given.sets}
+    readers = {name: Reader(m3, base, GAP) for name, base in bases.items()}
+    todo = {}
+    for name in given.sets:
+        keys = [one.key for one in asks(given.data, name, given.dev, given.test)]
+        todo[name] = [found[key] for key in keys if key in found and key not in done]
+    started, count, total = time.perf_counter(), 0, sum(map(len, todo.values()))
+    while any(todo.values()) and time.time() < given.until:
+        for name in given.sets:  # by turns, so that whoever stops has some of each
+            some, todo[name] = todo[name][: given.batch], todo[name][given.batch :]
+            if some:
+                rows = readers[name].read(some)
+                add(path, [{"key": row["key"], **scores} for row, scores in zip(some, rows, strict=True)])
+                count += len(some)
+        each = (time.perf_counter() - started) / count
+        say(f"{count} of {total}; {each:.2f} s an ask; {(total - count) * each / 60:.0f} min left")
+
+
+def say(text: str) -> None:
+    """On standard error, at once."""
+    print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("ask", "read", "report"))
+    parser.add_argument("--data", type=Path, default=Path("/work/shared/data"))
+    parser.add_argument("--sets", type=lambda text: text.split(","), default=list(SETS))
+    parser.add_argument("--dev", type=int, default=100, help="questions of a set, each asked twice")
+    parser.add_argument("--test", type=int, default=200)
+    parser.add_argument("--model", default="", help="default: memory3's own with its adapter")
+    parser.add_argument("--label", default="default")
+    parser.add_argument("--labels", type=lambda text: text.split(","), default=[])
+    parser.add_argument("--dtype", default="")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--until", type=float, default=float("inf"), help="time as `date +%%s` says it")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/memory3-measure/absent")
+    parser.add_argument("--out", type=Path, default=Path("research/quality/absent.json"))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        if given.what == "report":
+            words = lines(given.cache / "words.jsonl")
+            report(words, {label: lines(given.cache / f"{label}.jsonl") for label in given.labels}, given.out)
+        else:
+            {"ask": ask, "read": read}[given.what](given)
+
+
+if __name__ == "__main__":
+    main()

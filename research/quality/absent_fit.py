@@ -1,0 +1,200 @@
+"""AUROC of scores, alone and as a logistic regression of a few of them: fitted on dev, reported on test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memory3.evaluation.intervals import aggregate_interval
+from memory3.evaluation.metrics import auroc
+from memory3.files import write_atomically
+
+__all__ = ["Fitted", "Table", "fit", "model_scores", "report"]
+
+#: Scores that are fitted together, by what they need.
+WORDS = ("cosine", "cosine margin to mean of 20", "words in those read", "BM25 highest of 5", "token matches, mean", "nearest sentence")
+MODEL = (
+    "question: gain",
+    "question: share explained",
+    "answer: likelihood",
+    "answer: gain",
+    "first token: entropy",
+    "first token: moved by memory",
+    "copied",
+    "attention",
+)
+#: What a generation has at hand anyway, or for one pass over a question.
+AT_HAND = ("cosine", "cosine margin to mean of 20", "question: gain", "question: share explained", "answer: likelihood", "copied")
+
+
+def model_scores(row: Mapping[str, Any]) -> dict[str, float]:
+    """Scores of what `research.quality.absent_read` kept of an ask, each to be high when the bank holds the answer."""
+    words = {mode: np.array(row[f"words.{mode}"]) for mode in ("memory", "none", "text")}
+    answer = {mode: np.array(row[f"answer.{mode}"]) for mode in ("memory", "none", "text")}
+    weight = -words["none"] / max(float(-words["none"].sum()), 1e-6)  # of what a token told that was not known
+    scores = {"copied": row["copied"], "attention": row["attention"] or 0.0}
+    for mode, name in (("memory", ""), ("text", " (text)")):
+        gains = words[mode] - words["none"]
+        scores |= {
+            f"question: likelihood{name}": float(words[mode].mean()),
+            f"question: gain{name}": float(gains.mean()),
+            f"question: gain, weighted{name}": float((gains * weight).sum()),
+            f"question: largest gain{name}": float(gains.max()),
+            f"question: share explained{name}": float(gains.sum() / max(-words["none"].sum(), 1e-6)),
+            f"answer: likelihood{name}": float(answer[mode].mean()),
+            f"answer: least likely token{name}": float(answer[mode].min()),
+            f"answer: first token{name}": float(answer[mode][0]),
+            f"answer: gain{name}": float((answer[mode] - answer["none"]).mean()),
+            f"answer: summed gain{name}": float((answer[mode] - answer["none"]).sum()),
+            f"first token: entropy{name}": -row[f"entropy.{mode}"][0],
+            f"three tokens: entropy{name}": -float(np.mean(row[f"entropy.{mode}"])),
+        }
+        if f"yes.{mode}" in row:
+            scores[f"asked: yes{name}"] = row[f"yes.{mode}"]
+            scores[f"asked: not mentioned{name}"] = -row[f"not mentioned.{mode}"]
+    scores["first token: moved by memory"] = row["KL.none"]
+    scores["first token: agrees with text"] = -row["KL.text"]
+    scores["answer: agrees with text"] = float((answer["text"] - answer["memory"]).mean())
+    return scores
+
+
+@dataclass(frozen=True)
+class Table:
+    """Asks of one split: N rows, F scores.
+
+    Attributes:
+        names: of the scores.
+        values: float64 ``[N, F]``.
+        present: bool ``[N]``, whether the bank holds the answer.
+        sets: name of the set of each row.
+        ids: of its question.
+        heads: float64 ``[N, 4, L, A]``, or None.
+    """
+
+    names: tuple[str, ...]
+    values: np.ndarray
+    present: np.ndarray
+    sets: np.ndarray
+    ids: np.ndarray
+    heads: np.ndarray | None = None
+
+    def of(self, name: str) -> Table:
+        """The rows of one set."""
+        mine = self.sets == name
+        return Table(
+            self.names,
+            self.values[mine],
+            self.present[mine],
+            self.sets[mine],
+            self.ids[mine],
+            None if self.heads is None else self.heads[mine],
+        )
+
+    def columns(self, names: Sequence[str]) -> np.ndarray:
+        """``[N, len(names)]``."""
+        return self.values[:, [self.names.index(name) for name in names]]
+
+    @classmethod
+    def make(cls, words: Mapping[str, Any], model: Mapping[str, Any] | None, split: str) -> Table:
+        """Of those asks that were searched and, with a model, read."""
+        keys = [k for k, row in words.items() if row["split"] == split and (model is None or k in model)]
+        rows = [words[k]["scores"] | (model_scores(model[k]) if model else {}) for k in keys]
+        names = tuple(rows[0]) if rows else ()
+        heads = None
+        if model and keys:
+            heads = np.array([[model[k]["heads"][part] for part in ("question", "last", "answer", "peak")] for k in keys])
+        return cls(
+            names,
+            np.array([[row[name] for name in names] for row in rows]),
+            np.array([words[k]["kind"] == "in" for k in keys]),
+            np.array([words[k]["set"] for k in keys]),
+            np.array([words[k]["id"] for k in keys]),
+            heads,
+        )
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A logistic regression: odds = (x - mean) / spread @ weights + bias."""
+
+    names: tuple[str, ...]
+    mean: np.ndarray
+    spread: np.ndarray
+    weights: np.ndarray
+    bias: float
+
+    def score(self, values: np.ndarray) -> np.ndarray:
+        """Log-odds of ``[N, F]``."""
+        found: np.ndarray = (values - self.mean) / self.spread @ self.weights + self.bias
+        return found
+
+
+def fit(names: Sequence[str], values: np.ndarray, present: np.ndarray, ridge: float = 3.0) -> Fitted:
+    """Newton's method on the penalised likelihood.
+
+    Args:
+        names: of the scores.
+        values: ``[N, F]``.
+        present: bool ``[N]``.
+        ridge: penalty on squared weights of standardised scores; none on the bias.
+    """
+    mean, spread = values.mean(0), values.std(0) + 1e-9
+    x = np.concatenate([(values - mean) / spread, np.ones((len(values), 1))], axis=1)
+    y, penalty = present.astype(float), np.array([ridge] * values.shape[1] + [1e-9])
+    w = np.zeros(x.shape[1])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-np.clip(x @ w, -30, 30)))
+        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + np.diag(penalty), x.T @ (y - p) - penalty * w)
+        w = w + step
+        if np.abs(step).max() < 1e-8:
+            break
+    return Fitted(tuple(names), mean, spread, w[:-1], float(w[-1]))
+
+
+def area(table: Table, scores: np.ndarray) -> dict[str, Any]:
+    """AUROC with its interval over questions, both asks of a question together."""
+    items: dict[str, list[tuple[bool, float]]] = {}
+    for id_, present, score in zip(table.ids, table.present, scores, strict=True):
+        items.setdefault(id_, []).append((bool(present), float(score)))
+
+    def of(some: list[Any]) -> float:
+        flat = [pair for one in some for pair in one]
+        return auroc([s for p, s in flat if p], [s for p, s in flat if not p])
+
+    found = list(items.values())
+    return {"auroc": of(found), "interval": aggregate_interval(found, of)}
+
+
+def _shown(found: Mapping[str, Any]) -> str:
+    return "{:.2f} [{:.2f}, {:.2f}]".format(found["auroc"], *found["interval"])
+
+
+def report(words: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]], out: Path) -> None:
+    """Tables of all scores, as JSON to ``out`` and as text."""
+    found: dict[str, Any] = {}
+    for label, model in {"no model": None, **models}.items():
+        dev, test = (Table.make(words, model, split) for split in ("dev", "test"))
+        sets = list(dict.fromkeys(test.sets))
+        counts = {s: [int((t.of(s).present == p).sum()) for t in (dev, test) for p in (True, False)] for s in sets}
+        print(f"\n## {label}: asks (dev in, dev not, test in, test not) {counts}\n")
+        print("| score, test | " + " | ".join(sets) + " |\n|---|" + "---|" * len(sets))
+        rows: dict[str, Any] = {}
+        for n, name in enumerate(test.names):
+            rows[name] = {s: area(test.of(s), test.of(s).values[:, n]) for s in sets}
+            print(f"| {name} | " + " | ".join(_shown(rows[name][s]) for s in sets) + " |")
+        fits: dict[str, Any] = {}
+        groups = {"words": WORDS} if model is None else {"words": WORDS, "model": MODEL, "at hand": AT_HAND, "all": (*WORDS, *MODEL)}
+        for group, names in groups.items():
+            for on in ("all sets", *sets):
+                mine = dev if on == "all sets" else dev.of(on)
+                fitted = fit(names, mine.columns(names), mine.present)
+                each = {s: area(test.of(s), fitted.score(test.of(s).columns(names))) for s in sets}
+                fits[f"{group}, fitted on {on}"] = {"test": each, "weights": dict(zip(names, fitted.weights.round(3).tolist(), strict=True))}
+                print(f"| **{group}**, fitted on {on} | " + " | ".join(_shown(each[s]) for s in sets) + " |")
+        found[label] = {"counts": counts, "scores": rows, "fitted": fits}
+    write_atomically(out, json.dumps(found, indent=1))
