@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from memory3.bank.embedder import Embedder
+from memory3.files import write_atomically
 from memory3.llm import Memory3
 from memory3.models.catalogue import DEFAULT_EMBEDDER
 from research.quality.absent_asks import SETS, KnowledgeBase, asks
@@ -55,11 +56,14 @@ def ask(given: argparse.Namespace) -> None:
     path = given.cache / "words.jsonl"
     m3, embedder = Memory3.from_pretrained(), Embedder.load(DEFAULT_EMBEDDER)
     for name in given.sets:
-        some = asks(given.data, name, given.dev, given.test)
-        done = lines(path)
-        some = [one for one in some if one.key not in done]
+        done, started = lines(path), time.perf_counter()
+        some = [one for one in asks(given.data, name, given.dev, given.test) if one.key not in done]
         base = KnowledgeBase(given.data, name, m3, embedder, given.cache)
-        words, vectors, started = Words(base), Vectors(embedder), time.perf_counter()
+        words, vectors = Words(base), Vectors(embedder)
+        for row in done.values():  # words cost nothing, and may be counted otherwise than when the row was written
+            if row["set"] == name:
+                row["scores"] |= cosines(row["hits"], GAP) | words.found(row["question"], row["hits"], GAP)
+        write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done.values()))
         asked = embedder.encode([one.question for one in some]) if some else []
         for n, (one, hits) in enumerate(zip(some, base.search(some, asked), strict=True)):
             read = [base.references[base.by_id[i]] for i, score in hits[:5] if score >= hits[0][1] - GAP]
@@ -80,16 +84,18 @@ def read(given: argparse.Namespace) -> None:
     found, done = lines(given.cache / "words.jsonl"), lines(path)
     bases = {name: KnowledgeBase(given.data, name, default, embedder, given.cache) for name in given.sets}
     readers = {name: Reader(m3, base, GAP) for name, base in bases.items()}
-    todo = {}
+    todo, text = {}, set()
     for name in given.sets:
-        keys = [one.key for one in asks(given.data, name, given.dev, given.test)]
+        some = asks(given.data, name, given.dev, given.test)
+        keys = [one.key for one in some if (one.set, one.kind) != ("clapnq", "out")]
+        text |= set(keys[: given.text])
         todo[name] = [found[key] for key in keys if key in found and key not in done]
     started, count, total = time.perf_counter(), 0, sum(map(len, todo.values()))
     while any(todo.values()) and time.time() < given.until:
         for name in given.sets:  # by turns, so that whoever stops has some of each
             some, todo[name] = todo[name][: given.batch], todo[name][given.batch :]
             if some:
-                rows = readers[name].read(some)
+                rows = readers[name].read(some, some[0]["key"] in text)
                 add(path, [{"key": row["key"], **scores} for row, scores in zip(some, rows, strict=True)])
                 count += len(some)
         each = (time.perf_counter() - started) / count
@@ -113,6 +119,7 @@ def main() -> None:
     parser.add_argument("--label", default="default")
     parser.add_argument("--labels", type=lambda text: text.split(","), default=[])
     parser.add_argument("--dtype", default="")
+    parser.add_argument("--text", type=int, default=80, help="asks of a set that are read as text too, the first ones")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--until", type=float, default=float("inf"), help="time as `date +%%s` says it")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/memory3-measure/absent")

@@ -1,8 +1,8 @@
 """Questions asked of a bank that holds their reference and of one that does not, and what a search of either finds.
 
     wiki_qa, tatqa, friendsqa   each question twice: of its knowledge base (``in``), and with its document left out (``out``)
-    clapnq                      a bank of all passages: answerable questions (``in``), and those whose passage is there and does
-                                not answer them (``un``)
+    clapnq                      a bank of all passages: answerable questions (``in``), the same with their passage left out, and
+                                those whose passage is there and does not answer them (``un``)
 
 References are split once, with the tokenizer of the default model, and embedded once: another model reads the same texts.
 """
@@ -68,12 +68,14 @@ def asks(data: Path, name: str, dev: int, test: int, seed: int = 0) -> list[Ask]
     for split, most in (("dev", dev), ("test", test)):
         each: list[list[Ask]] = []
         if name == "clapnq":
-            kinds = []
-            for file, kind in (("answerable", "in"), ("unanswerable", "un")):
+            kinds, known = [], {document.text: document.id for document in _documents(folder, name)}
+            for file, kind in (("answerable", "in"), ("unanswerable", "un"), ("answerable", "out")):
                 mine = [r for r in data_records(folder, file)[0] if _half(r["id"]) == split]
                 random.Random(seed).shuffle(mine)
-                kinds.append([Ask(name, split, r["id"], kind, r["question"]) for r in mine[:most]])
-            each = [[a for a in pair if a] for pair in zip_longest(*kinds)]
+                out = [tuple(known[p["text"]] for p in r["passages"]) if kind == "out" else () for r in mine]
+                some = zip(mine[:most], out, strict=False)
+                kinds.append([Ask(name, split, r["id"], kind, r["question"], gone) for r, gone in some])
+            each = [[a for a in few if a] for few in zip_longest(*kinds)]
         else:
             records = [r for r in data_records(folder, split)[0] if any(a.strip() for a in r["answers"]) and r["references"]]
             random.Random(seed).shuffle(records)

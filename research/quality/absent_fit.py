@@ -34,11 +34,13 @@ AT_HAND = ("cosine", "cosine margin to mean of 20", "question: gain", "question:
 
 def model_scores(row: Mapping[str, Any]) -> dict[str, float]:
     """Scores of what `research.quality.absent_read` kept of an ask, each to be high when the bank holds the answer."""
-    words = {mode: np.array(row[f"words.{mode}"]) for mode in ("memory", "none", "text")}
-    answer = {mode: np.array(row[f"answer.{mode}"]) for mode in ("memory", "none", "text")}
+    words = {mode: np.array(row[f"words.{mode}"]) for mode in ("memory", "none", "text") if f"words.{mode}" in row}
+    answer = {mode: np.array(row[f"answer.{mode}"]) for mode in words}
     weight = -words["none"] / max(float(-words["none"].sum()), 1e-6)  # of what a token told that was not known
     scores = {"copied": row["copied"], "attention": row["attention"] or 0.0}
     for mode, name in (("memory", ""), ("text", " (text)")):
+        if mode not in words:
+            continue
         gains = words[mode] - words["none"]
         scores |= {
             f"question: likelihood{name}": float(words[mode].mean()),
@@ -58,8 +60,9 @@ def model_scores(row: Mapping[str, Any]) -> dict[str, float]:
             scores[f"asked: yes{name}"] = row[f"yes.{mode}"]
             scores[f"asked: not mentioned{name}"] = -row[f"not mentioned.{mode}"]
     scores["first token: moved by memory"] = row["KL.none"]
-    scores["first token: agrees with text"] = -row["KL.text"]
-    scores["answer: agrees with text"] = float((answer["text"] - answer["memory"]).mean())
+    if "text" in words:
+        scores["first token: agrees with text"] = -row["KL.text"]
+        scores["answer: agrees with text"] = float((answer["text"] - answer["memory"]).mean())
     return scores
 
 
@@ -69,7 +72,7 @@ class Table:
 
     Attributes:
         names: of the scores.
-        values: float64 ``[N, F]``.
+        values: float64 ``[N, F]``; not a number where a score was not taken.
         present: bool ``[N]``, whether the bank holds the answer.
         sets: name of the set of each row.
         ids: of its question.
@@ -103,16 +106,20 @@ class Table:
     def make(cls, words: Mapping[str, Any], model: Mapping[str, Any] | None, split: str) -> Table:
         """Of those asks that were searched and, with a model, read."""
         keys = [k for k, row in words.items() if row["split"] == split and (model is None or k in model)]
+        sets = [words[k]["set"] + (", left out" if words[k]["set"] == "clapnq" and words[k]["kind"] == "out" else "") for k in keys]
+        again = [k for k, s in zip(keys, sets, strict=True) if s == "clapnq" and words[k]["kind"] == "in"]
+        if any(s.endswith("left out") for s in sets):  # both kinds of absence are set beside the same questions
+            keys, sets = [*keys, *again], [*sets, *["clapnq, left out"] * len(again)]
         rows = [words[k]["scores"] | (model_scores(model[k]) if model else {}) for k in keys]
-        names = tuple(rows[0]) if rows else ()
+        names = tuple(dict.fromkeys(name for row in rows for name in row))
         heads = None
         if model and keys:
             heads = np.array([[model[k]["heads"][part] for part in ("question", "last", "answer", "peak")] for k in keys])
         return cls(
             names,
-            np.array([[row[name] for name in names] for row in rows]),
+            np.array([[row.get(name, np.nan) for name in names] for row in rows]),
             np.array([words[k]["kind"] == "in" for k in keys]),
-            np.array([words[k]["set"] for k in keys]),
+            np.array(sets),
             np.array([words[k]["id"] for k in keys]),
             heads,
         )
@@ -160,6 +167,8 @@ def area(table: Table, scores: np.ndarray) -> dict[str, Any]:
     """AUROC with its interval over questions, both asks of a question together."""
     items: dict[str, list[tuple[bool, float]]] = {}
     for id_, present, score in zip(table.ids, table.present, scores, strict=True):
+        if np.isnan(score):
+            continue
         items.setdefault(id_, []).append((bool(present), float(score)))
 
     def of(some: list[Any]) -> float:
@@ -167,7 +176,7 @@ def area(table: Table, scores: np.ndarray) -> dict[str, Any]:
         return auroc([s for p, s in flat if p], [s for p, s in flat if not p])
 
     found = list(items.values())
-    return {"auroc": of(found), "interval": aggregate_interval(found, of)}
+    return {"auroc": of(found), "interval": aggregate_interval(found, of) if found else [np.nan] * 2, "questions": len(found)}
 
 
 def _shown(found: Mapping[str, Any]) -> str:

@@ -113,12 +113,16 @@ class Reader:
             del self._memories[next(iter(self._memories))]
         return found
 
-    def read(self, asks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    def read(self, asks: Sequence[dict[str, Any]], text: bool) -> list[dict[str, Any]]:
         """Of each ask, figures as JSON values: token by token, so that scores may be made of them later.
 
         ``words`` tokens of the question but the first and ``answer`` those of the answer (greedy, from memories); and of each
         the log-likelihoods ``.memory``, ``.none`` and ``.text``. ``heads`` has for each layer and head the share paid to
         references, as a mean over the question, at the prompt's last token and over the answer, and there the largest weight.
+
+        Args:
+            asks: rows of ``words.jsonl``.
+            text: read the best reference as text too, and ask whether the references hold the answer.
         """
         m3 = self.m3
         reads = [[name for name, score in row["hits"][:5] if score >= row["hits"][0][1] - self.gap] for row in asks]
@@ -134,7 +138,7 @@ class Reader:
             for one, row, some in zip(said, asks, reads, strict=True)
         ]
         first: dict[str, list[torch.Tensor]] = {}
-        for mode in ("memory", "none", "text"):
+        for mode in ("memory", "none", "text") if text else ("memory", "none"):
             mine = [
                 self._row(q, mode, some if mode == "memory" else some[:1], source)
                 for q, some in zip(questions, reads, strict=True)
@@ -158,10 +162,10 @@ class Reader:
                     found[n]["heads"] = _shares(heads, n, pad + at, pad + at + len(questions[n]), pad + end - 1)
             del logits
         for n, one in enumerate(found):
-            for other in ("none", "text"):
+            for other in (mode for mode in ("none", "text") if mode in first):
                 mine_, theirs = first["memory"][n], first[other][n]
                 one[f"KL.{other}"] = round(float((mine_.exp() * (mine_ - theirs)).sum()), 4)
-        for mode in ("memory", "text"):
+        for mode in ("memory", "text") if text else ():
             self._ask(asks, reads, source, mode, found)
         return found
 

@@ -47,6 +47,7 @@ def cosines(hits: Sequence[tuple[str, float]], gap: float) -> dict[str, float]:
     return {
         "cosine": c[0],
         "cosine margin to 2nd": c[0] - c[1],
+        "cosine margin to mean of 5": c[0] - float(rest[:4].mean()),
         "cosine margin to mean of 20": c[0] - float(rest.mean()),
         "cosine z of 20": (c[0] - float(rest.mean())) / max(float(rest.std()), 1e-3),
         "hits in gap": -float(sum(s >= c[0] - gap for s in c[:5])),
@@ -93,11 +94,17 @@ class Words:
         names = [_stem(w) for w in asked if w in named]
         there = set().union(*(self._sets[n] for n in read))
         scores = [self._bm25(stems, n) for n in near]
+        every_stem = [_stem(w) for w in dict.fromkeys(_words(question))]
+        pairs = list(zip(every_stem, every_stem[1:], strict=False))
+        beside = [set(zip(self._sets[n], self._sets[n][1:], strict=False)) for n in read]
         most = sum(self._weight(w) * 2.2 for w in stems)
         return {
             "words in best": float(has[near[0]] @ weights / weights.sum()),
             "words in one of those read": max(float(has[n] @ weights / weights.sum()) for n in read),
             "words in those read": float(every @ weights / weights.sum()),
+            "plain words in one of those read": max(float(has[n].mean()) for n in read),
+            "plain words missed": -min(float((1 - has[n]).sum()) for n in read),
+            "word pairs in one of those read": max(sum(p in b for p in pairs) / max(1, len(pairs)) for b in beside),
             "plain words in those read": float(every.mean()),
             "rarest word in those read": float(every[int(weights.argmax())]),
             "names in those read": float(np.mean([w in there for w in names])) if names else 1.0,
