@@ -3,6 +3,7 @@
     python -m research.quality.absent ask --data DIR                        # searches, cosines, words: minutes
     python -m research.quality.absent read --data DIR --model M --label L   # what a model makes of each ask: hours
     python -m research.quality.absent report --labels L,... --out FILE      # AUROC of each score, and of fitted ones
+    python -m research.quality.absent weights --out FILE                    # what `memory3.presence` uses, fitted on dev
 
 ``ask`` and ``read`` write a line of JSON an ask to ``--cache`` and go on where they were stopped, dev and test by turns. Nothing
 is fitted but the weights of a logistic regression, on dev; ``report`` gives test.
@@ -25,9 +26,9 @@ from memory3.files import write_atomically
 from memory3.llm import Memory3
 from memory3.models.catalogue import DEFAULT_EMBEDDER
 from research.quality.absent_asks import SETS, KnowledgeBase, asks
-from research.quality.absent_fit import report
+from research.quality.absent_fit import presence, report
 from research.quality.absent_read import Reader
-from research.quality.absent_words import Vectors, Words, cosines, tokens_found
+from research.quality.absent_words import EMBEDDED, Vectors, Words, cosines, tokens_found
 
 #: Of cosines, within which references are read: the default of `MemoryConfig`.
 GAP = 0.1
@@ -62,7 +63,8 @@ def ask(given: argparse.Namespace) -> None:
         words, vectors = Words(base), Vectors(embedder)
         for row in done.values():  # words cost nothing, and may be counted otherwise than when the row was written
             if row["set"] == name:
-                row["scores"] |= cosines(row["hits"], GAP) | words.found(row["question"], row["hits"], GAP)
+                kept = {score: row["scores"][score] for score in EMBEDDED}
+                row["scores"] = cosines(row["hits"], GAP) | words.found(row["question"], row["hits"], GAP) | kept
         write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done.values()))
         asked = embedder.encode([one.question for one in some]) if some else []
         for n, (one, hits) in enumerate(zip(some, base.search(some, asked), strict=True)):
@@ -79,6 +81,7 @@ def read(given: argparse.Namespace) -> None:
     path = given.cache / f"{given.label}.jsonl"
     default = Memory3.from_pretrained()
     options: dict[str, Any] = {"dtype": given.dtype} if given.dtype else {}
+    options |= {"config": given.preset} if given.preset else {}
     m3 = Memory3.from_pretrained(given.model, **options) if given.model else default
     embedder = Embedder.load(DEFAULT_EMBEDDER)
     found, done = lines(given.cache / "words.jsonl"), lines(path)
@@ -110,7 +113,7 @@ def say(text: str) -> None:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("ask", "read", "report"))
+    parser.add_argument("what", choices=("ask", "read", "report", "weights"))
     parser.add_argument("--data", type=Path, default=Path("/work/shared/data"))
     parser.add_argument("--sets", type=lambda text: text.split(","), default=list(SETS))
     parser.add_argument("--dev", type=int, default=100, help="questions of a set, each asked twice")
@@ -119,6 +122,7 @@ def main() -> None:
     parser.add_argument("--label", default="default")
     parser.add_argument("--labels", type=lambda text: text.split(","), default=[])
     parser.add_argument("--dtype", default="")
+    parser.add_argument("--preset", default="", help="of memories; default: the model's own")
     parser.add_argument("--text", type=int, default=80, help="asks of a set that are read as text too, the first ones")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--until", type=float, default=float("inf"), help="time as `date +%%s` says it")
@@ -130,6 +134,8 @@ def main() -> None:
         if given.what == "report":
             words = lines(given.cache / "words.jsonl")
             report(words, {label: lines(given.cache / f"{label}.jsonl") for label in given.labels}, given.out)
+        elif given.what == "weights":
+            presence(lines(given.cache / "words.jsonl"), DEFAULT_EMBEDDER, GAP, given.out)
         else:
             {"ask": ask, "read": read}[given.what](given)
 

@@ -13,31 +13,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from memory3.presence import signals
+from memory3.text.words import COMMON, stem, words
 from memory3.types import Reference
 from research.quality.absent_asks import KnowledgeBase
 
-__all__ = ["Vectors", "Words", "copied", "cosines", "tokens_found"]
+__all__ = ["EMBEDDED", "Vectors", "Words", "copied", "cosines", "tokens_found"]
 
-_WORD = re.compile(r"[^\W_]+(?:[.,'’][^\W_]+)*")
+#: What `tokens_found` gives.
+EMBEDDED = ("token matches, mean", "token matches, worst", "token matches of those read", "nearest sentence")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
-#: Words that ask and do not say what about.
-_COMMON = frozenset(
-    "a an the of in on at to for from by with as and or but if than then that this these those is are was were be been being "
-    "am do does did done has have had having will would shall should can could may might must not no it its he she they them "
-    "his her their we our us you your i me my who whom whose which what when where why how many much some any there here "
-    "about into over after before between during under out up down s t".split()
-)
-
-
-def _words(text: str) -> list[str]:
-    return [word.lower().replace(",", "") for word in _WORD.findall(text)]
-
-
-def _stem(word: str) -> str:
-    for end in ("'s", "’s", "ing", "ied", "ies", "ed", "es", "s", "e"):
-        if word.endswith(end) and len(word) - len(end) >= 3:
-            return word[: -len(end)]
-    return word
 
 
 def cosines(hits: Sequence[tuple[str, float]], gap: float) -> dict[str, float]:
@@ -45,9 +30,7 @@ def cosines(hits: Sequence[tuple[str, float]], gap: float) -> dict[str, float]:
     c = [score for _, score in hits]
     rest = np.array(c[1:])
     return {
-        "cosine": c[0],
         "cosine margin to 2nd": c[0] - c[1],
-        "cosine margin to mean of 5": c[0] - float(rest[:4].mean()),
         "cosine margin to mean of 20": c[0] - float(rest.mean()),
         "cosine z of 20": (c[0] - float(rest.mean())) / max(float(rest.std()), 1e-3),
         "hits in gap": -float(sum(s >= c[0] - gap for s in c[:5])),
@@ -56,9 +39,9 @@ def cosines(hits: Sequence[tuple[str, float]], gap: float) -> dict[str, float]:
 
 def copied(answer: str, question: str, read: Sequence[Reference]) -> float:
     """Share of the answer's words, those of the question left out, that stand in the references; 0 where there are none."""
-    asked = {_stem(w) for w in _words(question)} | _COMMON
-    new = [_stem(w) for w in _words(answer) if w not in _COMMON and _stem(w) not in asked]
-    there = {_stem(w) for r in read for w in _words(r.read_text)}
+    asked = {stem(w) for w in words(question)} | COMMON
+    new = [stem(w) for w in words(answer) if w not in COMMON and stem(w) not in asked]
+    there = {stem(w) for r in read for w in words(r.read_text)}
     return sum(w in there for w in new) / len(new) if new else 0.0
 
 
@@ -67,7 +50,7 @@ class Words:
 
     def __init__(self, base: KnowledgeBase) -> None:
         self.base = base
-        self._sets = [[_stem(w) for w in _words(r.read_text)] for r in base.references]
+        self._sets = [[stem(w) for w in words(r.read_text)] for r in base.references]
         self._seen = Counter(w for words in self._sets for w in set(words))
         self._mean = float(np.mean([len(words) for words in self._sets]))
 
@@ -83,28 +66,23 @@ class Words:
             hits: ids and cosines, best first.
             gap: of cosines, within which references are read.
         """
-        asked = [w for w in dict.fromkeys(_words(question)) if w not in _COMMON]
-        named = {w.lower().replace(",", "") for w in _WORD.findall(question)[1:] if w[0].isupper() or any(map(str.isdigit, w))}
-        stems = [_stem(w) for w in asked] or [""]
+        asked = [w for w in dict.fromkeys(words(question)) if w not in COMMON]
+        named = {w for word in question.split()[1:] for w in words(word) if word[0].isupper() or any(map(str.isdigit, w))}
+        stems = [stem(w) for w in asked] or [""]
         weights = np.array([self._weight(w) for w in stems])
         read = [self.base.by_id[name] for name, score in hits[:5] if score >= hits[0][1] - gap]
         near = [self.base.by_id[name] for name, _ in hits[:5]]
         has = {n: np.array([w in set(self._sets[n]) for w in stems], float) for n in near}
         every = np.max([has[n] for n in read], axis=0)
-        names = [_stem(w) for w in asked if w in named]
+        names = [stem(w) for w in asked if w in named]
         there = set().union(*(self._sets[n] for n in read))
         scores = [self._bm25(stems, n) for n in near]
-        every_stem = [_stem(w) for w in dict.fromkeys(_words(question))]
-        pairs = list(zip(every_stem, every_stem[1:], strict=False))
-        beside = [set(zip(self._sets[n], self._sets[n][1:], strict=False)) for n in read]
         most = sum(self._weight(w) * 2.2 for w in stems)
-        return {
+        texts = [self.base.references[n].read_text for n in read]
+        return signals(question, [score for _, score in hits[:5]], texts) | {
             "words in best": float(has[near[0]] @ weights / weights.sum()),
             "words in one of those read": max(float(has[n] @ weights / weights.sum()) for n in read),
             "words in those read": float(every @ weights / weights.sum()),
-            "plain words in one of those read": max(float(has[n].mean()) for n in read),
-            "plain words missed": -min(float((1 - has[n]).sum()) for n in read),
-            "word pairs in one of those read": max(sum(p in b for p in pairs) / max(1, len(pairs)) for b in beside),
             "plain words in those read": float(every.mean()),
             "rarest word in those read": float(every[int(weights.argmax())]),
             "names in those read": float(np.mean([w in there for w in names])) if names else 1.0,
@@ -120,10 +98,6 @@ class Words:
             if counts[w]:
                 total += self._weight(w) * counts[w] * 2.2 / (counts[w] + 1.2 * (0.25 + 0.75 * size / self._mean))
         return total
-
-    def weights(self, words: Sequence[str]) -> list[float]:
-        """Inverse document frequency of each word."""
-        return [0.0 if w.lower() in _COMMON else self._weight(_stem(w.lower())) for w in words]
 
 
 class Vectors:
@@ -155,7 +129,7 @@ def tokens_found(vectors: Vectors, embedder: Any, question: str, read: Sequence[
         cosine: float32 ``[e]``, the question's vector.
     """
     mine, ids = vectors.of(question)
-    keep = torch.tensor([vectors._tokenizer.convert_ids_to_tokens(i) not in _COMMON | {"?", ",", "."} for i in ids])
+    keep = torch.tensor([vectors._tokenizer.convert_ids_to_tokens(i) not in COMMON | {"?", ",", "."} for i in ids])
     if not keep.any():
         keep[:] = True
     best = [(mine @ vectors.of(r.read_text)[0].T).amax(1) for r in read]
