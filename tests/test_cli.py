@@ -297,12 +297,21 @@ def test_an_answer_for_people(bank):
 
 def test_what_is_not_in_the_bank_is_said(bank, tmp_path, monkeypatch):
     """With a score of this embedder and search, which counts words alone."""
-    asked = [["ask", question, "--bank", bank, "--k", 2, "--max-new-tokens", 2] for question in ("Who built the bridge?", "Why?")]
+    asked = [
+        ["ask", question, "--bank", bank, "--k", 2, "--max-new-tokens", 2] for question in ("Who built the bridge?", "Why?")
+    ]
     assert run_json(*asked[0])["found"] is None
     monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache/presence").mkdir(parents=True)
     search = {"embedder": "all-minilm-l6-v2", "dimension": 11, "reference_length": 128, "k": 2, "gap": 2.0}
-    fitted = {"mean": [0, 0, 0.5, 0, 0], "spread": [1] * 5, "weights": [0, 0, 3, 0, 0], "bias": 0, "threshold": 0.5, "about": {}}
+    fitted = {
+        "mean": [0, 0, 0.5, 0, 0],
+        "spread": [1] * 5,
+        "weights": [0, 0, 3, 0, 0],
+        "bias": 0,
+        "threshold": 0.5,
+        "about": {},
+    }
     signals = ["cosine", "margin", "words", "missed", "pairs"]
     said = {"version": 1, "signals": signals, **search, **fitted}
     (tmp_path / "cache/presence/all-minilm-l6-v2.json").write_text(json.dumps(said))

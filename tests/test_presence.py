@@ -1,4 +1,4 @@
-"""Is it in the bank? The score by hand, what it is kept from, and the same in answers, in the engine and on the command line."""
+"""Is it in the bank? The score by hand, what it is kept from, and the same in answers and in the engine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,19 @@ WEIGHTS = PresenceWeights(
 
 def put(cache: Any, fitted: PresenceWeights, **changes: Any) -> None:
     """Where a person's own file would lie."""
-    names = ("embedder", "dimension", "reference_length", "k", "gap", "mean", "spread", "weights", "bias", "threshold", "about")
+    names = (
+        "embedder",
+        "dimension",
+        "reference_length",
+        "k",
+        "gap",
+        "mean",
+        "spread",
+        "weights",
+        "bias",
+        "threshold",
+        "about",
+    )
     said = {"version": 1, "signals": SIGNALS, **{name: getattr(fitted, name) for name in names}, **changes}
     (cache / "presence").mkdir(parents=True, exist_ok=True)
     (cache / "presence" / f"{fitted.embedder}.json").write_text(json.dumps(said))
@@ -46,7 +58,15 @@ def cache(tmp_path, monkeypatch):
 
 
 def test_words():
-    assert words("The bridge's 3,100.5 engineers -- built in_side?") == ["the", "bridge's", "3100.5", "engineers", "built", "in", "side"]
+    assert words("The bridge's 3,100.5 engineers -- built in_side?") == [
+        "the",
+        "bridge's",
+        "3100.5",
+        "engineers",
+        "built",
+        "in",
+        "side",
+    ]
     assert [stem(word) for word in ("built", "rises", "cities", "bridge's", "was", "used", "is")] == [
         "built", "ris", "cit", "bridge", "was", "used", "is"
     ]  # fmt: skip
@@ -57,9 +77,7 @@ def test_signals_by_hand():
     """Of "bridge", "built" and "Romans", the second text has one and the first two, one of them beside "built"."""
     question = "Who built bridges: the Romans?"
     found = signals(question, [0.7, 0.6, 0.5, 0.4], ["He built bridges here.", "A bridge."])
-    assert found == pytest.approx(
-        {"cosine": 0.7, "margin": 0.7 - 0.5, "words": 2 / 3, "missed": -math.log(2), "pairs": 1 / 4}
-    )
+    assert found == pytest.approx({"cosine": 0.7, "margin": 0.7 - 0.5, "words": 2 / 3, "missed": -math.log(2), "pairs": 1 / 4})
     # Nothing but common words: the first stands for all.
     assert signals("Who is it?", [0.3, 0.1], ["That is who."])["words"] == 1
 
@@ -105,7 +123,15 @@ def test_what_was_fitted_is_used_for_that_alone(cache):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"version": 2}, {"signals": ["cosine"]}, {"spread": [0, 1, 1, 1, 1]}, {"weights": [1, 2]}, {"threshold": 1.5}, {"bias": "x"}]
+    "changes",
+    [
+        {"version": 2},
+        {"signals": ["cosine"]},
+        {"spread": [0, 1, 1, 1, 1]},
+        {"weights": [1, 2]},
+        {"threshold": 1.5},
+        {"bias": "x"},
+    ],
 )
 def test_a_damaged_file_is_named(cache, changes):
     put(cache, WEIGHTS, **changes)
@@ -130,11 +156,18 @@ def test_answers_and_the_engine_tell_the_same(cache, tmp_path):
     assert [one.found for one in expected if one] == [True, False], expected
     for mode in ("memory", "text"):
         told = m3.generate(questions, bank, mode=mode, max_new_tokens=2)
-        assert [(one.found, one.found_score) for one in told] == [(one.found, pytest.approx(one.score)) for one in expected if one]
+        assert [(one.found, one.found_score) for one in told] == [
+            (one.found, pytest.approx(one.score)) for one in expected if one
+        ]
     chat = [{"role": "user", "content": questions[1]}]
     assert m3.generate(chat, bank, max_new_tokens=2).found is False  # type: ignore[call-overload]
     talk = [*chat, {"role": "assistant", "content": "No."}, {"role": "user", "content": "Why?"}]
-    for prompt, options in ((talk, {}), (questions[1], {"k": 2}), (questions[1], {"references": ["doc1#0"]}), (questions[1], {"k": 3})):
+    for prompt, options in (
+        (talk, {}),
+        (questions[1], {"k": 2}),
+        (questions[1], {"references": ["doc1#0"]}),
+        (questions[1], {"k": 3}),
+    ):
         assert m3.generate(prompt, bank, max_new_tokens=2, **options).found is None  # type: ignore[call-overload]
     assert m3.generate(questions[1], mode="none", max_new_tokens=2).found is None
     settings, _ = decoding(m3.model, 2, {})

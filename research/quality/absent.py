@@ -4,9 +4,11 @@
     python -m research.quality.absent read --data DIR --model M --label L   # what a model makes of each ask: hours
     python -m research.quality.absent report --labels L,... --out FILE      # AUROC of each score, and of fitted ones
     python -m research.quality.absent weights --out FILE                    # what `memory3.presence` uses, fitted on dev
+    python -m research.quality.absent shipped --labels L,...                # that, on references that other models split
 
-``ask`` and ``read`` write a line of JSON an ask to ``--cache`` and go on where they were stopped, dev and test by turns. Nothing
-is fitted but the weights of a logistic regression, on dev; ``report`` gives test.
+``ask --model M --label L`` searches references as that model's tokenizer splits them. ``ask`` and ``read`` write a line of JSON
+an ask to ``--cache`` and go on where they were stopped, dev and test by turns. Nothing is fitted but the weights of a logistic
+regression, on dev; ``report`` gives test.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from memory3.files import write_atomically
 from memory3.llm import Memory3
 from memory3.models.catalogue import DEFAULT_EMBEDDER
 from research.quality.absent_asks import SETS, KnowledgeBase, asks
-from research.quality.absent_fit import presence, report
 from research.quality.absent_read import Reader
+from research.quality.absent_report import presence, report, shipped
 from research.quality.absent_words import EMBEDDED, Vectors, Words, cosines, tokens_found
 
 #: Of cosines, within which references are read: the default of `MemoryConfig`.
@@ -54,35 +56,40 @@ def add(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def ask(given: argparse.Namespace) -> None:
     """Search every ask, and score what was found by cosines and words."""
-    path = given.cache / "words.jsonl"
-    m3, embedder = Memory3.from_pretrained(), Embedder.load(DEFAULT_EMBEDDER)
+    path = given.cache / ("words.jsonl" if not given.model else f"words-{given.label}.jsonl")
+    m3, embedder = _model(given), Embedder.load(DEFAULT_EMBEDDER)
     for name in given.sets:
         done, started = lines(path), time.perf_counter()
         some = [one for one in asks(given.data, name, given.dev, given.test) if one.key not in done]
-        base = KnowledgeBase(given.data, name, m3, embedder, given.cache)
+        base = KnowledgeBase(given.data, name, m3, embedder, given.cache / given.label if given.model else given.cache)
         words, vectors = Words(base), Vectors(embedder)
         for row in done.values():  # words cost nothing, and may be counted otherwise than when the row was written
             if row["set"] == name:
-                kept = {score: row["scores"][score] for score in EMBEDDED}
+                kept = {score: row["scores"][score] for score in EMBEDDED if score in row["scores"]}
                 row["scores"] = cosines(row["hits"], GAP) | words.found(row["question"], row["hits"], GAP) | kept
         write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done.values()))
         asked = embedder.encode([one.question for one in some]) if some else []
         for n, (one, hits) in enumerate(zip(some, base.search(some, asked), strict=True)):
             read = [base.references[base.by_id[i]] for i, score in hits[:5] if score >= hits[0][1] - GAP]
             scores = cosines(hits, GAP) | words.found(one.question, hits, GAP)
-            scores |= tokens_found(vectors, embedder, one.question, read, asked[n])
+            if not given.model:
+                scores |= tokens_found(vectors, embedder, one.question, read, asked[n])
             row = {"key": one.key, "set": name, "split": one.split, "kind": one.kind, "id": one.id, "question": one.question}
             add(path, [{**row, "hits": hits, "scores": scores}])
         say(f"{name}: {len(some)} asks in {time.perf_counter() - started:.0f} s")
 
 
+def _model(given: argparse.Namespace) -> Memory3:
+    options: dict[str, Any] = {"dtype": given.dtype} if given.dtype else {}
+    options |= {"config": given.preset} if given.preset else {}
+    return Memory3.from_pretrained(given.model, **options) if given.model else Memory3.from_pretrained()
+
+
 def read(given: argparse.Namespace) -> None:
     """Let a model read and answer every ask."""
     path = given.cache / f"{given.label}.jsonl"
-    default = Memory3.from_pretrained()
-    options: dict[str, Any] = {"dtype": given.dtype} if given.dtype else {}
-    options |= {"config": given.preset} if given.preset else {}
-    m3 = Memory3.from_pretrained(given.model, **options) if given.model else default
+    m3 = _model(given)
+    default = Memory3.from_pretrained() if given.model else m3
     embedder = Embedder.load(DEFAULT_EMBEDDER)
     found, done = lines(given.cache / "words.jsonl"), lines(path)
     bases = {name: KnowledgeBase(given.data, name, default, embedder, given.cache) for name in given.sets}
@@ -113,7 +120,7 @@ def say(text: str) -> None:
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("ask", "read", "report", "weights"))
+    parser.add_argument("what", choices=("ask", "read", "report", "weights", "shipped"))
     parser.add_argument("--data", type=Path, default=Path("/work/shared/data"))
     parser.add_argument("--sets", type=lambda text: text.split(","), default=list(SETS))
     parser.add_argument("--dev", type=int, default=100, help="questions of a set, each asked twice")
@@ -136,6 +143,9 @@ def main() -> None:
             report(words, {label: lines(given.cache / f"{label}.jsonl") for label in given.labels}, given.out)
         elif given.what == "weights":
             presence(lines(given.cache / "words.jsonl"), DEFAULT_EMBEDDER, GAP, given.out)
+        elif given.what == "shipped":
+            for label in given.labels:
+                shipped(label, lines(given.cache / f"words-{label}.jsonl"), lines(given.cache / "words.jsonl"))
         else:
             {"ask": ask, "read": read}[given.what](given)
 

@@ -1,8 +1,8 @@
 """Questions asked of a bank that holds their reference and of one that does not, and what a search of either finds.
 
     wiki_qa, tatqa, friendsqa   each question twice: of its knowledge base (``in``), and with its document left out (``out``)
-    clapnq                      a bank of all passages: answerable questions (``in``), the same with their passage left out, and
-                                those whose passage is there and does not answer them (``un``)
+    clapnq                      a bank of all passages: answerable questions (``in``), the same with their passage left out
+                                (``out``), and those whose passage is there and does not answer them (``un``)
 
 References are split once, with the tokenizer of the default model, and embedded once: another model reads the same texts.
 """
@@ -81,7 +81,9 @@ def asks(data: Path, name: str, dev: int, test: int, seed: int = 0) -> list[Ask]
             random.Random(seed).shuffle(records)
             for r in records[:most]:
                 gold = tuple(r["references"])
-                each.append([Ask(name, split, str(r["id"]), kind, r["question"], out) for kind, out in (("in", ()), ("out", gold))])
+                each.append(
+                    [Ask(name, split, str(r["id"]), kind, r["question"], out) for kind, out in (("in", ()), ("out", gold))]
+                )
         found[split] = each
     wide = max(1, round(len(found["test"]) / max(1, len(found["dev"]))))
     tests = [found["test"][n : n + wide] for n in range(0, len(found["test"]), wide)]

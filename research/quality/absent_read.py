@@ -1,5 +1,5 @@
-"""What a model makes of a question and the memories that were found for it: how likely it finds the question and its own answer
-with memories, without them and with the best reference as text; what each head pays to memories; and what it says when it is
+"""What a model makes of a question and the memories found for it: how likely it finds the question and its own answer with
+memories, without them and with the best reference as text; what each head pays to memories; and what it says when it is
 asked whether they hold the answer.
 
 Symbols: B rows, T tokens, N chunks, C tokens of a chunk, A query heads, H KV heads, M memory pairs per head, d head dimension.
@@ -133,10 +133,17 @@ class Reader:
         rows = [self._row(q, "memory", some, source) for q, some in zip(questions, reads, strict=True)]
         said = generate_rows(m3, source, rows, max_new_tokens=NEW)  # type: ignore[arg-type]
         answers = [one.token_ids or [m3.prompts.pad_id] for one in said]
-        heads, found = _Heads(), [
-            {"said": one.text, "attention": one.attention, "copied": copied(one.text, row["question"], [references[n] for n in some])}
-            for one, row, some in zip(said, asks, reads, strict=True)
-        ]
+        heads, found = (
+            _Heads(),
+            [
+                {
+                    "said": one.text,
+                    "attention": one.attention,
+                    "copied": copied(one.text, row["question"], [references[n] for n in some]),
+                }
+                for one, row, some in zip(said, asks, reads, strict=True)
+            ],
+        )
         first: dict[str, list[torch.Tensor]] = {}
         for mode in ("memory", "none", "text") if text else ("memory", "none"):
             mine = [

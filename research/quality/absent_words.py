@@ -117,7 +117,9 @@ class Vectors:
         return self._kept[text]
 
 
-def tokens_found(vectors: Vectors, embedder: Any, question: str, read: Sequence[Reference], cosine: np.ndarray) -> dict[str, float]:
+def tokens_found(
+    vectors: Vectors, embedder: Any, question: str, read: Sequence[Reference], cosine: np.ndarray
+) -> dict[str, float]:
     """ColBERT's sum of best matches between tokens of the question and of one reference, over the question's length; and the
     nearest single sentence.
 

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from memory3.errors import ConfigError
@@ -106,14 +107,14 @@ def signals(question: str, cosines: Sequence[float], texts: Sequence[str]) -> di
     """
     every = [stem(word) for word in dict.fromkeys(words(question))]
     asked = [stem(word) for word in dict.fromkeys(words(question)) if word not in COMMON] or every[:1]
-    beside = list(zip(every, every[1:], strict=False))
+    beside = list(pairwise(every))
     share = missed = pairs = 0.0
     for n, text in enumerate(texts):
         there = [stem(word) for word in words(text)]
         apart = set(there)
         has = sum(word in apart for word in asked)
         lacks = len(asked) - has
-        both = set(zip(there, there[1:], strict=False))
+        both = set(pairwise(there))
         share = max(share, has / len(asked))
         missed = lacks if n == 0 else min(missed, lacks)
         pairs = max(pairs, sum(pair in both for pair in beside) / max(1, len(beside)))
@@ -156,5 +157,7 @@ def find_presence_weights(embedder: str) -> PresenceWeights | None:
     sizes = {len(some) for some in numbers}
     sound = all(math.isfinite(x) for some in numbers for x in (*some, found.bias)) and min(found.spread, default=0.0) > 0
     if version != VERSION or names != list(SIGNALS) or sizes != {len(SIGNALS)} or not sound or not 0 < found.threshold < 1:
-        raise ConfigError(f"{path} is version {version!r} of the signals {names!r}, wanted are version {VERSION} of {SIGNALS}: delete it")
+        raise ConfigError(
+            f"{path} is version {version!r} of the signals {names!r}, wanted are version {VERSION} of {SIGNALS}: delete it"
+        )
     return found

@@ -12,13 +12,14 @@ _WORD = re.compile(r"[^\W_]+(?:[.,'’][^\W_]+)*")
 _ENDINGS = ("'s", "’s", "ing", "ied", "ies", "ed", "es", "s", "e")
 #: Letters of scripts that put no spaces between words: Thai to Burmese, Khmer, Japanese and Chinese.
 _UNSPACED = re.compile("[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+_ASKING = """
+a an the of in on at to for from by with as and or but if than then that this these those is are was were be been being am do
+does did done has have had having will would shall should can could may might must not no it its he she they them his her their
+we our us you your i me my who whom whose which what when where why how many much some any there here about into over after
+before between during under out up down s t
+"""
 #: Words that ask, and do not say what about.
-COMMON = frozenset(
-    "a an the of in on at to for from by with as and or but if than then that this these those is are was were be been being "
-    "am do does did done has have had having will would shall should can could may might must not no it its he she they them "
-    "his her their we our us you your i me my who whom whose which what when where why how many much some any there here "
-    "about into over after before between during under out up down s t".split()
-)
+COMMON = frozenset(_ASKING.split())
 
 
 def words(text: str) -> list[str]:
