@@ -6,9 +6,9 @@
     python -m research.quality.absent weights --out FILE                    # what `memory3.presence` uses, fitted on dev
     python -m research.quality.absent shipped --labels L,...                # that, on references that other models split
 
-``ask --model M --label L`` searches references as that model's tokenizer splits them. ``ask`` and ``read`` write a line of JSON
-an ask to ``--cache`` and go on where they were stopped, dev and test by turns. Nothing is fitted but the weights of a logistic
-regression, on dev; ``report`` gives test.
+``ask --model M --label L`` searches references as that model's tokenizer splits them. ``ask`` and ``read`` write a line of
+JSON an ask to ``--cache`` and go on where they were stopped, dev and test by turns. Nothing is fitted but the weights of a
+logistic regression, on dev; ``report`` gives test.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def asks(data: Path, name: str, dev: int, test: int, seed: int = 0) -> list[Ask]
         dev, test: questions of each half; of clapnq as many answerable as unanswerable.
         seed: of the order.
     """
-    folder, found = data / SETS[name], {}
+    folder, found = data / SETS[name], dict[str, list[list[Ask]]]()
     for split, most in (("dev", dev), ("test", test)):
         each: list[list[Ask]] = []
         if name == "clapnq":
@@ -87,7 +87,11 @@ def asks(data: Path, name: str, dev: int, test: int, seed: int = 0) -> list[Ask]
         found[split] = each
     wide = max(1, round(len(found["test"]) / max(1, len(found["dev"]))))
     tests = [found["test"][n : n + wide] for n in range(0, len(found["test"]), wide)]
-    return [a for one, some in zip_longest(found["dev"], tests, fillvalue=[]) for a in [*one, *(b for c in some for b in c)]]
+    turns: list[Ask] = []
+    for n in range(max(len(found["dev"]), len(tests))):
+        turns += found["dev"][n] if n < len(found["dev"]) else []
+        turns += [ask for few in (tests[n] if n < len(tests) else []) for ask in few]
+    return turns
 
 
 def _half(id_: str) -> str:

@@ -59,7 +59,7 @@ class _Heads:
             heads._see(layer, query, lse, memory, reading.tokens, scale)
             return out
 
-        Reading.attend = watched  # type: ignore[method-assign]
+        Reading.attend = watched  # type: ignore[method-assign, assignment]
         try:
             yield
         finally:
@@ -133,17 +133,11 @@ class Reader:
         rows = [self._row(q, "memory", some, source) for q, some in zip(questions, reads, strict=True)]
         said = generate_rows(m3, source, rows, max_new_tokens=NEW)  # type: ignore[arg-type]
         answers = [one.token_ids or [m3.prompts.pad_id] for one in said]
-        heads, found = (
-            _Heads(),
-            [
-                {
-                    "said": one.text,
-                    "attention": one.attention,
-                    "copied": copied(one.text, row["question"], [references[n] for n in some]),
-                }
-                for one, row, some in zip(said, asks, reads, strict=True)
-            ],
-        )
+        heads = _Heads()
+        found: list[dict[str, Any]] = []
+        for one, row, some in zip(said, asks, reads, strict=True):
+            used = copied(one.text, row["question"], [references[n] for n in some])
+            found.append({"said": one.text, "attention": one.attention, "copied": used})
         first: dict[str, list[torch.Tensor]] = {}
         for mode in ("memory", "none", "text") if text else ("memory", "none"):
             mine = [
@@ -168,10 +162,10 @@ class Reader:
                     pad = logits.shape[1] - len(tokens)
                     found[n]["heads"] = _shares(heads, n, pad + at, pad + at + len(questions[n]), pad + end - 1)
             del logits
-        for n, one in enumerate(found):
+        for n, told in enumerate(found):
             for other in (mode for mode in ("none", "text") if mode in first):
                 mine_, theirs = first["memory"][n], first[other][n]
-                one[f"KL.{other}"] = round(float((mine_.exp() * (mine_ - theirs)).sum()), 4)
+                told[f"KL.{other}"] = round(float((mine_.exp() * (mine_ - theirs)).sum()), 4)
         for mode in ("memory", "text") if text else ():
             self._ask(asks, reads, source, mode, found)
         return found

@@ -40,7 +40,8 @@ ALARMS = 0.1
 
 def _shown(found: Mapping[str, Any]) -> str:
     sure = "*" if found["above cosine"][1] > 0 else ""
-    return "{:.2f} [{:.2f}, {:.2f}]{}".format(found["auroc"], *found["interval"], sure)
+    low, high = found["interval"]
+    return f"{found['auroc']:.2f} [{low:.2f}, {high:.2f}]{sure}"
 
 
 def report(words: Mapping[str, Any], models: Mapping[str, Mapping[str, Any]], out: Path) -> None:
@@ -106,8 +107,8 @@ def heads(dev: Table, test: Table, most: int = 8) -> dict[str, dict[str, Any]]:
 
 
 def presence(words: Mapping[str, Any], embedder: str, gap: float, out: Path) -> None:
-    """Fit what `memory3.presence` uses on dev of all sets, with the threshold that calls one in ten "not found" whose answer is
-    in the bank, and tell what that is on test.
+    """Fit what `memory3.presence` uses on dev of all sets, with the threshold that calls one in ten "not found" whose answer
+    is in the bank, and tell what that is on test.
     """
     dev, test = (Table.make(words, None, split) for split in ("dev", "test"))
     sets = [str(s) for s in dict.fromkeys(test.sets)]
