@@ -68,8 +68,8 @@ def ask(given: argparse.Namespace) -> None:
                 kept = {score: row["scores"][score] for score in EMBEDDED if score in row["scores"]}
                 row["scores"] = cosines(row["hits"], GAP) | words.found(row["question"], row["hits"], GAP) | kept
         write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in done.values()))
-        asked = embedder.encode([one.question for one in some]) if some else []
-        for n, (one, hits) in enumerate(zip(some, base.search(some, asked), strict=True)):
+        asked = embedder.encode([one.question for one in some] or [""])
+        for n, (one, hits) in enumerate(zip(some, base.search(some, asked[: len(some)]), strict=True)):
             read = [base.references[base.by_id[i]] for i, score in hits[:5] if score >= hits[0][1] - GAP]
             scores = cosines(hits, GAP) | words.found(one.question, hits, GAP)
             if not given.model:
@@ -103,11 +103,11 @@ def read(given: argparse.Namespace) -> None:
     started, count, total = time.perf_counter(), 0, sum(map(len, todo.values()))
     while any(todo.values()) and time.time() < given.until:
         for name in given.sets:  # by turns, so that whoever stops has some of each
-            some, todo[name] = todo[name][: given.batch], todo[name][given.batch :]
-            if some:
-                rows = readers[name].read(some, some[0]["key"] in text)
-                add(path, [{"key": row["key"], **scores} for row, scores in zip(some, rows, strict=True)])
-                count += len(some)
+            now, todo[name] = todo[name][: given.batch], todo[name][given.batch :]
+            if now:
+                rows = readers[name].read(now, now[0]["key"] in text)
+                add(path, [{"key": row["key"], **scores} for row, scores in zip(now, rows, strict=True)])
+                count += len(now)
         each = (time.perf_counter() - started) / count
         say(f"{count} of {total}; {each:.2f} s an ask; {(total - count) * each / 60:.0f} min left")
 

@@ -124,8 +124,8 @@ class KnowledgeBase:
         found = []
         for ask, vector in zip(some, vectors, strict=True):
             cosines = self.vectors @ vector
-            cosines[np.isin(documents, ask.left_out)] = -2
-            first = np.argsort(-cosines, kind="stable")[:FAR]
+            order = np.argsort(-cosines, kind="stable")
+            first = order[~np.isin(documents[order], ask.left_out)][:FAR]
             found.append([(self.references[n].id, float(cosines[n])) for n in first])
         return found
 

@@ -113,6 +113,7 @@ class Reader:
             del self._memories[next(iter(self._memories))]
         return found
 
+    @torch.inference_mode()
     def read(self, asks: Sequence[dict[str, Any]], text: bool) -> list[dict[str, Any]]:
         """Of each ask, figures as JSON values: token by token, so that scores may be made of them later.
 
@@ -135,8 +136,8 @@ class Reader:
         answers = [one.token_ids or [m3.prompts.pad_id] for one in said]
         heads = _Heads()
         found: list[dict[str, Any]] = []
-        for one, row, some in zip(said, asks, reads, strict=True):
-            used = copied(one.text, row["question"], [references[n] for n in some])
+        for one, ask, some in zip(said, asks, reads, strict=True):
+            used = copied(one.text, ask["question"], [references[n] for n in some])
             found.append({"said": one.text, "attention": one.attention, "copied": used})
         first: dict[str, list[torch.Tensor]] = {}
         for mode in ("memory", "none", "text") if text else ("memory", "none"):
