@@ -15,7 +15,7 @@ FLOORS = (
     {"text", "models"},
     {"encode"},
     {"bank"},
-    {"answer", "decoding", "choosing", "prompt", "scoring"},
+    {"answer", "decoding", "choosing", "presence", "prompt", "scoring"},
     {"recall"},
     {"parity", "proof", "asking", "llm"},
     {"calibration"},

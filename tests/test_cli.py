@@ -5,6 +5,7 @@ own.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -292,6 +293,33 @@ def test_an_answer_for_people(bank):
     stdout = run("ask", "Who built the bridge?", "--bank", bank, "--max-new-tokens", 5, "--gap", 2).stdout
     assert re.search(r" \[1\]  \d+%  \S*docs/bridge\.md:\d+-\d+\n +The bridge was built", stdout)
     assert re.search(r"first token [\d.]+ s, [\d.]+ tokens/s, \d+ prompt tokens, \d references, [\d.]+ KB read\n", stdout)
+
+
+def test_what_is_not_in_the_bank_is_said(bank, tmp_path, monkeypatch):
+    """With a score of this embedder and search, which counts words alone."""
+    asked = [
+        ["ask", question, "--bank", bank, "--k", 2, "--max-new-tokens", 2] for question in ("Who built the bridge?", "Why?")
+    ]
+    assert run_json(*asked[0])["found"] is None
+    monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache/presence").mkdir(parents=True)
+    search = {"embedder": "all-minilm-l6-v2", "dimension": 11, "reference_length": 128, "k": 2, "gap": 2.0}
+    fitted = {
+        "mean": [0, 0, 0.5, 0, 0],
+        "spread": [1] * 5,
+        "weights": [0, 0, 3, 0, 0],
+        "bias": 0,
+        "threshold": 0.5,
+        "about": {},
+    }
+    signals = ["cosine", "margin", "words", "missed", "pairs"]
+    said = {"version": 1, "signals": signals, **search, **fitted}
+    (tmp_path / "cache/presence/all-minilm-l6-v2.json").write_text(json.dumps(said))
+    there, absent = (run_json(*arguments) for arguments in asked)
+    assert (there["found"], there["found_score"]) == (True, pytest.approx(1 / (1 + math.exp(-1.5))))
+    assert (absent["found"], absent["found_score"]) == (False, pytest.approx(1 / (1 + math.exp(1.5))))
+    assert "not found in the bank" not in run(*asked[0]).stderr
+    assert "probably not found in the bank: the answer may be made up" in run(*asked[1]).stderr
 
 
 def test_all_modes_side_by_side(bank):

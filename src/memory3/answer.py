@@ -68,6 +68,9 @@ class Answer:
         usage, timings: see there.
         token_ids: of the answer.
         note: why nothing was read of the bank that was asked; empty where something was, or where no bank was asked.
+        found: whether the bank is thought to hold the answer, by what its search found (`memory3.presence`); None where
+            nobody can tell.
+        found_score: by which that was decided, 0 to 1.
     """
 
     text: str
@@ -76,6 +79,8 @@ class Answer:
     timings: Timings
     token_ids: list[int] = field(repr=False, default_factory=list)
     note: str = ""
+    found: bool | None = None
+    found_score: float | None = None
 
     def __str__(self) -> str:
         return self.text

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memory3.answer import Answer, Timings, Usage
+from memory3.presence import Presence, PresenceWeights, find_presence_weights
 from memory3.prompt import Prompt, PromptBuilder
 from memory3.recall.generate import Recall
 from memory3.recall.nothing import why_nothing
-from memory3.recall.request import RecallStatistics
-from memory3.recall.retrieval import Retrieval, within
+from memory3.recall.request import RecallStatistics, RequestMemory
+from memory3.recall.retrieval import Retrieval, SearchHit, within
 from memory3.types import Citation, Reference
 
 if TYPE_CHECKING:
@@ -28,11 +29,32 @@ class Asked:
         tokens: of its prompt.
         note: why it reads nothing of the bank that was asked; empty where it does, or where no bank was asked.
         passages: in mode text, what was put into the prompt; None in other modes.
+        question: its text, where it is one question by itself; else empty.
+        judge: tells whether the bank holds the answer; None: nobody can.
+        presence: what it told, in mode text.
     """
 
     tokens: list[int]
     note: str = ""
     passages: list[Citation] | None = None
+    question: str = ""
+    judge: PresenceWeights | None = None
+    presence: Presence | None = None
+
+    def present(self, memory: RequestMemory | None, citations: Sequence[Citation]) -> Presence | None:
+        """Whether the bank is thought to hold the answer; None: nobody can tell.
+
+        Args:
+            memory: what was read, in mode memory.
+            citations: of the whole answer; every reference that was read is among them.
+        """
+        if memory is None or self.judge is None:
+            return self.presence
+        texts = {citation.reference_id: citation.text for citation in citations}
+        read = [hit.reference_id for hit in within(memory.hits, memory.retrieval.gap)]
+        if not all(name in texts for name in read):
+            return None
+        return self.judge.judge(self.question, [hit.score for hit in memory.hits], [texts[name] for name in read])
 
 
 def prepare(
@@ -53,28 +75,60 @@ def prepare(
     if mode == "none" or bank is None:
         return [Asked(builder.build(prompt)) for prompt in prompts]
     notes = why_nothing(bank, each)
+    judges = [None if note else _judge(bank, retrieval) for note, retrieval in zip(notes, each, strict=True)]
     if mode == "memory":
-        pairs = zip(prompts, notes, strict=True)
-        return [Asked(builder.build(prompt, "none" if note else mode), note) for prompt, note in pairs]
+        return [
+            Asked(builder.build(prompt, "none" if note else mode), note, question=_question(prompt), judge=judge)
+            for prompt, note, judge in zip(prompts, notes, judges, strict=True)
+        ]
     asked = []
-    for prompt, note, found in zip(prompts, notes, _found(prompts, each, builder, bank), strict=True):
-        references = bank.references([name for name, _ in found])
+    for prompt, note, judge, hits in zip(prompts, notes, judges, _found(prompts, each, builder, bank), strict=True):
+        found = within(hits, each[0].gap)
+        references = bank.references([hit.reference_id for hit in found])
         tokens = builder.build(prompt, mode, [reference.token_ids for reference in references])
-        weight = sum(max(score, 0.0) for _, score in found) or 1.0
-        cited = [cite(r, max(score, 0.0) / weight, score) for r, (_, score) in zip(references, found, strict=True)]
-        asked.append(Asked(tokens, note, cited))
+        weight = sum(max(hit.score, 0.0) for hit in found) or 1.0
+        cited = [cite(r, max(hit.score, 0.0) / weight, hit.score) for r, hit in zip(references, found, strict=True)]
+        question, presence = _question(prompt), None
+        if judge is not None and question:
+            presence = judge.judge(question, [hit.score for hit in hits], [r.text for r in references])
+        asked.append(Asked(tokens, note, cited, question, judge, presence))
     return asked
+
+
+def _question(prompt: Prompt) -> str:
+    """The text of a prompt that is one question by itself; of a conversation none: what it is about stands further up."""
+    if isinstance(prompt, str):
+        return prompt
+    said = [message for message in prompt if isinstance(message, Mapping) and message.get("role") != "system"]
+    content = said[0].get("content") if len(said) == 1 else None
+    return content if isinstance(content, str) else ""
+
+
+def _judge(bank: Bank, retrieval: Retrieval) -> PresenceWeights | None:
+    """Who tells whether a bank that is searched so holds an answer; None: nobody was fitted to that."""
+    manifest = getattr(bank, "manifest", None)
+    if manifest is None or retrieval.references is not None or retrieval.chunk_references is not None:
+        return None
+    weights = find_presence_weights(manifest.embedder)
+    length = manifest.config.reference_length
+    fits = weights is not None and weights.fits(manifest.embedder, manifest.dimension, length, retrieval.k, retrieval.gap)
+    return weights if fits else None
+
+
+class _Pinned(NamedTuple):
+    """A reference that was named and not searched for."""
+
+    reference_id: str
+    score: float = 0.0
 
 
 def _found(
     prompts: Sequence[Prompt], each: Sequence[Retrieval], builder: PromptBuilder, bank: Bank
-) -> list[list[tuple[str, float]]]:
-    """Ids and scores of what every prompt reads as text."""
+) -> Sequence[Sequence[SearchHit]]:
+    """What is found for every prompt in mode text; what it reads of that, says the gap."""
     if any(retrieval.references is not None for retrieval in each):
-        return [[(name, 0.0) for name in retrieval.references or ()] for retrieval in each]
-    common = each[0]
-    hits = bank.search([builder.query(prompt) for prompt in prompts], common.k, where=common.where)
-    return [[(hit.reference_id, hit.score) for hit in within(row, common.gap)] for row in hits]
+        return [[_Pinned(name) for name in retrieval.references or ()] for retrieval in each]
+    return bank.search([builder.query(prompt) for prompt in prompts], each[0].k, where=each[0].where)
 
 
 def collect(
@@ -101,18 +155,32 @@ def collect(
     for n, ids in enumerate(said):
         question = asked[n // per_question]
         citations, usage = question.passages or [], Usage(len(question.tokens), len(ids))
+        memory = None
         if recall is not None and bank is not None:
             row = n // per_question * beams + n % per_question
             shares = recall.shares(row)
             references = bank.references([name for name, _, _ in shares])
             citations = [cite(r, share, score) for r, (_, share, score) in zip(references, shares, strict=True)]
-            did = recall.requests[row].statistics if row < recall.rows else RecallStatistics()
+            memory = recall.requests[row] if row < recall.rows else None
+            did = memory.statistics if memory is not None else RecallStatistics()
             usage = Usage(len(question.tokens), len(ids), did.recalls, did.references, did.bytes_read)
         elif question.passages is not None:
             read = sum(len(citation.text.encode()) for citation in citations)
             usage = Usage(len(question.tokens), len(ids), 1, len(citations), read)
         text = tokenizer.decode(ids, skip_special_tokens=True).strip()
-        answers.append(Answer(text, list(citations), usage, timings, list(ids), question.note))
+        presence = question.present(memory, citations)
+        answers.append(
+            Answer(
+                text,
+                list(citations),
+                usage,
+                timings,
+                list(ids),
+                question.note,
+                None if presence is None else presence.found,
+                None if presence is None else presence.score,
+            )
+        )
     return answers
 
 

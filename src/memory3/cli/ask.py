@@ -154,6 +154,8 @@ def ask(
 
     for note in dict.fromkeys(answer.note for answer in answers.values() if answer.note):
         message(note, kind="note", style="yellow")
+    if any(answer.found is False for answer in answers.values()):
+        message("probably not found in the bank: the answer may be made up", kind="note", style="yellow")
     if as_json:
         found = [answer_json(each, answer) for each, answer in answers.items()]
         about = {"question": text, "bank": None if bank is None else str(bank), "model": m3.name}
@@ -172,6 +174,8 @@ def answer_json(mode: str, answer: Answer) -> dict[str, Any]:
         "mode": mode,
         "answer": answer.text,
         "note": answer.note,
+        "found": answer.found,
+        "found_score": answer.found_score,
         "citations": [dataclasses.asdict(citation) for citation in answer.citations],
         "usage": dataclasses.asdict(answer.usage),
         "timings": dataclasses.asdict(answer.timings),

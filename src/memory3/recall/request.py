@@ -87,6 +87,8 @@ class RequestMemory:
         moved: by how many positions its memories move from where they were written; set by `lie_at`.
         is_placed: whether `moved` is known for good; set by whoever knows the position of the first token.
         scores: cosine of the search that found a reference, by id.
+        hits: all that the search for the prompt's last chunk found, best first, whatever the gap leaves of it; empty where
+            nothing was looked up.
         mass: attention its decoded tokens paid, by reference.
         paid: the same for each token of the answer, where whoever runs the passes tells it token by token.
         looked: attention they paid in all, to memories and to the context, in the layers that have memories.
@@ -127,6 +129,7 @@ class RequestMemory:
         self.moved = 0
         self.is_placed = False
         self.scores: dict[str, float] = {}
+        self.hits: tuple[SearchHit, ...] = ()
         self.mass: dict[str, float] = {}
         self.paid: list[Mapping[str, float]] = []
         self.looked = 0
@@ -370,5 +373,7 @@ class RequestMemory:
 
     def _nearest(self, hits: Sequence[SearchHit]) -> tuple[str, ...]:
         near = within(hits, self.retrieval.gap)
+        if not self.is_decoding:
+            self.hits = tuple(hits)
         self.scores.update((hit.reference_id, float(hit.score)) for hit in near)
         return tuple(hit.reference_id for hit in near)

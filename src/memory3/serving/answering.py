@@ -75,4 +75,5 @@ class Answering(ABC):
             read = sum(len(citation.text.encode()) for citation in citations)
             usage, by = Usage(prompt, len(said), 1, len(citations), read), "retrieval"
         now = time.perf_counter()
-        return Finished(reason, self.text.text, citations, usage, asked.note, said, (first or now) - came, now - came, by)
+        times, presence = ((first or now) - came, now - came), asked.present(memory, citations)
+        return Finished(reason, self.text.text, citations, usage, asked.note, said, *times, by, presence)

@@ -78,6 +78,8 @@ class Citer:
             "bank": self.reading.served.name if self.reading.served else None,
             "finish": finished.reason,
             "note": finished.note,
+            "found": None if finished.presence is None else finished.presence.found,
+            "found_score": None if finished.presence is None else round(finished.presence.score, 6),
             "citations": [self._whole(one) for one in finished.citations],
             "shares": finished.shares,
             "recalls": usage.recalls,

@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 
 from memory3.answer import Usage
 from memory3.choosing import Choice
+from memory3.presence import Presence
 from memory3.prompt import Prompt
 from memory3.recall.retrieval import Retrieval
 from memory3.serving.stretches import Stretch
@@ -88,6 +89,7 @@ class Finished:
         first_token, total: seconds from `Engine.submit`.
         shares: what the shares of citations are of: ``"attention"``, as it was paid, or ``"retrieval"``, the scores that the
             references were found by.
+        presence: whether the bank is thought to hold the answer; None: nobody can tell.
     """
 
     reason: str
@@ -99,6 +101,7 @@ class Finished:
     first_token: float
     total: float
     shares: str = "attention"
+    presence: Presence | None = None
 
 
 @dataclass(frozen=True)
