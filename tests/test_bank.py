@@ -252,6 +252,33 @@ def test_readers_see_the_version_they_opened_until_they_refresh(tmp_path):
         assert reader.references(["doc1#0"])[0].text == "entirely different"
 
 
+class Gone(BaseException):
+    """No error: whoever writes is called away."""
+
+
+def test_a_write_that_ends_early_shows_what_it_committed(tmp_path, small_commits):
+    """Else what another call deletes by name is not found, and stays."""
+
+    class Leaves(HashingWriter):
+        asked = 0
+
+        def encode(self, references):
+            self.asked += 1
+            if self.asked == 3:
+                raise Gone
+            return super().encode(references)
+
+    with open_bank(tmp_path / "bank", Leaves()) as bank:
+        with pytest.raises(Gone):
+            bank.write(documents(11))
+        there = [entry.id for entry in bank.documents()]
+        assert there
+        bank.delete(there)
+        assert [entry.id for entry in bank.documents()] == []
+    with open_bank(tmp_path / "bank") as bank:
+        assert [entry.id for entry in bank.documents()] == []
+
+
 def test_threads_read_while_another_writes(tmp_path):
     """Every read sees whole documents, of one of the two versions."""
     docs = {0: documents(6), 1: [changed(d, d.text[: len(d.text) // 2] or d.text) for d in documents(6)]}

@@ -194,7 +194,7 @@ def test_arms_take_turns_and_another_server_is_asked_the_questions_of_the_first(
 def test_the_benchmark_against_another_server(default_model_path: str, address: str) -> None:
     """All of it: `memory3 serve` in a process of its own, in two modes, and a server of a model of some thousand weights,
     which gets the passages in its prompt."""
-    options = {"model": default_model_path, "references": "12", "clients": "2", "tokens_in": "32", "tokens_out": "5"}
+    options = {"model": default_model_path, "references": "6", "clients": "2", "tokens_in": "32", "tokens_out": "5"}
     options |= {"modes": "memory,text", "requests": "1", "repeats": "1", "k": "3", "against": f"peer={address}"}
     found = benchmarks.run("serve", options)["32 in, 2 clients"]
     assert set(found) == {"memory", "text", "peer"}

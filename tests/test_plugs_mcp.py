@@ -123,6 +123,7 @@ def test_ask_answers_as_the_library_does(running, url, bank, mode):
     got = call(url, "ask", question=QUESTION, mode=mode, max_tokens=40)
     assert got["answer"] == expected.text
     assert got["ended"] == ("length" if expected.usage.answer_tokens == 40 else "stop")
+    assert got["found"] is expected.found is None  # of an embedder that was fitted to nothing
     cited = [(each["document_id"], each["start"], each["end"], each["text"]) for each in got["citations"]]
     assert cited == [(each.document_id, each.start, each.end, each.text) for each in expected.citations]
     assert [each["share"] for each in got["citations"]] == pytest.approx([each.share for each in expected.citations], abs=1e-4)

@@ -19,6 +19,7 @@ from file_server import slow_model
 
 from memory3.bank import Bank
 from memory3.errors import ServingError
+from memory3.serving import ingest
 from memory3.serving.data_folder import StorageLimits
 
 KEYS = ["key-of-the-first-tenant", "key-of-the-second-tenant", "key-of-the-third-tenant docs"]
@@ -517,11 +518,12 @@ def test_a_file_is_removed_while_it_is_encoded(tmp_path):
 def test_small_files_that_wait_together_are_one_commit(tmp_path, monkeypatch):
     writes = []
     write = Bank.write
+    monkeypatch.setattr(ingest, "_TOGETHER_BYTES", 8 << 10)
     monkeypatch.setattr(Bank, "write", lambda bank, documents, **how: writes.append(1) or write(bank, documents, **how))
     with small_server(tmp_path) as running, running.client() as client:
         files = {upload(client, f"{n}.txt", b"The river number %d reaches the sea." % n).id: n for n in range(20)}
         broken = upload(client, "broken.pdf", b"%PDF-1.7 and nothing more").id
-        large = upload(client, "large.txt", b"The town lies by the river. " * 3000).id
+        large = upload(client, "large.txt", b"The town lies by the river. " * 400).id
         store = client.vector_stores.create(file_ids=[*files, broken, large])
         until(lambda: not client.vector_stores.retrieve(store.id).file_counts.in_progress, 60)
         counts = client.vector_stores.retrieve(store.id).file_counts

@@ -4,8 +4,8 @@ import kill_serving
 
 
 def test_nothing_acknowledged_is_lost_and_nothing_is_half_there(tmp_path):
-    counts = kill_serving.run(tmp_path / "server", rounds=8)
-    assert counts["kills"] == 8
-    assert counts["uploads acknowledged"] > 8
-    assert counts["additions acknowledged"] > 4
+    counts = kill_serving.run(tmp_path / "server", rounds=5)
+    assert counts["kills"] == 5
+    assert counts["uploads acknowledged"] > 5
+    assert counts["additions acknowledged"] > 2
     assert counts["cut off"] > 0, "no client was cut off: the kills came when nothing happened"

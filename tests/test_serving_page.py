@@ -316,6 +316,24 @@ def test_stop_ends_the_answer_on_the_server_too(page, state):
 
 
 @needs_browser
+def test_what_is_probably_not_in_the_bank_is_said(page):
+    """The tiny server's embedder was fitted to nothing, so it cannot tell: what it sends is changed on the way."""
+    told = []
+
+    def tell(route):
+        sent = route.fetch()
+        told.append(sent.text().count('"found": null') or sent.text().count('"found":null'))
+        route.fulfill(response=sent, body=re.sub(r'"found": ?null', '"found": false', sent.text()))
+
+    page.route("**/v1/chat/completions", tell)
+    answer = ask(page).locator(".answer")
+    expect(answer.locator(".note")).to_contain_text("Probably not found in the bank")
+    assert told == [1]
+    page.unroute("**/v1/chat/completions")
+    expect(ask(page).locator(".answer .note")).not_to_contain_text("Probably")
+
+
+@needs_browser
 def test_what_fails_is_said(page):
     page.context.set_offline(True)
     page.fill("#question", "Who?")

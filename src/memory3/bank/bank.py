@@ -6,6 +6,7 @@ import dataclasses
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -41,7 +42,7 @@ from memory3.bank.write.removal import delete_documents, present
 from memory3.bank.write.run import WriteRun
 from memory3.bank.write.shard import EncodedShard
 from memory3.codec import Codebook
-from memory3.errors import BankChanged, BankCorrupt, ConfigError
+from memory3.errors import BankChanged, BankCorrupt, ConfigError, Memory3Error
 from memory3.models.catalogue import DEFAULT_EMBEDDER
 from memory3.retention import RetentionPolicy
 from memory3.sources import Unread
@@ -229,7 +230,7 @@ class Bank:
         m3 = self._model("write")
         _ = self.embedder  # loaded before others have to wait for the lock
         lazy = cold if lazy is None else lazy
-        with self._store.lock(wait_seconds):
+        with self._changing(wait_seconds):
             self.refresh()
             now = self._store.snapshot()
             embedder = self._embedders.of(now.manifest)
@@ -239,7 +240,6 @@ class Bank:
             report = WriteRun(self._store, now.name, now.table, m3, embedder, options, progress=progress).run(documents)
             if report.written or report.removed:
                 tidy(self._store)
-        self.refresh()
         check_conflicts(report)
         return report
 
@@ -296,11 +296,10 @@ class Bank:
             FingerprintMismatch: a shard was encoded by another model or with other settings.
             BankChanged: the bank was rebuilt, or a document was changed by others since the plan was made.
         """
-        with self._store.lock(wait_seconds):
+        with self._changing(wait_seconds):
             report = commit_shards(self._store, plan, [encoded] if isinstance(encoded, EncodedShard) else encoded)
             if report.written or report.removed:
                 tidy(self._store)
-        self.refresh()
         return report
 
     def pending(self, plan: WritePlan, *, wait_seconds: float = 0.0) -> list[int]:
@@ -328,7 +327,7 @@ class Bank:
             wait_seconds: how long to wait for another writer before raising BankBusy.
         """
         wanted = {document_ids} if isinstance(document_ids, str) else set(document_ids)
-        with self._store.lock(wait_seconds):
+        with self._changing(wait_seconds):
             self.refresh()
             table = self._store.snapshot().table
             there = present(self._store, table, sorted(wanted))
@@ -340,7 +339,6 @@ class Bank:
                 self._forget()
             elif there:
                 tidy(self._store)
-        self.refresh()
         return len(there)
 
     def compact(self, *, wait_seconds: float = 0.0) -> None:
@@ -349,10 +347,9 @@ class Bank:
         Writes anew only what lies in small pieces or among deleted rows, some megabytes at a time. It needs as much free
         space as these have until it is done, and for some minutes more where readers may still use the old.
         """
-        with self._store.lock(wait_seconds):
+        with self._changing(wait_seconds):
             compact(self._store)
             self._forget()
-        self.refresh()
 
     def _forget(self) -> None:
         """Leave out of the recalls what is no longer in the bank. Needs the lock."""
@@ -469,6 +466,18 @@ class Bank:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.close()
+
+    @contextmanager
+    def _changing(self, wait_seconds: float) -> Iterator[None]:
+        """The lock. Behind it this bank shows all that was committed, also where an error ended the change in its midst."""
+        try:
+            with self._store.lock(wait_seconds):
+                yield
+        except BaseException:
+            with suppress(Memory3Error):
+                self.refresh()
+            raise
+        self.refresh()
 
     def _view(self) -> BankView:
         snapshot = self._snapshot

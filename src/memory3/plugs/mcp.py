@@ -99,6 +99,7 @@ class AskResult(BaseModel):
     citations: list[CitedPassage] = Field(description="Passages it was read from, most attended first.")
     ended: Literal["stop", "length", "time"] = Field(description="stop: complete. length, time: cut off there.")
     note: str = Field(description="Why nothing of the bank was read; else empty.")
+    found: bool | None = Field(description="Whether the bank probably holds the answer. null: nobody can tell.")
 
 
 class WriteResult(BaseModel):
@@ -169,7 +170,8 @@ class BankTools:
             answer = await self._answer(Job(question, settings, mode, bank, retrieval, seconds=ANSWER_SECONDS))
         cited = [CitedPassage(share=each.share, **_about(each, each.score)) for each in answer.citations]
         ended: Any = answer.reason
-        return AskResult(answer=answer.text.strip(), citations=cited, ended=ended, note=answer.note)
+        found = None if answer.presence is None else answer.presence.found
+        return AskResult(answer=answer.text.strip(), citations=cited, ended=ended, note=answer.note, found=found)
 
     async def _answer(self, job: Job) -> Finished:
         """Of the engine. A client that goes cancels this, and with it the engine's work."""

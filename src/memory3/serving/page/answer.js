@@ -5,6 +5,7 @@ import { bytes, count, element, seconds } from "./dom.js";
 
 export const MODES = { memory: "Memory", text: "Text", none: "None" };
 const READS = { memory: "reads memories", text: "reads passages as text", none: "reads nothing" };
+const MISSING = "Probably not found in the bank: the answer may be made up.";
 const REASONS = { length: "It is cut: that many tokens were asked for.", time: "It is cut: its time was over." };
 
 /** A citation of the server's annotation, or null where it is none that can be shown. */
@@ -121,7 +122,8 @@ export class Answer {
   finish() {
     this.end("done");
     this.speak("", true);
-    if (REASONS[this.reason]) this.tell(REASONS[this.reason]);
+    const told = [this.about?.found === false ? MISSING : "", REASONS[this.reason] ?? ""].filter(Boolean);
+    if (told.length) this.tell(told.join(" "));
     if (!this.text.text.trim()) this.tell("The model said nothing.");
     this.measure();
     this.say(this.numbers.size ? `Answer complete, ${this.numbers.size} sources.` : "Answer complete.");
