@@ -470,13 +470,13 @@ class Bank:
     @contextmanager
     def _changing(self, wait_seconds: float) -> Iterator[None]:
         """The lock. Behind it this bank shows all that was committed, also where an error ended the change in its midst."""
-        try:
-            with self._store.lock(wait_seconds):
+        with self._store.lock(wait_seconds):
+            try:
                 yield
-        except BaseException:
-            with suppress(Memory3Error):
-                self.refresh()
-            raise
+            except BaseException:
+                with suppress(Memory3Error):
+                    self.refresh()
+                raise
         self.refresh()
 
     def _view(self) -> BankView:
