@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from asked_passages import PASSAGES, memory3
 from tiny import FAMILIES, tiny_chat_tokenizer, tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
@@ -26,25 +27,10 @@ from memory3.llm import Memory3
 from memory3.models.calibrated import own_calibrated
 from memory3.types import Document
 
-PASSAGES = [
-    Passage("The bridge was built in 1874 by the engineer of the county.", [("Who built the bridge?", "the engineer")]),
-    Passage(
-        "The river rises in the mountains. It reaches the sea near the old town.",
-        [("Where?", "sea"), ("What rises?", "river")],
-    ),
-    Passage("Memories are keys and values.", [("What are they?", "nothing of the passage")]),
-]
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path / "cache"))
-
-
-def memory3(family: str = "llama", **settings) -> Memory3:
-    return Memory3(
-        tiny_model(family), tiny_chat_tokenizer(), MemoryConfig(**{"reference_length": 37, **settings}), name="tiny"
-    )
 
 
 def questions(m3: Memory3, passage: Passage) -> list[list[int]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from asked_passages import PASSAGES, memory3
 from tiny import tiny_chat_tokenizer, tiny_model
 from typer.testing import CliRunner
 
@@ -27,25 +28,10 @@ from memory3.llm import Memory3
 from memory3.models.calibrated import own_calibrated
 from memory3.types import Document
 
-PASSAGES = [
-    Passage("The bridge was built in 1874 by the engineer of the county.", [("Who built the bridge?", "the engineer")]),
-    Passage(
-        "The river rises in the mountains. It reaches the sea near the old town.",
-        [("Where?", "sea"), ("What rises?", "river")],
-    ),
-    Passage("Memories are keys and values.", [("What are they?", "nothing of the passage")]),
-]
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path / "cache"))
-
-
-def memory3(family: str = "llama", **settings) -> Memory3:
-    return Memory3(
-        tiny_model(family), tiny_chat_tokenizer(), MemoryConfig(**{"reference_length": 37, **settings}), name="tiny"
-    )
 
 
 def fit_of(m3: Memory3) -> weighing._Fit:
@@ -198,7 +184,24 @@ def test_it_begins_at_reconstruction_and_keeps_more_of_the_answers() -> None:
     assert cold(torch.cat([scaled, offset], -1)) < cold(fit._weights.detach().clone())
 
 
+def test_it_is_used_at_the_budget_it_was_fitted_at() -> None:
+    with pytest.raises(ConfigError, match=r"model and budget yet.*--selector weighed --budget adaptive:"):
+        memory3(selector="weighed")
+    found = calibrate_weighed(memory3(), PASSAGES, steps=2)
+    there = memory3(selector="weighed")
+    assert there.fitted("weighed") is not None
+    assert there.fitted("weighed").fingerprint == found.fingerprint
+    for other in ({"budget": "adaptive:1/4"}, {"budget": "uniform:4"}, {"layers": (1, 3)}, {"reference_length": 31}):
+        with pytest.raises(ConfigError, match="not fitted to this model and budget yet"):
+            memory3(selector="weighed", **other)
+    other = calibrate_weighed(memory3(budget="adaptive:1/4"), PASSAGES, steps=2)
+    assert other.fingerprint != found.fingerprint
+    assert memory3(selector="weighed").fitted("weighed").fingerprint == found.fingerprint  # it is still there
+
+
 def test_what_cannot_be_fitted() -> None:
+    with pytest.raises(ConfigError, match="memory in all layers"):
+        calibrate_weighed(memory3(layers=(1, 3)), PASSAGES)
     with pytest.raises(ConfigError, match="compares heads"):
         calibrate_weighed(memory3(budget="uniform:3"), PASSAGES)
     with pytest.raises(InputError, match="whose answers stand in their passages"):
@@ -233,7 +236,7 @@ def test_command(tiny_model_path: str, tmp_path: Path, monkeypatch: pytest.Monke
     said = json.loads(done.stdout)
     assert (said["selector"], said["passages"], said["steps"], len(said["losses"])) == ("weighed", 2, 3, 3)
     (kept,) = own_calibrated("selectors").iterdir()
-    assert kept.name.endswith("-weighed.safetensors")
+    assert kept.name.endswith(f"-weighed-adaptive-{5 * 2 * 128 // 8}.safetensors")
     first = kept.read_bytes()
     done = run(app, ["write", str(text), "--bank", str(tmp_path / "bank"), *weighed])
     assert done.exit_code == 0, done.output

@@ -75,12 +75,12 @@ def test_keys_and_values_are_the_models_own(family: str, chat: bool) -> None:
 @pytest.mark.parametrize("name", sorted(SELECTORS))
 def test_padding_and_company_change_nothing(name: str, budget: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMORY3_CACHE", str(tmp_path))
-    kind, plain = find(name), memory3("qwen3")
+    kind, plain = find(name), memory3("qwen3", budget=Budget.parse(budget))
     if kind.fitted_as:
         shape = plain.geometry
         size = (len(shape.full_layers), kind.width(shape.heads * shape.head_dim), shape.kv_heads)
         weights = torch.randn(size, generator=torch.Generator().manual_seed(3))
-        keep_weights(SelectorWeights(plain.whole_model, shape.full_layers, weights, {}, kind.fitted_as))
+        keep_weights(SelectorWeights(plain.whole_model, shape.full_layers, weights, {}, plain.kept_as(name)))
     m3 = memory3("qwen3", selector=name, budget=Budget.parse(budget))
     refs = references(m3)
     for reference, memory in zip(refs, m3.encode(refs), strict=True):

@@ -91,10 +91,12 @@ class Memory3:
         self._fitted: dict[str, SelectorWeights | None] = {}
         weights = self.fitted(self.config.selector)
         if is_fitted(self.config.selector) and weights is None:
+            of, more = "model", ""
+            if find_selector(self.config.selector).fits_budget:
+                of, more = "model and budget", f" --budget {self.config.budget}"
             raise ConfigError(
-                f"selector {self.config.selector!r} was not fitted to this model yet: `memory3 calibrate --selector "
-                f"{self.config.selector}` does it, "
-                "or use reconstruction"
+                f"selector {self.config.selector!r} was not fitted to this {of} yet: `memory3 calibrate --selector "
+                f"{self.config.selector}{more}` does it, or use reconstruction"
             )
         self.encoder = Encoder(model, self.geometry, self.frame, self.config, weights.by_layer if weights else None)
         self.prompts = PromptBuilder(
@@ -175,16 +177,26 @@ class Memory3:
         Args:
             selector: its name.
         """
-        kind = find_selector(selector)
-        if not kind.fitted_as:
+        kept_as = self.kept_as(selector)
+        if not kept_as:
             return None
-        if kind.fitted_as not in self._fitted:
+        if kept_as not in self._fitted:
             shape = self.geometry
-            width, folder = kind.width(shape.heads * shape.head_dim), own_folder(self.name)
-            self._fitted[kind.fitted_as] = find_weights(
-                self.whole_model, shape.full_layers, width, shape.kv_heads, folder, kind.fitted_as
-            )
-        return self._fitted[kind.fitted_as]
+            width, folder = find_selector(selector).width(shape.heads * shape.head_dim), own_folder(self.name)
+            self._fitted[kept_as] = find_weights(self.whole_model, shape.full_layers, width, shape.kv_heads, folder, kept_as)
+        return self._fitted[kept_as]
+
+    def kept_as(self, selector: str) -> str:
+        """The kind under which `memory3.encode.selector_weights` keeps what is fitted of a selector; empty: nothing is.
+
+        Args:
+            selector: its name.
+        """
+        kind, budget = find_selector(selector), self.config.budget
+        if not kind.fits_budget:
+            return kind.fitted_as
+        heads = len(self.geometry.memory_layers(self.config)) * self.geometry.kv_heads
+        return f"{kind.fitted_as}-{budget.kind}-{budget.pairs(heads, self.config.reference_length)}"
 
     def check_unchanged(self) -> None:
         """Raise ModelError where the model is no longer what this object was made of: other weights, another adapter,
@@ -205,9 +217,9 @@ class Memory3:
     @property
     def encoders(self) -> int:
         """How many threads best call `encode` at once when a bank is written: on a CPU as many as torch works on, each alone;
-        elsewhere two, so that the device works while one of them packs.
+        elsewhere one: more were never tried there.
         """
-        return torch.get_num_threads() if self.model.device.type == "cpu" else 2
+        return torch.get_num_threads() if self.model.device.type == "cpu" else 1
 
     @property
     def angles(self) -> torch.Tensor:

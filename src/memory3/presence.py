@@ -15,7 +15,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from memory3.errors import ConfigError
@@ -137,6 +139,13 @@ def find_presence_weights(embedder: str) -> PresenceWeights | None:
     path = calibrated("presence", f"{embedder}.json") if _NAME.fullmatch(embedder) else None
     if path is None:
         return None
+    state = path.stat()
+    return _read(path, (state.st_ino, state.st_mtime_ns, state.st_size))
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, state: tuple[int, ...]) -> PresenceWeights:
+    """The weights of a file that was in this state: every question asks for them."""
     try:
         data = parse_json(path.read_text(encoding="utf-8"))
         names, version = data["signals"], data["version"]

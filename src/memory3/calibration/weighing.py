@@ -29,6 +29,7 @@ from memory3.encode.selectors.weighed import FEATURES, Weighed, features
 from memory3.errors import ConfigError, InputError
 from memory3.llm import Memory3
 from memory3.scoring import log_probabilities
+from memory3.types import Reference
 
 __all__ = ["calibrate_weighed", "gates"]
 
@@ -163,13 +164,16 @@ def calibrate_weighed(
         seed: of the draw and of the steps.
 
     Raises:
-        ConfigError: the budget is not adaptive, so heads are never compared.
+        ConfigError: the budget is not adaptive, so heads are never compared; there is memory in some layers alone, or the
+            model has window layers.
         InputError: no passage has a question whose answer stands in it.
     """
     if m3.config.budget.kind != "adaptive":
         raise ConfigError(f"selector weighed compares heads, which a budget of {m3.config.budget} does not: use adaptive:1/8")
     if len(m3.geometry.full_layers) < len(m3.encoder.prefix):
         raise ConfigError("selector weighed is not fitted to models with window layers yet: use reconstruction")
+    if m3.shape.layers != m3.geometry.full_layers:
+        raise ConfigError("selector weighed is fitted with memory in all layers: leave layers out, or use reconstruction")
     rng = random.Random(seed)
     drawn = [passage for passage in passages if passage.questions]
     rng.shuffle(drawn)
@@ -197,7 +201,7 @@ def calibrate_weighed(
         "loss": [round(loss, 4) for loss in fit.losses],
         "torch": torch.__version__,
     }
-    found = SelectorWeights(m3.whole_model, encoder.shape.layers, fit.weights(), about, Weighed.fitted_as)
+    found = SelectorWeights(m3.whole_model, encoder.shape.layers, fit.weights(), about, m3.kept_as(Weighed.name))
     keep_weights(found)
     return found
 
@@ -219,10 +223,10 @@ class _Fit:
         self._budget = m3.config.budget.pairs(len(shape.layers) * shape.kv_heads, m3.config.reference_length)
         self._first = len(m3.frame.prefix) + m3.config.reference_length
 
-    def read(self, part: Sequence[tuple[object, Sequence[tuple[str, str]]]]) -> None:
+    def read(self, part: Sequence[tuple[Reference, Sequence[tuple[str, str]]]]) -> None:
         """Encode some passages with what is asked of them."""
         seen = _Features()
-        dense = self.encoder.dense([reference for reference, _ in part], [seen])  # type: ignore[misc]
+        dense = self.encoder.dense([reference for reference, _ in part], [seen])
         found = torch.stack([seen.by_layer[layer] for layer in self.encoder.shape.layers], 1)
         for n, (_, questions) in enumerate(part):
             tokens = [(self.m3.question_tokens(question), list(self.m3.prompts.ids(answer))) for question, answer in questions]

@@ -44,7 +44,7 @@ class SelectorWeights:
         layers: L indices of layers of the model, ascending.
         weights: float32 ``[L, width, H]``.
         about: how it was fitted. Decides nothing.
-        kind: of selector, `memory3.encode.selectors.Selector.fitted_as`.
+        kind: `memory3.encode.selectors.Selector.fitted_as`, and of those that are for one budget that budget.
     """
 
     model: str

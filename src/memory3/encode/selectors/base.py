@@ -65,12 +65,14 @@ class Selector:
         repeats: does `score` need the model to repeat the reference (a second pass)?
         fitted_as: what must be fitted to the model before it is used, by the name it is kept under; empty: nothing. It is made
             of what was fitted.
+        fits_budget: is what was fitted right for one budget alone?
     """
 
     name: ClassVar[str]
     help: ClassVar[str] = ""
     repeats: ClassVar[bool] = False
     fitted_as: ClassVar[str] = ""
+    fits_budget: ClassVar[bool] = False
 
     def __init__(self, weights: Mapping[int, torch.Tensor] | None = None) -> None:
         """``weights``: what was fitted, by layer of the model, see `memory3.encode.selector_weights`; of selectors that are

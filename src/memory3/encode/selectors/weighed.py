@@ -40,6 +40,7 @@ class Weighed(Selector):
     help: ClassVar[str] = "reconstruction, heads weighed by what answers lose; two passes; fitted first"
     repeats: ClassVar[bool] = True
     fitted_as: ClassVar[str] = "weighed"
+    fits_budget: ClassVar[bool] = True
 
     def __init__(self, weights: Mapping[int, torch.Tensor] | None = None) -> None:
         super().__init__(weights)
