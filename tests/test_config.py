@@ -89,7 +89,6 @@ def test_what_was_stored_before_there_were_arrangements_is_read_as_it_was() -> N
     assert old.pop("arrangement") == "row"
     assert old.pop("memory_temperature") == MemoryConfig().memory_temperature
     assert MemoryConfig.from_dict(old) == MemoryConfig(score_gap=0.05, arrangement="parallel", memory_temperature=1.0)
-    assert (MemoryConfig(reference_length=37).spacing, MemoryConfig(arrangement="parallel").spacing) == (37, 0)
     with pytest.raises(ConfigError, match="circle"):
         MemoryConfig(arrangement="circle")
     for wrong in (0.0, float("nan"), "warm"):

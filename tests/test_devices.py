@@ -47,7 +47,8 @@ def read(decoded: list[Memory], device: str, dtype: torch.dtype) -> tuple[dict[i
         device=device,
         inv_freq=ANGLES.to(device),
         moved=[0, 5, -2],
-        spacing=128,
+        arrangement="row",
+        span=128,
         temperature=0.8,
     )
     g = torch.Generator().manual_seed(0)

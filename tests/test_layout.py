@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,11 +23,24 @@ def random_memory(seed: int, largest: int = 4) -> Memory:
     counts = rng.integers(0, largest, (3, 2)).astype(np.uint16)
     total = int(counts.sum())
     keys, values = (torch.from_numpy(rng.standard_normal((total, D)).astype(np.float32)) for _ in range(2))
-    return Memory(counts, np.zeros(total, np.uint16), keys, values)
+    places = rng.integers(0, 3 + seed % 5, total).astype(np.uint16)
+    return Memory(counts, places, keys, values)
 
 
-@pytest.mark.parametrize(("spacing", "temperature"), [(0, 1.0), (11, 1.0), (11, 0.7)])
-def test_gather_puts_every_pair_in_its_head(spacing: int, temperature: float) -> None:
+def moves(arrangement: str, memories: Sequence[Memory]) -> list[int]:
+    """Where references lie that were written from 0 on and are read from 11 on, one by one."""
+    found, end = [], 11
+    for rank, memory in enumerate(memories):
+        if arrangement == "tight":
+            end -= max((int(place) + 1 for place in memory.positions), default=0)
+            found.append(end)
+        else:
+            found.append(0 if arrangement == "parallel" else -11 * rank)
+    return found
+
+
+@pytest.mark.parametrize(("arrangement", "temperature"), [("parallel", 1.0), ("row", 1.0), ("row", 0.7), ("tight", 0.7)])
+def test_gather_puts_every_pair_in_its_head(arrangement: str, temperature: float) -> None:
     memories = {name: random_memory(seed) for seed, name in enumerate("abcde")}
     references = [["a", "b", "c"], ["d"], [], ["e", "a"]]
     moved = [0, 5, 0, -2]
@@ -38,11 +52,13 @@ def test_gather_puts_every_pair_in_its_head(spacing: int, temperature: float) ->
         dtype=torch.float32,
         inv_freq=freq,
         moved=moved,
-        spacing=spacing,
+        arrangement=arrangement,
+        span=11,
         temperature=temperature,
     )
     query = torch.randn(D, generator=torch.Generator().manual_seed(0))
     for n, names in enumerate(references):
+        places = moves(arrangement, [memories[name] for name in names])
         for i, layer in enumerate(SHAPE.layers):
             for h in range(2):
                 keys, values, owner = [], [], []
@@ -51,7 +67,7 @@ def test_gather_puts_every_pair_in_its_head(spacing: int, temperature: float) ->
                     flat = m.counts.reshape(-1).astype(int)
                     start = int(flat[: i * 2 + h].sum())
                     count = int(flat[i * 2 + h])
-                    by = torch.tensor(moved[n] - place * spacing)
+                    by = torch.tensor(moved[n] + places[place])
                     keys += list(rotate(m.keys[start : start + count], by, freq))
                     values += list(m.values[start : start + count])
                     owner += [place] * count
@@ -95,7 +111,8 @@ def random_batch(seed: int) -> tuple[list[list[str]], dict[str, Memory], dict[st
     ways: dict[str, Any] = {
         "inv_freq": [torch.rand(size, generator=g) for size in (5, 3, 3, 5, 0, 5)],  # partly rotated, not at all
         "moved": rng.integers(-9, 9, chunks).tolist() if seed % 2 else None,
-        "spacing": (0, 11, 128)[seed % 3],
+        "arrangement": ("parallel", "row", "tight")[seed % 3],
+        "span": 11,
         "temperature": (1.0, 0.7)[seed // 2 % 2],
     }
     if seed % 5:

@@ -1,5 +1,5 @@
 """References that are found by search, read as text or as memories that know what stands before them or not: contains, F1 and
-answer NLL on dev questions.
+answer NLL.
 
     python -m research.quality.several --model MODEL --data DIR --arms "text; none best all; prev doc all" --out FILE
 
@@ -10,11 +10,13 @@ An arm of memories is written ``CONTEXT ORDER SHARE [tight] [T=X]``:
     ORDER    best: the most similar one lies next to the question (the package). doc: references of a document lie as in it,
              its best one deciding where the document comes
     SHARE    all pairs, or the fraction that the package's selector keeps, scored behind the same context; another selector as
-             in 1/8/by=weighed, or by=group, the largest sum over the query heads of a group
-    tight    references end where the next one, or the question, begins
+             in 1/8/by=weighed, or by=group, the largest sum over the query heads of a group; 1/8/bias: with fitted biases;
+             1/8/packed: through the codec of a new bank, whose budget it must be
+    tight    references end where the next one, or the question, begins (`memory3.attention.layout.arrangement`)
 
 ``nothing`` and ``text`` (as the package orders it; ``text doc``, ``text near``: the best one next to the question) are arms
-too. A line of JSON an arm, as `research.quality.ways` writes it. Only dev is read: it is for tuning. Symbols as there.
+too. A line of JSON an arm, as `research.quality.ways` writes it. ``--split dev`` is for tuning, test for what is reported.
+Symbols as there.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -34,10 +37,12 @@ import torch
 
 from memory3.attention.attach import Seen, attached
 from memory3.attention.rotary import rotate
+from memory3.bank.codebooks import new_codec
 from memory3.bank.embedder import Embedder
 from memory3.config import Budget
 from memory3.encode.budget import choose
 from memory3.encode.encoder import cut
+from memory3.encode.mass import fitted_biases
 from memory3.encode.selectors import LayerView, Selector, selector
 from memory3.encode.selectors.weighed import FEATURES, features
 from memory3.evaluation.task import data_records
@@ -58,11 +63,33 @@ class Group(Selector):
         return features(view)[..., FEATURES.index("group")]
 
 
+@dataclass(frozen=True)
+class _Share:
+    """What is kept of a reference, and how: ``amount`` 0 is everything."""
+
+    amount: float = 0.0
+    by: str = ""
+    bias: bool = False
+    packed: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> _Share:
+        amount, *options = re.split(r"/(?=[a-z])", text)
+        by = [option.removeprefix("by=") for option in options if option.startswith("by=")]
+        if unknown := [option for option in options if option not in ("bias", "packed") and not option.startswith("by=")]:
+            raise SystemExit(f"{text}: {unknown[0]!r} is unknown")
+        share = 0.0 if amount == "all" else float(Fraction(amount))
+        return cls(share, by[0] if by else "", "bias" in options, "packed" in options)
+
+
 class Several:
     """One model and one set."""
 
-    def __init__(self, m3: Memory3, folder: Path, cache: Path, questions: int, seed: int, batch: int, before: int) -> None:
+    def __init__(
+        self, m3: Memory3, folder: Path, cache: Path, questions: int, seed: int, batch: int, before: int, split: str
+    ) -> None:
         self.m3, self.batch, self.before = m3, batch, before
+        self.codec = new_codec(m3, None)[0].with_vectors(m3.token_vectors)
         kb = data_records(folder, "kb")[0]
         self.titles = {str(r["id"]): str(r.get("title", "")) for r in kb}
         self.documents = {str(r["id"]): list(m3.split(Document(str(r["id"]), r["text"]))) for r in kb}
@@ -74,7 +101,7 @@ class Several:
         if not stored.exists():
             np.save(stored, embedder.encode([self.references[name].text for name in names]))
         vectors = np.load(stored)
-        records, _ = data_records(folder, "dev")
+        records, _ = data_records(folder, split)
         random.Random(seed).shuffle(records)
         self.items: list[dict[str, Any]] = []
         for record in records:
@@ -135,21 +162,26 @@ class Several:
     def _cut(self, references: Sequence[Reference], shares: Sequence[str]) -> list[list[Memory]]:
         """Of every share a list of memories, all of one pass."""
         m3, encoder = self.m3, self.m3.encoder
-        scorers = list(dict.fromkeys(share.partition("/by=")[2] for share in shares if share != "all"))
-        dense = encoder.dense(references, [self._scorer(name) for name in scorers])
+        parsed = [_Share.parse(share) for share in shares]
+        scorers = list(dict.fromkeys(share.by for share in parsed if share.amount))
+        weighs = any(share.bias for share in parsed)
+        dense = encoder._dense(references, [self._scorer(name) for name in scorers], weighs=weighs)
         valid = (torch.arange(dense.keys.shape[3]) < dense.lengths[:, None])[:, None, None, :]
         found = []
-        for share in shares:
-            if share == "all":
+        for share in parsed:
+            if not share.amount:
                 kept = valid.expand(dense.keys.shape[:-1])
             else:
-                fraction, _, scorer = share.partition("/by=")
-                budget, mine = Budget("adaptive", float(Fraction(fraction))), dense.scores[scorers.index(scorer)]
+                budget, mine = Budget("adaptive", share.amount), dense.scores[scorers.index(share.by)]
                 kept = choose(mine, dense.lengths, budget, m3.config.reference_length)
-            made = cut(dense.keys, dense.values, kept, torch.float16)
-            found.append(
-                [replace(m, tokens=np.asarray(r.token_ids, np.uint32)) for m, r in zip(made, references, strict=True)]
-            )
+            biases = fitted_biases(dense.products, kept) if share.bias and dense.products is not None else None
+            made = cut(dense.keys, dense.values, kept, torch.float16, biases=biases)
+            made = [replace(m, tokens=np.asarray(r.token_ids, np.uint32)) for m, r in zip(made, references, strict=True)]
+            if share.packed:
+                records = [bytearray(record) for record in self.codec.encode_many(made)]
+                unpacked = self.codec.decode(records)
+                made = [replace(m, tokens=old.tokens) for m, old in zip(unpacked, made, strict=True)]
+            found.append(made)
         return found
 
     def _scorer(self, name: str) -> Selector:
@@ -170,28 +202,6 @@ class Several:
                     self._made[name, "none", share] = made
         say(f"  {len(todo)} references encoded in {time.perf_counter() - started:.0f} s")
 
-    def _tight(self, read: list[list[str]], memories: dict[str, Memory]) -> tuple[Any, Any, Any]:
-        """Each reference ends where the next one, or the question, begins, but for a separator."""
-        length, sep = self.m3.config.reference_length, len(self.m3.frame.separator)
-        angles = [self.m3.geometry.angles[n] for n in self.m3.encoder.shape.layers]
-        aliases, moved, named = [], {}, {}
-        for ids in read:
-            mine, taken = [], 0
-            for rank, name in enumerate(ids):
-                taken += len(self.references[name].token_ids) + (sep if rank else 0)
-                shift = length * (rank + 1) - taken
-                alias = f"{name}@{shift}"
-                mine.append(alias)
-                if alias not in moved:
-                    memory = memories[name]
-                    counts = torch.from_numpy(memory.counts.astype("int64")).sum(1)
-                    parts = memory.keys.float().split(counts.tolist())
-                    turned = [rotate(k[None], torch.tensor(shift), a)[0] for k, a in zip(parts, angles, strict=True)]
-                    moved[alias] = replace(memory, keys=torch.cat(turned).to(memory.keys.dtype))
-                    named[alias] = self.references[name]
-            aliases.append(mine)
-        return aliases, moved, named
-
     def ordered(self, reads: Sequence[str], order: str) -> list[str]:
         """Nearest to the question first."""
         if order == "best":
@@ -205,7 +215,7 @@ class Several:
         mode, temperature = ("none" if name == "nothing" else "text" if words[0] == "text" else "memory"), 1.0
         read: list[list[str]] = [[] for _ in self.items]
         bank: Any = None
-        pairs = 0.0
+        pairs, config = 0.0, self.m3.config
         if mode == "text":
             order = words[1] if len(words) > 1 else "best"
             read = [self.ordered(i["reads"], order) for i in self.items]
@@ -214,7 +224,6 @@ class Several:
             bank = _Source({}, self.references)
         if mode == "memory":
             context, order, share, *rest = words
-            tight = "tight" in rest
             for word in rest:
                 if word.startswith("T="):
                     temperature = float(word.removeprefix("T="))
@@ -223,16 +232,16 @@ class Several:
             memories = {r: self.memory(self.references[r], context, share) for r in distinct}
             if temperature != 1:
                 memories = {r: replace(m, keys=m.keys / temperature) for r, m in memories.items()}
-            named = self.references
-            if tight:
-                read, memories, named = self._tight(read, memories)
-            bank = _Source(memories, named)
+            if "tight" in rest:
+                config = replace(config, arrangement="tight")
+            bank = _Source(memories, self.references)
             pairs = float(np.mean([m.counts.sum() for m in memories.values()]))
         prompts, after = self.m3.prompts, max(NEW, *map(len, self.wanted))
         rows = [
             prompts.row(prompts.ids(i["question"]), mode, ids, bank, after=after)
             for i, ids in zip(self.items, read, strict=True)
         ]
+        self.m3.encoder.config = config
         found = figures(self.m3, rows, self.items, self.wanted, bank if mode == "memory" else None, self.batch, generate)
         return {"figures": found, "pairs": pairs}
 
@@ -246,6 +255,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folders of sets, with a comma between")
     parser.add_argument("--arms", required=True, help="with a semicolon between")
     parser.add_argument("--generate", action="store_true", help="answers, too")
+    parser.add_argument("--split", default="dev", choices=("dev", "test"))
     parser.add_argument("--questions", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=10)
@@ -268,12 +278,16 @@ def main() -> None:
             "questions": given.questions,
             "seed": given.seed,
             "T": given.temperature,
+        } | ({"split": "test"} if given.split == "test" else {})
+        done = {
+            row["arm"]: row
+            for row in kept
+            if all(row.get(key) == value for key, value in mark.items()) and row.get("split", "dev") == given.split
         }
-        done = {row["arm"]: row for row in kept if all(row[key] == value for key, value in mark.items())}
         todo = [a for a in arms if a not in done or (given.generate and "contains" not in done[a]["figures"])]
         if not todo:
             continue
-        bench = Several(m3, folder, Path(given.cache), given.questions, given.seed, given.batch, given.before)
+        bench = Several(m3, folder, Path(given.cache), given.questions, given.seed, given.batch, given.before, given.split)
         reads = np.mean([len(i["reads"]) for i in bench.items])
         held = np.mean([i["holds"] for i in bench.items])
         say(f"{given.label}, {folder.name}: {len(bench.items)} questions, {reads:.2f} references, {held:.0%} hold the answer")

@@ -23,7 +23,7 @@ __all__ = ["CODEC_FORM", "DTYPES", "PRESETS", "Budget", "MemoryConfig"]
 
 LAYER_PRESETS = ("all", "first_half", "middle_half", "last_half")
 DTYPES = ("float32", "float16", "bfloat16")
-ARRANGEMENTS = ("row", "parallel")
+ARRANGEMENTS = ("row", "tight", "parallel")
 #: Settings that banks and adapters keep by an older name.
 STORED_NAMES = {"prefix": "beginning"}
 BUDGET_KINDS = ("uniform", "adaptive", "all")
@@ -144,8 +144,8 @@ class MemoryConfig:
             model that was not trained to read several references at once is confused by them, and the best one is the right
             one most of the time (research/log.md).
         arrangement: where references that are read at once lie. ``"row"``: one before the other, the best one next to what
-            reads it. ``"parallel"``: all in the same positions (the paper). A model that was not trained for it reads a row
-            better.
+            reads it. ``"tight"``: the same, each ending where the next one begins. ``"parallel"``: all in the same positions
+            (the paper). A model that was not trained for it reads a row better.
         memory_temperature: what the logits of memories are divided by where they are read; 1: nothing (the paper). Below 1 a
             model looks at fewer of the pairs and at them harder (research/log.md).
     """
@@ -211,11 +211,6 @@ class MemoryConfig:
             raise ConfigError(f"prefix must be text, not {self.prefix!r}")
         if not isinstance(self.selector, str) or not self.selector:
             raise ConfigError(f"selector must be a name, not {self.selector!r}")
-
-    @property
-    def spacing(self) -> int:
-        """Positions between a reference and the next best one."""
-        return self.reference_length if self.arrangement == "row" else 0
 
     def memory_layers(self, num_layers: int) -> tuple[int, ...]:
         """Indices of the memory layers of a model with ``num_layers`` blocks, ascending."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from memory3.attention.kernels import additive
+from memory3.attention.layout.arrangement import arrange, occupied
 from memory3.attention.layout.placement import place
 from memory3.attention.layout.prefix import Prefix, with_prefix
 from memory3.attention.rotary import rotate
@@ -23,8 +24,8 @@ from memory3.types import LayerMemory, Memory, MemoryBatch, MemoryShape
 
 __all__ = ["gather_memories"]
 
-#: A memory and its rank: the same one may lie in other positions for another chunk.
-_Ranked = tuple[str, int]
+#: A memory and by how many positions it is moved: the same one may lie in other places for another chunk.
+_Placed = tuple[str, int]
 
 
 def gather_memories(
@@ -36,7 +37,8 @@ def gather_memories(
     device: torch.device | str = "cpu",
     inv_freq: torch.Tensor | Sequence[torch.Tensor] | None = None,
     moved: Sequence[int] | None = None,
-    spacing: int = 0,
+    arrangement: str = "parallel",
+    span: int = 0,
     temperature: float = 1.0,
     prefix: Prefix | None = None,
     prefix_tokens: Sequence[int] | None = None,
@@ -51,7 +53,8 @@ def gather_memories(
         inv_freq: RoPE angles ``[r/2]`` of every layer of the model, or those that all layers have; needed where anything
             is moved.
         moved: per chunk, by how many positions its keys move from where they were written. None: not at all.
-        spacing: positions between a reference and the next best, which lies before it; 0: all lie in the same positions.
+        arrangement: where the references of a chunk lie (`memory3.attention.layout.arrangement`).
+        span: positions that memories occupy; needed where they do not lie in parallel.
         temperature: what the logits of memories are divided by, those of the prefix not. Keys are: a query's product with
             a key is its logit.
         prefix: keys and values of the prefix, one pair ``[H, b, d]`` for every layer of the model.
@@ -62,9 +65,12 @@ def gather_memories(
         order; only the padding depends on the others.
     """
     angles = [inv_freq] * (max(shape.layers) + 1) if isinstance(inv_freq, torch.Tensor) else inv_freq
-    ranked = [[(name, rank if spacing else 0) for rank, name in enumerate(ids)] for ids in references]
-    layers = _pairs(ranked, memories, shape, dtype, device, angles, spacing, temperature)
-    if angles is None and (spacing or (moved is not None and any(moved))):
+    placed = [
+        list(zip(ids, arrange(arrangement, [occupied(memories[name]) for name in ids], span), strict=True))
+        for ids in references
+    ]
+    layers = _pairs(placed, memories, shape, dtype, device, angles, temperature)
+    if angles is None and (arrangement != "parallel" or (moved is not None and any(moved))):
         raise AssertionError("moving memories needs the RoPE angles")
     shift = torch.tensor(moved, device=device) if moved is not None and any(moved) else None
     if shift is not None and angles is not None:
@@ -76,13 +82,12 @@ def gather_memories(
 
 
 def _pairs(
-    reads: Sequence[Sequence[_Ranked]],
+    reads: Sequence[Sequence[_Placed]],
     memories: Mapping[str, Memory],
     shape: MemoryShape,
     dtype: torch.dtype,
     device: torch.device | str,
     angles: Sequence[torch.Tensor] | None,
-    spacing: int,
     temperature: float,
 ) -> dict[int, LayerMemory]:
     """What chunks read of their references, before it moves to where the chunk is."""
@@ -100,8 +105,9 @@ def _pairs(
     keys = _joined([memory.keys for memory in chosen], device, dtype)
     if temperature != 1:
         keys = keys / temperature
-    if spacing and angles is not None:
-        keys = _spaced(keys, counts, [rank for _, rank in distinct], [angles[layer] for layer in shape.layers], spacing)
+    shifts = [shift for _, shift in distinct]
+    if any(shifts) and angles is not None:
+        keys = _shifted(keys, counts, shifts, [angles[layer] for layer in shape.layers])
     values = _joined([memory.values for memory in chosen], device, dtype)
     biases = _joined_biases(chosen, device, dtype)
     layers: dict[int, LayerMemory] = {}
@@ -148,21 +154,19 @@ def _joined_biases(memories: Sequence[Memory], device: torch.device | str, dtype
     return torch.cat([*(part.to(device, dtype) for part in parts), torch.zeros(1, device=device, dtype=dtype)])
 
 
-def _spaced(
-    keys: torch.Tensor, counts: np.ndarray, ranks: Sequence[int], angles: Sequence[torch.Tensor], spacing: int
-) -> torch.Tensor:
-    """Keys ``[p + 1, d]`` as `_joined` gives them, each memory ``spacing`` positions further back for every rank.
+def _shifted(keys: torch.Tensor, counts: np.ndarray, shifts: Sequence[int], angles: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Keys ``[p + 1, d]`` as `_joined` gives them, each memory moved by its number of positions.
 
-    ``counts``: ``[u, L, H]``; ``ranks``: u of them; ``angles``: of the L memory layers.
+    ``counts``: ``[u, L, H]``; ``shifts``: u of them; ``angles``: of the L memory layers.
     """
     # Layers that rotate alike and follow one another are turned at once; in most models that is all of them.
     runs = [list(run) for _, run in groupby(range(len(angles)), lambda i: id(angles[i]))]
     sizes = [int(mine[run].sum()) for mine in counts.sum(2) for run in runs]
-    turns = [(rank, angles[run[0]]) for rank in ranks for run in runs]
+    turns = [(shift, angles[run[0]]) for shift in shifts for run in runs]
     *parts, padding = keys.split([*sizes, 1])
     # Only differences of positions count, so those before 0 are as good as any.
     turned = [
-        rotate(part, torch.tensor(-spacing * rank, device=keys.device), by) if rank else part
-        for part, (rank, by) in zip(parts, turns, strict=True)
+        rotate(part, torch.tensor(shift, device=keys.device), by) if shift else part
+        for part, (shift, by) in zip(parts, turns, strict=True)
     ]
     return torch.cat([*turned, padding])
