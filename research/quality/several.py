@@ -8,10 +8,12 @@ An arm of memories is written ``CONTEXT ORDER SHARE [tight] [T=X]``:
     CONTEXT  none: a reference sees the prefix and itself (the package). prev: the reference before it in its document, too.
              doc: up to ``--before`` tokens of its document. title: its document's title and a line break, where it has one
     ORDER    best: the most similar one lies next to the question (the package). doc: references of a document lie as in it,
-             its best one deciding where the document comes
+             its best one deciding where the document comes. far: the most similar one lies farthest from the question
     SHARE    all pairs, or the fraction that the package's selector keeps, scored behind the same context; another selector as
              in 1/8/by=weighed, or by=group, the largest sum over the query heads of a group; 1/8/bias: with fitted biases;
-             1/8/packed: through the codec of a new bank, whose budget it must be
+             1/8/packed: through the codec whose codebook is named by ``--codebook``, and of whose budget it must be
+    gap=X    references within X of the best one's cosine, instead of the package's 0.1; for text, too
+    prior=B  logits of a reference's pairs are lowered by B times what its cosine lacks to the best one's
     tight    references end where the next one, or the question, begins (`memory3.attention.layout.arrangement`)
 
 ``nothing`` and ``text`` (as the package orders it; ``text doc``, ``text near``: the best one next to the question) are arms
@@ -37,8 +39,8 @@ import torch
 
 from memory3.attention.attach import Seen, attached
 from memory3.attention.rotary import rotate
-from memory3.bank.codebooks import new_codec
 from memory3.bank.embedder import Embedder
+from memory3.codec import Codebook, Codec, CodedCodec
 from memory3.config import Budget
 from memory3.encode.budget import choose
 from memory3.encode.encoder import cut
@@ -86,10 +88,19 @@ class Several:
     """One model and one set."""
 
     def __init__(
-        self, m3: Memory3, folder: Path, cache: Path, questions: int, seed: int, batch: int, before: int, split: str
+        self,
+        m3: Memory3,
+        folder: Path,
+        cache: Path,
+        questions: int,
+        seed: int,
+        batch: int,
+        before: int,
+        split: str,
+        codec: Codec | None,
     ) -> None:
         self.m3, self.batch, self.before = m3, batch, before
-        self.codec = new_codec(m3, None)[0].with_vectors(m3.token_vectors)
+        self.codec = codec
         kb = data_records(folder, "kb")[0]
         self.titles = {str(r["id"]): str(r.get("title", "")) for r in kb}
         self.documents = {str(r["id"]): list(m3.split(Document(str(r["id"]), r["text"]))) for r in kb}
@@ -115,6 +126,7 @@ class Several:
         for item, score in zip(self.items, scores, strict=True):
             top = np.argsort(-score)[: m3.config.references_per_chunk]
             item["reads"] = [names[n] for n in top if score[n] >= score[top[0]] - m3.config.score_gap]
+            item["scores"] = {names[n]: float(score[n]) for n in top}
             item["holds"] = any(a in self.references[r].text for r in item["reads"] for a in item["answers"])
         self.wanted = [m3.prompts.ids(item["answers"][0]) for item in self.items]
         self._made: dict[tuple[str, str, str], Memory] = {}
@@ -178,6 +190,8 @@ class Several:
             made = cut(dense.keys, dense.values, kept, torch.float16, biases=biases)
             made = [replace(m, tokens=np.asarray(r.token_ids, np.uint32)) for m, r in zip(made, references, strict=True)]
             if share.packed:
+                if self.codec is None:
+                    raise SystemExit("packed arms want --codebook")
                 records = [bytearray(record) for record in self.codec.encode_many(made)]
                 unpacked = self.codec.decode(records)
                 made = [replace(m, tokens=old.tokens) for m, old in zip(unpacked, made, strict=True)]
@@ -202,10 +216,28 @@ class Several:
                     self._made[name, "none", share] = made
         say(f"  {len(todo)} references encoded in {time.perf_counter() - started:.0f} s")
 
+    def near(self, item: dict[str, Any], gap: float) -> list[str]:
+        """References of an item within ``gap`` of the best one, most similar first."""
+        scores = item["scores"]
+        return [name for name in scores if scores[name] >= max(scores.values()) - gap]
+
+    def _with_prior(self, read: list[list[str]], memories: dict[str, Memory], factor: float) -> tuple[Any, Any, Any]:
+        """Under names of their own, memories whose logits are lowered by what they lack to the best one."""
+        ids, made, named = [], {}, {}
+        for n, (item, names) in enumerate(zip(self.items, read, strict=True)):
+            scores = item["scores"]
+            for name in names:
+                memory, alias = memories[name], f"{name}@{n}"
+                lowered = factor * (scores[name] - max(scores.values()))
+                own = torch.zeros(len(memory.keys)) if memory.biases is None else memory.biases
+                made[alias], named[alias] = replace(memory, biases=own + lowered), self.references[name]
+            ids.append([f"{name}@{n}" for name in names])
+        return ids, made, named
+
     def ordered(self, reads: Sequence[str], order: str) -> list[str]:
         """Nearest to the question first."""
-        if order == "best":
-            return list(reads)
+        if order in ("best", "far"):
+            return list(reads) if order == "best" else list(reads)[::-1]
         documents = list(dict.fromkeys(self.references[name].document_id for name in reads))
         return sorted(reads, key=lambda n: (documents.index(self.references[n].document_id), -self.references[n].ordinal))
 
@@ -216,9 +248,11 @@ class Several:
         read: list[list[str]] = [[] for _ in self.items]
         bank: Any = None
         pairs, config = 0.0, self.m3.config
+        options = dict(word.split("=") for word in words if re.match(r"[a-z]+=", word))
+        reads = [self.near(i, float(options["gap"])) if "gap" in options else i["reads"] for i in self.items]
         if mode == "text":
-            order = words[1] if len(words) > 1 else "best"
-            read = [self.ordered(i["reads"], order) for i in self.items]
+            order = "doc" if "doc" in words else "best"
+            read = [self.ordered(ids, order) for ids in reads]
             if order == "doc" or "near" in words:  # the best one next to the question, as memories lie
                 read = [ids[::-1] for ids in read]
             bank = _Source({}, self.references)
@@ -227,14 +261,17 @@ class Several:
             for word in rest:
                 if word.startswith("T="):
                     temperature = float(word.removeprefix("T="))
-            read = [self.ordered(i["reads"], order) for i in self.items]
+            read = [self.ordered(ids, order) for ids in reads]
             distinct = sorted({r for ids in read for r in ids})
             memories = {r: self.memory(self.references[r], context, share) for r in distinct}
             if temperature != 1:
                 memories = {r: replace(m, keys=m.keys / temperature) for r, m in memories.items()}
             if "tight" in rest:
                 config = replace(config, arrangement="tight")
-            bank = _Source(memories, self.references)
+            named = self.references
+            if "prior" in options:
+                read, memories, named = self._with_prior(read, memories, float(options["prior"]))
+            bank = _Source(memories, named)
             pairs = float(np.mean([m.counts.sum() for m in memories.values()]))
         prompts, after = self.m3.prompts, max(NEW, *map(len, self.wanted))
         rows = [
@@ -261,6 +298,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=10)
     parser.add_argument("--before", type=int, default=384)
     parser.add_argument("--dtype", default="")
+    parser.add_argument("--codebook", default="", help="file, as `memory3 calibrate` keeps it")
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--out", required=True)
     parser.add_argument("--cache", default=str(Path.home() / ".cache/memory3-measure/several"))
@@ -270,6 +308,9 @@ def main() -> None:
     if given.temperature:
         m3.config = replace(m3.config, memory_temperature=given.temperature)
         m3.encoder.config = m3.config
+    codec: Codec | None = None
+    if given.codebook:
+        codec = CodedCodec(Codebook.of(Path(given.codebook).read_bytes(), given.codebook)).with_vectors(m3.token_vectors)
     for folder in map(Path, given.data.split(",")):
         kept = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
         mark = {
@@ -287,7 +328,9 @@ def main() -> None:
         todo = [a for a in arms if a not in done or (given.generate and "contains" not in done[a]["figures"])]
         if not todo:
             continue
-        bench = Several(m3, folder, Path(given.cache), given.questions, given.seed, given.batch, given.before, given.split)
+        bench = Several(
+            m3, folder, Path(given.cache), given.questions, given.seed, given.batch, given.before, given.split, codec
+        )
         reads = np.mean([len(i["reads"]) for i in bench.items])
         held = np.mean([i["holds"] for i in bench.items])
         say(f"{given.label}, {folder.name}: {len(bench.items)} questions, {reads:.2f} references, {held:.0%} hold the answer")
