@@ -38,6 +38,7 @@ COMMON: dict[str, Any] = {
     "references_per_chunk": 2,
     "dtype": "float32",
     "codec": "raw",
+    "arrangement": "row",
 }
 #: By family: settings, and whether the tokenizer has a chat template.
 SETTINGS: dict[str, tuple[dict[str, Any], bool]] = {

@@ -62,7 +62,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 
 def attach(model: PreTrainedModel, **settings: Any) -> Memory3:
     settings = {"reference_length": 31, "references_per_chunk": 2, "chunk_length": 512, "memory_temperature": 1.0, **settings}
-    return Memory3(model, tiny_tokenizer(), MemoryConfig(dtype="float32", budget=Budget("all"), **settings), name="tiny")
+    return Memory3(
+        model,
+        tiny_tokenizer(),
+        MemoryConfig(dtype="float32", budget=Budget("all"), arrangement="row", **settings),
+        name="tiny",
+    )
 
 
 @pytest.fixture(autouse=True)

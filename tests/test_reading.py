@@ -29,7 +29,8 @@ EXACT = {"rtol": 1e-4, "atol": 1e-4}
 def memory3(
     family: str = "llama", *, chat: bool = False, bos: bool = True, mha: bool = False, model: Any = None, **settings: Any
 ) -> Memory3:
-    settings = {"reference_length": 31, "chunk_length": 7, "references_per_chunk": 2, "dtype": "float32", **settings}
+    plain = {"reference_length": 31, "chunk_length": 7, "references_per_chunk": 2, "dtype": "float32", "arrangement": "row"}
+    settings = {**plain, **settings}
     tokenizer = tiny_chat_tokenizer() if chat else tiny_tokenizer(adds_bos=bos)
     return Memory3(model or tiny_model(family, mha=mha), tokenizer, MemoryConfig(**settings), name="tiny")
 

@@ -14,6 +14,7 @@ An arm of memories is written ``CONTEXT ORDER SHARE [tight] [T=X]``:
              1/8/packed: through the codec whose codebook is named by ``--codebook``, and of whose budget it must be
     gap=X    references within X of the best one's cosine, instead of the package's 0.1; for text, too
     prior=B  logits of a reference's pairs are lowered by B times what its cosine lacks to the best one's
+    rank=B   logits of a reference's pairs are lowered by B times its rank, 0 for the best one
     tight    references end where the next one, or the question, begins (`memory3.attention.layout.arrangement`)
 
 ``nothing`` and ``text`` (as the package orders it; ``text doc``, ``text near``: the best one next to the question) are arms
@@ -221,16 +222,18 @@ class Several:
         scores = item["scores"]
         return [name for name in scores if scores[name] >= max(scores.values()) - gap]
 
-    def _with_prior(self, read: list[list[str]], memories: dict[str, Memory], factor: float) -> tuple[Any, Any, Any]:
+    def _lowered(
+        self, read: list[list[str]], memories: dict[str, Memory], factor: float, by_rank: bool
+    ) -> tuple[Any, Any, Any]:
         """Under names of their own, memories whose logits are lowered by what they lack to the best one."""
         ids, made, named = [], {}, {}
         for n, (item, names) in enumerate(zip(self.items, read, strict=True)):
             scores = item["scores"]
             for name in names:
                 memory, alias = memories[name], f"{name}@{n}"
-                lowered = factor * (scores[name] - max(scores.values()))
+                lacking = list(scores).index(name) if by_rank else max(scores.values()) - scores[name]
                 own = torch.zeros(len(memory.keys)) if memory.biases is None else memory.biases
-                made[alias], named[alias] = replace(memory, biases=own + lowered), self.references[name]
+                made[alias], named[alias] = replace(memory, biases=own - factor * lacking), self.references[name]
             ids.append([f"{name}@{n}" for name in names])
         return ids, made, named
 
@@ -269,8 +272,10 @@ class Several:
             if "tight" in rest:
                 config = replace(config, arrangement="tight")
             named = self.references
-            if "prior" in options:
-                read, memories, named = self._with_prior(read, memories, float(options["prior"]))
+            if "prior" in options or "rank" in options:
+                by_rank = "rank" in options
+                factor = float(options["rank" if by_rank else "prior"])
+                read, memories, named = self._lowered(read, memories, factor, by_rank)
             bank = _Source(memories, named)
             pairs = float(np.mean([m.counts.sum() for m in memories.values()]))
         prompts, after = self.m3.prompts, max(NEW, *map(len, self.wanted))

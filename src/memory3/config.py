@@ -161,7 +161,7 @@ class MemoryConfig:
     chunk_length: int = 64
     references_per_chunk: int = 5
     score_gap: float = 0.1
-    arrangement: str = "row"
+    arrangement: str = "tight"
     memory_temperature: float = 0.9
 
     #: Settings that change a memory, as `to_dict` names them.

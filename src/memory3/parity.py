@@ -88,6 +88,7 @@ def from_memories(
         selector="first",
         dtype="float32",
         memory_temperature=1.0,
+        arrangement="row",
         chunk_length=512,
     )
     frame = Frame((), tuple(text.prefix), (), (), (), (), (), (), frozenset())
