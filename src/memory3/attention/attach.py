@@ -21,7 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from memory3.attention.attend import additive
+from memory3.attention.attend import additive, attention_with_lse
 from memory3.errors import UnsupportedModel
 
 __all__ = ["ATTENTION", "Reader", "Seen", "StopForward", "attached"]
@@ -90,6 +90,10 @@ def _attention(
         out = memory3.attend(layer, query, key, value, attention_mask, causal=causal, scale=scale)
         if out is not None:
             return out.transpose(1, 2), None
+    if query.shape[2] == 1 and query.device.type == "cpu" and not (module.training or torch.is_grad_enabled()):
+        # The stock function lays keys and values out anew for every query head, which of one token takes longer than all else.
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return attention_with_lse(query, key, value, attention_mask, scale=scale)[0].transpose(1, 2), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
 
 
