@@ -22,6 +22,8 @@ __all__ = [
     "Bank",
     "BatchSize",
     "Budget",
+    "CircuitFile",
+    "CircuitModel",
     "Codec",
     "Data",
     "Device",
@@ -105,6 +107,17 @@ AnyModel = Annotated[
         metavar="MODEL",
     ),
 ]
+CircuitModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        callback=_named,
+        help="Catalogue name, hub id or folder, or one of these+ADAPTER. Default: smollm2-135m-instruct as it is.",
+        metavar="MODEL",
+    ),
+]
+CircuitFile = Annotated[Path | None, typer.Option("--out", "-o", help="Write all that was found, as JSON.", metavar="FILE")]
 Data = Annotated[
     list[str] | None,
     typer.Option(
