@@ -127,7 +127,7 @@ class Weights:
         Args:
             most: how many; None: all.
         """
-        layers, heads, pairs = self.attention.shape
+        _, heads, pairs = self.attention.shape
         every = torch.cat([self.attention.flatten(), self.mlps.flatten()]).abs()
         order = every.argsort(descending=True, stable=True)[:most].tolist()
         found: list[Edge] = []

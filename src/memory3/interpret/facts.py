@@ -3,8 +3,8 @@
     {"relation": "P36", "pattern": "The capital of [X] is [Y]."}
     {"relation": "P36", "subject": "France", "answer": "Paris"}
 
-ParaRel's own names are read too: ``file`` (whose name without its ending is the relation), ``sub_label``, ``obj_label``. A file
-comes from anywhere: its size, its records and its texts are bounded.
+ParaRel's own names are read too: ``file`` (whose name without its ending is the relation), ``sub_label``, ``obj_label``. A
+file comes from anywhere: its size, its records and its texts are bounded.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def lines_of(path: Path, most: int = _MOST_BYTES) -> list[tuple[int, Mapping[str
         with open_unzipped(path) as file:
             data = file.read(most + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): give a file of JSON lines") from error
+        raise InputError(
+            f"{path} cannot be read ({getattr(error, 'strerror', None) or error}): give a file of JSON lines"
+        ) from error
     lines = data.split(b"\n")
     if len(data) > most or len(lines) > _MOST_LINES:
         raise InputError(f"{path} has more than {most >> 20} MB or {_MOST_LINES:,} lines: give a part of it")
@@ -158,6 +160,8 @@ def read_facts(path: Path) -> dict[str, Relation]:
             subject = text_of(record, ("subject", "sub_label"), where)
             facts.setdefault(name, {})[Fact(subject, text_of(record, ("answer", "obj_label"), where))] = None
     if not facts or not patterns:
-        raise InputError(f"{path} has no {'patterns' if facts else 'facts'}: it needs records with a pattern and records with a subject")
+        raise InputError(
+            f"{path} has no {'patterns' if facts else 'facts'}: it needs records with a pattern and records with a subject"
+        )
     names = sorted({*facts, *patterns})
     return {name: Relation(name, tuple(patterns.get(name, ())), tuple(facts.get(name, ()))) for name in names}

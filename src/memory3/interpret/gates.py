@@ -6,7 +6,7 @@
 (arXiv 2407.01178, section 2: the attention score, or the activation, is set to 0). m is what stands in for an edge that is
 out: nothing, as in the paper, or its mean over texts. The other scores of a row are not raised when one is taken out.
 
-Symbols: B texts, T tokens, A query heads, H KV heads, d head dimension, P kinds of attention edges, R roles, D width, L layers.
+Symbols: B texts, T tokens, A query heads, d head dimension, P kinds of attention edges, R roles, D width, L layers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from memory3.attention.attach import attached
 from memory3.errors import UnsupportedModel
 from memory3.interpret.parts import Parts
 
-__all__ = ["Gates", "GatedModel", "Means", "Seen"]
+__all__ = ["GatedModel", "Gates", "Means", "Seen"]
 
 #: Difference of logits, as a share of their spread, that is rounding.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -130,7 +130,9 @@ class GatedModel:
         own, ours = forward(input_ids=tokens, use_cache=False).logits[:, -1:].float(), self.logits(tokens, [6]).float()
         most = _TOLERANCE.get(self.model.dtype, 0.1) * float(own.std())
         if not float((own - ours).abs().max()) <= most:
-            raise UnsupportedModel(f"{name}: its attention does something that memory3 does not know of, so that no edge is told")
+            raise UnsupportedModel(
+                f"{name}: its attention does something that memory3 does not know of, so that no edge is told"
+            )
         out = Gates(
             {layer: tokens.new_zeros(1, self.heads, 7, 7, dtype=self.model.dtype) for layer in range(self.layers)},
             {layer: tokens.new_zeros(1, 7, dtype=self.model.dtype) for layer in range(self.layers)},
@@ -138,7 +140,9 @@ class GatedModel:
         others = torch.cat([(tokens[:, :-1] + 1) % size, tokens[:, -1:]], dim=1)
         alone, beside = (self.logits(each, [6], out).float() for each in (tokens, others))
         if not float((alone - beside).abs().max()) <= most:
-            raise UnsupportedModel(f"{name}: tokens see one another in another way than by attention, so that edges do not tell all")
+            raise UnsupportedModel(
+                f"{name}: tokens see one another in another way than by attention, so that edges do not tell all"
+            )
 
 
 class _Reader:

@@ -29,7 +29,19 @@ from memory3.recall.held import Held
 from memory3.scoring import Score
 from memory3.types import Memory, Reference
 
-__all__ = ["ARMS", "KNOWN", "UNKNOWN", "Tried", "ask_closed", "settings_for", "summary", "test_claim", "try_facts", "usable", "written_by"]
+__all__ = [
+    "ARMS",
+    "KNOWN",
+    "UNKNOWN",
+    "Tried",
+    "ask_closed",
+    "settings_for",
+    "summary",
+    "try_facts",
+    "try_relations",
+    "usable",
+    "written_by",
+]
 
 #: Probability of each token of an answer that is known, and of its least likely token where it is not known.
 KNOWN, UNKNOWN = 0.9, 0.5
@@ -221,7 +233,7 @@ def written_by(other: Memory3, relation: Relation, facts: Sequence[Fact]) -> dic
     return found
 
 
-def test_claim(
+def try_relations(
     m3: Memory3,
     relations: Sequence[Relation],
     *,

@@ -113,7 +113,7 @@ def asked_text(tokenizer: Any, asked: Asked) -> Text:
     answer = whole[len(ids) :]
     if whole[: len(ids)] != ids or not answer:
         raise InputError(
-            f"{where}the tokenizer merges the answer {asked.answer!r:.80} with what stands in front of it, so that no token is "
+            f"{where}the tokenizer merges the answer {asked.answer!r:.80} with what stands before it, so that no token is "
             "the answer's first: put a space or a word between them"
         )
     fed = [*first, *ids, *answer[:-1]]

@@ -9,14 +9,24 @@ L is the log-likelihood of the answer's tokens in nats, added up. Both are means
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 
 from memory3.interpret.circuit import Alignment, Edge, Weights
 from memory3.interpret.gates import GatedModel, Gates, Means, Seen
-from memory3.scoring import token_log_likelihoods
+from memory3.scoring import log_probabilities, token_log_likelihoods
 
-__all__ = ["POINTS", "Progress", "carried", "exact_weights", "gradient_weights", "log_likelihoods", "mean_outputs"]
+__all__ = [
+    "POINTS",
+    "Progress",
+    "carried",
+    "exact_weights",
+    "gradient_weights",
+    "log_likelihoods",
+    "mean_outputs",
+    "said_alone",
+]
 
 #: Where the gradient is taken when means stand in. A model that is sure of its answer loses little by a small change, whatever
 #: the edge: one step towards the means shows what it rests on (docs/circuits.md has the rank correlations).
@@ -106,10 +116,10 @@ def gradient_weights(
 def _open(gated: GatedModel, kinds: tuple[torch.Tensor, torch.Tensor], means: Means | None, value: float = 1.0) -> Gates:
     """Gates of all edges, each of one value."""
     rows, size = kinds[1].shape
-    make = {"dtype": gated.model.dtype, "device": gated.model.device}
+    make: Any = {"dtype": gated.model.dtype, "device": gated.model.device}
     return Gates(
-        {layer: torch.full((rows, gated.heads, size, size), value, **make) for layer in range(gated.layers)},  # type: ignore[arg-type]
-        {layer: torch.full((rows, size), value, **make) for layer in range(gated.layers)},  # type: ignore[arg-type]
+        {layer: torch.full((rows, gated.heads, size, size), value, **make) for layer in range(gated.layers)},
+        {layer: torch.full((rows, size), value, **make) for layer in range(gated.layers)},
         means,
         kinds,
     )
@@ -162,15 +172,16 @@ def _without(
     pairs = {pair: n for n, pair in enumerate(alignment.pairs)}
     roles = {role: n for n, role in enumerate(alignment.roles)}
     gates = Gates(means=means, kinds=kinds)
-    size, make = kinds[1].shape[1], {"dtype": gated.model.dtype, "device": gated.model.device}
+    size = kinds[1].shape[1]
+    make: Any = {"dtype": gated.model.dtype, "device": gated.model.device}
     for row, edge in enumerate(owners):
         if edge.is_mlp:
             if edge.layer not in gates.mlps:
-                gates.mlps[edge.layer] = torch.ones(len(rows), size, **make)  # type: ignore[call-overload]
+                gates.mlps[edge.layer] = torch.ones(len(rows), size, **make)
             gates.mlps[edge.layer][row].masked_fill_(kinds[1][row] == roles[edge.to], 0)
         else:
             if edge.layer not in gates.attention:
-                gates.attention[edge.layer] = torch.ones(len(rows), gated.heads, size, size, **make)  # type: ignore[call-overload]
+                gates.attention[edge.layer] = torch.ones(len(rows), gated.heads, size, size, **make)
             gates.attention[edge.layer][row, edge.head].masked_fill_(kinds[0][row] == pairs[edge.source, edge.to], 0)
     return gates
 
@@ -222,26 +233,64 @@ def carried(
         means: what stands in for an edge that is out; None: nothing.
         keep: whether they are all that is kept, or what is cut.
     """
-    pairs = {pair: n for n, pair in enumerate(alignment.pairs)}
-    roles = {role: n for n, role in enumerate(alignment.roles)}
-    named_pairs = torch.zeros(gated.layers, gated.heads, len(pairs) + 1, dtype=torch.bool)
-    named_roles = torch.zeros(gated.layers, len(roles), dtype=torch.bool)
-    for edge in edges:
-        if edge.is_mlp:
-            named_roles[edge.layer, roles[edge.to]] = True
-        else:
-            named_pairs[edge.layer, edge.head, pairs[edge.source, edge.to]] = True
+    named = _named(gated, alignment, edges)
     found = [0.0] * len(alignment.texts)
-    dtype, device = gated.model.dtype, gated.model.device
     for numbers in alignment.batches():
-        kinds = _kinds(alignment, numbers, device)
-        on_pairs, on_roles = (named if keep else ~named for named in (named_pairs, named_roles))
-        gates = Gates(
-            {n: on_pairs[n][:, kinds[0].cpu()].transpose(0, 1).to(device, dtype) for n in range(gated.layers)},
-            {n: on_roles[n][kinds[1].cpu()].to(device, dtype) for n in range(gated.layers)},
-            means,
-            kinds,
-        )
+        gates = _of_named(gated, alignment, numbers, named, means, keep)
         for number, value in zip(numbers, log_likelihoods(gated, alignment, numbers, gates).tolist(), strict=True):
             found[number] = value
     return found
+
+
+@torch.no_grad()
+def said_alone(gated: GatedModel, alignment: Alignment, edges: Iterable[Edge], means: Means | None = None) -> torch.Tensor:
+    """Log-probabilities of the answer's first token with these edges alone, float32 ``[texts, V]``.
+
+    Args:
+        gated: the model.
+        alignment: of the texts.
+        edges: of the alignment.
+        means: what stands in for an edge that is out; None: nothing.
+    """
+    named = _named(gated, alignment, edges)
+    found: dict[int, torch.Tensor] = {}
+    for numbers in alignment.batches():
+        tokens, places, _ = _batch(alignment, numbers)
+        gates = _of_named(gated, alignment, numbers, named, means, keep=True)
+        logits = gated.logits(tokens, places[:1], gates)[:, 0]
+        found |= dict(zip(numbers, log_probabilities(logits).float().cpu(), strict=True))
+    return torch.stack([found[n] for n in range(len(alignment.texts))])
+
+
+#: Which edges are named: bool ``[L, A, P]`` and ``[L, R]``.
+_Named = tuple[torch.Tensor, torch.Tensor]
+
+
+def _named(gated: GatedModel, alignment: Alignment, edges: Iterable[Edge]) -> _Named:
+    pairs = {pair: n for n, pair in enumerate(alignment.pairs)}
+    roles = {role: n for n, role in enumerate(alignment.roles)}
+    attention = torch.zeros(gated.layers, gated.heads, len(pairs), dtype=torch.bool)
+    mlps = torch.zeros(gated.layers, len(roles), dtype=torch.bool)
+    for edge in edges:
+        if edge.is_mlp:
+            mlps[edge.layer, roles[edge.to]] = True
+        else:
+            attention[edge.layer, edge.head, pairs[edge.source, edge.to]] = True
+    return attention, mlps
+
+
+def _of_named(
+    gated: GatedModel, alignment: Alignment, numbers: Sequence[int], named: _Named, means: Means | None, keep: bool
+) -> Gates:
+    """Gates of texts that have the named edges alone, or all others."""
+    dtype, device = gated.model.dtype, gated.model.device
+    kinds = _kinds(alignment, numbers, device)
+    on_pairs, on_roles = (each if keep else ~each for each in named)
+    # Above the diagonal no edge is: which pair stands there makes no difference.
+    pairs, roles = kinds[0].cpu().clamp_min(0), kinds[1].cpu()
+    return Gates(
+        {n: on_pairs[n][:, pairs].transpose(0, 1).to(device, dtype) for n in range(gated.layers)},
+        {n: on_roles[n][roles].to(device, dtype) for n in range(gated.layers)},
+        means,
+        kinds,
+    )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from memory3.cli.circuit.find import find
 from memory3.cli.circuit.imitable import imitable
+from memory3.cli.circuit.induction import induction
 from memory3.cli.command import Command
 
 __all__ = ["circuit"]
@@ -15,4 +17,5 @@ circuit = typer.Typer(
     rich_markup_mode="rich",
     help="Look inside a model: the edges an answer goes through, and which knowledge a text can stand for.",
 )
-circuit.command(cls=Command)(imitable)
+for command in (find, induction, imitable):
+    circuit.command(cls=Command)(command)

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memory3.cli import options
+from memory3.cli.circuit import options as own
 from memory3.cli.loading import full_name, load_model, silence
 from memory3.cli.output import message, out, print_json
 from memory3.cli.progress import StepMeter
@@ -29,9 +30,10 @@ def imitable(
     facts: Annotated[
         Path, typer.Argument(metavar="FACTS", help="JSON lines (.gz too) of facts and patterns, as ParaRel has them.")
     ],
-    model: options.CircuitModel = None,
+    model: own.Model = None,
     other: Annotated[
-        str | None, typer.Option("--other-model", help="Another model, whose own texts of the facts are tried too.", metavar="MODEL")
+        str | None,
+        typer.Option("--other-model", help="Another model, whose own texts of the facts are tried too.", metavar="MODEL"),
     ] = None,
     relations: Annotated[str | None, typer.Option(help="Relations by name. Default: all.", metavar="A,B,..")] = None,
     asked: Annotated[int, typer.Option(help="Facts asked of each relation.", min=1, max=100_000, metavar="N")] = 100,
@@ -40,7 +42,7 @@ def imitable(
     ] = 20,
     others: Annotated[int, typer.Option(help="Patterns beside the one that is asked.", min=0, max=20, metavar="N")] = 3,
     seed: Annotated[int, typer.Option(help="Of what is drawn.", metavar="N")] = 0,
-    target: options.CircuitFile = None,
+    target: own.Target = None,
     memory_prefix: options.MemoryPrefix = None,
     memory_temperature: options.MemoryTemperature = None,
     device: options.Device = None,
@@ -60,20 +62,22 @@ def imitable(
         memory3 circuit imitable facts.jsonl --asked 500 --tried 100 --out claim.json
     """
     from memory3.interpret.facts import read_facts
-    from memory3.interpret.imitable import summary, test_claim, usable
+    from memory3.interpret.imitable import summary, try_relations, usable
 
     found = read_facts(facts)
     wanted = [name.strip() for name in relations.split(",") if name.strip()] if relations else list(found)
     lacking = [name for name in wanted if name not in found]
     if lacking:
-        raise typer.BadParameter(f"{facts} has no relation {lacking[0]!r}: it has {', '.join(found)}", param_hint="--relations")
+        raise typer.BadParameter(
+            f"{facts} has no relation {lacking[0]!r}: it has {', '.join(found)}", param_hint="--relations"
+        )
     m3 = _loaded(context, model, memory_prefix, device, model_dtype)
     writer = _loaded(context, other, memory_prefix, device, model_dtype) if other else None
     chosen = usable([found[name] for name in wanted])
     seen: list[Tried] = []
     report: dict[str, Any] = {}
     with StepMeter() as meter:
-        tests = test_claim(m3, chosen, asked=asked, tried=tried, others=others, seed=seed, other=writer)
+        tests = try_relations(m3, chosen, asked=asked, tried=tried, others=others, seed=seed, other=writer)
         for number, mine in enumerate(tests, 1):
             meter("relation", number, len(chosen), chosen[number - 1].name)
             seen += mine
@@ -91,10 +95,9 @@ def imitable(
 
 def _loaded(context: typer.Context, model: str | None, prefix: str | None, device: str | None, dtype: str | None) -> Memory3:
     from memory3.interpret.imitable import settings_for
-    from memory3.models.adapter import trained_config
+    from memory3.models.adapter import adapter_of, trained_config
     from memory3.models.catalogue import DEFAULT_MODEL
     from memory3.models.load import load_tokenizer
-    from memory3.models.adapter import adapter_of
 
     silence()
     name = full_name(model or DEFAULT_MODEL)
