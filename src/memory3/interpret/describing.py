@@ -2,8 +2,8 @@
 
     output     what the edge adds to the residual stream; its words have the largest logits, by the last norm and the head
     input      tokens whose embedding the edge's activation hangs on: |gradient x embedding|
-    variance   n / (n - 1) (1 - |mean o|^2 / mean |o|^2) of the outputs o of n texts: 0 where they are the same, 1 where they
-               have nothing in common
+    variance   n / (n - 1) (1 - |mean o|^2 / mean |o|^2) of n outputs o, one of each token that the edge ends at: 0 where
+               they are the same, 1 where they have nothing in common
 
 Knowledge is specific where outputs are nearly the same over texts, and abstract where they vary (arXiv 2407.01178, section 2).
 """
@@ -11,6 +11,7 @@ Knowledge is specific where outputs are nearly the same over texts, and abstract
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from memory3.interpret.circuit import Alignment, Edge
 from memory3.interpret.gates import GatedModel, Seen
 from memory3.interpret.weighing import log_likelihoods
 
-__all__ = ["inputs", "outputs", "variance", "words"]
+__all__ = ["Written", "inputs", "outputs", "variance", "words"]
 
 
 def _members(alignment: Alignment, numbers: Sequence[int], edge: Edge) -> torch.Tensor:
@@ -29,29 +30,54 @@ def _members(alignment: Alignment, numbers: Sequence[int], edge: Edge) -> torch.
     return torch.stack([alignment.pair_ids(n) for n in numbers]) == alignment.pairs.index((edge.source, edge.to))
 
 
+@dataclass(frozen=True)
+class Written:
+    """What one edge adds to the residual stream, M times: once for every token of every text that it ends at.
+
+    Attributes:
+        vectors: float32 ``[M, D]``.
+        texts: of each, the number of its text, in rising order.
+    """
+
+    vectors: torch.Tensor
+    texts: tuple[int, ...]
+
+    def first(self, texts: int) -> torch.Tensor:
+        """The first vector of each of the first texts that have the edge, ``[texts or fewer, D]``.
+
+        Args:
+            texts: how many.
+        """
+        starts = list(dict.fromkeys(self.texts))[:texts]
+        return self.vectors[[self.texts.index(text) for text in starts]]
+
+
 @torch.no_grad()
-def outputs(gated: GatedModel, alignment: Alignment, edges: Sequence[Edge]) -> list[torch.Tensor]:
-    """What each edge adds to the residual stream, float32 ``[texts, D]``: added up over a text's tokens that have its roles.
+def outputs(gated: GatedModel, alignment: Alignment, edges: Sequence[Edge]) -> list[Written]:
+    """What each edge writes. Where it reaches a token from several, that is their sum.
 
     Args:
         gated: the model.
         alignment: of the texts.
         edges: of the alignment.
     """
-    found = [torch.zeros(len(alignment.texts), gated.model.config.get_text_config().hidden_size) for _ in edges]
+    found: list[dict[int, torch.Tensor]] = [{} for _ in edges]
     for numbers in alignment.batches():
         seen = Seen()
         log_likelihoods(gated, alignment, numbers, None, seen)
         for edge, out in zip(edges, found, strict=True):
-            members = _members(alignment, numbers, edge).to(gated.model.device, gated.model.dtype)
+            members = _members(alignment, numbers, edge).to(gated.model.device)
             if edge.is_mlp:
-                added = (members[..., None] * seen.mlps[edge.layer]).sum(1)
+                added, there = seen.mlps[edge.layer], members
             else:
-                scores = (seen.scores[edge.layer][:, edge.head] * members).sum(1)  # by key
-                heads = (scores[..., None] * seen.values[edge.layer][:, edge.head]).sum(1)
-                added = gated.parts.written(edge.layer, edge.head, gated.heads, heads)
-            out[list(numbers)] = added.float().cpu()
-    return found
+                heads = (seen.scores[edge.layer][:, edge.head] * members) @ seen.values[edge.layer][:, edge.head]
+                added, there = gated.parts.written(edge.layer, edge.head, gated.heads, heads), members.any(-1)
+            for number, vectors, mine in zip(numbers, added.float().cpu(), there.cpu(), strict=True):
+                out[number] = vectors[mine]
+    return [
+        Written(torch.cat([out[n] for n in sorted(out)]), tuple(n for n in sorted(out) for _ in range(len(out[n]))))
+        for out in found
+    ]
 
 
 def inputs(gated: GatedModel, alignment: Alignment, edges: Sequence[Edge]) -> list[dict[str, float]]:
@@ -99,16 +125,15 @@ def inputs(gated: GatedModel, alignment: Alignment, edges: Sequence[Edge]) -> li
 
 
 def variance(vectors: torch.Tensor) -> float:
-    """How far outputs of several texts differ, as above; not a number of fewer than two.
+    """How far outputs differ, as above; not a number of fewer than two, or where all are 0.
 
     Args:
-        vectors: ``[texts, D]``; texts that lack the edge have zeros.
+        vectors: ``[n, D]``.
     """
-    there = vectors[vectors.abs().amax(1) > 0].double()
-    count = there.shape[0]
-    if count < 2:
+    count, whole = vectors.shape[0], float(vectors.double().square().sum())
+    if count < 2 or not whole > 0:
         return float("nan")
-    share = float(there.mean(0).square().sum() / there.square().sum(1).mean())
+    share = float(vectors.double().mean(0).square().sum()) * count / whole
     return count / (count - 1) * (1 - share)
 
 

@@ -34,6 +34,8 @@ THRESHOLD = 0.5
 _SIZES = (10, 30, 100, 300, 1000, 3000)
 #: Words of an output; texts whose words are shown.
 _WORDS, _SHOWN = 5, 3
+#: Edges of a circuit whose outputs and inputs are told.
+_DESCRIBED = 40
 #: Likely next tokens of each text, over which what a circuit says is compared.
 _LIKELY = 10
 
@@ -168,26 +170,19 @@ def _described(
     threshold: float,
     say: Tell,
 ) -> list[dict[str, Any]]:
-    written, read = outputs(gated, alignment, circuit), inputs(gated, alignment, circuit)
-    shown = min(_SHOWN, len(alignment.texts))
+    heaviest = circuit[:_DESCRIBED]
+    written, read = outputs(gated, alignment, heaviest), inputs(gated, alignment, heaviest)
     found: list[dict[str, Any]] = []
-    for number, (edge, out, roles) in enumerate(zip(circuit, written, read, strict=True), 1):
-        says = words(gated, tokenizer, torch.cat([out.mean(0, keepdim=True), out[:shown]]), _WORDS)
-        found.append(
-            {
-                "layer": edge.layer,
-                "head": None if edge.is_mlp else edge.head,
-                "source": edge.source,
-                "to": edge.to,
-                "weight": weights.of(edge),
-                "exact": measured.get(edge),
-                **_kind(out, threshold),
-                "writes": says[0],
-                "writes in the first texts": says[1:],
-                "reads": dict(list(roles.items())[:_SHOWN]),
-            }
-        )
-        say("words", number, len(circuit))
+    for number, edge in enumerate(circuit):
+        each: dict[str, Any] = {"layer": edge.layer, "head": None if edge.is_mlp else edge.head, "source": edge.source}
+        each |= {"to": edge.to, "weight": weights.of(edge), "exact": measured.get(edge)}
+        if number < len(heaviest):
+            out = written[number]
+            says = words(gated, tokenizer, torch.cat([out.vectors.mean(0, keepdim=True), out.first(_SHOWN)]), _WORDS)
+            each |= {**_kind(out.vectors, threshold), "writes": says[0], "writes in the first texts": says[1:]}
+            each["reads"] = dict(list(read[number].items())[:_SHOWN])
+            say("words", number + 1, len(heaviest))
+        found.append(each)
     return found
 
 

@@ -127,6 +127,11 @@ class GatedModel:
         forward: Any = self.model
         name, size = self.parts.name, self.model.config.get_text_config().vocab_size
         tokens = torch.tensor([[(7919 * n + 101) % size for n in range(7)]], device=self.model.device)
+        # What is needed to say what edges write is asked for now: nobody waits for minutes to be refused.
+        size_of_head = self._size_of_head(tokens)
+        for layer in range(self.layers):
+            self.parts.written(layer, 0, self.heads, tokens.new_zeros(size_of_head, dtype=self.model.dtype))
+        self.parts.unembedded(tokens.new_zeros(1, self.model.config.get_text_config().hidden_size, dtype=self.model.dtype))
         own, ours = forward(input_ids=tokens, use_cache=False).logits[:, -1:].float(), self.logits(tokens, [6]).float()
         most = _TOLERANCE.get(self.model.dtype, 0.1) * float(own.std())
         if not float((own - ours).abs().max()) <= most:
@@ -143,6 +148,17 @@ class GatedModel:
             raise UnsupportedModel(
                 f"{name}: tokens see one another in another way than by attention, so that edges do not tell all"
             )
+
+    def _size_of_head(self, tokens: torch.Tensor) -> int:
+        seen = Seen()
+        self.logits(tokens, [6], None, seen)
+        odd = next((layer for layer, out in seen.mlps.items() if out.shape[:2] != tokens.shape), None)
+        if odd is not None or sorted(seen.values) != list(range(self.layers)):
+            raise UnsupportedModel(
+                f"{self.parts.name}: layer {odd or 0} has an attention or an MLP whose outputs are not token by token, so "
+                "that its edges cannot be cut. Use a Llama-, Qwen- or Mistral-like model"
+            )
+        return seen.values[0].shape[-1]
 
 
 class _Reader:

@@ -16,6 +16,8 @@ __all__ = ["FORMATS", "picture"]
 
 #: Formats, by the ending of a file's name.
 FORMATS = ("svg", "png")
+#: Edges that are drawn, the heaviest.
+_MOST = 100
 _HELPS, _AGAINST = "#0969da", "#bc4c00"
 
 
@@ -35,7 +37,7 @@ def picture(report: Mapping[str, Any], title: str, kind: str = "svg") -> bytes:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependency(str(error.name or "matplotlib"), "plots", "a picture of a circuit") from None
-    edges = report["edges"]
+    edges = report["edges"][:_MOST]
     names = [name for edge in edges for name in (edge["source"], edge["to"])]
     ordered = [name for name in report["roles"] if name in names]
     ordered = [*dict.fromkeys(name for name in names if name not in ordered), *ordered]
