@@ -198,14 +198,17 @@ def test_the_gradient_is_the_slope_of_the_gates(texts, baseline):
     gated, alignment = doubled(), Alignment(texts)
     means = mean_outputs(gated, alignment) if baseline == "mean" else None
     weights = gradient_weights(gated, alignment, means)
-    for edge in (
-        Edge(3, 4, "subject.first", "last"),
-        Edge(1, -1, "subject.last", "subject.last"),
-        Edge(0, 5, "front", "last"),
-    ):
+    for edge in heavy(weights):
         slope = slope_of(gated, alignment, edge, means)
-        assert weights.of(edge) == pytest.approx(slope, rel=5e-3, abs=1e-6)
-        assert abs(slope) > 1e-4
+        assert weights.of(edge) == pytest.approx(slope, rel=0.01, abs=1e-3)
+        assert abs(slope) > 0.1
+
+
+def heavy(weights):
+    """Edges of both kinds and of early and late layers, each the heaviest of its kind."""
+    ranked, last = weights.ranked(), len(weights.mlps) - 1
+    kinds = ((False, range(last)), (False, (last,)), (True, range(last)), (True, (last,)))
+    return [next(edge for edge in ranked if edge.is_mlp == mlp and edge.layer in layers) for mlp, layers in kinds]
 
 
 def slope_of(gated, alignment, edge, means=None, step=1e-3):
@@ -445,10 +448,10 @@ def test_families_of_other_shapes(kind, texts):
     gated = GatedModel(model if kind == "mixtral" else model.double())  # experts have no product of doubles
     alignment = Alignment(texts[:2])
     weights = gradient_weights(gated, alignment)
-    for edge in (Edge(4, 3, "front", "last"), Edge(5, -1, "last", "last"), Edge(1, 5, "subject.last", "last")):
-        slope = slope_of(gated, alignment, edge, step=3e-3)
-        assert weights.of(edge) == pytest.approx(slope, rel=0.05, abs=1e-3)
-        assert abs(slope) > 1e-3
+    for edge in heavy(weights):
+        slope = slope_of(gated, alignment, edge)
+        assert weights.of(edge) == pytest.approx(slope, rel=0.03, abs=0.02)
+        assert abs(slope) > 0.1
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2", "llama4_text"])
