@@ -5,6 +5,8 @@
     variance   n / (n - 1) (1 - |mean o|^2 / mean |o|^2) of n outputs o, one of each token that the edge ends at: 0 where
                they are the same, 1 where they have nothing in common
 
+A circuit's outputs are the probabilities that it gives alone, one vector for each text.
+
 Knowledge is specific where outputs are nearly the same over texts, and abstract where they vary (arXiv 2407.01178, section 2).
 """
 

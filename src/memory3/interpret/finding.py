@@ -36,8 +36,6 @@ _SIZES = (10, 30, 100, 300, 1000, 3000)
 _WORDS, _SHOWN = 5, 3
 #: Edges of a circuit whose outputs and inputs are told.
 _DESCRIBED = 40
-#: Likely next tokens of each text, over which what a circuit says is compared.
-_LIKELY = 10
 
 #: Called with what is done, how much of it, and of how much.
 Tell = Callable[[str, int, int], None]
@@ -120,7 +118,9 @@ def find_circuit(
         "edges": described,
         "gradient against exact": rank_correlation(weights, measured, circuit),
     }
-    report["circuit"] |= _kind(_answering(gated, alignment, circuit, means), threshold) | {"threshold": threshold}
+    # What the circuit says alone: probabilities of the answer's first token, one vector for each text.
+    said = said_alone(gated, alignment, circuit, means).exp()
+    report["circuit"] |= _kind(said, threshold) | {"threshold": threshold}
     return report, weights
 
 
@@ -191,23 +191,6 @@ def _kind(vectors: torch.Tensor, threshold: float) -> dict[str, Any]:
     if found != found:
         return {"variance": None, "kind": "unknown"}
     return {"variance": found, "kind": "specific" if found < threshold else "abstract"}
-
-
-def _answering(gated: GatedModel, alignment: Alignment, circuit: Sequence[Edge], means: Means | None) -> torch.Tensor:
-    """What the circuit says alone, ``[texts, C]``: log-probabilities of the tokens that the model itself finds likely in any
-    of the texts, less their mean.
-    """
-    whole = said_alone(gated, alignment, _every(gated, alignment), means)
-    likely = whole.topk(min(_LIKELY, whole.shape[1])).indices.unique()
-    alone = said_alone(gated, alignment, circuit, means)[:, likely]
-    return alone - alone.mean(1, keepdim=True)
-
-
-def _every(gated: GatedModel, alignment: Alignment) -> list[Edge]:
-    return [
-        *(Edge(n, head, *pair) for n in range(gated.layers) for head in range(gated.heads) for pair in alignment.pairs),
-        *(Edge(n, -1, role, role) for n in range(gated.layers) for role in alignment.roles),
-    ]
 
 
 def _carried(

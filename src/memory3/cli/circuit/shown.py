@@ -77,23 +77,23 @@ def _show(report: Mapping[str, Any]) -> None:
         out.print(f"rank correlation of gradient and ablation, {against['edges']} edges: {told}")
     out.print(Text(f"\nthe {min(_MOST, len(report['edges']))} heaviest edges", "bold"))
     rows(
-        ("edge", "to", "from", "weight", "exact", "variance", "writes", "reads"),
+        ("edge", "weight", "exact", "variance", "writes"),
         [_edge(edge) for edge in report["edges"][:_MOST]],
     )
 
 
 def _edge(edge: Mapping[str, Any]) -> tuple[str, ...]:
-    name = f"{edge['layer']} MLP" if edge["head"] is None else f"{edge['layer']}.{edge['head']}"
+    # A terminal is narrow: an edge is said in one column.
+    name = f"{edge['layer']} MLP at {edge['to']}"
+    if edge["head"] is not None:
+        name = f"{edge['layer']}.{edge['head']} {edge['source']} > {edge['to']}"
     says = edge["writes"] if edge["kind"] == "specific" else [each[0] for each in edge["writes in the first texts"]]
     return (
         name,
-        edge["to"],
-        "" if edge["head"] is None else edge["source"],
         f"{edge['weight']:+.3f}",
         "" if edge["exact"] is None else f"{edge['exact']:+.3f}",
-        "" if edge["variance"] is None else f"{edge['variance']:.2f} {edge['kind']}",
+        "" if edge["variance"] is None else f"{edge['variance']:.2f}",
         " ".join(repr(word) for word in says[:3]),
-        next(iter(edge["reads"]), ""),
     )
 
 
