@@ -72,7 +72,8 @@ class Tried:
         relation, fact: which.
         closed: the score of its answer behind nothing.
         found: by arm, the probability of the answer's least likely token.
-        sizes: tokens of the answer, of the subject's prompt and of the text in another pattern.
+        sizes: tokens of the answer, of the prompt and of the text in another pattern.
+        texts: what stood in front, by arm; those in other patterns are ``other 0``, ``other 1``, ...
     """
 
     relation: str
@@ -80,6 +81,7 @@ class Tried:
     closed: Score
     found: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, float] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
 
 
 def settings_for(tokenizer: Any, config: MemoryConfig | None = None) -> MemoryConfig:
@@ -175,17 +177,18 @@ def try_facts(
         texts["text, shuffled"] = " ".join(words)
         if written and each.fact in written:
             texts["text, another model's"] = written[each.fact]
-        _read(m3, relation.prompt(asked, each.fact), each, texts)
+        each.texts = texts
+        _read(m3, relation.prompt(asked, each.fact), each)
         if progress:
             progress(1)
 
 
-def _read(m3: Memory3, prompt: str, each: Tried, texts: Mapping[str, str]) -> None:
+def _read(m3: Memory3, prompt: str, each: Tried) -> None:
     """The prompt of one fact behind each of its texts, and behind the memories of some."""
     tokens = _ids(m3, prompt, each.fact.answer)
     assert tokens is not None, "it was asked before"
     question, answer = tokens
-    references = {name: _reference(m3, name, text) for name, text in texts.items()}
+    references = {name: _reference(m3, name, text) for name, text in each.texts.items()}
     as_memory = {"text, same pattern": "memory, same pattern", "other 0": "memory, other pattern"}
     as_memory["text, another fact"] = "memory, another fact"
     wanted = [name for name in as_memory if name in references]
