@@ -13,7 +13,7 @@ from families import family
 from tiny import save_tiny, tiny_model, tiny_tokenizer
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from memory3.errors import ConfigError, InputError, UnsupportedModel
+from memory3.errors import ConfigError, InputError, ModelError, UnsupportedModel
 from memory3.interpret.circuit import Alignment, Edge, Weights
 from memory3.interpret.describing import inputs, outputs, variance, words
 from memory3.interpret.finding import find_circuit, known, rank_correlation
@@ -380,7 +380,7 @@ def test_texts_of_one_shape_are_read_together(texts):
 # ---- what is found -------------------------------------------------------------------------------------------------------
 
 
-def test_a_report(texts):
+def test_a_report(texts, monkeypatch):
     gated = GatedModel(tiny_model(seed=2))
     report, weights = find_circuit(gated, tiny_tokenizer(), texts, edges=7, exact=5)
     assert len(report["edges"]) == 7
@@ -405,8 +405,18 @@ def test_a_report(texts):
         find_circuit(gated, tiny_tokenizer(), texts, baseline="median")
     with pytest.raises(InputError, match="a mean of one is that text"):
         find_circuit(gated, tiny_tokenizer(), texts[:1])
+    with monkeypatch.context() as smaller:
+        smaller.setattr("memory3.interpret.finding._MOST_BYTES", 1 << 20)
+        with pytest.raises(InputError, match="give shorter texts, or name their subjects, or the baseline zero"):
+            find_circuit(gated, tiny_tokenizer(), texts)
+    same, _ = find_circuit(gated, tiny_tokenizer(), [texts[0], texts[0]], baseline="zero", edges=3, exact=0)
+    assert (same["circuit"]["kind"], same["circuit"]["variance"]) == ("specific", pytest.approx(0, abs=1e-6))
     alone, _ = find_circuit(gated, tiny_tokenizer(), texts[:1], baseline="zero", edges=3, exact=0)
     assert alone["circuit"]["kind"] == "unknown"
+    with torch.no_grad():
+        gated.parts.mlps[2].down_proj.weight[0, 0] = torch.inf
+    with pytest.raises(ModelError, match="not finite"):
+        find_circuit(gated, tiny_tokenizer(), texts)
     assert alone["gradient against exact"] == {"edges": 0, "of the circuit": 0}
     report["layers"] = 5
     drawn = picture(report, "$a < b$ & c")

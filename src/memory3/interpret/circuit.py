@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -46,35 +47,50 @@ class Edge:
 class Alignment:
     """Which edges of some texts are one.
 
+    The tables are made when they are first asked for: they grow with the square of a text's length.
+
     Attributes:
         texts: as they were given.
-        pairs: P names of attention edges, ``(source, to)``.
-        roles: R names of tokens.
     """
 
     def __init__(self, texts: Sequence[Text]) -> None:
         self.texts = tuple(texts)
+
+    @cached_property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """P names of attention edges, ``(source, to)``."""
+        return self._tables[0]
+
+    @cached_property
+    def roles(self) -> tuple[str, ...]:
+        """R names of tokens."""
+        return tuple(dict.fromkeys(role for text in self.texts for role in text.roles))
+
+    @cached_property
+    def _tables(self) -> tuple[tuple[tuple[str, str], ...], list[torch.Tensor]]:
         pairs: dict[tuple[str, str], int] = {}
-        roles: dict[str, int] = {}
-        self._pairs: list[torch.Tensor] = []
-        self._roles: list[torch.Tensor] = []
-        for text in texts:
+        tables: list[torch.Tensor] = []
+        for text in self.texts:
             size = len(text.tokens)
             table = torch.full((size, size), -1)
             for to in range(size):
-                for source in range(to + 1):
-                    table[to, source] = pairs.setdefault(text.edge(source, to), len(pairs))
-            self._pairs.append(table)
-            self._roles.append(torch.tensor([roles.setdefault(role, len(roles)) for role in text.roles]))
-        self.pairs, self.roles = tuple(pairs), tuple(roles)
+                row = [pairs.setdefault(text.edge(source, to), len(pairs)) for source in range(to + 1)]
+                table[to, : to + 1] = torch.tensor(row)
+            tables.append(table)
+        return tuple(pairs), tables
+
+    @cached_property
+    def _role_tables(self) -> list[torch.Tensor]:
+        numbers = {role: n for n, role in enumerate(self.roles)}
+        return [torch.tensor([numbers[role] for role in text.roles]) for text in self.texts]
 
     def pair_ids(self, text: int) -> torch.Tensor:
         """int64 ``[T, T]``, the query's place first: number of the pair in `pairs`, -1 above the diagonal."""
-        return self._pairs[text]
+        return self._tables[1][text]
 
     def role_ids(self, text: int) -> torch.Tensor:
         """int64 ``[T]``: number of the role in `roles`."""
-        return self._roles[text]
+        return self._role_tables[text]
 
     def batches(self, most: int = 512) -> list[list[int]]:
         """Numbers of texts of one length and with answers at the same places, so many tokens together at most.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from memory3.errors import ConfigError, InputError
+from memory3.errors import ConfigError, InputError, ModelError
 from memory3.interpret.circuit import Alignment, Edge, Weights
 from memory3.interpret.describing import inputs, outputs, variance, words
 from memory3.interpret.gates import GatedModel, Means
@@ -34,6 +34,8 @@ THRESHOLD = 0.5
 _SIZES = (10, 30, 100, 300, 1000, 3000)
 #: Words of an output; texts whose words are shown.
 _WORDS, _SHOWN = 5, 3
+#: Bytes of the weights and means of all edges.
+_MOST_BYTES = 4 << 30
 #: Edges of a circuit whose outputs and inputs are told.
 _DESCRIBED = 40
 
@@ -101,10 +103,15 @@ def find_circuit(
             "Give more, or the baseline zero"
         )
     alignment = Alignment(texts)
+    _check_size(gated, alignment, baseline)
     say = tell or (lambda what, done, total: None)
     means = mean_outputs(gated, alignment) if baseline == "mean" else None
     points = POINTS if baseline == "mean" else (1.0,)
     weights = gradient_weights(gated, alignment, means, lambda done, total: say("gradient", done, total), points=points)
+    if not bool(weights.attention.isfinite().all()) or not bool(weights.mlps.isfinite().all()):
+        raise ModelError(
+            f"{gated.parts.name} computes what is not finite on these texts; is its dtype too narrow for its weights?"
+        )
     circuit = weights.ranked(edges)
     measured = _measured(gated, weights, circuit, exact, seed, means, say)
     described = _described(gated, tokenizer, alignment, circuit, weights, measured, threshold, say)
@@ -122,6 +129,20 @@ def find_circuit(
     said = said_alone(gated, alignment, circuit, means).exp()
     report["circuit"] |= _kind(said, threshold) | {"threshold": threshold}
     return report, weights
+
+
+def _check_size(gated: GatedModel, alignment: Alignment, baseline: str) -> None:
+    """Raise InputError where the texts have so many kinds of edges that their weights, or their means, do not fit into RAM."""
+    longest, kinds = max(len(text.tokens) for text in alignment.texts), len(alignment.pairs)
+    numbers = 2 * gated.layers * gated.heads * kinds
+    if baseline == "mean":  # how much of each kind every query lacks, in all layers
+        numbers += gated.layers * gated.heads * max(longest, 512) * kinds
+    if 4 * numbers > _MOST_BYTES:
+        more = ", or the baseline zero" if baseline == "mean" else ""
+        raise InputError(
+            f"these texts have {kinds:,} kinds of attention edges between {len(alignment.roles)} roles, whose weights would take "
+            f"{4 * numbers / 1e9:.0f} GB: give shorter texts, or name their subjects{more}"
+        )
 
 
 def _measured(

@@ -30,7 +30,7 @@ class Rate:
         return float(found.low), float(found.high)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Hits, of how many, the rate, and its interval as a list of two."""
         return {"hits": self.hits, "of": self.of, "rate": self.hits / self.of, "interval": list(self.interval)}
 
 
