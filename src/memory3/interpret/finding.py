@@ -140,7 +140,7 @@ def _check_size(gated: GatedModel, alignment: Alignment, baseline: str) -> None:
     if 4 * numbers > _MOST_BYTES:
         more = ", or the baseline zero" if baseline == "mean" else ""
         raise InputError(
-            f"these texts have {kinds:,} kinds of attention edges between {len(alignment.roles)} roles, whose weights would take "
+            f"these texts have {kinds:,} kinds of attention edges of {len(alignment.roles)} roles, whose weights would take "
             f"{4 * numbers / 1e9:.0f} GB: give shorter texts, or name their subjects{more}"
         )
 
