@@ -24,7 +24,7 @@ from memory3.llm import Memory3
 from memory3.models.load import load_model
 
 #: Positions left out between a text and the prompt behind it.
-GAPS = (0, 4, 16, 32, 64, 128, 256, 512)
+GAPS = (0, 4, 16, 64, 116, 256, 1024)
 
 
 @torch.no_grad()
@@ -36,7 +36,9 @@ def least_likely(m3: Memory3, text: str, prompt: str, answer: str, gap: int) -> 
     places = torch.tensor([[*range(len(front)), *(len(front) + gap + n for n in range(len(whole) - 1))]])
     keep = len(whole) - len(asked)
     model: Any = m3.model
-    logits = model(input_ids=tokens, position_ids=places, logits_to_keep=keep, use_cache=False).logits[0]
+    # Without a mask, transformers takes a step in the positions for the start of another text, which sees nothing before it.
+    call = {"attention_mask": torch.ones_like(tokens), "logits_to_keep": keep, "use_cache": False}
+    logits = model(input_ids=tokens, position_ids=places, **call).logits[0]
     wanted = torch.tensor(whole[len(asked) :])
     return float(torch.log_softmax(logits.float(), -1).gather(1, wanted[:, None]).min().exp())
 
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--relations", default="P36,P19,P103,P17,P30,P37,P138,P140,P176,P495")
     parser.add_argument("--tried", type=int, default=5)
+    parser.add_argument("--asked", type=int, default=20)
     parser.add_argument("--first", default="<|endoftext|>")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
@@ -59,7 +62,7 @@ def main() -> None:
     with StepMeter() as meter:
         for number, name in enumerate(names, 1):
             relation = relations[name]
-            asked = ask_closed(m3, relation, relation.facts[:: max(1, len(relation.facts) // 40)][:40])
+            asked = ask_closed(m3, relation, relation.facts[:: max(1, len(relation.facts) // given.asked)][: given.asked])
             for each in [one for one in asked if one.found["none"] <= UNKNOWN][: given.tried]:
                 first = relation.asked[0]
                 other = next((pattern for pattern in relation.patterns if pattern != first), first)
