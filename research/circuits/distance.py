@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,26 @@ from memory3.interpret.imitable import KNOWN, UNKNOWN, ask_closed, settings_for
 from memory3.interpret.rates import Rate
 from memory3.llm import Memory3
 from memory3.models.load import load_model
+from memory3.scoring import token_log_likelihoods
 
 #: Positions left out between a text and the prompt behind it.
 GAPS = (0, 4, 16, 64, 116, 256, 1024)
 
 
 @torch.no_grad()
-def least_likely(m3: Memory3, text: str, prompt: str, answer: str, gap: int) -> float:
-    """The probability of the least likely token of an answer whose prompt stands so many positions behind a text."""
+def least_likely(m3: Memory3, text: str, prompt: str, answer: str, gaps: Sequence[int]) -> list[float]:
+    """The probability of the least likely token of an answer, for each gap between a text and the prompt behind it."""
     front = [*m3.frame.prefix, *m3.prompts.ids(text)]
     asked, whole = m3.prompts.ids(f" {prompt}"), m3.prompts.ids(f" {prompt} {answer}")
-    tokens = torch.tensor([[*front, *whole[:-1]]])
-    places = torch.tensor([[*range(len(front)), *(len(front) + gap + n for n in range(len(whole) - 1))]])
-    keep = len(whole) - len(asked)
-    model: Any = m3.model
+    tokens = torch.tensor([[*front, *whole[:-1]]] * len(gaps))
+    places = torch.tensor([[*range(len(front)), *(len(front) + gap + n for n in range(len(whole) - 1))] for gap in gaps])
     # Without a mask, transformers takes a step in the positions for the start of another text, which sees nothing before it.
-    call = {"attention_mask": torch.ones_like(tokens), "logits_to_keep": keep, "use_cache": False}
-    logits = model(input_ids=tokens, position_ids=places, **call).logits[0]
-    wanted = torch.tensor(whole[len(asked) :])
-    return float(torch.log_softmax(logits.float(), -1).gather(1, wanted[:, None]).min().exp())
+    call = {"attention_mask": torch.ones_like(tokens), "logits_to_keep": len(whole) - len(asked), "use_cache": False}
+    model: Any = m3.model
+    logits = model(input_ids=tokens, position_ids=places, **call).logits
+    wanted = torch.tensor(whole[len(asked) :]).expand(len(gaps), -1)
+    found: list[float] = token_log_likelihoods(logits, wanted).amin(-1).exp().tolist()
+    return found
 
 
 def main() -> None:
@@ -67,10 +69,10 @@ def main() -> None:
                 first = relation.asked[0]
                 other = next((pattern for pattern in relation.patterns if pattern != first), first)
                 prompt = relation.prompt(first, each.fact)
-                for gap in GAPS:
-                    for kind, pattern in (("same pattern", first), ("other pattern", other)):
-                        text = relation.text(pattern, each.fact)
-                        found[gap][kind].append(least_likely(m3, text, prompt, each.fact.answer, gap))
+                for kind, pattern in (("same pattern", first), ("other pattern", other)):
+                    values = least_likely(m3, relation.text(pattern, each.fact), prompt, each.fact.answer, GAPS)
+                    for gap, value in zip(GAPS, values, strict=True):
+                        found[gap][kind].append(value)
             meter("relation", number, len(names), name)
     report: dict[str, Any] = {"model": given.model, "relations": names, "first": given.first, "gaps": []}
     for gap, kinds in found.items():

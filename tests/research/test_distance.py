@@ -22,7 +22,7 @@ def test_the_ends_of_the_distances() -> None:
     for each in tried:
         text, prompt = RELATION.text(RELATION.patterns[0], each.fact), RELATION.prompt(RELATION.patterns[0], each.fact)
         far = m3.config.reference_length - len(m3.prompts.ids(text))
-        found = {gap: least_likely(m3, text, prompt, each.fact.answer, gap) for gap in (0, far)}
+        found = dict(zip((0, far), least_likely(m3, text, prompt, each.fact.answer, (0, far)), strict=True))
         assert found[0] == pytest.approx(each.found["text, same pattern"], rel=1e-3)
         assert found[far] == pytest.approx(each.found["memory, same pattern"], rel=0.02)
         ratios.append(found[0] / found[far])
