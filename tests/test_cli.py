@@ -48,7 +48,7 @@ COMMANDS = (
     "bench",
     "lm-eval",
 )
-GROUPS = ("train",)
+GROUPS = ("train", "circuit")
 
 
 @pytest.fixture

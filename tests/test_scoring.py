@@ -115,4 +115,4 @@ def test_the_arithmetic_by_hand():
     assert found.tolist() == pytest.approx([-1.386294, -0.356675, 0.0], abs=1e-6)
     assert token_log_likelihoods(logits.double(), torch.tensor([0, 0, 0])).dtype == torch.float64
     assert token_log_likelihoods(logits.bfloat16(), torch.tensor([0, 0, 0])).dtype == torch.float32
-    assert Score(-6.0, False, 4).nll == 1.5
+    assert Score(-6.0, False, 4, -2.5).nll == 1.5

@@ -42,11 +42,13 @@ class Score:
         total: natural logarithm of its probability.
         greedy: whether the model itself would have written it, token by token.
         tokens: of how many it is.
+        least: natural logarithm of the probability of its least likely token.
     """
 
     total: float
     greedy: bool
     tokens: int
+    least: float
 
     @property
     def nll(self) -> float:
@@ -254,5 +256,5 @@ def _score(logits: torch.Tensor, answer: Sequence[int]) -> Score:
     """Of one answer, by the logits ``[S, V]`` of the token before each of its own."""
     wanted = torch.tensor(list(answer), device=logits.device)
     logs = log_probabilities(logits)
-    total = float(logs.gather(1, wanted[:, None]).sum())
-    return Score(total, bool((logs.argmax(-1) == wanted).all()), len(answer))
+    each = logs.gather(1, wanted[:, None])
+    return Score(float(each.sum()), bool((logs.argmax(-1) == wanted).all()), len(answer), float(each.min()))

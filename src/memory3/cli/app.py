@@ -14,6 +14,7 @@ from memory3.cli.ask import ask
 from memory3.cli.bench import BenchCommand, bench
 from memory3.cli.calibrate import calibrate
 from memory3.cli.check import check
+from memory3.cli.circuit import circuit
 from memory3.cli.command import Command
 from memory3.cli.compact import compact
 from memory3.cli.deferred import defer
@@ -49,6 +50,7 @@ for command in (write, ask, info, verify, delete, compact, rebuild, calibrate, c
 app.command("eval", cls=Command)(evaluate)
 app.command(cls=Command)(report)
 app.add_typer(train)
+app.add_typer(circuit)
 anything = {"ignore_unknown_options": True, "allow_extra_args": True}
 app.command(cls=BenchCommand, context_settings=anything)(bench)
 app.command("lm-eval", context_settings=anything)(lm_eval)  # its options, --config among them, are those of lm_eval

@@ -37,6 +37,7 @@ __all__ = [
     "byte_count",
     "folder",
     "named",
+    "not_empty",
     "place",
     "settings",
 ]
@@ -83,7 +84,8 @@ Bank = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else.")]
 
 
-def _named(value: str | None) -> str | None:
+def not_empty(value: str | None) -> str | None:
+    """A name. An empty one, as an unset variable gives it, is wrong usage."""
     if value is not None and not value.strip():
         raise typer.BadParameter("the name is empty: is the variable set that you gave here?")
     return value
@@ -92,7 +94,7 @@ def _named(value: str | None) -> str | None:
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", callback=_named, help="Catalogue name, hub id or folder. Default: the bank's own.", metavar="MODEL"
+        "--model", "-m", callback=not_empty, help="Catalogue name, hub id or folder. Default: the bank's own.", metavar="MODEL"
     ),
 ]
 AnyModel = Annotated[
@@ -100,7 +102,7 @@ AnyModel = Annotated[
     typer.Option(
         "--model",
         "-m",
-        callback=_named,
+        callback=not_empty,
         help="Catalogue name, hub id or folder, or one of these+ADAPTER. Default: smollm2-135m-instruct with its adapter.",
         metavar="MODEL",
     ),
