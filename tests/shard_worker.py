@@ -11,15 +11,38 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from bank_writer import HashingEmbedder, HashingWriter
 
+from memory3.bank import Shard, encode_shard
 from memory3.cluster.pool import ShardPool
 from memory3.cluster.process import WorkerProcess
 from memory3.cluster.spool import Spool
 from memory3.cluster.worker import Lines, serve
+from memory3.codec import Codebook
+from memory3.errors import ModelError
+
+
+class Here:
+    """A worker in this process: the same work, no process."""
+
+    def __init__(self, spool: Spool, m3: HashingWriter) -> None:
+        self.spool, self.m3 = spool, m3
+
+    def encode(self, shard: Shard, code_book: Codebook | None) -> None:
+        self.spool.keep(encode_shard(self.m3, shard, embedder=HashingEmbedder(), code_book=code_book))
+
+    def stop(self) -> None:
+        pass
+
+
+def pool_here(bank: Any, m3: HashingWriter | None = None, workers: int = 2, *, references: int = 6, kind=Here) -> ShardPool:
+    """A pool of such workers for the bank that lies there. All have one model, which counts what it encoded."""
+    spool, model = Spool.beside(bank), m3 or HashingWriter()
+    return ShardPool(spool, lambda: kind(spool, model), workers, shard_references=references)
 
 
 class Forked:
@@ -29,10 +52,8 @@ class Forked:
         self.pid, self.stdin, self.stdout = pid, os.fdopen(stdin, "wb"), os.fdopen(stdout, "rb")
 
     def kill(self) -> None:
-        try:
+        with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
     def wait(self, timeout: float | None = None) -> int:
         """It is another's child: its output ends with it."""
@@ -71,7 +92,8 @@ class Nursery:
             bank: its folder or URL.
             workers, references: see `ShardPool`.
             told: called with the pid of each worker.
-            first: options of the workers' `HashingWriter`, ``hang``: seconds before anything is encoded.
+            first: options of the workers' `HashingWriter`, ``hang``: seconds before anything is encoded, ``fail``:
+                the error of one that cannot load its model.
             options: of `WorkerProcess`.
         """
         spool = Spool.beside(bank)
@@ -109,4 +131,6 @@ def _fork_when_asked(asked: socket.socket) -> None:
 
 def _load(first: dict[str, Any]) -> Any:
     time.sleep(first.pop("hang", 0.0))
+    if "fail" in first:
+        raise ModelError(first["fail"])
     return HashingWriter(**first), lambda name: HashingEmbedder()

@@ -20,13 +20,13 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, BinaryIO
 
-from memory3 import errors
 from memory3.bank import Shard
+from memory3.cluster.failures import same_everywhere
 from memory3.cluster.pool import SHARD_REFERENCES, ShardPool
 from memory3.cluster.recipe import Recipe
 from memory3.cluster.spool import Spool
 from memory3.codec import Codebook
-from memory3.errors import ConfigError, Memory3Error, WorkerLost
+from memory3.errors import WorkerLost
 from memory3.files import parse_json
 
 __all__ = ["PATIENCE_SECONDS", "SILENCE_SECONDS", "WorkerProcess", "local_pool"]
@@ -36,8 +36,6 @@ SILENCE_SECONDS = 60.0
 #: Some references are encoded in less than that; one that encodes none hangs.
 PATIENCE_SECONDS = 1800.0
 _LINE_BYTES = 1 << 20
-#: Errors that another worker would meet, too. They are raised here as they were there.
-_SAME_EVERYWHERE = ("BankFull", "ConfigError", "DownloadError", "InputError", "MissingDependency", "ModelError")
 
 
 def _environment(workers: int) -> dict[str, str]:
@@ -107,7 +105,8 @@ class WorkerProcess:
             if "references" in answer:
                 encoded = time.monotonic()
             elif "error" in answer:
-                raise self._raised(str(answer["error"]), str(answer.get("message", "")))
+                name, message = str(answer["error"]), str(answer.get("message", ""))
+                raise same_everywhere(name, message) or self._lost(f"failed ({name}: {message[:200]})")
             elif answer.get("done") == shard.plan:
                 return
 
@@ -143,14 +142,6 @@ class WorkerProcess:
         except OSError:
             words = []
         return WorkerLost(f"worker {self.pid} {what}{': ' + words[-1][:200] if words else ''}")
-
-    def _raised(self, name: str, message: str) -> Memory3Error:
-        if name in _SAME_EVERYWHERE:
-            kind = getattr(errors, name)
-            return kind(message) if kind is not errors.MissingDependency else ConfigError(message)
-        if name == "FingerprintMismatch":
-            return ConfigError(f"a worker holds another model than the bank's: {message}")
-        return self._lost(f"failed ({name}: {message[:200]})")
 
 
 def local_pool(spool: Spool, recipe: Recipe, workers: int, *, shard_references: int = SHARD_REFERENCES) -> ShardPool:
