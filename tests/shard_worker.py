@@ -126,7 +126,8 @@ def _fork_when_asked(asked: socket.socket) -> None:
             serve(lines, Spool(json.loads(text)), _load)
         for handle in handles:
             os.close(handle)
-        asked.send(str(pid).encode())
+        with suppress(OSError):  # who asked was killed
+            asked.send(str(pid).encode())
 
 
 def _load(first: dict[str, Any]) -> Any:

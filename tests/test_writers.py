@@ -27,7 +27,7 @@ from memory3.cluster.pool import ShardPool
 from memory3.cluster.recipe import Recipe
 from memory3.cluster.spool import Spool
 from memory3.config import MemoryConfig
-from memory3.errors import BankBusy, BankFull, ConfigError, InputError, ModelError, WorkerLost
+from memory3.errors import BankBusy, BankError, BankFull, ConfigError, InputError, ModelError, WorkerLost
 from memory3.types import Document, MemoryShape
 
 LARGE = Document("large", " ".join(f"a{n}" for n in range(90)))
@@ -364,6 +364,29 @@ def test_a_full_disk_under_the_spool(tmp_path):
 def test_numbers_that_cannot_be(tmp_path, name):
     with pytest.raises(ConfigError, match="whole number from 1"):
         ShardPool(Spool(tmp_path), lambda: None, **{"workers": 2, name: 0})
+
+
+@pytest.mark.parametrize("kind", ["lost", "after"])
+def test_on_object_storage_a_commit_whose_answer_is_lost_is_made_once(s3, tmp_path, kind):
+    """Of some commits in a row only the answer is lost, or an error comes back; the write ends or goes on. Run once more, all
+    is there once.
+    """
+    url, given = s3.place(), [*documents(7), LARGE]
+    with open_bank(url) as bank:
+        s3.fault(kind, "PUT .*_versions/", skip=2, times=9)
+        try:
+            with pool_here(url) as pool:
+                bank.write(given, pool=pool)
+        except BankError:
+            pass
+        assert s3.mend()[0] > 0
+        with pool_here(url) as pool:
+            bank.write(given, pool=pool)
+        assert contents(bank) == expected(given)
+        assert len(rows_of(bank)) == len(expected(given))
+        assert bank.verify().ok
+        assert not Spool.beside(url).folder.exists()
+        assert tmp_path in Spool.beside(url).folder.parents  # in the cache folder of this machine
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------------

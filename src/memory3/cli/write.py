@@ -210,27 +210,28 @@ def write(
             ensure_code_book(m3, again)
         is_lazy = cold or (policy or read_policy(Store(bank))).write == "auto"
         meter = WriteMeter(m3, total, lazy=is_lazy, elsewhere=elsewhere)
-        with err.status("opening the bank"):
-            opened = Bank.open(bank, meter.writer, embedder=full_name(embedder) if embedder else None, write=policy)
-        if is_new and not as_json and config.codec == "auto" and opened.manifest.codec == "raw":
-            message(
-                f"memories are kept raw, {size(opened.manifest.record_bytes)} each: `memory3 calibrate --model "
-                f"{name}` before the first write makes that an eighth",
-                kind="note",
-            )
         recipe = Recipe(name, m3.config.to_json(), device, batch_size)
-        with opened, _pool(bank, recipe, workers, ray) as pool, meter.shown():
-            report = opened.write(
-                meter.reading(documents),
-                prune=prune,
-                replace=replace,
-                unread=given.unread,
-                prune_prefix=prefix,
-                lazy=cold or None,
-                progress=meter,
-                wait_seconds=wait,
-                pool=pool,
-            )
+        with _pool(bank, recipe, workers, ray) as pool:  # first: Ray forks processes, which lancedb is not made for
+            with err.status("opening the bank"):
+                opened = Bank.open(bank, meter.writer, embedder=full_name(embedder) if embedder else None, write=policy)
+            if is_new and not as_json and config.codec == "auto" and opened.manifest.codec == "raw":
+                message(
+                    f"memories are kept raw, {size(opened.manifest.record_bytes)} each: `memory3 calibrate --model "
+                    f"{name}` before the first write makes that an eighth",
+                    kind="note",
+                )
+            with opened, meter.shown():
+                report = opened.write(
+                    meter.reading(documents),
+                    prune=prune,
+                    replace=replace,
+                    unread=given.unread,
+                    prune_prefix=prefix,
+                    lazy=cold or None,
+                    progress=meter,
+                    wait_seconds=wait,
+                    pool=pool,
+                )
         if pool is not None and pool.lost:
             message(f"{count(pool.lost, 'worker')} lost; their shards were encoded again", kind="note")
     except KeyboardInterrupt:

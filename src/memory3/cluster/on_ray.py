@@ -10,6 +10,8 @@ Ray sends classes and their arguments with pickle, within the cluster. Ours are 
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -122,7 +124,15 @@ def ray_pool(
     """
     ray = require_ray()
     try:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False if address == "local" else None)
+        with warnings.catch_warnings():
+            # Ray forks to start its own programs at once, which is no harm to lancedb.
+            warnings.filterwarnings("ignore", "lancedb fork support", RuntimeWarning)
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                include_dashboard=False if address == "local" else None,
+            )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"no cluster of Ray at {address!r} ({str(error).splitlines()[0][:200]}): start one with `ray start --head`, or "

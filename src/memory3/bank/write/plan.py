@@ -73,8 +73,8 @@ class Shard:
         return list(dict.fromkeys(row.reference.document_id for row in self.rows))
 
     def to_json(self) -> str:
-        """One line."""
-        return json.dumps(dataclasses.asdict(self))
+        """One line. As `dataclasses.asdict` has it, which copies every token and takes ten times as long."""
+        return json.dumps({**_fields(self), "rows": [{**_fields(row), "reference": _fields(row.reference)} for row in self.rows]})
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Shard:
@@ -215,6 +215,11 @@ def single_shard(rows: Sequence[BankRow], bank: str, table_id: str, *, lazy: boo
     """
     shard = Shard("", 0, bank, table_id, lazy, tuple(rows))
     return dataclasses.replace(shard, plan=plan_id((shard,), ()))
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass as they are."""
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def _row(data: Mapping[str, Any]) -> BankRow:
