@@ -47,7 +47,7 @@ OPTIONS: dict[str, Any] = {
     "model": DEFAULT_ADAPTED,
     "rows": "1000,4000",
     "workers": 64,
-    "shard": 256,
+    "shard": 64,
     "pairs": 186,
     "dimension": 384,
     "searches": 200,

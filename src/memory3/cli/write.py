@@ -245,17 +245,19 @@ def write(
 
 def _pool(bank: str, recipe: Recipe, workers: int | None, ray: str | None) -> AbstractContextManager[ShardPool | None]:
     """Who encodes, if not this process."""
+    from memory3.cluster.pool import SHARD_REFERENCES
     from memory3.cluster.spool import Spool
 
+    size = max(SHARD_REFERENCES, 4 * recipe.batch_size)  # references of like length are encoded together
     if ray is not None:
         from memory3.cluster.on_ray import ray_pool
 
-        return ray_pool(Spool.beside(bank), recipe, ray, workers)
+        return ray_pool(Spool.beside(bank), recipe, ray, workers, shard_references=size)
     if workers is None:
         return nullcontext()
     from memory3.cluster.process import local_pool
 
-    return local_pool(Spool.beside(bank), recipe, workers)
+    return local_pool(Spool.beside(bank), recipe, workers, shard_references=size)
 
 
 def report_write(bank: str, model: str, report: WriteReport, skipped: Sequence[tuple[str, str]], as_json: bool) -> None:

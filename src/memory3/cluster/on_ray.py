@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from memory3.bank import EncodedShard, Shard, encode_shard
+from memory3.bank import EncodedShard, MemoryWriter, Shard, TextEmbedder, encode_shard
 from memory3.cluster.failures import same_everywhere
 from memory3.cluster.pool import SHARD_REFERENCES, ShardPool
 from memory3.cluster.process import PATIENCE_SECONDS
 from memory3.cluster.recipe import Recipe
 from memory3.cluster.spool import Spool
 from memory3.codec import Codebook
-from memory3.errors import ConfigError, Memory3Error, MissingDependency, WorkerLost
+from memory3.errors import ConfigError, Memory3Error, MissingDependency, WorkerLost, setting
 
-__all__ = ["RayWorker", "ray_pool", "require_ray"]
+__all__ = ["RayWorker", "encoded_bytes", "ray_pool", "require_ray"]
 
 
 def require_ray() -> Any:
@@ -45,22 +45,39 @@ class _Encoder:
         self._books: dict[str, Codebook] = {}
 
     def encode(self, shard: str, code_book: bytes | None) -> bytes:
-        """An encoded shard as bytes, or the class of an error, a zero byte and its message."""
-        try:
-            planned = Shard.from_json(shard)
-            manifest = planned.manifest
-            manifest.require(self._m3)
-            if code_book is not None and manifest.code_book not in self._books:
-                self._books[manifest.code_book] = Codebook.of(code_book, "what came from the head")
-            book = self._books.get(manifest.code_book)
-            embedder = self._embedder_of(manifest.embedder)
-            return encode_shard(self._m3, planned, embedder=embedder, code_book=book).to_bytes()
-        except Memory3Error as error:
-            return f"{type(error).__name__}\0{error}".encode()
+        return encoded_bytes(self._m3, self._embedder_of, shard, code_book, self._books)
+
+
+def encoded_bytes(
+    m3: MemoryWriter,
+    embedder_of: Callable[[str], TextEmbedder],
+    shard: str,
+    code_book: bytes | None,
+    books: dict[str, Codebook],
+) -> bytes:
+    """An encoded shard as bytes; or the class of an error that another actor would meet, too, a zero byte and its message.
+
+    Args:
+        m3: the model.
+        embedder_of: loads an embedder by name.
+        shard: as JSON.
+        code_book: the bank's, if its codec needs one.
+        books: those that were read before, by fingerprint.
+    """
+    try:
+        planned = Shard.from_json(shard)
+        manifest = planned.manifest
+        manifest.require(m3)
+        if code_book is not None and manifest.code_book not in books:
+            books[manifest.code_book] = Codebook.of(code_book, "what came from the head")
+        book, embedder = books.get(manifest.code_book), embedder_of(manifest.embedder)
+        return encode_shard(m3, planned, embedder=embedder, code_book=book).to_bytes()
+    except Memory3Error as error:
+        return f"{type(error).__name__}\0{error}".encode()
 
 
 class RayWorker:
-    """See `memory3.cluster.pool.Worker`."""
+    """An actor, as `memory3.cluster.pool.Worker` asks for it."""
 
     def __init__(self, ray: Any, actor: Any, spool: Spool, patience: float = PATIENCE_SECONDS) -> None:
         """
@@ -74,7 +91,7 @@ class RayWorker:
         self._sent: tuple[str, Any] = ("", None)
 
     def encode(self, shard: Shard, code_book: Codebook | None) -> None:
-        """See `memory3.cluster.pool.Worker`.
+        """Have a shard encoded there, and put it into the spool here.
 
         Args:
             shard: to encode.
@@ -99,7 +116,7 @@ class RayWorker:
         self._spool.keep(EncodedShard.from_bytes(data))
 
     def stop(self) -> None:
-        """See `memory3.cluster.pool.Worker`."""
+        """End the actor at once; who waits for it gets WorkerLost."""
         with suppress(Exception):  # Ray itself may be gone
             self._ray.kill(self._actor)
 
@@ -120,7 +137,7 @@ def ray_pool(
 
     Raises:
         MissingDependency: Ray is not installed.
-        ConfigError: no cluster is at that address.
+        ConfigError: no cluster is at that address, or it has fewer cores than workers.
     """
     ray = require_ray()
     try:
@@ -141,7 +158,10 @@ def ray_pool(
     try:
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0)) if recipe.device in (None, "cuda") else 0
-        number = workers or gpus or max(1, int(there.get("CPU", 1)))
+        cores = max(1, int(there.get("CPU", 1)))
+        number = workers or gpus or cores
+        if not gpus and number > cores:
+            raise ConfigError(f"the cluster has {cores} cores, a worker takes one: give {setting('workers', cores)} or fewer")
         needs = {"num_gpus": min(1.0, gpus / number), "num_cpus": 0} if gpus else {"num_cpus": 1}
         actor = ray.remote(**needs, max_restarts=0, max_task_retries=0)(_Encoder)
         with ShardPool(

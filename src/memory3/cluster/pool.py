@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import Lock
 from types import TracebackType
 from typing import Protocol
@@ -17,10 +17,10 @@ __all__ = ["SHARD_REFERENCES", "ShardPool", "Worker"]
 
 #: Workers that one shard may cost.
 _TRIES = 3
-#: Shards on their way, or waiting for their commit, for each worker: one is encoded, the others bridge a commit.
+#: Shards on their way for each worker: one is encoded, the others bridge a commit.
 _AHEAD = 3
-#: References of a shard. So many of 48 KB have 12 MB.
-SHARD_REFERENCES = 256
+#: References of a shard. On a CPU they take some seconds; those of 48 KB have 3 MB.
+SHARD_REFERENCES = 64
 
 
 class Worker(Protocol):
@@ -166,6 +166,10 @@ class _Coming:
 
     def is_ready(self) -> bool:
         return self._future is None or self._future.done()
+
+    def wait(self) -> None:
+        if self._future is not None:
+            wait([self._future])
 
     def result(self) -> EncodedShard:
         if self._future is not None:

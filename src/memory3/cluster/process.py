@@ -83,7 +83,7 @@ class WorkerProcess:
         return self._process.pid
 
     def encode(self, shard: Shard, code_book: Codebook | None) -> None:
-        """See `memory3.cluster.pool.Worker`.
+        """Have a shard encoded there, and left in the spool.
 
         Args:
             shard: to encode.
@@ -111,7 +111,7 @@ class WorkerProcess:
                 return
 
     def stop(self) -> None:
-        """See `memory3.cluster.pool.Worker`."""
+        """End the process at once; who waits for it gets WorkerLost."""
         self._process.kill()
         self._process.wait()
         if self._process.stdin is not None:

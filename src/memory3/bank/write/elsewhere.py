@@ -25,6 +25,10 @@ class EncodingShard(Protocol):
         """Whether `result` would return, or raise, without waiting."""
         ...
 
+    def wait(self) -> None:
+        """Until `result` would not wait."""
+        ...
+
     def result(self) -> EncodedShard:
         """What came back, once it has come."""
         ...
@@ -35,7 +39,7 @@ class ShardPool(Protocol):
 
     Attributes:
         shard_references: references of a shard, about.
-        ahead: shards that may be on their way, or wait for their commit.
+        ahead: shards that may be on their way.
     """
 
     shard_references: int
@@ -90,11 +94,22 @@ class ShardRows:
 
     def __init__(self, rows: RowsElsewhere, shard: Shard) -> None:
         self._of, self._shard = rows, shard
+        self._is_told = False
         self._coming = rows.pool.begin(shard, rows.code_book) if shard.rows else None
 
     def is_ready(self) -> bool:
         """Whether `batch` would not wait."""
         return self._coming is None or self._coming.is_ready()
+
+    def wait(self, told: Callable[[int], None]) -> None:
+        """Until they have come.
+
+        Args:
+            told: called with their number, now or by `batch`, once.
+        """
+        if self._coming is not None:
+            self._coming.wait()
+            self._tell(told)
 
     def batch(self, told: Callable[[int], None] = lambda references: None) -> pa.RecordBatch:
         """The rows in their order, once they have come and are accepted. What is no good is encoded once more.
@@ -111,13 +126,18 @@ class ShardRows:
             of.pool.forget(shard.plan)
             self._coming = of.pool.begin(shard, of.code_book)
             encoded = self._accepted()
-        told(len(shard.rows))
+        self._tell(told)
         return pa.record_batch(encoded.rows.columns, schema=of.schema)
 
     def committed(self) -> None:
         """The rows are in the table."""
         if self._coming is not None:
             self._of.pool.forget(self._shard.plan)
+
+    def _tell(self, told: Callable[[int], None]) -> None:
+        if not self._is_told:
+            self._is_told = True
+            told(len(self._shard.rows))
 
     def _accepted(self) -> EncodedShard:
         assert self._coming is not None

@@ -111,6 +111,13 @@ class EncodedRows:
         """Whether `batch` is known not to wait: not of rows that are encoded here."""
         return False
 
+    def wait(self, told: Callable[[int], None]) -> None:
+        """Nothing: they are made when `batch` is asked for, or by this process's threads.
+
+        Args:
+            told: not called.
+        """
+
     def committed(self) -> None:
         """The rows are in the table: nothing is left to be done here."""
 

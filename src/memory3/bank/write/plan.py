@@ -74,7 +74,9 @@ class Shard:
 
     def to_json(self) -> str:
         """One line. As `dataclasses.asdict` has it, which copies every token and takes ten times as long."""
-        return json.dumps({**_fields(self), "rows": [{**_fields(row), "reference": _fields(row.reference)} for row in self.rows]})
+        return json.dumps(
+            {**_fields(self), "rows": [{**_fields(row), "reference": _fields(row.reference)} for row in self.rows]}
+        )
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Shard:

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
@@ -163,9 +163,15 @@ class WriteRun:
             self._write_large(cut)
             self._done(1)
             return
-        self._commit(self._ahead)
+        if self._pool is None:
+            self._commit(self._ahead)
+        elif isinstance(cut, EmptyDocument):
+            self._commit_one(cut, None)  # a shard of no rows: nothing waits for it
+            return
         self._line.append((cut, self._begin(cut.rows) if isinstance(cut, WholeDocuments) else None))
-        if not self._ahead:
+        if self._pool is not None:
+            self._commit_full()
+        elif not self._ahead:
             self._commit()
 
     def _commit(self, left: int = 0) -> None:
@@ -176,6 +182,21 @@ class WriteRun:
         except BaseException:
             self._line.clear()
             raise
+
+    def _commit_full(self) -> None:
+        """Commit what is encoded at the line's front, once a commit is full of it: until then it is kept by the pool, and a
+        commit for each shard would leave a fragment for each. Waits while the pool has more than it can work on.
+        """
+        while True:
+            front = list(takewhile(lambda each: each[1] is None or each[1].new.is_ready(), self._line))
+            if sum(len(begun.rows) for _, begun in front if begun is not None) >= self._pace.most:
+                self._commit(len(self._line) - 1)
+            elif len(self._line) - len(front) > self._ahead:
+                begun = self._line[len(front)][1]
+                assert begun is not None
+                begun.new.wait(self._encoded)
+            else:
+                return
 
     def _commit_one(self, cut: Cut, begun: _Begun | None) -> None:
         match cut:
