@@ -20,9 +20,10 @@ from kill_writers import rows_of
 from shard_worker import Here, Nursery, pool_here
 
 import memory3
-from memory3.bank import EncodedShard, encode_shard
+from memory3.bank import Bank, EncodedShard, encode_shard
 from memory3.bank.write import pace
 from memory3.bank.write.plan import single_shard
+from memory3.benchmarks.synthetic import NoiseEmbedder, NoiseWriter, leave_noise, noise_documents
 from memory3.cluster.pool import ShardPool
 from memory3.cluster.recipe import Recipe
 from memory3.cluster.spool import Spool
@@ -387,6 +388,29 @@ def test_on_object_storage_a_commit_whose_answer_is_lost_is_made_once(s3, tmp_pa
         assert bank.verify().ok
         assert not Spool.beside(url).folder.exists()
         assert tmp_path in Spool.beside(url).folder.parents  # in the cache folder of this machine
+
+
+# ---- the benchmark's stand-ins -------------------------------------------------------------------------------------------
+
+
+def test_noise_has_the_form_of_a_real_bank(tmp_path):
+    """What `memory3 bench scale` writes is accepted, verified, found and read as any other row."""
+
+    class Noise(Here):
+        def encode(self, shard, code_book):
+            leave_noise(shard.to_json(), str(self.spool.folder))
+
+    m3, embedder = NoiseWriter(186), NoiseEmbedder(11)
+    with Bank.open(tmp_path / "bank", m3, embedder=embedder) as bank:
+        with pool_here(tmp_path / "bank", m3, kind=Noise, references=3) as pool:
+            assert bank.write(noise_documents(0, 7), pool=pool).references == 7
+        assert bank.manifest.record_bytes == 48168
+        assert bank.verify().ok
+        (document,) = noise_documents(5, 6)
+        assert bank.search([document.text], 1)[0][0].reference_id == "d5#0"
+        (memory,) = bank.memories(["d5#0"])
+        assert int(memory.counts.sum()) == 186
+        assert float(memory.keys.std()) > 0.1
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------------

@@ -200,6 +200,8 @@ def _write(path: str, rows: str, workers: str, shard: str, pairs: str, dimension
 
 
 def _read(path: str, dimension: str, searches: str, rows: str) -> None:
+    import lancedb  # noqa: F401 (importing it is no part of opening)
+
     random, started = np.random.default_rng(0), time.perf_counter()
     with Bank.open(path, None, embedder=NoiseEmbedder(int(dimension)), cache_bytes=0) as bank:
         opened = time.perf_counter() - started

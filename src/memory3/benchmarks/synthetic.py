@@ -39,7 +39,7 @@ class NoiseWriter:
         self.name, self.fingerprint, self.batch_size = "noise", f"{pairs:016x}", 16
         self.config = MemoryConfig(codec="raw")
         self.shape = MemoryShape(layers=tuple(range(30)), kv_heads=3, head_dim=64, pairs=pairs)
-        self.token_vectors = torch.zeros(1, 1)
+        self.token_vectors = torch.zeros(_TOKENS, 1)
 
     def split(self, document: Document) -> Iterator[Reference]:
         """One reference."""

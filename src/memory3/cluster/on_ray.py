@@ -11,6 +11,7 @@ Ray sends classes and their arguments with pickle, within the cluster. Ours are 
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -139,6 +140,8 @@ def ray_pool(
         MissingDependency: Ray is not installed.
         ConfigError: no cluster is at that address, or it has fewer cores than workers.
     """
+    if address == "local":  # before Ray is imported: it would tell its makers of this cluster
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = require_ray()
     try:
         with warnings.catch_warnings():
