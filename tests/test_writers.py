@@ -176,7 +176,7 @@ def test_a_worker_that_only_lives_is_given_up(tmp_path, nursery):
     with (
         open_bank(tmp_path / "bank") as bank,
         nursery.pool(tmp_path / "bank", 1, first={"hang": 60.0}, patience=0.3) as pool,
-        pytest.raises(WorkerLost, match=r"3 workers were lost over one shard, that of 'doc0'.*encoded nothing for 0 s"),
+        pytest.raises(WorkerLost, match=r"3 workers were lost over one shard, that of 'doc0'.*encoded nothing for 0.3 s"),
     ):
         bank.write(documents(4), pool=pool)
 

@@ -98,8 +98,8 @@ class WorkerProcess:
             try:
                 answer = self._answers.get(timeout=max(0.0, min(self._silence, left)))
             except Empty:
-                what = "encoded nothing" if left <= self._silence else "said nothing"
-                raise self._lost(f"{what} for {min(self._silence, self._patience):.0f} s") from None
+                what, seconds = ("encoded", self._patience) if left <= self._silence else ("said", self._silence)
+                raise self._lost(f"{what} nothing for {seconds:.1f} s") from None
             if answer is None:
                 raise self._lost(f"ended ({self._ending()})")
             if "references" in answer:
