@@ -42,8 +42,8 @@ __all__ = ["OPTIONS", "run"]
 #: ``real``: references that the real model encodes; 0 leaves that out. ``rows``: of the simulated clusters' banks, between
 #: commas.
 OPTIONS: dict[str, Any] = {
-    "real": 192,
-    "real_shard": 16,
+    "real": 96,
+    "real_shard": 4,
     "model": DEFAULT_ADAPTED,
     "rows": "1000,4000",
     "workers": 64,
@@ -142,6 +142,8 @@ def _real(path: str, workers: str, references: str, shard: str, model: str) -> N
     recipe = Recipe(model, m3.config.to_json())
     with Bank.open(path, m3) as bank, local_pool(spool, recipe, number, shard_references=int(shard)) as pool:
         bank.write(documents, pool=pool, progress=told)
+        pool.close()  # its processes have ended, so that their time is known
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
         begun = next(step for step in steps if step[1] >= number * int(shard))
         rate = (steps[-1][1] - begun[1]) / (steps[-1][0] - begun[0])
         _tell(
@@ -150,6 +152,7 @@ def _real(path: str, workers: str, references: str, shard: str, model: str) -> N
                 "references": steps[-1][1],
                 "references_per_second": rate,
                 "seconds_with_loading": steps[-1][0] - started,
+                "workers_cpu_seconds_with_loading": used.ru_utime + used.ru_stime,
                 "lost": pool.lost,
             }
         )
