@@ -1,7 +1,7 @@
 """Many writers, and the bank they leave.
 
-- ``real``: the real model in 1 and in 2 processes of this machine, one thread each: references per second, from the moment
-  that each worker has encoded its first shard, commits included.
+- ``real``: the real model in 1 and in 2 processes of this machine, one thread each: references encoded per second, from the
+  moment that the workers have encoded a shard each.
 - ``cluster``: many workers that encode nothing, so that plan, spool, commits and storage are what is measured. Rows have
   the size of the default model's, 48 KB. Workers wait for one of two processes, which make noise.
 
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from memory3.bank import Bank, Shard, WriteProgress
+from memory3.bank import Bank, Shard
 from memory3.benchmarks.measure import python_documents
 from memory3.benchmarks.synthetic import NoiseEmbedder, NoiseWriter, leave_noise, noise_documents
 from memory3.cluster.pool import ShardPool
@@ -131,27 +131,21 @@ def _real(path: str, workers: str, references: str, shard: str, model: str) -> N
 
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers
     m3, number = Memory3.from_pretrained(model), int(workers)
-    documents, started = python_documents(m3, int(references)), time.perf_counter()
-    steps: list[tuple[float, int]] = []
-
-    def told(progress: WriteProgress) -> None:
-        if not steps or progress.references > steps[-1][1]:
-            steps.append((time.perf_counter(), progress.references))
-
+    documents = python_documents(m3, int(references))
     spool = Spool.beside(path)
     recipe = Recipe(model, m3.config.to_json())
     with Bank.open(path, m3) as bank, local_pool(spool, recipe, number, shard_references=int(shard)) as pool:
-        bank.write(documents, pool=pool, progress=told)
+        report = bank.write(documents, pool=pool)
         pool.close()  # its processes have ended, so that their time is known
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
-        begun = next(step for step in steps if step[1] >= number * int(shard))
-        rate = (steps[-1][1] - begun[1]) / (steps[-1][0] - begun[0])
+        done = sorted(pool.encoded)
+        rate = sum(count for _, count in done[number:]) / (done[-1][0] - done[number - 1][0])
         _tell(
             {
                 "workers": number,
-                "references": steps[-1][1],
+                "references": report.references,
                 "references_per_second": rate,
-                "seconds_with_loading": steps[-1][0] - started,
+                "seconds_with_loading": report.seconds,
                 "workers_cpu_seconds_with_loading": used.ru_utime + used.ru_stime,
                 "lost": pool.lost,
             }

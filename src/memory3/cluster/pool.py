@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from threading import Lock
@@ -50,6 +51,7 @@ class ShardPool:
     Attributes:
         shard_references, ahead: see there.
         lost: workers that died, fell silent or failed.
+        encoded: of each shard that was encoded when that was done (`time.monotonic`), and how many references it had.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class ShardPool:
         self.shard_references = shard_references
         self.ahead = _AHEAD * workers
         self.lost = 0
+        self.encoded: list[tuple[float, int]] = []
         self._spool, self._start = spool, start
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="memory3-shard")
         self._lock = Lock()
@@ -124,6 +127,7 @@ class ShardPool:
                 self._give_back(worker)
                 raise
             else:
+                self.encoded.append((time.monotonic(), len(shard.new)))
                 self._give_back(worker)
                 return
         names = ", ".join(repr(id_) for id_ in shard.document_ids[:3])
