@@ -88,7 +88,7 @@ def run(
         figures["real"].append(_within(folder, "real", number, real, real_shard, model))
     if real:
         one, two = (each["references_per_second"] for each in figures["real"])
-        figures["efficiency_of_2"] = two / (2 * one)
+        figures["efficiency_of_2"] = two / (2 * one) if one and two else None
     for count in (int(text) for text in rows.split(",")):
         path = Path(tempfile.mkdtemp(prefix="scale-", dir=folder or None))
         try:
@@ -139,7 +139,8 @@ def _real(path: str, workers: str, references: str, shard: str, model: str) -> N
         pool.close()  # its processes have ended, so that their time is known
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = sorted(pool.encoded)
-        rate = sum(count for _, count in done[number:]) / (done[-1][0] - done[number - 1][0])
+        # Too few shards tell no rate: each worker's first counts for nothing.
+        rate = sum(count for _, count in done[number:]) / (done[-1][0] - done[number - 1][0]) if len(done) > number else None
         _tell(
             {
                 "workers": number,
