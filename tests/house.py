@@ -18,7 +18,7 @@ FLOORS = (
     {"answer", "decoding", "choosing", "presence", "prompt", "scoring"},
     {"recall"},
     {"parity", "proof", "asking", "llm"},
-    {"calibration"},
+    {"calibration", "cluster"},
     {"training", "evaluation", "planner", "interpret"},
     {"serving"},
     {"vllm"},

@@ -316,5 +316,6 @@ def test_a_shard_is_plain_data(tmp_path):
     changed = [dataclasses.replace(d, metadata={"x": 1.5, "y": True, "z": "ü"}) for d in documents(4)]
     (shard,) = bank.plan(changed).shards
     assert Shard.from_json(shard.to_json()) == shard
+    assert shard.to_json() == json.dumps(dataclasses.asdict(shard))
     assert set(shard.kept) == set(expected(documents(4)))
     assert json.loads(shard.to_json())["rows"][0]["reference"]["text"]

@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         SourceConflict,
         TrainingError,
         UnsupportedModel,
+        WorkerLost,
     )
     from memory3.llm import Answer, Memory3
     from memory3.text.readers import read_documents
@@ -96,6 +97,7 @@ __all__ = [
     "SourceConflict",
     "TrainingError",
     "UnsupportedModel",
+    "WorkerLost",
     "__version__",
     "read_documents",
 ]

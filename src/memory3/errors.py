@@ -15,6 +15,7 @@
     ├── ServingError           a server cannot start, or cannot answer a request
     │   ├── EngineBusy         as many requests wait as may; later there is room again
     │   └── EngineClosed       it is shutting down
+    ├── WorkerLost             processes that encode shards died or fell silent, one after the other
     ├── JudgeError             the judge of an evaluation cannot be reached, refuses, or answers in another form
     ├── MissingDependency      an optional package is needed; names the extra to install              (also ImportError)
     ├── NeedsCheckout          a command of research was given where the repository is not            (also ImportError)
@@ -71,6 +72,7 @@ __all__ = [
     "SourceConflict",
     "TrainingError",
     "UnsupportedModel",
+    "WorkerLost",
 ]
 
 #: Around a setting in a message: its name, its value or nothing, and how Python says it. No text of a user has these
@@ -169,6 +171,10 @@ class EngineBusy(ServingError):
 
 class EngineClosed(ServingError):
     """The engine is shutting down, or shut down before the request was answered."""
+
+
+class WorkerLost(Memory3Error):
+    """A process that encodes shards died, fell silent or failed. A write raises it when that happened time and again."""
 
 
 class JudgeError(Memory3Error):

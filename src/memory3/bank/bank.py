@@ -35,6 +35,7 @@ from memory3.bank.verify import verify
 from memory3.bank.view import BankView
 from memory3.bank.where import Where
 from memory3.bank.write.conflicts import check_conflicts
+from memory3.bank.write.elsewhere import ShardPool
 from memory3.bank.write.options import WriteOptions
 from memory3.bank.write.plan import WritePlan
 from memory3.bank.write.planned import commit_shards, plan_write, wanted_shards
@@ -206,6 +207,7 @@ class Bank:
         lazy: bool | None = None,
         progress: Progress | None = None,
         wait_seconds: float = 0.0,
+        pool: ShardPool | None = None,
         within: str | None = None,
         cold: bool | None = None,
     ) -> WriteReport:
@@ -225,6 +227,7 @@ class Bank:
             lazy: store text and embedding only; memories are encoded when first read. None: as the bank's policy says.
             progress: called after each document and each encoded batch.
             wait_seconds: how long to wait for another writer before raising BankBusy.
+            pool: other processes or machines that encode, such as `memory3.cluster.LocalPool`. None: this process does.
             within, cold: ``prune_prefix`` and ``lazy`` by their names in earlier releases.
         """
         m3 = self._model("write")
@@ -237,7 +240,8 @@ class Bank:
             lazy = self.policy.write == "auto" if lazy is None else lazy
             prefix = within if prune_prefix is None else prune_prefix
             options = WriteOptions.of(documents, lazy=lazy, prune=prune, replace=replace, unread=unread, prune_prefix=prefix)
-            report = WriteRun(self._store, now.name, now.table, m3, embedder, options, progress=progress).run(documents)
+            run = WriteRun(self._store, now.name, now.table, m3, embedder, options, progress=progress, pool=pool)
+            report = run.run(documents)
             if report.written or report.removed:
                 tidy(self._store)
         check_conflicts(report)

@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, str] = {
     "serve": "a server under load: requests, tokens and first token in mode memory against mode text and other servers",
     "vllm": "a server on vLLM under load: memories against five passages in the prompt, and against nothing read",
     "resident": "resident memory over many recalls",
+    "scale": "many writers and the bank they leave: rows per second, commits, RAM, searches, reads",
     "compaction": "time and peak RAM of compaction against the number of rows",
     "front": "answer NLL and answers against bytes on disk, for every selector, budget and codec",
     "answers": "answers on a question set: memory, text, none and random memories, with intervals",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,9 @@ _LOG_EVERY = 15.0
 
 
 class Metered:
-    """A `MemoryWriter` that counts the bytes of text it encodes."""
+    """A `MemoryWriter` that counts the bytes of text it encodes; where others encode, of the references it split first."""
 
-    def __init__(self, m3: MemoryWriter) -> None:
+    def __init__(self, m3: MemoryWriter, *, elsewhere: bool = False) -> None:
         self.name = m3.name
         self.config = m3.config
         self.shape = m3.shape
@@ -33,9 +34,22 @@ class Metered:
         self.token_vectors = m3.token_vectors
         self.batch_size = m3.batch_size
         self.encoders = getattr(m3, "encoders", 1)
-        self.split = m3.split
         self.text_bytes = 0
+        self._waiting: deque[int] | None = deque() if elsewhere else None
         self._m3, self._lock = m3, threading.Lock()
+
+    def split(self, document: Document) -> Iterator[Reference]:
+        """As the model does it."""
+        for reference in self._m3.split(document):
+            if self._waiting is not None:
+                self._waiting.append(len(reference.text.encode()))
+            yield reference
+
+    def encoded_elsewhere(self, references: int) -> None:
+        """So many more references came back, in the order in which they were split."""
+        for _ in range(min(references, len(self._waiting or ()))):
+            assert self._waiting is not None
+            self.text_bytes += self._waiting.popleft()
 
     def encode(self, references: Sequence[Reference]) -> list[Memory]:
         """As the model does it."""
@@ -55,11 +69,11 @@ class WriteMeter:
         total: bytes of text there are; None if nobody knows.
     """
 
-    def __init__(self, m3: MemoryWriter, total: int | None, *, lazy: bool = False) -> None:
-        self.writer = Metered(m3)
+    def __init__(self, m3: MemoryWriter, total: int | None, *, lazy: bool = False, elsewhere: bool = False) -> None:
+        self.writer = Metered(m3, elsewhere=elsewhere)
         self.total = total
         self._lazy = lazy
-        self._document = self._documents = self._unchanged = 0
+        self._document = self._documents = self._unchanged = self._references = 0
         self._free = self._stored = 0
         self._started = time.monotonic()
         self._told = self._started
@@ -82,7 +96,9 @@ class WriteMeter:
             self._free += self._document
         elif progress.documents > self._documents:
             self._stored += self._document
+        self.writer.encoded_elsewhere(progress.references - self._references)
         self._documents, self._unchanged = progress.documents, progress.unchanged
+        self._references = progress.references
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self.done, status=self.status(progress))
         elif time.monotonic() - self._told >= _LOG_EVERY:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -19,6 +20,8 @@ from memory3.retention import RetentionPolicy
 
 if TYPE_CHECKING:
     from memory3.bank import WriteReport
+    from memory3.cluster.pool import ShardPool
+    from memory3.cluster.recipe import Recipe
     from memory3.types import Document
 
 __all__ = ["INTERRUPTED", "report_write", "write"]
@@ -27,7 +30,10 @@ INTERRUPTED = "interrupted. What was committed is kept and the bank is whole: ru
 
 POLICY = "What becomes of memories (a bank remembers it)"
 READING = "How files are read"
+WORKERS = "Who encodes"
 
+#: More processes on one machine than that are a slip.
+_MOST_WORKERS = 1024
 #: Skipped files and records that are shown to people; ``--json`` lists all.
 _SHOWN = 20
 #: Formats whose size on disk says little of the text in them.
@@ -116,6 +122,24 @@ def write(
     ] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Replace documents of the same id from other sources.")] = False,
     wait: options.Wait = 0.0,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            help="Encode in so many processes, each with the model; this one commits.",
+            metavar="N",
+            min=1,
+            max=_MOST_WORKERS,
+            rich_help_panel=WORKERS,
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Encode on a cluster of Ray: its address, auto for the one that runs here, local for a new one here.",
+            metavar="ADDRESS",
+            rich_help_panel=WORKERS,
+        ),
+    ] = None,
     preset: options.Preset = None,
     layers: options.Layers = None,
     budget: options.Budget = None,
@@ -144,11 +168,18 @@ def write(
         memory3 write faq.jsonl --text-field answer --bank faq
         memory3 write docs/ --bank small --codec product
         memory3 write docs/ --bank s3://bucket/bank
+        memory3 write docs/ --bank bank --workers 4
+        memory3 write docs/ --bank s3://bucket/bank --ray auto
         memory3 write docs/ --bank big --model Qwen/Qwen2.5-0.5B-Instruct
     """
     from memory3.text.readers import read_documents
 
     budget_bytes = options.byte_count(disk)
+    elsewhere = workers is not None or ray is not None
+    if ray is not None:
+        from memory3.cluster.on_ray import require_ray
+
+        require_ray()
     policy = RetentionPolicy("auto", after or 1, budget_bytes) if auto or after or budget_bytes else None
     name, config = _remembered(bank, model, adapter, context.params)
     skipped: list[tuple[str, str]] = []
@@ -172,30 +203,37 @@ def write(
         from memory3.bank import Bank
         from memory3.bank.retention import read_policy
         from memory3.bank.store import Store
+        from memory3.cluster.recipe import Recipe
 
         is_new = not Store(bank).exists()
         if is_new:
             ensure_code_book(m3, again)
-        meter = WriteMeter(m3, total, lazy=cold or (policy or read_policy(Store(bank))).write == "auto")
-        with err.status("opening the bank"):
-            opened = Bank.open(bank, meter.writer, embedder=full_name(embedder) if embedder else None, write=policy)
-        if is_new and not as_json and config.codec == "auto" and opened.manifest.codec == "raw":
-            message(
-                f"memories are kept raw, {size(opened.manifest.record_bytes)} each: `memory3 calibrate --model "
-                f"{name}` before the first write makes that an eighth",
-                kind="note",
-            )
-        with opened, meter.shown():
-            report = opened.write(
-                meter.reading(documents),
-                prune=prune,
-                replace=replace,
-                unread=given.unread,
-                prune_prefix=prefix,
-                lazy=cold or None,
-                progress=meter,
-                wait_seconds=wait,
-            )
+        is_lazy = cold or (policy or read_policy(Store(bank))).write == "auto"
+        meter = WriteMeter(m3, total, lazy=is_lazy, elsewhere=elsewhere)
+        recipe = Recipe(name, m3.config.to_json(), device, batch_size)
+        with _pool(bank, recipe, workers, ray) as pool:  # first: Ray forks processes, which lancedb is not made for
+            with err.status("opening the bank"):
+                opened = Bank.open(bank, meter.writer, embedder=full_name(embedder) if embedder else None, write=policy)
+            if is_new and not as_json and config.codec == "auto" and opened.manifest.codec == "raw":
+                message(
+                    f"memories are kept raw, {size(opened.manifest.record_bytes)} each: `memory3 calibrate --model "
+                    f"{name}` before the first write makes that an eighth",
+                    kind="note",
+                )
+            with opened, meter.shown():
+                report = opened.write(
+                    meter.reading(documents),
+                    prune=prune,
+                    replace=replace,
+                    unread=given.unread,
+                    prune_prefix=prefix,
+                    lazy=cold or None,
+                    progress=meter,
+                    wait_seconds=wait,
+                    pool=pool,
+                )
+        if pool is not None and pool.lost:
+            message(f"{count(pool.lost, 'worker')} lost; their shards were encoded again", kind="note")
     except KeyboardInterrupt:
         message(INTERRUPTED)
         raise typer.Exit(130) from None
@@ -203,6 +241,23 @@ def write(
         report_write(bank, name, cast("WriteReport", error.report), skipped, as_json)
         raise
     report_write(bank, name, report, skipped, as_json)
+
+
+def _pool(bank: str, recipe: Recipe, workers: int | None, ray: str | None) -> AbstractContextManager[ShardPool | None]:
+    """Who encodes, if not this process."""
+    from memory3.cluster.pool import SHARD_REFERENCES
+    from memory3.cluster.spool import Spool
+
+    size = max(SHARD_REFERENCES, 4 * recipe.batch_size)  # references of like length are encoded together
+    if ray is not None:
+        from memory3.cluster.on_ray import ray_pool
+
+        return ray_pool(Spool.beside(bank), recipe, ray, workers, shard_references=size)
+    if workers is None:
+        return nullcontext()
+    from memory3.cluster.process import local_pool
+
+    return local_pool(Spool.beside(bank), recipe, workers, shard_references=size)
 
 
 def report_write(bank: str, model: str, report: WriteReport, skipped: Sequence[tuple[str, str]], as_json: bool) -> None:

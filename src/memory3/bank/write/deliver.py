@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import pyarrow as pa
 
-from memory3.bank.format.rows import BankRow, codes_of, embeddings_of, row_batch
+from memory3.bank.format.rows import BankRow
 from memory3.bank.reports import WriteReport
+from memory3.bank.write.accept import accept
 from memory3.bank.write.commit import Committer
 from memory3.bank.write.kept import completed
 from memory3.bank.write.plan import PlannedDocument, Shard, WritePlan
 from memory3.bank.write.shard import EncodedShard
 from memory3.codec import Codec
-from memory3.errors import BankChanged, CodecError, FingerprintMismatch, InputError
+from memory3.errors import BankChanged, InputError
 
 __all__ = ["Delivery", "pending"]
 
@@ -132,41 +132,15 @@ class Delivery:
         return completed(rows, encoded, kept, self._committer.schema)
 
     def _required(self, encoded: EncodedShard) -> Shard:
-        """The shard that this is.
-
-        Its rows, made anew of the plan's texts, must be the very rows that came: so nothing was altered on the way.
-        """
+        """The shard that this is, once its rows are accepted."""
         plan = self._plan
         if encoded.plan != plan.id or not 0 <= encoded.number < len(plan.shards):
             raise InputError(
                 f"shard {encoded.number} is of plan {encoded.plan:.40}, not of the {len(plan.shards)} of {plan.id}: "
                 "encode the shards of this plan"
             )
-        shard, made_for = plan.shards[encoded.number], encoded.manifest
-        if made_for.fingerprint != plan.manifest.fingerprint:
-            raise FingerprintMismatch(
-                plan.manifest.fingerprint, made_for.fingerprint, f"shard {shard.number} is of the second"
-            )
-        if made_for != plan.manifest:
-            raise InputError(f"shard {shard.number} was encoded for a bank of other settings than the plan's: encode it again")
-        rows, schema = encoded.rows, self._committer.schema
-        if not rows.schema.equals(schema) or len(rows) != len(shard.new):
-            raise InputError(f"shard {shard.number} has other columns or rows than the plan's: encode it again")
-        table = pa.Table.from_batches([rows])
-        records = [None if code is None else bytes(code) for code in codes_of(table)] if len(rows) else []
-        embeddings = embeddings_of(table)
-        if not row_batch(shard.new, embeddings, records, schema).equals(rows) or not bool(np.isfinite(embeddings).all()):
-            raise InputError(f"shard {shard.number} is damaged, or was made of other texts than the plan's: encode it again")
-        if any((record is None) != plan.lazy for record in records):
-            raise InputError(
-                f"shard {shard.number} {'has' if plan.lazy else 'lacks'} memories, the plan says otherwise: encode it again"
-            )
-        for record in records:
-            if record is not None:
-                try:
-                    self._codec.check(record)
-                except CodecError as error:
-                    raise InputError(f"shard {shard.number} has a memory that cannot be: {error}") from error
+        shard = plan.shards[encoded.number]
+        accept(shard, encoded, self._committer.schema, self._codec)
         return shard
 
 

@@ -107,6 +107,20 @@ class EncodedRows:
                 told(count)
         return row_batch(self._rows, self._embeddings, self._records, self._encoder.schema)
 
+    def is_ready(self) -> bool:
+        """Whether `batch` is known not to wait: not of rows that are encoded here."""
+        return False
+
+    def wait(self, told: Callable[[int], None]) -> None:
+        """Nothing: they are made when `batch` is asked for, or by this process's threads.
+
+        Args:
+            told: not called.
+        """
+
+    def committed(self) -> None:
+        """The rows are in the table: nothing is left to be done here."""
+
     def _embed(self) -> None:
         texts, embedder = [reference.read_text for reference in self._references], self._encoder.embedder
         size = len(texts) if self._encoder.workers is None else _EMBEDDED_AT_ONCE

@@ -29,16 +29,23 @@ class Pace:
         size: references of the next commit.
     """
 
-    def __init__(self, record_bytes: int, batch_size: int) -> None:
-        """``batch_size``: what the model encodes at once, with which it begins."""
+    def __init__(self, record_bytes: int, batch_size: int, fixed: int | None = None) -> None:
+        """
+        Args:
+            record_bytes: of a memory.
+            batch_size: what the model encodes at once, with which it begins.
+            fixed: references of every commit, whatever the time: the same documents are then cut at the same places again.
+        """
         self.most = most_references(record_bytes)
-        self.size = min(self.most, batch_size)
+        self.size = min(self.most, fixed or batch_size)
         self._batch_size = batch_size
+        self._is_fixed = fixed is not None
         self._committed = time.monotonic()
 
     def is_due(self, references: int) -> bool:
         """Whether so many references are enough for a commit, or the last commit is long ago."""
-        return references >= self.size or time.monotonic() - self._committed >= COMMIT_SECONDS
+        is_late = not self._is_fixed and time.monotonic() - self._committed >= COMMIT_SECONDS
+        return references >= self.size or is_late
 
     def encoded(self, references: int, seconds: float) -> None:
         """Encoding so many took so long. What the first few take, and one odd measurement, say little of those to come.
@@ -47,6 +54,8 @@ class Pace:
             references: how many were encoded.
             seconds: what that took.
         """
+        if self._is_fixed:
+            return
         rate = references / max(seconds, 1e-6)
         most = min(int(rate * COMMIT_SECONDS), _GROWTH * references, self.most)
         self.size = max(most, min(self._batch_size, self.most))

@@ -1,15 +1,17 @@
 """Plan, encode and commit in one process: only what is new or changed, resumable after any interruption.
 
 The caller's thread reads, splits and commits, as every other did not know of it; where the model allows, others embed, encode
-and pack meanwhile (`memory3.bank.write.workers`).
+and pack meanwhile (`memory3.bank.write.workers`). With a pool, other processes or machines do that
+(`memory3.bank.write.elsewhere`); commits follow one another in the order of the documents all the same.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
@@ -17,6 +19,7 @@ import pyarrow as pa
 from memory3.bank.codebooks import codec_of
 from memory3.bank.embedder import TextEmbedder
 from memory3.bank.format.rows import BankRow
+from memory3.bank.format.versions import table_id
 from memory3.bank.protocol import MemoryWriter
 from memory3.bank.reports import WriteProgress, WriteReport
 from memory3.bank.store import Store
@@ -24,6 +27,7 @@ from memory3.bank.write.commit import Committer
 from memory3.bank.write.compare import Comparison, Step
 from memory3.bank.write.cut import Cut, Cutter, EmptyDocument, LargeDocument, WholeDocuments
 from memory3.bank.write.documents import checked
+from memory3.bank.write.elsewhere import RowsElsewhere, ShardPool, ShardRows
 from memory3.bank.write.encode import EncodedRows, RowEncoder
 from memory3.bank.write.kept import Kept, completed
 from memory3.bank.write.options import WriteOptions
@@ -47,7 +51,7 @@ class _Begun(NamedTuple):
 
     rows: Sequence[BankRow]
     kept: Mapping[str, Kept]
-    new: EncodedRows
+    new: EncodedRows | ShardRows
     at: float
 
 
@@ -64,6 +68,7 @@ class WriteRun:
         options: WriteOptions,
         *,
         progress: Callable[[WriteProgress], None] | None = None,
+        pool: ShardPool | None = None,
     ) -> None:
         self._started = time.monotonic()
         self._committer = Committer(store, name, table)
@@ -72,7 +77,8 @@ class WriteRun:
         self._embedder = embedder
         self._options = options
         self._progress = progress
-        self._pace = Pace(self._codec.record_size, m3.batch_size)
+        self._pool = pool
+        self._pace = Pace(self._codec.record_size, m3.batch_size, pool.shard_references if pool is not None else None)
         self._documents = self._written = self._unchanged = self._references = self._bytes = 0
         self._document_id = ""
         self._line: deque[tuple[Cut, _Begun | None]] = deque()
@@ -90,11 +96,7 @@ class WriteRun:
         committer, options = self._committer, self._options
         comparison = Comparison(committer.stored, committer.broken, lazy=self._options.lazy, replace=self._options.replace)
         cutter = Cutter(self._m3, self._pace.most, self._pace.is_due)
-        with working(self._m3, lazy=options.lazy) as workers:
-            self._encoder = RowEncoder(
-                self._m3, self._embedder, self._codec, committer.schema, lazy=options.lazy, workers=workers
-            )
-            self._ahead = 0 if workers is None else _AHEAD
+        with self._encoding():
             try:
                 self._write_all(documents, comparison, cutter)
             except Exception:
@@ -103,6 +105,8 @@ class WriteRun:
         gone, kept = comparison.gone(options.prune_prefix, options.unread) if options.prune else ([], [])
         committer.remove(gone)
         committer.staging.close(comparison.seen)
+        if self._pool is not None:
+            self._pool.finish()
         self._tell()
         return WriteReport(
             written=self._written,
@@ -116,6 +120,22 @@ class WriteRun:
             conflicts=tuple(comparison.conflicts),
             kept=tuple(kept),
         )
+
+    @contextmanager
+    def _encoding(self) -> Iterator[None]:
+        """Whoever encodes, for as long as the block runs."""
+        schema, lazy = self._committer.schema, self._options.lazy
+        self._encoder: RowEncoder | RowsElsewhere
+        if self._pool is not None:
+            bank = self._committer.manifest.to_json()
+            self._encoder = RowsElsewhere(self._pool, bank, table_id(schema.metadata or {}), schema, self._codec, lazy=lazy)
+            self._ahead = self._pool.ahead
+            yield
+            return
+        with working(self._m3, lazy=lazy) as workers:
+            self._encoder = RowEncoder(self._m3, self._embedder, self._codec, schema, lazy=lazy, workers=workers)
+            self._ahead = 0 if workers is None else _AHEAD
+            yield
 
     def _write_all(self, documents: Iterable[Document], comparison: Comparison, cutter: Cutter) -> None:
         for given in documents:
@@ -143,9 +163,15 @@ class WriteRun:
             self._write_large(cut)
             self._done(1)
             return
-        self._commit(self._ahead)
+        if self._pool is None:
+            self._commit(self._ahead)
+        elif isinstance(cut, EmptyDocument):
+            self._commit_one(cut, None)  # a shard of no rows: nothing waits for it
+            return
         self._line.append((cut, self._begin(cut.rows) if isinstance(cut, WholeDocuments) else None))
-        if not self._ahead:
+        if self._pool is not None:
+            self._commit_full()
+        elif not self._ahead:
             self._commit()
 
     def _commit(self, left: int = 0) -> None:
@@ -157,21 +183,54 @@ class WriteRun:
             self._line.clear()
             raise
 
+    def _commit_full(self) -> None:
+        """Commit what is encoded at the line's front, once a commit is full of it: until then it is kept by the pool, and a
+        commit for each shard would leave a fragment for each. Waits while the pool has more than it can work on.
+        """
+        while True:
+            front = list(takewhile(lambda each: each[1] is None or each[1].new.is_ready(), self._line))
+            if sum(len(begun.rows) for _, begun in front if begun is not None) >= self._pace.most:
+                self._commit(len(self._line) - 1)
+            elif len(self._line) - len(front) > self._ahead:
+                begun = self._line[len(front)][1]
+                assert begun is not None
+                begun.new.wait(self._encoded)
+            else:
+                return
+
     def _commit_one(self, cut: Cut, begun: _Begun | None) -> None:
         match cut:
             case WholeDocuments():
                 assert begun is not None
-                batch = self._finished(begun)
+                sizes, group = dict(cut.sizes), [begun]
+                rows = len(cut.rows)
+                while (following := self._ready(self._pace.most - rows)) is not None:
+                    sizes |= following[0].sizes
+                    group.append(following[1])
+                    rows += len(following[0].rows)
+                batches = [self._finished(each) for each in group]
                 now = time.monotonic()
-                self._pace.encoded(len(cut.rows), now - max(begun.at, self._last))
+                self._pace.encoded(rows, now - max(begun.at, self._last))
                 self._last = now
-                self._committer.put(cut.sizes, [batch])
-                self._done(len(cut.sizes))
+                self._committer.put(sizes, batches)
+                for each in group:
+                    each.new.committed()
+                self._done(len(sizes))
             case EmptyDocument() if self._committer.holds(cut.document_id):  # nothing is left of it
                 self._committer.remove([cut.document_id])
                 self._written += 1
             case EmptyDocument():
                 self._unchanged += 1
+
+    def _ready(self, most: int) -> tuple[WholeDocuments, _Begun] | None:
+        """The next in the line, taken out of it, if it need not be waited for and has no more rows than that."""
+        if not self._line:
+            return None
+        cut, begun = self._line[0]
+        if not isinstance(cut, WholeDocuments) or begun is None or len(cut.rows) > most or not begun.new.is_ready():
+            return None
+        self._line.popleft()
+        return cut, begun
 
     def _done(self, documents: int) -> None:
         self._written += documents
@@ -192,10 +251,14 @@ class WriteRun:
             count += len(part)
             parts.append(self._begin([BankRow(reference, large.content_hash, 0, document.origin) for reference in part]))
             if len(parts) > self._ahead:
-                staging.add(self._finished(parts.popleft()))
+                self._stage(parts.popleft())
         for left in parts:
-            staging.add(self._finished(left))
+            self._stage(left)
         self._committer.move(document.id, count)
+
+    def _stage(self, begun: _Begun) -> None:
+        self._committer.staging.add(self._finished(begun))
+        begun.new.committed()
 
     def _begin(self, rows: Sequence[BankRow]) -> _Begun:
         """Have rows encoded; what the table has for the same tokens is kept."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -96,6 +97,7 @@ def encode_shard(
     *,
     embedder: TextEmbedder | None = None,
     code_book: Codebook | None = None,
+    told: Callable[[int], None] = lambda references: None,
 ) -> EncodedShard:
     """Encode a shard. It takes as long as encoding does; the bank may lie on another machine.
 
@@ -105,6 +107,7 @@ def encode_shard(
         embedder: the bank's; by default it is loaded by name, which takes seconds: give it where you encode several.
         code_book: the bank's (`WritePlan.code_book`), where its codec needs one; by default what `memory3 calibrate` keeps
             in the cache folder.
+        told: called now and then with the number of references that were encoded since.
 
     Raises:
         FingerprintMismatch: the shard was planned for another model or other settings.
@@ -117,7 +120,7 @@ def encode_shard(
     codec = _codec(m3, manifest, code_book)
     schema = row_schema(manifest, shard.table_id)
     with working(m3, lazy=shard.lazy) as workers:
-        rows = RowEncoder(m3, embedder, codec, schema, lazy=shard.lazy, workers=workers).begin(shard.new).batch()
+        rows = RowEncoder(m3, embedder, codec, schema, lazy=shard.lazy, workers=workers).begin(shard.new).batch(told)
     return EncodedShard(shard.plan, shard.number, rows)
 
 
