@@ -72,12 +72,12 @@ def calibrate(
         memory3 write docs/ --bank bank --codec product
     """
     from memory3.llm import Memory3
-    from memory3.models.adapter import trained_config
     from memory3.models.catalogue import DEFAULT_ADAPTED
+    from memory3.models.chosen import settings_of
     from memory3.text.readers import read_documents
 
     name = full_name(model or DEFAULT_ADAPTED)
-    config = options.settings(trained_config(name) or MemoryConfig(), context.params)
+    config = options.settings(settings_of(name) or MemoryConfig(), context.params)
     from memory3.encode.selectors import is_fitted
 
     learns = is_fitted(config.selector)
