@@ -8,23 +8,26 @@ it has none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from memory3.bank.codebooks import cached_codebook
+from memory3.calibration.codec import calibrate
 from memory3.checking.check import MARGIN, QUESTIONS, check
-from memory3.checking.questions import LEAST, Item, items_of
+from memory3.checking.questions import LEAST, Item, items_of, sampled
 from memory3.checking.selection import Arm, measure
 from memory3.checking.verdict import USE
 from memory3.codec import RawCodec
+from memory3.codec.registry import default_codec, find
 from memory3.config import MemoryConfig
 from memory3.encode.selectors import is_fitted
 from memory3.errors import InputError
 from memory3.evaluation.intervals import interval
 from memory3.llm import Memory3
 from memory3.models.chosen import keep_settings
-from memory3.types import Reference
+from memory3.types import Document
 
 __all__ = ["CHOOSING", "choose"]
 
@@ -40,9 +43,8 @@ Progress = Callable[[str, float, str], None]
 
 def choose(
     m3: Memory3,
-    references: Sequence[Reference],
+    documents: Callable[[], Iterable[Document]],
     *,
-    fit: Callable[[Memory3], None],
     choosing: int = CHOOSING,
     questions: int = QUESTIONS,
     margin: float = MARGIN,
@@ -53,8 +55,7 @@ def choose(
 
     Args:
         m3: the model, with the settings to begin at.
-        references: in random order, some times as many as questions.
-        fit: fits the codec to a model with the settings it is given, unless that was done before.
+        documents: gives those to choose and to check on, anew at each call; codecs that were not fitted yet are fitted to them.
         choosing: questions for selector and temperature.
         questions: for the check.
         margin: see `memory3.checking.check.check`.
@@ -66,9 +67,9 @@ def choose(
         configured and its ``interval``, ``taken``), ``check`` (of `check`, the last one), ``kept`` (path, or None).
 
     Raises:
-        InputError: the references give too few questions.
+        InputError: the documents give too few questions.
     """
-    items = items_of(references, choosing + questions, seed=seed)
+    items = items_of(sampled(m3, documents(), choosing + questions, seed=seed), choosing + questions, seed=seed)
     if len(items) < 2 * LEAST:
         raise InputError(
             f"these documents give {len(items)} questions, {2 * LEAST} are needed to choose and to judge by different ones: "
@@ -86,7 +87,7 @@ def choose(
     found: dict[str, Any] = {}
     for _ in range(_CHECKS):
         now = _with(m3, config)
-        fit(now)
+        _fit_codec(now, documents, say)
         found = check(
             now,
             held,
@@ -145,6 +146,15 @@ def _best(
     for step in steps:
         step["taken"] = step["value"] == taken
     return config.replace(**{setting: taken}), steps
+
+
+def _fit_codec(m3: Memory3, documents: Callable[[], Iterable[Document]], say: Progress) -> None:
+    """The codec that a new bank would be written with, if it has a codebook and nobody fitted it yet."""
+    codec = default_codec(m3.shape.head_dim) if m3.config.codec == "auto" else m3.config.codec
+    if find(codec).is_fitted and cached_codebook(codec, m3.fingerprint) is None:
+        calibrate(
+            m3, documents(), codec=codec, progress=lambda what, done, total: say("fitting the codec", done / (total or 1), what)
+        )
 
 
 def _with(m3: Memory3, config: MemoryConfig) -> Memory3:
