@@ -1,4 +1,4 @@
-"""Verdicts of `memory3 check` are kept, and whoever writes memories that were never checked, or found wanting, is told once."""
+"""Verdicts of `memory3 check` are kept, and whoever writes memories that were never checked, or found wanting, is told."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import tiny
+from bank_writer import HashingEmbedder
 from command_line import run, run_json
 
 import memory3.proof
@@ -29,7 +30,8 @@ from memory3.types import Document
 SMALL: dict[str, Any] = {"reference_length": 48, "memory_temperature": 1.0, "dtype": "float32", "codec": "raw"}
 NAMES = ("Arbon", "Bremen", "Colmar", "Dijon", "Erfurt", "Fulda", "Gera")
 TOWNS = [
-    Document(f"town{n}", f"The bridge of {NAMES[n % 7]} was built by {NAMES[(n + 3) % 7]} in {1700 + 7 * n}.") for n in range(29)
+    Document(f"town{n}", f"The bridge of {NAMES[n % 7]} was built by {NAMES[(n + 3) % 7]} in {1700 + 7 * n}.")
+    for n in range(29)
 ]
 
 
@@ -119,7 +121,7 @@ def test_a_file_that_cannot_be_used_is_named() -> None:
 
 def test_python_says_it_once_for_each_model_and_settings(caplog: pytest.LogCaptureFixture) -> None:
     m3 = attach()
-    with caplog.at_level(logging.WARNING), Bank.open("bank", m3) as bank:
+    with caplog.at_level(logging.WARNING), Bank.open("bank", m3, embedder=HashingEmbedder()) as bank:
         bank.write(TOWNS[:2])
         bank.write(TOWNS[:3])
         (line,) = caplog.records
@@ -130,7 +132,7 @@ def test_python_says_it_once_for_each_model_and_settings(caplog: pytest.LogCaptu
     kept(scope(m3))
     other = attach(budget="uniform:3")
     caplog.clear()
-    with Bank.open("other", other) as bank:
+    with Bank.open("other", other, embedder=HashingEmbedder()) as bank:
         bank.write(TOWNS[:2])
     assert "were never checked with these settings and this codec" in caplog.text
 
@@ -146,7 +148,7 @@ def test_python_says_it_once_for_each_model_and_settings(caplog: pytest.LogCaptu
 def test_what_was_found_is_told(choice: str, settings: dict[str, str], said: str | None) -> None:
     m3 = attach()
     kept(scope(m3), choice, **settings)
-    with Bank.open("bank", m3) as bank:
+    with Bank.open("bank", m3, embedder=HashingEmbedder()) as bank:
         found = bank.advice()
         assert bank.advice() is None
     assert (found and found.text) == (said and f"memory3 check found of memories of tiny: {said}")
@@ -155,7 +157,7 @@ def test_what_was_found_is_told(choice: str, settings: dict[str, str], said: str
 
 def test_the_remedy_for_a_bank_elsewhere_names_the_model() -> None:
     m3 = attach()
-    with Bank.open("bank", m3) as bank:
+    with Bank.open("bank", m3, embedder=HashingEmbedder()) as bank:
         found = advice(m3, bank.manifest, "s3://bucket/bank")
     assert found is not None
     assert "`memory3 check --model tiny` says" in found.text

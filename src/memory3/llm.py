@@ -26,6 +26,7 @@ from memory3.encode.selector_weights import SelectorWeights, find_weights
 from memory3.encode.selectors import find as find_selector
 from memory3.encode.selectors import is_fitted
 from memory3.errors import ConfigError, InputError, ModelError
+from memory3.garbage import collecting_later
 from memory3.models.active import check_complete, check_deterministic, state_mark
 from memory3.models.adapter import own_folder, with_adapter
 from memory3.models.catalogue import DEFAULT_ADAPTED
@@ -146,8 +147,9 @@ class Memory3:
             config = MemoryConfig.preset(config)
         if config is not None:
             _check_names(config)
-        model, tokenizer = load_model(name, device=device, dtype=dtype, **kwargs)
-        return cls(model, tokenizer, config or settings_of(name), name=name, batch_size=batch_size)
+        with collecting_later():
+            model, tokenizer = load_model(name, device=device, dtype=dtype, **kwargs)
+            return cls(model, tokenizer, config or settings_of(name), name=name, batch_size=batch_size)
 
     # ---- writing: what a bank asks for (memory3.bank.MemoryWriter) ---------------------------------------------------
 

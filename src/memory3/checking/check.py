@@ -116,7 +116,9 @@ def check_refused(model: str, reason: str) -> dict[str, Any]:
         model: its name.
         reason: in a sentence.
     """
-    return _report(model, {"settings": None, "fingerprint": None, "scope": None}, None, None, None, refused(reason), time.perf_counter())
+    return _report(
+        model, {"settings": None, "fingerprint": None, "scope": None}, None, None, None, refused(reason), time.perf_counter()
+    )
 
 
 def _silent(done: float, what: str) -> None:

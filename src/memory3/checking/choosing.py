@@ -55,7 +55,7 @@ def choose(
 
     Args:
         m3: the model, with the settings to begin at.
-        documents: gives those to choose and to check on, anew at each call; codecs that were not fitted yet are fitted to them.
+        documents: gives those to choose and to check on, anew at each call; codecs that nobody fitted yet are fitted to them.
         choosing: questions for selector and temperature.
         questions: for the check.
         margin: see `memory3.checking.check.check`.
@@ -153,7 +153,10 @@ def _fit_codec(m3: Memory3, documents: Callable[[], Iterable[Document]], say: Pr
     codec = default_codec(m3.shape.head_dim) if m3.config.codec == "auto" else m3.config.codec
     if find(codec).is_fitted and cached_codebook(codec, m3.fingerprint) is None:
         calibrate(
-            m3, documents(), codec=codec, progress=lambda what, done, total: say("fitting the codec", done / (total or 1), what)
+            m3,
+            documents(),
+            codec=codec,
+            progress=lambda what, done, total: say("fitting the codec", done / (total or 1), what),
         )
 
 

@@ -47,8 +47,8 @@ def calibrate(
         typer.Option(
             "--choose",
             help=(
-                "Choose selector, temperature, budget and codec for this model by the measurements of `memory3 check`, beginning "
-                "at the settings given, and keep them: new banks of it are written with them."
+                "Choose selector, temperature, budget and codec for this model by the measurements of `memory3 check`, "
+                "beginning at the settings given, and keep them: new banks of it are written with them."
             ),
         ),
     ] = False,

@@ -6,9 +6,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memory3.cli.deferred import collecting_later
 from memory3.cli.output import err
 from memory3.config import MemoryConfig
+from memory3.garbage import collecting_later
 
 if TYPE_CHECKING:
     from memory3.bank import Bank

@@ -21,7 +21,19 @@ from rich.text import Text
 if TYPE_CHECKING:
     from memory3.bank.trust import Advice
 
-__all__ = ["count", "duration", "err", "facts", "first_line", "message", "out", "print_json", "printable", "size", "tell_advice"]
+__all__ = [
+    "count",
+    "duration",
+    "err",
+    "facts",
+    "first_line",
+    "message",
+    "out",
+    "print_json",
+    "printable",
+    "size",
+    "tell_advice",
+]
 
 #: Control characters but newline and tab; what turns the direction of writing; line ends that are none to us; halves of
 #: surrogate pairs.

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memory3.cli import options
-from memory3.cli.deferred import collecting_later
 from memory3.cli.loading import full_name, load_model
 from memory3.cli.output import count, err, message, out, print_json, size, tell_advice
+from memory3.garbage import collecting_later
 from memory3.serving.listening import check_free, is_local
 
 if TYPE_CHECKING:

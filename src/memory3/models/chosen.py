@@ -68,6 +68,7 @@ def _known_as(name: str) -> str:
     """The name, a folder by its absolute path."""
     model, adapter = adapter_of(name)
     model, adapter = (
-        str(Path(each).resolve()) if each and each not in (*MODELS, *shipped()) and Path(each).is_dir() else each for each in (model, adapter)
+        str(Path(each).resolve()) if each and each not in (*MODELS, *shipped()) and Path(each).is_dir() else each
+        for each in (model, adapter)
     )
     return f"{model}+{adapter}" if adapter else model
