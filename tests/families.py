@@ -11,8 +11,8 @@ from tiny import tiny_tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-
 _FEW_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_FEW_ROUTED = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 16}
 _FEW_LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 _FULL = {"layer_types": ["full_attention"] * 6}
 _MIXED = {"sliding_window": 9, "layer_types": ["full_attention", "sliding_attention"] * 2 + ["full_attention"] * 2}
@@ -22,9 +22,11 @@ READ: dict[str, tuple[str, dict[str, Any]]] = {
     "apertus": ("Apertus", {}),
     "arcee": ("Arcee", {}),
     "bitnet": ("BitNet", {}),
+    "dots1": ("dots1 (experts)", _FEW_ROUTED | {"n_shared_experts": 1}),
     "flex_olmo": ("FlexOlmo (experts)", _FEW_EXPERTS),
     "gemma": ("Gemma", {}),
     "gemma3_text": ("Gemma 3, where more than half of the layers see everything", {"query_pre_attn_scalar": 16} | _MIXED),
+    "glm4_moe": ("GLM-4-MoE (experts)", _FEW_ROUTED),
     "gpt_neox": ("GPT-NeoX, Pythia", {}),
     "granite": ("Granite", {}),
     "granitemoe": ("Granite MoE (experts)", _FEW_LOCAL),
@@ -54,7 +56,10 @@ READ: dict[str, tuple[str, dict[str, Any]]] = {
 WINDOWS, NEIGHBOURS, OWN, PLAIN, OTHER, POSITIONS, STATES, SHAPES = range(8)
 REASONS: dict[int, tuple[str, str]] = {
     WINDOWS: ("attend within a window", "most layers attend within a window, and hold no memories"),
-    NEIGHBOURS: ("by another convention than Llama's", "keys are rotated by another convention, so that they could not be moved"),
+    NEIGHBOURS: (
+        "by another convention than Llama's",
+        "keys are rotated by another convention, so that they could not be moved",
+    ),
     OWN: ("does not read from memories what it reads", "attention of its own: the proof at attach finds other logits"),
     PLAIN: ("does not ask the attention interface", "its attention is not asked through the interface of transformers"),
     OTHER: ("softcap|s_aux", "capped logits or sinks"),
@@ -71,7 +76,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int]] = {
     "cohere": ("Cohere", {}, NEIGHBOURS),
     "cohere2": ("Cohere 2", {}, WINDOWS),
     "cwm": ("CWM", {}, WINDOWS),
-    "deepseek_v3": ("DeepSeek V3", {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}, SHAPES),
+    "deepseek_v3": ("DeepSeek V3", _FEW_ROUTED, SHAPES),
     "diffllama": ("DiffLlama", {}, OWN),
     "doge": ("Doge", {}, OWN),
     "ernie4_5": ("ERNIE 4.5", {}, NEIGHBOURS),
@@ -79,6 +84,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int]] = {
     "falcon_h1": ("Falcon-H1", {}, STATES),
     "gemma2": ("Gemma 2", {"query_pre_attn_scalar": 16} | _FULL, OTHER),
     "gemma3_text": ("Gemma 3, as it is", {"query_pre_attn_scalar": 16}, WINDOWS),
+    "gemma4_text": ("Gemma 4", {}, WINDOWS),
     "glm": ("GLM", {}, NEIGHBOURS),
     "glm4": ("GLM-4", {}, NEIGHBOURS),
     "gpt2": ("GPT-2", {}, POSITIONS),
@@ -87,6 +93,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int]] = {
     "helium": ("Helium", {}, NEIGHBOURS),
     "hunyuan_v1_dense": ("HunYuan", {}, NEIGHBOURS),
     "jamba": ("Jamba", {"num_experts": 2, "num_experts_per_tok": 1}, STATES),
+    "llama4_text": ("Llama 4", _FEW_LOCAL | {"intermediate_size_mlp": 32}, WINDOWS),
     "minimax": ("MiniMax", _FEW_LOCAL, STATES),
     "ministral": ("Ministral", {}, WINDOWS),
     "mistral": ("Mistral, with a window", {}, WINDOWS),

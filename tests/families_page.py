@@ -28,6 +28,12 @@ weights, and `memory3 check` says it of yours.
 """
 
 
+BOTTOM = """
+RoPE whose angles change with the length of the text (`dynamic`, `longrope`) is refused in every family. Quantised checkpoints
+are read where transformers finds the package that they need. Their bytes are part of the fingerprint.
+"""
+
+
 def page() -> str:
     """The whole of docs/families.md."""
     rows = []
@@ -47,8 +53,7 @@ def page() -> str:
         + "\n## Refused\n\nTried with tiny random weights. A model is refused with the reason in a sentence.\n\n"
         + "| family | why |\n|---|---|\n"
         + "".join(refused)
-        + "\nRoPE whose angles change with the length of the text (`dynamic`, `longrope`) is refused in every family. Of quantised\n"
-        "checkpoints those are read whose packages transformers finds; their bytes are part of the fingerprint.\n"
+        + BOTTOM
     )
 
 

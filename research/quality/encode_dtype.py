@@ -33,7 +33,9 @@ ARMS = ("float32", "bfloat16")
 _BATCH = 16
 
 
-def written(models: dict[str, Memory3], items: list[dict[str, Any]]) -> tuple[dict[str, dict[str, Memory]], dict[str, list[float]]]:
+def written(
+    models: dict[str, Memory3], items: list[dict[str, Any]]
+) -> tuple[dict[str, dict[str, Memory]], dict[str, list[float]]]:
     """Memories by arm and reference, packed and decoded; CPU seconds of each batch, without packing."""
     references = {item["reference"].id: item["reference"] for item in items}
     ordered = sorted(references.values(), key=lambda reference: len(reference.token_ids))
@@ -72,7 +74,9 @@ def main() -> None:
     for n, item in enumerate(items):
         own = item["reference"].id
         answer = m3.prompts.ids(item["answers"][0])
-        row = m3.prompts.row(m3.prompts.ids(item["question"]), "memory", [own], Held(memories["float32"], references), after=NEW)
+        row = m3.prompts.row(
+            m3.prompts.ids(item["question"]), "memory", [own], Held(memories["float32"], references), after=NEW
+        )
         for arm in ARMS:
             source = Held(memories[arm], references)
             ((score,),) = m3.scorer.score([row], [[answer]], source)
@@ -81,9 +85,13 @@ def main() -> None:
             found[arm]["contains"].append(contains(text, item["answers"]))
             found[arm]["f1"].append(f1(text, item["answers"]))
         if n % 10 == 9:
-            say(f"{n + 1}: " + str({arm: {k: round(statistics.mean(v), 3) for k, v in each.items()} for arm, each in found.items()}))
+            say(
+                f"{n + 1}: "
+                + str({arm: {k: round(statistics.mean(v), 3) for k, v in each.items()} for arm, each in found.items()})
+            )
     pairs = {
-        name: [b - a for a, b in zip(found["float32"][name], found["bfloat16"][name], strict=True)] for name in found["float32"]
+        name: [b - a for a, b in zip(found["float32"][name], found["bfloat16"][name], strict=True)]
+        for name in found["float32"]
     }
     said = {
         "model": m3.name,
