@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import tiny
 from bank_writer import HashingEmbedder
-from command_line import run, run_json
+from command_line import app, run
+from typer.testing import CliRunner
 
 import memory3.proof
-from memory3 import Bank, Memory3, MemoryConfig
+from memory3 import Bank, Budget, Memory3, MemoryConfig
 from memory3.bank import trust
 from memory3.bank.trust import advice, scope_of
 from memory3.checking import choosing
 from memory3.checking.check import check
-from memory3.checking.choosing import choose
+from memory3.checking.choosing import choose, compared
 from memory3.checking.verdict import DONT, MORE, USE
 from memory3.errors import ModelError
 from memory3.models.calibrated import own_calibrated
@@ -101,6 +102,16 @@ def test_the_check_keeps_its_verdict_for_every_number_format(tmp_path: Path) -> 
     assert find_verdict(scope(coarse)) == verdict
 
 
+def test_a_verdict_that_cannot_be_kept_is_told_all_the_same(tmp_path: Path) -> None:
+    m3 = attach()
+    references = [reference for document in TOWNS for reference in m3.split(document)]
+    own_calibrated().mkdir(parents=True, exist_ok=True)
+    own_calibrated("verdicts").write_text("a file where a folder should be")
+    found = check(m3, references, questions=12)
+    assert found["verdict"]["choice"] == DONT
+    assert "verdicts" in found["not_kept"]
+
+
 def test_a_file_that_cannot_be_used_is_named() -> None:
     of = scope(attach())
     kept(of)
@@ -165,15 +176,15 @@ def test_the_remedy_for_a_bank_elsewhere_names_the_model() -> None:
 
 def test_the_command_says_it_of_new_banks_and_what_was_refuted_always(folder: Path, tiny_model_path: str) -> None:
     first = run("write", folder / "town1.txt", "--bank", "bank", "--model", tiny_model_path)
-    assert "were never checked against its text" in " ".join(first.stderr.split())
-    again = run("write", folder / "town2.txt", "--bank", "bank")
-    assert "checked" not in again.stderr
-    run("write", folder, "--bank", "bank")
-    assert run_json("check", "--bank", "bank", "--questions", 12, code=1)["verdict"]["choice"] == DONT
-    trust._SAID.clear()
-    said = " ".join(run("write", folder, "--bank", "bank").stderr.split())
-    assert "warning: memory3 check found of memories of" in said
-    assert "Don't: on 12 questions" in said
+    assert "note: memories of" in first.stderr
+    assert "were never checked against its text: `memory3 check --bank" in " ".join(first.stderr.split())
+    assert "checked" not in run("write", folder / "town2.txt", "--bank", "bank").stderr
+    kept(scope(Memory3.from_pretrained(tiny_model_path)), DONT)
+    for number in (3, 4):
+        trust._SAID.clear()  # another process
+        said = " ".join(run("write", folder / f"town{number}.txt", "--bank", "bank").stderr.split())
+        assert "warning: memory3 check found of memories of" in said
+        assert "Said: don't use. They are written and read all the same." in said
 
 
 # ---- settings that are chosen --------------------------------------------------------------------------------------------
@@ -194,25 +205,18 @@ def test_settings_are_kept_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         settings_of("model")
 
 
-def test_only_what_is_surely_better_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The measurement is replaced by figures of a known mean and noise; choosing itself runs."""
-    m3 = attach()
-    items = list(range(11))
-    shift = {0.9: -0.5, 0.8: -0.6, 1.0: 0.0}
-    noise = [0.01 * (7 * n % 11) for n in items]
-
-    def measured(variant: Memory3, items: Any, arms: Any, codec: Any, tell: Any) -> Any:
-        extra = shift[variant.config.memory_temperature]
-        return type("Outcome", (), {"nll": {arms[0].name: [2 + extra + n * (1 + extra) for n in noise]}})
-
-    monkeypatch.setattr(choosing, "measure", measured)
-    tell: Any = lambda *told: None  # noqa: E731
-    best, steps = choosing._best(m3, m3.config, "memory_temperature", [1.0, 0.9, 0.8], items, tell)
-    assert best.memory_temperature == 0.8
-    assert [step["taken"] for step in steps] == [False, False, True]
-    shift |= {0.9: 0.0, 0.8: 0.3}
-    best, _ = choosing._best(m3, m3.config, "memory_temperature", [1.0, 0.9, 0.8], items, tell)
-    assert best.memory_temperature == 1.0
+def test_only_what_is_surely_better_is_taken() -> None:
+    first = [2 + 0.1 * (7 * n % 11) for n in range(11)]
+    sure = [value - 0.2 for value in first]
+    surer = [value - 0.3 - 0.01 * n for n, value in enumerate(first)]
+    unsure = [value + (1.0 if n == 3 else -0.2) for n, value in enumerate(first)]  # better for ten of eleven, and not in sum
+    lucky = [value - (5.0 if n == 3 else 0.0) for n, value in enumerate(first)]  # the best mean, by one question
+    taken, steps = compared({1.0: first, 0.9: sure, 0.8: surer})
+    assert (taken, [step["taken"] for step in steps]) == (0.8, [False, False, True])
+    assert steps[1]["difference"] == pytest.approx(-0.2)
+    assert steps[0]["interval"] == [0, 0]
+    assert compared({1.0: first, 0.9: unsure, 0.8: lucky})[0] == 1.0
+    assert compared({"a": first, "b": lucky, "c": sure})[0] == "c"
 
 
 def test_choosing_judges_by_other_questions_than_it_chose_by(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,7 +244,18 @@ def test_choosing_judges_by_other_questions_than_it_chose_by(monkeypatch: pytest
     assert settings_of("tiny") is None
 
 
-def test_the_command_chooses(folder: Path, tiny_model_path: str) -> None:
-    said = run("calibrate", "--model", tiny_model_path, "--choose", "--codec", "raw", "--data", folder, code=1)
-    assert "memory temperature 0.8" in said.stdout
-    assert "Don't: " in said.stdout
+def test_the_command_chooses_and_writes_with_what_was_chosen(folder: Path, tiny_model_path: str) -> None:
+    """A random model: what the verdict is, is no matter."""
+    given = ("calibrate", "--model", tiny_model_path, "--choose", "--codec", "raw", "--data", folder, "--json")
+    result = CliRunner().invoke(app, [str(each) for each in given])
+    found = json.loads(result.stdout)
+    verdict = found["check"]["verdict"]
+    assert result.exit_code == int(not verdict["ok"])
+    assert bool(found["kept"]) == (verdict["choice"] == USE)
+    tried = [step["value"] for step in found["steps"] if step["setting"] == "memory_temperature"]
+    assert tried == [0.9, 1.0, 0.8]
+    keep_settings(tiny_model_path, MemoryConfig(budget="uniform:3", reference_length=24, codec="raw"))
+    run("write", folder / "town1.txt", "--bank", "bank", "--model", tiny_model_path)
+    assert Bank.describe("bank").config.budget == Budget("uniform", 3)
+    run("write", folder / "town1.txt", "--bank", "other", "--model", tiny_model_path, "--budget", "uniform:5")
+    assert Bank.describe("other").config.replace(budget="uniform:3") == Bank.describe("bank").config

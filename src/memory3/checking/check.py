@@ -62,7 +62,8 @@ def check(
 
     Returns:
         plain JSON values: ``model``, ``settings``, ``scope`` (what the verdict is for), ``machine``, ``parity`` (None where
-        logits are not finite), ``selection``, ``speed`` (None where parity failed), ``verdict``, ``seconds``.
+        logits are not finite), ``selection``, ``speed`` (None where parity failed), ``verdict``, ``seconds``; and ``not_kept``
+        with the reason where the cache folder could not take the verdict.
 
     Raises:
         InputError: the references give too few questions.
@@ -92,20 +93,22 @@ def check(
     assert scope is not None
     settings = {"settings": m3.config.to_dict(), "fingerprint": m3.fingerprint, "scope": asdict(scope)}
     report = _report(m3.name, settings, parity, selection, speed, verdict, started)
-    keep_verdict(
-        KeptVerdict(
-            scope,
-            m3.name,
-            str(m3.model.dtype).removeprefix("torch."),
-            str(m3.config.budget),
-            m3.config.selector,
-            **verdict.to_dict(),
-            questions=selection["questions"] if selection else 0,
-            finished=report["finished"],
-            version=report["machine"]["versions"]["memory3"],
-        )
+    kept = KeptVerdict(
+        scope,
+        m3.name,
+        str(m3.model.dtype).removeprefix("torch."),
+        str(m3.config.budget),
+        m3.config.selector,
+        **verdict.to_dict(),
+        questions=selection["questions"] if selection else 0,
+        finished=report["finished"],
+        version=report["machine"]["versions"]["memory3"],
     )
-    serve_formats(m3)
+    try:
+        keep_verdict(kept)
+        serve_formats(m3)
+    except OSError as error:  # minutes of measuring are told all the same
+        report["not_kept"] = str(error)
     return report
 
 

@@ -8,7 +8,7 @@ it has none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from memory3.llm import Memory3
 from memory3.models.chosen import keep_settings
 from memory3.types import Document
 
-__all__ = ["CHOOSING", "choose"]
+__all__ = ["CHOOSING", "choose", "compared"]
 
 #: Questions that choose selector and temperature.
 CHOOSING = 64
@@ -75,10 +75,10 @@ def choose(
             f"these documents give {len(items)} questions, {2 * LEAST} are needed to choose and to judge by different ones: "
             "give more of them"
         )
-    share = choosing / (choosing + questions)
-    mine = {item.reference.id for n, item in enumerate(items) if int((n + 1) * share) > int(n * share)}
-    own = [item for item in items if item.reference.id in mine]
-    held = [item.reference for item in items if item.reference.id not in mine]
+    number = max(LEAST, len(items) * choosing // (choosing + questions))
+    mine = {n * len(items) // number for n in range(number)}
+    own = [item for n, item in enumerate(items) if n in mine]
+    held = [item.reference for n, item in enumerate(items) if n not in mine]
     say = progress or (lambda what, done, more: None)
     config, steps = m3.config, list[dict[str, Any]]()
     for setting, values in (("selector", _selectors(m3)), ("memory_temperature", _temperatures(m3))):
@@ -118,8 +118,8 @@ def _temperatures(m3: Memory3) -> list[float]:
 def _best(
     m3: Memory3, config: MemoryConfig, setting: str, values: Sequence[Any], items: Sequence[Item], say: Progress
 ) -> tuple[MemoryConfig, list[dict[str, Any]]]:
-    """The settings with the value of least NLL among those surely better than the first, or with the first."""
-    nll: dict[Any, np.ndarray] = {}
+    """The settings with the value that `compared` takes."""
+    nll: dict[Any, Sequence[float]] = {}
     for n, value in enumerate(values):
         variant = _with(m3, config.replace(**{setting: value}))
         arm = Arm(str(variant.config.budget), variant.config.budget, configured=True)
@@ -127,25 +127,36 @@ def _best(
         def tell(done: int, total: int, n: int = n, value: Any = value) -> None:
             say(f"choosing {setting.replace('_', ' ')}", (n + done / total) / len(values), str(value))
 
-        nll[value] = np.array(measure(variant, items, [arm], RawCodec(variant.shape), tell).nll[arm.name])
-    taken, steps = values[0], list[dict[str, Any]]()
-    for value in values:
-        difference = nll[value] - nll[values[0]]
-        low, high = interval(difference) if value != values[0] else (0.0, 0.0)
-        if high < 0 and nll[value].mean() < nll[taken].mean():
-            taken = value
-        steps.append(
-            {
-                "setting": setting,
-                "value": value,
-                "nll": float(nll[value].mean()),
-                "difference": float(difference.mean()),
-                "interval": [float(low), float(high)],
-            }
-        )
-    for step in steps:
-        step["taken"] = step["value"] == taken
-    return config.replace(**{setting: taken}), steps
+        nll[value] = measure(variant, items, [arm], RawCodec(variant.shape), tell).nll[arm.name]
+    taken, steps = compared(nll)
+    return config.replace(**{setting: taken}), [{"setting": setting, **step} for step in steps]
+
+
+def compared(nll: Mapping[Any, Sequence[float]]) -> tuple[Any, list[dict[str, Any]]]:
+    """The value of least NLL among those surely better than the first, or the first; and what was found of each.
+
+    Args:
+        nll: of every question, nats a token, by value; what is configured first.
+
+    Returns:
+        the value that is taken, and of each ``value``, ``nll``, ``difference`` to the first and its ``interval``, ``taken``.
+    """
+    means = {value: float(np.mean(each)) for value, each in nll.items()}
+    first = next(iter(nll))
+    gaps = {value: np.subtract(each, nll[first]) for value, each in nll.items()}
+    intervals = {value: [float(end) for end in interval(gap)] for value, gap in gaps.items()}
+    better = [value for value in nll if intervals[value][1] < 0]
+    taken = min(better, key=means.__getitem__, default=first)
+    return taken, [
+        {
+            "value": value,
+            "nll": means[value],
+            "difference": float(gaps[value].mean()),
+            "interval": intervals[value],
+            "taken": value == taken,
+        }
+        for value in nll
+    ]
 
 
 def _fit_codec(m3: Memory3, documents: Callable[[], Iterable[Document]], say: Progress) -> None:

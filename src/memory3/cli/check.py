@@ -148,6 +148,8 @@ def _report(found: dict[str, Any], page: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
+    if "not_kept" in found:
+        message(f"the verdict could not be kept: {found['not_kept']}", kind="warning", style="yellow")
     verdict, *parts = sections(found)
     for part in parts:
         out.print(Text(part.title, "bold"))
