@@ -78,7 +78,7 @@ def main() -> None:
             m3.prompts.ids(item["question"]), "memory", [own], Held(memories["float32"], references), after=NEW
         )
         for arm in ARMS:
-            source = Held(memories[arm], references)
+            source: Any = Held(memories[arm], references)
             ((score,),) = m3.scorer.score([row], [[answer]], source)
             text = m3.generate(item["question"], source, references=[own], max_new_tokens=NEW, do_sample=False).text
             found[arm]["nll"].append(score.nll)

@@ -101,7 +101,7 @@ def run(model: str, references: int, encoders: str, dtypes: str, repeats: int) -
         dtypes: number formats of weights, between commas.
         repeats: turns measured.
     """
-    embedder = Embedder(DEFAULT_EMBEDDER)
+    embedder = Embedder.load(DEFAULT_EMBEDDER)
     models = {dtype: Memory3.from_pretrained(model, dtype=dtype) for dtype in dtypes.split(",")}
     documents = python_documents(next(iter(models.values())), references)
     noted: dict[str, list[dict[str, float]]] = {}

@@ -143,7 +143,7 @@ def compared(nll: Mapping[Any, Sequence[float]]) -> tuple[Any, list[dict[str, An
     """
     means = {value: float(np.mean(each)) for value, each in nll.items()}
     first = next(iter(nll))
-    gaps = {value: np.subtract(each, nll[first]) for value, each in nll.items()}
+    gaps = {value: np.subtract(each, nll[first]).tolist() for value, each in nll.items()}
     intervals = {value: [float(end) for end in interval(gap)] for value, gap in gaps.items()}
     better = [value for value in nll if intervals[value][1] < 0]
     taken = min(better, key=means.__getitem__, default=first)
@@ -151,7 +151,7 @@ def compared(nll: Mapping[Any, Sequence[float]]) -> tuple[Any, list[dict[str, An
         {
             "value": value,
             "nll": means[value],
-            "difference": float(gaps[value].mean()),
+            "difference": float(np.mean(gaps[value])),
             "interval": intervals[value],
             "taken": value == taken,
         }
