@@ -110,11 +110,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int]] = {
 REAL: dict[str, tuple[str, str]] = {
     "llama": (
         "SmolLM2-135M-Instruct (Q4_1, de-quantised), with and without the adapters",
-        "everything: tests marked `real`, [check](check-default.html), calibration, training, all figures of these pages",
+        "everything: tests marked `real`, [check](usage.md#the-check), calibration, training, all figures of these pages",
     ),
     "qwen2": (
         "Qwen2.5-Coder-0.5B-Instruct (Q4_K_M, de-quantised), without an adapter",
-        "[check](usage.md#the-check), calibration of selector and codec, question sets ([log](../research/log.md))",
+        "[check](check-example.html), calibration of selector and codec, question sets ([log](../research/log.md))",
     ),
 }
 
