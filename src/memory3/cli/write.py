@@ -186,7 +186,7 @@ def write(
                 kind="note",
             )
         said = opened.advice()
-        if said is not None and (is_new or said.refuted):
+        if said is not None and (said.refuted or (is_new and not as_json)):
             tell_advice(said)
         with opened, meter.shown():
             report = opened.write(
