@@ -9,7 +9,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "memory3"
 #: Lowest first. Units of one floor do not import one another, unless they are files.
 FLOORS = (
-    {"errors", "checkout", "config", "types", "retention", "files", "sources", "overlap", "tokenizing", "onednn"},
+    {"errors", "checkout", "config", "types", "retention", "files", "sources", "overlap", "tokenizing", "onednn", "garbage"},
     {"attention"},
     {"codec"},
     {"text", "models"},

@@ -175,7 +175,8 @@ def test_the_reference_in_the_docs_is_what_the_commands_say():
 
 DEFERRED = """
 import json, sys
-from memory3.cli.deferred import alone, collecting_later, defer, without
+from memory3.cli.deferred import alone, defer, without
+from memory3.garbage import collecting_later
 defer()
 import gc
 with collecting_later(), without():

@@ -25,7 +25,7 @@ PAGES = [
 TEXT = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in PAGES}
 README = TEXT["README.md"]
 #: Pages that say what docstrings say.
-GENERATED = {"docs/commands.md", "docs/structure.md"}
+GENERATED = {"docs/commands.md", "docs/families.md", "docs/structure.md"}
 #: Somebody's documents, as the code calls them where it explains paths.
 EXAMPLES = {"docs/a.md", "docs/guide.md"}
 #: Pages with figures of the default model.

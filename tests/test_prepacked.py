@@ -16,6 +16,7 @@ from memory3.models.active import changed_since_built, state_mark
 from memory3.models.geometry import ModelGeometry
 from memory3.models.prepacked import prepack
 from memory3.onednn import packs
+from memory3.onednn import prepacked as laid_out
 
 pytestmark = pytest.mark.skipif(
     not packs(torch.float32), reason="this torch has no oneDNN, or an older one than prepacked weights need"
@@ -183,7 +184,8 @@ def test_each_size_by_its_own_timing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert not prepack(_two())  # too small to be worth it
-    found = prepacked._timed([nn.Linear(256, 512) for _ in range(3)])
+    layers = [nn.Linear(256, 512) for _ in range(3)]
+    found = prepacked._timed({layer: laid_out(layer.weight.detach()) for layer in layers})
     assert len(found) == 3
     assert set(found) <= {True, False}
 

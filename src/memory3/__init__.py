@@ -126,7 +126,10 @@ def __getattr__(name: str) -> Any:
     else:
         from importlib import import_module
 
-        value = getattr(import_module(_HOMES.get(name, "memory3.errors")), name)
+        from memory3.garbage import collecting_later
+
+        with collecting_later():
+            value = getattr(import_module(_HOMES.get(name, "memory3.errors")), name)
     globals()[name] = value
     return value
 

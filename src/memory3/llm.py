@@ -26,10 +26,12 @@ from memory3.encode.selector_weights import SelectorWeights, find_weights
 from memory3.encode.selectors import find as find_selector
 from memory3.encode.selectors import is_fitted
 from memory3.errors import ConfigError, InputError, ModelError
+from memory3.garbage import collecting_later
 from memory3.models.active import check_complete, check_deterministic, state_mark
-from memory3.models.adapter import own_folder, trained_config, with_adapter
+from memory3.models.adapter import own_folder, with_adapter
 from memory3.models.catalogue import DEFAULT_ADAPTED
-from memory3.models.fingerprint import fingerprint, whole_model
+from memory3.models.chosen import settings_of
+from memory3.models.fingerprint import fingerprint, other_formats, whole_model
 from memory3.models.frame import Frame
 from memory3.models.geometry import ModelGeometry
 from memory3.models.load import load_model
@@ -134,8 +136,9 @@ class Memory3:
                 taught it to read memories.
             adapter: folder of an adapter or the name of a shipped one (`memory3.models.adapter`), or ``"none"``. Default:
                 what the name says behind a ``+``.
-            config: a `MemoryConfig` or the name of a preset (``"default"``, ``"paper"``, ``"full"``). Default: what the
-                model or its adapter was trained for, or the preset ``"default"``.
+            config: a `MemoryConfig` or the name of a preset (``"default"``, ``"paper"``, ``"full"``). Default: what
+                `memory3 calibrate --choose` chose for it here, what the model or its adapter was trained for, or the preset
+                ``"default"``.
             device, dtype, kwargs: see `memory3.models.load.load_model`.
             batch_size: references per forward pass when writing.
         """
@@ -144,8 +147,9 @@ class Memory3:
             config = MemoryConfig.preset(config)
         if config is not None:
             _check_names(config)
-        model, tokenizer = load_model(name, device=device, dtype=dtype, **kwargs)
-        return cls(model, tokenizer, config or trained_config(name), name=name, batch_size=batch_size)
+        with collecting_later():
+            model, tokenizer = load_model(name, device=device, dtype=dtype, **kwargs)
+            return cls(model, tokenizer, config or settings_of(name), name=name, batch_size=batch_size)
 
     # ---- writing: what a bank asks for (memory3.bank.MemoryWriter) ---------------------------------------------------
 
@@ -165,6 +169,16 @@ class Memory3:
     def whole_model(self) -> str:
         """Hash of the model itself; see `memory3.models.fingerprint.whole_model`."""
         return whole_model(self.model, self.geometry, self.tokenizer, self.frame, self.config)
+
+    def in_other_formats(self) -> Iterator[tuple[str, str]]:
+        """`whole_model` and `fingerprint` of these weights in every other number format they may be loaded in. Hashes all
+        weights twice for each.
+        """
+        parts = (self.model, self.geometry, self.tokenizer, self.frame, self.config)
+        weights = self.fitted(self.config.selector)
+        for dtype in other_formats(self.model):
+            of_model = whole_model(*parts, rounded=dtype)
+            yield of_model, fingerprint(*parts, weights.fingerprint if weights else "", rounded=dtype)
 
     @property
     def learned(self) -> SelectorWeights | None:

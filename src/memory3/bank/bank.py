@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,6 +30,7 @@ from memory3.bank.reports import BankInfo, DocumentEntry, Hit, VerifyReport, Wri
 from memory3.bank.retention import BankRetention, read_policy, save_policy
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
+from memory3.bank.trust import Advice, advice
 from memory3.bank.upkeep import compact, tidy
 from memory3.bank.upkeep import purge as purge_bank
 from memory3.bank.verify import verify
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Bank"]
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 Progress = Callable[[WriteProgress], None]
 
@@ -213,7 +216,8 @@ class Bank:
     ) -> WriteReport:
         """Write documents that are new or changed; unchanged ones cost nothing.
 
-        Interrupted at any moment, the bank stays whole, and writing the same documents again goes on where it stopped.
+        Interrupted at any moment, the bank stays whole, and writing the same documents again goes on where it stopped. A model
+        whose memories were never checked, or were found wanting, is named once in the log (`advice`).
 
         Args:
             documents: read one by one, so they need not fit into RAM.
@@ -236,6 +240,8 @@ class Bank:
         with self._changing(wait_seconds):
             self.refresh()
             now = self._store.snapshot()
+            if (said := advice(m3, now.manifest, self._store.path)) is not None:
+                _log.warning("%s", said.text)
             embedder = self._embedders.of(now.manifest)
             lazy = self.policy.write == "auto" if lazy is None else lazy
             prefix = within if prune_prefix is None else prune_prefix
@@ -246,6 +252,10 @@ class Bank:
                 tidy(self._store)
         check_conflicts(report)
         return report
+
+    def advice(self) -> Advice | None:
+        """What `memory3 check` found of these memories, or that it was never asked; said once (`memory3.bank.trust`)."""
+        return advice(self._model("say what was checked of it"), self.manifest, self._store.path)
 
     def plan(
         self,

@@ -24,7 +24,7 @@ from memory3.codec import Codebook, Codec, CodedCodec, RawCodec
 from memory3.codec.registry import default_codec, find, shown
 from memory3.errors import BankCorrupt, CodecError, ConfigError, FingerprintMismatch
 from memory3.files import UnsafeFile, write_atomically
-from memory3.models.calibrated import calibrated, own_calibrated
+from memory3.models.calibrated import calibrated, kept_under, own_calibrated
 
 if TYPE_CHECKING:
     import torch
@@ -194,9 +194,10 @@ def cached_codebook(codec: str, fingerprint: str) -> Codebook | None:
 
     Args:
         codec: name of the codec, as in the settings.
-        fingerprint: of the model with its settings.
+        fingerprint: of the model with its settings; a book for the same weights in another number format serves as well.
     """
-    path = calibrated(*_parts(codec, fingerprint))
+    paths = (calibrated(*_parts(codec, each)) for each in kept_under(fingerprint))
+    path = next(filter(None, paths), None)
     if path is None:
         return None
     with coding(f"restore it from a copy, or {_MAKE_ANEW}"):
@@ -238,7 +239,7 @@ def new_codec(m3: MemoryWriter, book: Codebook | None) -> tuple[Codec, Codebook 
             f"the codebook given is of codec {shown(book.codec)!r}, the settings say {shown(name)!r}: give the one, "
             "or change the other"
         )
-    if (book.memories, book.shape) != (m3.fingerprint, m3.shape):
+    if book.memories not in kept_under(m3.fingerprint) or book.shape != m3.shape:
         raise FingerprintMismatch(book.memories, m3.fingerprint, "the codebook was fitted on memories of the first")
     with coding(_MAKE_ANEW):
         return CodedCodec(book), book

@@ -18,7 +18,8 @@ class MemoryWriter(Protocol):
     """Cuts documents into references and encodes references into memories.
 
     One that says as ``encoders`` how many threads best call `encode` at once has its references encoded by so many when a
-    bank is written; the others have theirs encoded by the thread that writes.
+    bank is written; the others have theirs encoded by the thread that writes. Of one that says as ``whole_model`` the
+    fingerprint of its model, it is said whether `memory3 check` found its memories good (`memory3.bank.trust`).
 
     Attributes:
         name: model id or path, recorded in the bank so that a question needs no model name.

@@ -25,6 +25,7 @@ BENCHMARKS: dict[str, str] = {
     "speed": "the speed table: tokens per second, first token and peak memory of all modes, worst case and warm",
     "device": "tokens per second of a device that reads a bank over a slow network, against no memory",
     "write": "references encoded per second against a plain forward pass of the same tokens",
+    "writing": "references written per second, end to end: CPU of every stage, peak of memory, by threads and number formats",
     "codec": "bytes, error, encoding and decoding time of every codec",
     "kernels": "milliseconds of every attention kernel that serves here against torch's own, which tells no log-sum-exp",
     "train_step": "a training step with memories against one without, on the same sequences",

@@ -21,7 +21,17 @@ from memory3.bank import Bank
 from memory3.llm import Memory3
 from memory3.types import Document, Memory
 
-__all__ = ["Distinct", "alternate", "bank_references", "progress", "python_documents", "ratio", "temporary_bank"]
+__all__ = [
+    "Distinct",
+    "alternate",
+    "bank_references",
+    "forget_peak",
+    "peak_bytes",
+    "progress",
+    "python_documents",
+    "ratio",
+    "temporary_bank",
+]
 
 #: Seconds between two lines of progress in a log.
 LINE_SECONDS = 15.0
@@ -171,3 +181,25 @@ def bank_references(bank: Bank) -> list[Any]:
     """Every reference of a bank, in order of its documents."""
     ids = [f"{entry.id}#{n}" for entry in bank.documents() for n in range(entry.references)]
     return list(bank.references(ids))
+
+
+def forget_peak() -> None:
+    """Let the peak of memory begin anew: of a GPU where there is one, else of this process (Linux)."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of resident memory starts anew
+    except OSError:
+        return
+
+
+def peak_bytes() -> int:
+    """Bytes at most since `forget_peak`; 0 where the system does not tell."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)

@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from memory3.benchmarks.measure import Distinct, alternate, bank_references, temporary_bank
+from memory3.benchmarks.measure import Distinct, alternate, bank_references, forget_peak, peak_bytes, temporary_bank
 from memory3.llm import Memory3
 from memory3.models.catalogue import DEFAULT_MODEL
 
@@ -68,7 +65,7 @@ def run(model: str, preset: str, batches: str, tokens_in: int, tokens_out: int, 
             def measure(name: str, questions: list[str] = questions, seen: dict[str, list[dict[str, float]]] = seen) -> float:
                 mode, distinct = ARMS[name]
                 source: Any = worst if distinct else bank
-                _forget_peak()
+                forget_peak()
                 answers = m3.generate(
                     questions,
                     source,
@@ -82,7 +79,7 @@ def run(model: str, preset: str, batches: str, tokens_in: int, tokens_out: int, 
                     "decode": timings.tokens_per_second,
                     "end_to_end": len(questions) * tokens_out / timings.total,
                     "first_token": timings.first_token,
-                    "peak": float(_peak()),
+                    "peak": float(peak_bytes()),
                 }
                 seen[name].append(made)
                 return made["decode"]
@@ -145,24 +142,3 @@ def tables(results: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         "Peak memory is that of the whole process, model and bank in it."
     ]
     return {"notes": notes, "tables": shown}
-
-
-def _forget_peak() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of resident memory starts anew
-    except OSError:
-        return
-
-
-def _peak() -> int:
-    """Bytes at most since then; 0 where the system does not tell."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from memory3.bank.codebooks import keep_codebook
+from memory3.calibration.formats import serve_formats
 from memory3.calibration.metrics import REFERENCES, error_metrics
 from memory3.calibration.sample import default_documents, memories_of, sample
 from memory3.codec import Codebook, fit
@@ -81,4 +82,5 @@ def calibrate(
         seed=seed,
     )
     keep_codebook(codebook)
+    serve_formats(m3)
     return codebook

@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from memory3.calibration.formats import serve_formats
 from memory3.encode.encoder import Encoder
 from memory3.encode.selector_weights import SelectorWeights, keep_weights
 from memory3.encode.selectors import LayerView, Selector, selector
@@ -111,6 +112,7 @@ def calibrate_selector(
     about = {"passages": len(examples), "questions": asked, "tokens": sums.count, "torch": torch.__version__}
     learned = SelectorWeights(m3.whole_model, encoder.shape.layers, sums.solved(), about)
     keep_weights(learned)
+    serve_formats(m3)
     return learned
 
 

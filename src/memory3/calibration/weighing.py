@@ -21,6 +21,7 @@ from typing import ClassVar
 import torch
 
 from memory3.attention.attach import attached
+from memory3.calibration.formats import serve_formats
 from memory3.calibration.selector import Passage, answered
 from memory3.encode.encoder import Encoder, KeyValues
 from memory3.encode.selector_weights import SelectorWeights, keep_weights
@@ -203,6 +204,7 @@ def calibrate_weighed(
     }
     found = SelectorWeights(m3.whole_model, encoder.shape.layers, fit.weights(), about, m3.kept_as(Weighed.name))
     keep_weights(found)
+    serve_formats(m3)
     return found
 
 

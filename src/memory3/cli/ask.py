@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from memory3.cli import options
-from memory3.cli.deferred import alone, collecting_later, without
+from memory3.cli.deferred import alone, without
 from memory3.cli.loading import full_name, load_model, open_bank
 from memory3.cli.output import count, first_line, message, out, print_json, printable, size
 from memory3.errors import InputError
+from memory3.garbage import collecting_later
 
 if TYPE_CHECKING:
     from memory3.llm import Answer, Memory3

@@ -13,7 +13,7 @@ from memory3.cli import options
 from memory3.cli.command import first_screen
 from memory3.cli.loading import full_name, load_model
 from memory3.cli.output import count, duration, err, message, out, print_json, size
-from memory3.cli.progress import progress_bar
+from memory3.cli.progress import StepMeter, progress_bar
 from memory3.codec.registry import shown
 from memory3.config import MemoryConfig
 from memory3.errors import ConfigError
@@ -42,6 +42,16 @@ def calibrate(
             metavar="FILE",
         ),
     ] = None,
+    choose: Annotated[
+        bool,
+        typer.Option(
+            "--choose",
+            help=(
+                "Choose selector, temperature, budget and codec for this model by the measurements of `memory3 check`, "
+                "beginning at the settings given, and keep them: new banks of it are written with them."
+            ),
+        ),
+    ] = False,
     codec: Annotated[str | None, first_screen(options.Codec)] = None,
     preset: options.Preset = None,
     layers: options.Layers = None,
@@ -62,26 +72,28 @@ def calibrate(
     much each head's choice counts: for models that lose answers at their budget. All
     are kept in the cache folder, and banks made later with the same model and
     settings use them. For the default model codebook and learned come with memory3.
+    With --choose, the settings themselves are chosen, with a check at the end.
 
     [bold]Examples[/bold]
 
         memory3 calibrate --model Qwen/Qwen2.5-0.5B-Instruct --data docs/
         memory3 calibrate --selector learned --questions reading.jsonl
         memory3 calibrate --model ./qwen --selector weighed --codec raw --data docs/
+        memory3 calibrate --model ./qwen --choose --data docs/
         memory3 calibrate --codec int8
         memory3 write docs/ --bank bank --codec product
     """
     from memory3.llm import Memory3
-    from memory3.models.adapter import trained_config
     from memory3.models.catalogue import DEFAULT_ADAPTED
+    from memory3.models.chosen import settings_of
     from memory3.text.readers import read_documents
 
     name = full_name(model or DEFAULT_ADAPTED)
-    config = options.settings(trained_config(name) or MemoryConfig(), context.params)
+    config = options.settings(settings_of(name) or MemoryConfig(), context.params)
     from memory3.encode.selectors import is_fitted
 
     learns = is_fitted(config.selector)
-    if config.codec == "raw" and not (learns and selector):
+    if config.codec == "raw" and not (learns and selector) and not choose:
         raise ConfigError("codec 'raw' keeps numbers as they are, and has nothing to fit: name another")
     started = time.monotonic()
     if questions and not learns:
@@ -94,11 +106,43 @@ def calibrate(
             texts = read_documents(*data) if data else None
             _fit_selector(m3, config.selector, [Path(path) for path in questions or ()], texts)
         m3 = Memory3(m3.model, m3.tokenizer, config, name=name, batch_size=batch_size)
+    if choose:
+        _choose(m3, data, as_json)
+        return
     if config.codec == "raw":
         _report_selector(name, m3, time.monotonic() - started, as_json)
         return
     book = _fitted(m3, read_documents(*data) if data else None)
     _report(book, name, m3, time.monotonic() - started, as_json)
+
+
+def _choose(m3: Memory3, data: Sequence[str] | None, as_json: bool) -> None:
+    """Settings chosen for the model, a bar on stderr meanwhile. Exit status 1: its memories should not be used."""
+    from memory3.calibration.sample import default_documents
+    from memory3.checking.choosing import choose
+    from memory3.text.readers import read_documents
+
+    with StepMeter() as meter:
+        found = choose(
+            m3,
+            lambda: read_documents(*data) if data else default_documents(),
+            progress=lambda what, done, more: meter(f"{what}:", int(100 * done), 100, more),
+        )
+    verdict = found["check"]["verdict"]
+    if as_json:
+        print_json({"model": m3.name, **found})
+    else:
+        for step in found["steps"]:
+            told = f"{step['setting'].replace('_', ' ')} {step['value']}"
+            if "nll" in step:
+                low, high = step["interval"]
+                told += f": {step['nll']:.2f} nats a token, {step['difference']:+.2f} [{low:+.2f}, {high:+.2f}]"
+            out.print(told + (" (taken)" if step["taken"] else ""))
+        out.print(verdict["sentence"])
+        if found["kept"]:
+            out.print(f"kept in {found['kept']}", soft_wrap=True)
+    if not verdict["ok"]:
+        raise typer.Exit(1)
 
 
 def _fit_selector(m3: Memory3, selector: str, questions: Sequence[Path], documents: Iterable[Document] | None) -> None:

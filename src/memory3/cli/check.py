@@ -91,8 +91,8 @@ def check(
     if page is not None and not page.absolute().parent.is_dir():
         raise typer.BadParameter(f"--html {page}: there is no folder {page.absolute().parent}")
     from memory3.checking.check import check_refused
-    from memory3.models.adapter import trained_config
     from memory3.models.catalogue import DEFAULT_ADAPTED
+    from memory3.models.chosen import settings_of
 
     name = full_name(model or (_model_of(bank) if bank else DEFAULT_ADAPTED))
     try:
@@ -103,7 +103,7 @@ def check(
             m3.batch_size = batch_size
             found = _measured(m3, of_bank(opened, questions), questions, margin, opened.pin().codec)
         else:
-            config = options.settings(trained_config(name) or MemoryConfig(), context.params)
+            config = options.settings(settings_of(name) or MemoryConfig(), context.params)
             m3 = load_model(name, config, device=device, dtype=model_dtype, batch_size=batch_size)
             found = _measured(m3, _drawn(m3, data, questions), questions, margin, None)
     except UnsupportedModel as error:
@@ -148,6 +148,8 @@ def _report(found: dict[str, Any], page: Path | None, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
+    if "not_kept" in found:
+        message(f"the verdict could not be kept: {found['not_kept']}", kind="warning", style="yellow")
     verdict, *parts = sections(found)
     for part in parts:
         out.print(Text(part.title, "bold"))

@@ -9,7 +9,6 @@ Only the command line does this, in a process that is its own. ``import memory3`
 
 from __future__ import annotations
 
-import gc
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from types import FunctionType, ModuleType
 from typing import Any
 
-__all__ = ["PACKAGES", "UNUSED", "alone", "collecting_later", "defer", "without"]
+__all__ = ["PACKAGES", "UNUSED", "alone", "defer", "without"]
 
 #: What waits, and for what sake it is imported.
 PACKAGES = (
@@ -82,21 +81,6 @@ def alone() -> None:
             import pyarrow.dataset  # noqa: F401
         finally:
             sys.meta_path.remove(finder)
-
-
-@contextmanager
-def collecting_later() -> Iterator[None]:
-    """No garbage collection while the block runs.
-
-    Imports make many objects that stay, and going through them again and again costs a tenth of the time.
-    """
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
 
 
 class _Package(ModuleType):

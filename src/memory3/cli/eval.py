@@ -213,12 +213,12 @@ def evaluate(
     if bank is not None:
         m3, opened = open_bank(bank, model, device=device, dtype=model_dtype, temperature=memory_temperature)
     else:
-        from memory3.models.adapter import trained_config
         from memory3.models.catalogue import DEFAULT_ADAPTED
+        from memory3.models.chosen import settings_of
 
         name = full_name(model or DEFAULT_ADAPTED)
         given = {"preset": preset, "memory_temperature": memory_temperature}
-        config = options.settings(trained_config(name) or MemoryConfig(), given)
+        config = options.settings(settings_of(name) or MemoryConfig(), given)
         m3 = load_model(name, config, device=device, dtype=model_dtype)
     silence()
     plan = EvaluationPlan(

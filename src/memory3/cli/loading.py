@@ -6,9 +6,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memory3.cli.deferred import collecting_later
 from memory3.cli.output import err
 from memory3.config import MemoryConfig
+from memory3.garbage import collecting_later
 
 if TYPE_CHECKING:
     from memory3.bank import Bank
@@ -53,13 +53,13 @@ def open_bank(
         from memory3.bank.address import is_address
 
     if is_address(path):
-        from memory3.models.adapter import trained_config
         from memory3.models.catalogue import DEFAULT_ADAPTED
+        from memory3.models.chosen import settings_of
 
         name = full_name(model or DEFAULT_ADAPTED, adapter)
         settings = None
         if temperature is not None:
-            settings = (trained_config(name) or MemoryConfig()).replace(memory_temperature=temperature)
+            settings = (settings_of(name) or MemoryConfig()).replace(memory_temperature=temperature)
         m3 = load_model(name, settings, device=device, dtype=dtype)
         return m3, Bank.open(path, m3)
     manifest = Bank.describe(path)

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from memory3.cli import options
-from memory3.cli.deferred import collecting_later
 from memory3.cli.loading import open_bank
 from memory3.cli.output import message, out, print_json
+from memory3.garbage import collecting_later
 from memory3.serving.listening import check_free
 
 __all__ = ["mcp"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
@@ -18,7 +18,22 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["count", "duration", "err", "facts", "first_line", "message", "out", "print_json", "printable", "size"]
+if TYPE_CHECKING:
+    from memory3.bank.trust import Advice
+
+__all__ = [
+    "count",
+    "duration",
+    "err",
+    "facts",
+    "first_line",
+    "message",
+    "out",
+    "print_json",
+    "printable",
+    "size",
+    "tell_advice",
+]
 
 #: Control characters but newline and tab; what turns the direction of writing; line ends that are none to us; halves of
 #: surrogate pairs.
@@ -70,6 +85,18 @@ def message(text: str, *, kind: str = "", style: str = "") -> None:
     if kind:
         line = Text.assemble((f"{kind}: ", style), line)
     err.print(line, soft_wrap=True)
+
+
+def tell_advice(advice: Advice) -> None:
+    """A line on stderr: what was found of memories, or that nothing was; loud where they should not be used.
+
+    Args:
+        advice: of a bank.
+    """
+    if advice.refuted:
+        message(advice.text, kind="warning", style="bold red")
+    else:
+        message(advice.text, kind="note", style="yellow")
 
 
 def printable(text: str) -> str:

@@ -31,6 +31,7 @@ class Metered:
         self.config = m3.config
         self.shape = m3.shape
         self.fingerprint = m3.fingerprint
+        self.whole_model = getattr(m3, "whole_model", None)
         self.token_vectors = m3.token_vectors
         self.batch_size = m3.batch_size
         self.encoders = getattr(m3, "encoders", 1)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memory3.cli import options
-from memory3.cli.deferred import collecting_later
 from memory3.cli.loading import full_name, load_model
-from memory3.cli.output import count, err, message, out, print_json, size
+from memory3.cli.output import count, err, message, out, print_json, size, tell_advice
+from memory3.garbage import collecting_later
 from memory3.serving.listening import check_free, is_local
 
 if TYPE_CHECKING:
@@ -173,6 +173,9 @@ def serve(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     m3, banks = apart(load, threads)
+    for served in banks:
+        if isinstance(served.bank, Bank) and (said := served.bank.advice()) is not None:
+            tell_advice(said)
     metrics = Metrics()
     runs = _engine(engine, m3, slots=slots, waiting=waiting, threads=threads, observer=metrics)
     state = ServerState(m3, runs, banks, keys, limits, metrics, folder=files, cors=tuple(cors or ()))

@@ -12,7 +12,7 @@ import typer
 from memory3.cli import options
 from memory3.cli.calibrate import ensure_code_book
 from memory3.cli.loading import full_name, load_model
-from memory3.cli.output import count, duration, err, message, out, print_json, size
+from memory3.cli.output import count, duration, err, message, out, print_json, size, tell_advice
 from memory3.cli.progress import WriteMeter
 from memory3.config import MemoryConfig
 from memory3.errors import BankNotFound, ConfigError, SourceConflict
@@ -220,6 +220,9 @@ def write(
                     f"{name}` before the first write makes that an eighth",
                     kind="note",
                 )
+            said = opened.advice()
+            if said is not None and (said.refuted or (is_new and not as_json)):
+                tell_advice(said)
             with opened, meter.shown():
                 report = opened.write(
                     meter.reading(documents),
@@ -306,14 +309,14 @@ def report_write(bank: str, model: str, report: WriteReport, skipped: Sequence[t
 def _remembered(bank: str, model: str | None, adapter: str | None, given: Mapping[str, Any]) -> tuple[str, MemoryConfig]:
     """Model and settings to write with: those of the bank where there is one, which must not be contradicted."""
     from memory3.bank import Bank
-    from memory3.models.adapter import trained_config
     from memory3.models.catalogue import DEFAULT_ADAPTED
+    from memory3.models.chosen import settings_of
 
     try:
         manifest = Bank.describe(bank)
     except BankNotFound:
         name = full_name(model or DEFAULT_ADAPTED, adapter)
-        return name, options.settings(trained_config(name) or MemoryConfig(), given)
+        return name, options.settings(settings_of(name) or MemoryConfig(), given)
     asked = options.settings(manifest.config, given)
     stored, wanted = ({**config.LATER, **config.to_dict()} for config in (manifest.config, asked))
     differing = [

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from memory3.errors import ModelError
 from memory3.files import parse_json, write_atomically
-from memory3.models.calibrated import calibrated, own_calibrated
+from memory3.models.calibrated import calibrated, kept_under, own_calibrated
 
 __all__ = ["SelectorWeights", "adapter_mark", "find_weights", "keep_weights"]
 
@@ -82,7 +82,8 @@ def keep_weights(found: SelectorWeights, folder: Path | None = None) -> Path:
 def find_weights(
     model: str, layers: tuple[int, ...], width: int, heads: int, folder: Path | None = None, kind: str = _FIRST
 ) -> SelectorWeights | None:
-    """What was fitted to the model of this fingerprint, if anything: L ``layers``, ``width`` rows, H ``heads``.
+    """What was fitted to the model of this fingerprint, or to the same weights in another number format, if anything:
+    L ``layers``, ``width`` rows, H ``heads``.
 
     Args:
         kind: of selector.
@@ -91,19 +92,21 @@ def find_weights(
     Raises:
         ModelError: the file there cannot be used.
     """
-    name = ("selectors", _file(model, kind))
+    names = {each: ("selectors", _file(each, kind)) for each in kept_under(model)}
     left = folder / _file("selector", kind) if folder else None
-    if folder and left and left.is_file() and not own_calibrated(*name).is_file():
+    if folder and left and left.is_file() and not any(own_calibrated(*name).is_file() for name in names.values()):
         found = _read(left, kind, layers, width, heads)
-        if found.model in (model, adapter_mark(folder)):  # else weights have changed since
+        if found.model in (*names, adapter_mark(folder)):  # else weights have changed since
             return found
-    path = calibrated(*name)
-    if path is None:
-        return None
-    found = _read(path, kind, layers, width, heads)
-    if found.model != model:
-        raise ModelError(f"{path} is for the model {found.model}, not {model}: {_REMEDY}")
-    return found
+    for each, name in names.items():
+        path = calibrated(*name)
+        if path is None:
+            continue
+        found = _read(path, kind, layers, width, heads)
+        if found.model != each:
+            raise ModelError(f"{path} is for the model {found.model}, not {each}: {_REMEDY}")
+        return found
+    return None
 
 
 def adapter_mark(folder: Path) -> str:

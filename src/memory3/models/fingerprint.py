@@ -15,16 +15,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import torch
 import xxhash
 from transformers import PreTrainedModel
 
-from memory3.config import MemoryConfig
+from memory3.config import DTYPES, MemoryConfig
 from memory3.models.active import active_settings, changed_since_built, feed, layers_up_to
 from memory3.models.frame import Frame
 from memory3.models.geometry import ModelGeometry
 from memory3.models.sizes import config_value
 
-__all__ = ["fingerprint", "whole_model"]
+__all__ = ["fingerprint", "other_formats", "whole_model"]
 
 #: Config values that act on keys and values without being a weight, and are always hashed.
 ACTING = (
@@ -38,7 +39,15 @@ ACTING = (
 )
 
 
-def whole_model(model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any, frame: Frame, config: MemoryConfig) -> str:
+def whole_model(
+    model: PreTrainedModel,
+    shape: ModelGeometry,
+    tokenizer: Any,
+    frame: Frame,
+    config: MemoryConfig,
+    *,
+    rounded: torch.dtype | None = None,
+) -> str:
     """32 hex digits for the model, the prefix and the length of references.
 
     No choice of layers, pairs or numbers changes them.
@@ -49,13 +58,34 @@ def whole_model(model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any, fr
         tokenizer: its tokenizer.
         frame: the fixed tokens around references and questions.
         config: the settings of memories.
+        rounded: see `fingerprint`.
     """
     plain = config.replace(layers="all", budget="all", selector="first", biases=False, dtype="float32")
-    return fingerprint(model, shape, tokenizer, frame, plain)
+    return fingerprint(model, shape, tokenizer, frame, plain, rounded=rounded)
+
+
+def other_formats(model: PreTrainedModel) -> tuple[torch.dtype, ...]:
+    """Number formats in which the same weights may be loaded as well: all but their own, where every weight has one of
+    `memory3.config.DTYPES`; of a model that mixes them, or is quantised, none.
+
+    Args:
+        model: the model in memory.
+    """
+    own = {weight.dtype for weight in model.parameters()}
+    known = [getattr(torch, name) for name in DTYPES]
+    mixed = len(own) != 1 or not own <= set(known) or getattr(model.config, "quantization_config", None) is not None
+    return () if mixed else tuple(dtype for dtype in known if dtype not in own)
 
 
 def fingerprint(
-    model: PreTrainedModel, shape: ModelGeometry, tokenizer: Any, frame: Frame, config: MemoryConfig, learned: str = ""
+    model: PreTrainedModel,
+    shape: ModelGeometry,
+    tokenizer: Any,
+    frame: Frame,
+    config: MemoryConfig,
+    learned: str = "",
+    *,
+    rounded: torch.dtype | None = None,
 ) -> str:
     """32 hex digits. Equal for the same model loaded twice, different when a single weight below the last memory layer
     differs.
@@ -67,6 +97,7 @@ def fingerprint(
         frame: the fixed tokens around references and questions.
         config: the settings of memories.
         learned: fingerprint of what the selector learned; empty where it learned nothing.
+        rounded: number format of weights; then the fingerprint is that of this model loaded in it. None: as they are.
 
     Raises:
         UnsupportedModel: weights are kept in a way whose bytes cannot be read.
@@ -74,8 +105,10 @@ def fingerprint(
     digest = xxhash.xxh3_128()
     settings = config.to_dict()
     last = max(shape.memory_layers(config))
-    tensors = dict((*shape.base.named_parameters(), *shape.base.named_buffers()))
-    for name, tensor in layers_up_to(sorted(tensors.items()), last):
+    weights = dict(shape.base.named_parameters())
+    for name, tensor in layers_up_to(sorted({**weights, **dict(shape.base.named_buffers())}.items()), last):
+        if rounded is not None and name in weights:  # buffers, such as RoPE's angles, are not rounded at loading
+            tensor = tensor.detach().to(rounded)
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         feed(digest, tensor)
     text_config = model.config.get_text_config()

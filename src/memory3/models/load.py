@@ -58,11 +58,8 @@ def load_model(
             "would read as plain numbers"
         )
     tokenizer = load_tokenizer(name)
-    from_pretrained: Any = AutoModelForCausalLM.from_pretrained  # its types know nothing of `output_loading_info`
     with loading("model", name, where):
-        model, report = from_pretrained(
-            where, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **kwargs
-        )
+        model, report = _weights(where, dtype, kwargs)
     if report["missing_keys"]:
         raise ModelError(
             f"model {name!r} is incomplete: the checkpoint has no weights for {missing_weights(report['missing_keys'])}. "
@@ -77,11 +74,38 @@ def load_model(
             "nothing of: mend config.json"
         )
     _check_vocabulary(name, model, tokenizer)
-    if adapter:
+    if adapter and model.dtype in (torch.float32, config.dtype):
         merge_adapter(model, adapter)
+    elif adapter:
+        with loading("model", name, where):
+            exact, _ = _weights(where, "float32", kwargs)
+        _merge_rounded(model, exact, adapter)
+        del exact
     model = model.to(device).eval()
     prepack(model)
     return model, tokenizer
+
+
+def _weights(where: str, dtype: str, options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Model, and what transformers says of its loading."""
+    from_pretrained: Any = AutoModelForCausalLM.from_pretrained  # its types know nothing of `output_loading_info`
+    found: tuple[Any, Any] = from_pretrained(
+        where, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
+    )
+    return found
+
+
+@torch.no_grad()
+def _merge_rounded(model: PreTrainedModel, exact: PreTrainedModel, adapter: str) -> None:
+    """Give a model the weights of ``exact`` with the adapter merged. They are rounded once, after the sum, so that they are
+    the rounded weights of the adapted model in float32, and what was fitted to that one serves this one.
+    """
+    before = {name: weight._version for name, weight in exact.named_parameters()}
+    merge_adapter(exact, adapter)
+    weights = dict(model.named_parameters())
+    for name, weight in exact.named_parameters():
+        if weight._version != before[name]:
+            weights[name].copy_(weight)
 
 
 def load_config(name: str) -> Any:

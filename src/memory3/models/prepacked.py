@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -31,6 +31,7 @@ _SMALLEST = 1 << 15
 _PART = 4
 #: Rows of a product at which both are timed, and up to how many each timing holds.
 _TIMED = ((1, 1), (8, 32), (128, 1 << 62))
+_MANY = 128
 #: Copies have to take less than this part of the time to be used.
 _FASTER = 0.9
 #: Numbers of a weight that are looked at before a pass.
@@ -65,10 +66,10 @@ class _Copies:
 class _Forward:
     """The forward pass of one layer. What it is copied or pickled to multiplies as torch does."""
 
-    def __init__(self, layer: nn.Linear, copies: _Copies) -> None:
+    def __init__(self, layer: nn.Linear, copies: _Copies, packed: torch.Tensor) -> None:
         self.layer = layer
         self.copies: _Copies | None = copies
-        self.packed: torch.Tensor | None = prepacked(layer.weight.detach())
+        self.packed: torch.Tensor | None = packed
         self.place = _place(layer.weight)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -151,12 +152,15 @@ def prepack(model: nn.Module) -> bool:
     size = sum(one.weight.nbytes for one in layers)
     if not layers or linear() is None or size * _PART > _machine_bytes():
         return False
-    faster = _timed(layers)
+    # At few rows the time is that of reading weights: so many are read that no cache holds them.
+    some = {layer: prepacked(layer.weight.detach()) for layer in layers[:: max(1, len(layers) // 40)]}
+    faster = _timed(some)
     if not any(faster):
         return False
     copies = _Copies([layer.weight for layer in layers], faster)
     for layer in layers:
-        vars(layer)["forward"] = _Forward(layer, copies)
+        packed = some[layer] if layer in some else prepacked(layer.weight.detach())
+        vars(layer)["forward"] = _Forward(layer, copies, packed)
     base.register_forward_pre_hook(_Check(copies))
     return True
 
@@ -184,20 +188,19 @@ def _machine_bytes() -> int:
 
 
 @torch.inference_mode()
-def _timed(layers: Sequence[nn.Linear]) -> list[bool]:
+def _timed(copies: Mapping[nn.Linear, torch.Tensor]) -> list[bool]:
     """For each entry of `_TIMED`, whether copies take less time. Both take turns, and of each its best turn counts: what
     else the machine does can only make it slower.
     """
-    # At few rows the time is that of reading weights: so many are read that no cache holds them.
-    some = layers[:: max(1, len(layers) // 40)]
-    copies = [prepacked(layer.weight.detach()) for layer in some]
     found = []
     for rows, _ in _TIMED:
-        inputs = {one.in_features: one.weight.new_ones(rows, one.in_features) for one in some}
+        # Products of many rows take long, and the time is that of multiplying: a few layers tell.
+        some = list(copies.items())[:: 5 if rows >= _MANY else 1]
+        inputs = {one.in_features: one.weight.new_ones(rows, one.in_features) for one, _ in some}
         best = [float("inf"), float("inf")]
         for turn in range(6):
             start = time.perf_counter()
-            for layer, copy in zip(some, copies, strict=True):
+            for layer, copy in some:
                 x = inputs[layer.in_features]
                 if turn % 2:
                     _multiplied(x, copy, layer.bias)
