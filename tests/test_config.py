@@ -88,7 +88,10 @@ def test_what_was_stored_before_there_were_arrangements_is_read_as_it_was() -> N
     old = MemoryConfig(score_gap=0.05).to_dict()
     assert old.pop("arrangement") == "tight"
     assert old.pop("memory_temperature") == MemoryConfig().memory_temperature
-    assert MemoryConfig.from_dict(old) == MemoryConfig(score_gap=0.05, arrangement="parallel", memory_temperature=1.0)
+    assert old.pop("rank_discount") == MemoryConfig().rank_discount
+    assert MemoryConfig.from_dict(old) == MemoryConfig(
+        score_gap=0.05, arrangement="parallel", memory_temperature=1.0, rank_discount=0.0
+    )
     with pytest.raises(ConfigError, match="circle"):
         MemoryConfig(arrangement="circle")
     for wrong in (0.0, float("nan"), "warm"):

@@ -39,6 +39,7 @@ COMMON: dict[str, Any] = {
     "dtype": "float32",
     "codec": "raw",
     "arrangement": "row",
+    "rank_discount": 0.0,
 }
 #: By family: settings, and whether the tokenizer has a chat template.
 SETTINGS: dict[str, tuple[dict[str, Any], bool]] = {

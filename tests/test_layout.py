@@ -39,8 +39,11 @@ def moves(arrangement: str, memories: Sequence[Memory]) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(("arrangement", "temperature"), [("parallel", 1.0), ("row", 1.0), ("row", 0.7), ("tight", 0.7)])
-def test_gather_puts_every_pair_in_its_head(arrangement: str, temperature: float) -> None:
+@pytest.mark.parametrize(
+    ("arrangement", "temperature", "discount"),
+    [("parallel", 1.0, 0.0), ("row", 1.0, 0.0), ("row", 0.7, 0.3), ("tight", 0.7, 2.0)],
+)
+def test_gather_puts_every_pair_in_its_head(arrangement: str, temperature: float, discount: float) -> None:
     memories = {name: random_memory(seed) for seed, name in enumerate("abcde")}
     references = [["a", "b", "c"], ["d"], [], ["e", "a"]]
     moved = [0, 5, 0, -2]
@@ -55,6 +58,7 @@ def test_gather_puts_every_pair_in_its_head(arrangement: str, temperature: float
         arrangement=arrangement,
         span=11,
         temperature=temperature,
+        rank_discount=discount,
     )
     query = torch.randn(D, generator=torch.Generator().manual_seed(0))
     for n, names in enumerate(references):
@@ -79,7 +83,8 @@ def test_gather_puts_every_pair_in_its_head(arrangement: str, temperature: float
                     torch.testing.assert_close(got.keys[n, h][here] * temperature, torch.stack(keys))
                     torch.testing.assert_close(got.values[n, h][here], torch.stack(values))
                 if got.bias is not None:
-                    assert ((got.bias[n, h, 0] == 0) == here).all()
+                    assert ((got.bias[n, h, 0] > -1e30) == here).all()
+                    torch.testing.assert_close(got.bias[n, h, 0][here], torch.tensor([-discount * place for place in owner]))
                 else:
                     assert here.all()
 
@@ -114,6 +119,7 @@ def random_batch(seed: int) -> tuple[list[list[str]], dict[str, Memory], dict[st
         "arrangement": ("parallel", "row", "tight")[seed % 3],
         "span": 11,
         "temperature": (1.0, 0.7)[seed // 2 % 2],
+        "rank_discount": (0.0, 0.4)[seed // 3 % 2],
     }
     if seed % 5:
         ways["prefix"] = [tuple(torch.randn(2, 2, 3, D, generator=g)) for _ in range(6)]
@@ -122,13 +128,14 @@ def random_batch(seed: int) -> tuple[list[list[str]], dict[str, Memory], dict[st
 
 
 def seen(layer: LayerMemory | None, chunk: int, head: int) -> list[torch.Tensor]:
-    """Keys, values and owners of what a head of a chunk sees, in order."""
+    """Keys, values, owners and biases of what a head of a chunk sees, in order."""
     if layer is None:
-        return [torch.zeros(0, D), torch.zeros(0, D), torch.zeros(0, dtype=torch.int64)]
-    shown = torch.ones(layer.owner.shape[2], dtype=torch.bool) if layer.bias is None else layer.bias[chunk, head, 0] == 0
+        return [torch.zeros(0, D), torch.zeros(0, D), torch.zeros(0, dtype=torch.int64), torch.zeros(0)]
+    bias = torch.zeros(layer.owner.shape[2]) if layer.bias is None else layer.bias[chunk, head, 0]
+    shown = bias > -1e30
     assert not (layer.owner[chunk, head][~shown] >= 0).any()
     assert not shown[layer.widths[head] :].any()
-    return [x[chunk, head][shown] for x in (layer.keys, layer.values, layer.owner)]
+    return [*(x[chunk, head][shown] for x in (layer.keys, layer.values, layer.owner)), bias[shown]]
 
 
 @pytest.mark.parametrize("seed", range(30))

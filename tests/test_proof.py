@@ -65,7 +65,7 @@ def attach(model: PreTrainedModel, **settings: Any) -> Memory3:
     return Memory3(
         model,
         tiny_tokenizer(),
-        MemoryConfig(dtype="float32", budget=Budget("all"), arrangement="row", **settings),
+        MemoryConfig(dtype="float32", budget=Budget("all"), arrangement="row", rank_discount=0.0, **settings),
         name="tiny",
     )
 

@@ -30,6 +30,7 @@ def memory3(
     family: str = "llama", *, chat: bool = False, bos: bool = True, mha: bool = False, model: Any = None, **settings: Any
 ) -> Memory3:
     plain = {"reference_length": 31, "chunk_length": 7, "references_per_chunk": 2, "dtype": "float32", "arrangement": "row"}
+    plain["rank_discount"] = 0.0
     settings = {**plain, **settings}
     tokenizer = tiny_chat_tokenizer() if chat else tiny_tokenizer(adds_bos=bos)
     return Memory3(model or tiny_model(family, mha=mha), tokenizer, MemoryConfig(**settings), name="tiny")

@@ -47,7 +47,7 @@ def logits(m3: Memory3, rows: list[list[int]]) -> torch.Tensor:
 
 
 def test_whole_memory_is_text(loaded: Memory3) -> None:
-    m3 = with_config(loaded, budget="all", dtype="float32", memory_temperature=1.0, arrangement="row")
+    m3 = with_config(loaded, budget="all", dtype="float32", memory_temperature=1.0, arrangement="row", rank_discount=0.0)
     bank = RamBank(m3, TEXTS[:1], {None: [0]})
     passage, after = bank.all[bank.order[0]].token_ids, m3.frame.after(m3.prompts.ids(QUESTION))
     assert m3.tokenizer.decode(m3.frame.prefix).endswith("<|im_start|>user\nUse these passages:\n\n")

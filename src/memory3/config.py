@@ -148,6 +148,8 @@ class MemoryConfig:
             (the paper). A model that was not trained for it reads a row better.
         memory_temperature: what the logits of memories are divided by where they are read; 1: nothing (the paper). Below 1 a
             model looks at fewer of the pairs and at them harder (research/log.md).
+        rank_discount: what the logits of a reference are lowered by, in nats, for each more similar one that is read with it;
+            0: nothing (the paper). Search is right about the best one more often than not, and in text its place says so.
     """
 
     layers: str | tuple[int, ...] = "all"
@@ -163,11 +165,12 @@ class MemoryConfig:
     score_gap: float = 0.1
     arrangement: str = "tight"
     memory_temperature: float = 0.9
+    rank_discount: float = 0.3
 
     #: Settings that change a memory, as `to_dict` names them.
     WRITING = ("layers", "budget", "selector", "biases", "reference_length", "beginning", "dtype")
     #: Settings that came later: where they are what they were before, nothing says them, and fingerprints stay as they were.
-    LATER: ClassVar[Mapping[str, Any]] = {"biases": False}
+    LATER: ClassVar[Mapping[str, Any]] = {"biases": False, "rank_discount": 0.0}
     #: Settings that change the bytes it is kept in, and nothing else.
     STORING = ("codec",)
 
@@ -195,6 +198,8 @@ class MemoryConfig:
             )
         if not isinstance(self.memory_temperature, int | float) or not 0.1 <= self.memory_temperature <= 10:
             raise ConfigError(f"memory_temperature must be a number from 0.1 to 10, not {self.memory_temperature!r}")
+        if not isinstance(self.rank_discount, int | float) or not 0 <= self.rank_discount <= 10:
+            raise ConfigError(f"rank_discount must be a number from 0 to 10, not {self.rank_discount!r}")
         if self.arrangement not in ARRANGEMENTS:
             raise ConfigError(f"arrangement {self.arrangement!r} is unknown: use one of {', '.join(ARRANGEMENTS)}")
         if self.dtype not in DTYPES:
@@ -257,14 +262,14 @@ class MemoryConfig:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> MemoryConfig:
         """Inverse of `to_dict`. Unknown keys are an error: they come from another version. What was stored before there were
-        arrangements is parallel, and before there was a temperature, 1.
+        arrangements is parallel, before there was a temperature, 1, and before ranks counted, without a discount.
         """
         names = {stored: name for name, stored in STORED_NAMES.items()}
         data = {names.get(name, name): value for name, value in data.items()}
         unknown = set(data) - {f.name for f in dataclasses.fields(cls)}
         if unknown:
             raise ConfigError(f"unknown settings: {', '.join(sorted(unknown))}")
-        return cls(**{"arrangement": "parallel", "memory_temperature": 1.0, **data})
+        return cls(**{"arrangement": "parallel", "memory_temperature": 1.0, **cls.LATER, **data})
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys, so equal configs give equal text."""

@@ -89,6 +89,7 @@ def from_memories(
         dtype="float32",
         memory_temperature=1.0,
         arrangement="row",
+        rank_discount=0.0,
         chunk_length=512,
     )
     frame = Frame((), tuple(text.prefix), (), (), (), (), (), (), frozenset())

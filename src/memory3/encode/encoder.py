@@ -292,6 +292,7 @@ class Encoder:
             arrangement=self.config.arrangement,
             span=self.config.reference_length,
             temperature=self.config.memory_temperature,
+            rank_discount=self.config.rank_discount,
             prefix=self.prefix,
             prefix_tokens=missing,
         )

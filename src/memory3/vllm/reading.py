@@ -120,6 +120,7 @@ class Layouts:
             arrangement=self.card.config.arrangement,
             span=self.card.config.reference_length,
             temperature=self.card.config.memory_temperature,
+            rank_discount=self.card.config.rank_discount,
             prefix=self.card.prefix,
             prefix_tokens=[missing for _, _, missing in chunks],
         )

@@ -40,6 +40,7 @@ def gather_memories(
     arrangement: str = "parallel",
     span: int = 0,
     temperature: float = 1.0,
+    rank_discount: float = 0.0,
     prefix: Prefix | None = None,
     prefix_tokens: Sequence[int] | None = None,
 ) -> MemoryBatch:
@@ -57,6 +58,8 @@ def gather_memories(
         span: positions that memories occupy; needed where they do not lie in parallel.
         temperature: what the logits of memories are divided by, those of the prefix not. Keys are: a query's product with
             a key is its logit.
+        rank_discount: what the logits of a reference's pairs are lowered by for each reference of the chunk that is more
+            similar.
         prefix: keys and values of the prefix, one pair ``[H, b, d]`` for every layer of the model.
         prefix_tokens: per chunk, how many of the last tokens of the prefix it reads as memory, because its prompt lacks them.
 
@@ -69,7 +72,7 @@ def gather_memories(
         list(zip(ids, arrange(arrangement, [occupied(memories[name]) for name in ids], span), strict=True))
         for ids in references
     ]
-    layers = _pairs(placed, memories, shape, dtype, device, angles, temperature)
+    layers = _pairs(placed, memories, shape, dtype, device, angles, temperature, rank_discount)
     if angles is None and (arrangement != "parallel" or (moved is not None and any(moved))):
         raise AssertionError("moving memories needs the RoPE angles")
     shift = torch.tensor(moved, device=device) if moved is not None and any(moved) else None
@@ -89,6 +92,7 @@ def _pairs(
     device: torch.device | str,
     angles: Sequence[torch.Tensor] | None,
     temperature: float,
+    rank_discount: float,
 ) -> dict[int, LayerMemory]:
     """What chunks read of their references, before it moves to where the chunk is."""
     distinct = sorted({each for ids in reads for each in ids})
@@ -110,6 +114,7 @@ def _pairs(
         keys = _shifted(keys, counts, shifts, [angles[layer] for layer in shape.layers])
     values = _joined([memory.values for memory in chosen], device, dtype)
     biases = _joined_biases(chosen, device, dtype)
+    lowers = rank_discount != 0 and any(len(ids) > 1 for ids in reads)
     layers: dict[int, LayerMemory] = {}
     for i, (layer, width) in enumerate(zip(shape.layers, placement.widths, strict=True)):
         if width == 0:
@@ -122,6 +127,9 @@ def _pairs(
         if biases is not None:
             own = biases.index_select(0, index[part]).view(size).unsqueeze(2)
             bias = own if bias is None else bias + own
+        if lowers:
+            lowered = (mine.clamp_min(0).to(torch.float32) * -rank_discount).to(dtype).unsqueeze(2)
+            bias = lowered if bias is None else bias + lowered
         layers[layer] = LayerMemory(
             keys=keys.index_select(0, index[part]).view(*size, -1),
             values=values.index_select(0, index[part]).view(*size, -1),
