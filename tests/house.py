@@ -19,7 +19,7 @@ FLOORS = (
     {"recall"},
     {"parity", "proof", "asking", "llm"},
     {"calibration"},
-    {"training", "evaluation", "planner"},
+    {"training", "evaluation", "planner", "preparing"},
     {"serving"},
     {"vllm"},
     {"benchmarks"},
