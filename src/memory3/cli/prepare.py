@@ -37,7 +37,9 @@ def _names(text: str) -> tuple[str, ...]:
 def prepare(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATH", help="Files, folders and patterns: what `write` reads, and WARC (.warc.gz, .warc.wet.gz)."),
+        typer.Argument(
+            metavar="PATH", help="Files, folders and patterns: what `write` reads, and WARC (.warc.gz, .warc.wet.gz)."
+        ),
     ],
     folder: Annotated[
         Path, typer.Option("--out", "-o", help="A new folder, or one to go on with.", metavar="DIR", callback=options.folder)
@@ -50,11 +52,14 @@ def prepare(
         ),
     ] = "",
     language: Annotated[
-        str, typer.Option(help="Languages to keep, with commas, such as en,de. Default: all; they are counted.", metavar="CODES")
+        str,
+        typer.Option(help="Languages to keep, with commas, such as en,de. Default: all; they are counted.", metavar="CODES"),
     ] = "",
     graded: Annotated[
         Path | None,
-        typer.Option(help="Graded examples: records with a text and a grade. A judge of quality is fitted to them.", metavar="FILE"),
+        typer.Option(
+            help="Graded examples: records with a text and a grade. A judge of quality is fitted to them.", metavar="FILE"
+        ),
     ] = None,
     keep_best: Annotated[
         str | None, typer.Option(help="Share of documents that the judge keeps, such as 70%.", metavar="SHARE")
@@ -79,7 +84,7 @@ def prepare(
     ] = 0.7,
     min_entropy: Annotated[
         float, typer.Option(help="Entropy of its words, in nats.", min=0, metavar="X", rich_help_panel=RULES)
-    ] = 3.0,
+    ] = 2.5,
     max_repeated_lines: Annotated[
         float, typer.Option(help="Share of repeated lines.", min=0, max=1, metavar="X", rich_help_panel=RULES)
     ] = 0.3,
@@ -100,8 +105,9 @@ def prepare(
         str | None, typer.Option(help="Encoding of all text files.", metavar="NAME", rich_help_panel=READING)
     ] = None,
     max_bytes: Annotated[
-        str, typer.Option(help="Largest document, unzipped.", metavar="SIZE", rich_help_panel=READING)
-    ] = "64MB",
+        str | None,
+        typer.Option(help="Largest document, unzipped. Default: 67MB.", metavar="SIZE", rich_help_panel=READING),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Turn raw text into documents that are worth a memory, for `write`.
@@ -139,7 +145,7 @@ def prepare(
         text_field=text_field,
         id_field=id_field,
         encoding=encoding,
-        max_bytes=options.byte_count(max_bytes) or 0,
+        max_bytes=options.byte_count(max_bytes) or PrepareSettings.max_bytes,
     )
     try:
         with StepMeter() as meter:
@@ -166,7 +172,9 @@ def _report(folder: Path, found: Mapping[str, Any]) -> None:
     for stage in found["stages"]:
         why = ", ".join(f"{reason} {number:,}" for reason, number in stage["reasons"].items())
         rows[stage["stage"]] = f"{stage['removed']:,} removed{': ' + why if why else ''}" if stage["ran"] else "left out"
-    rows["personal"] = f"{count(found['masked'], 'document')} masked" if "personal" in found["settings"]["stages"] else "left out"
+    rows["personal"] = (
+        f"{count(found['masked'], 'document')} masked" if "personal" in found["settings"]["stages"] else "left out"
+    )
     if judge := found["judge"]:
         rows["judge"] = (
             f"{judge['agreement']:.1%} of pairs of held-out examples in the right order (chance 50%), "

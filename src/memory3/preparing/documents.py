@@ -1,6 +1,7 @@
 """Documents on their way: ours as datatrove's, and as lines of a file.
 
-What a stranger's document says about itself stays one value in datatrove's metadata: datatrove puts metadata into names of files.
+What a stranger's document says about itself stays one value in datatrove's metadata: datatrove puts metadata into names of
+files.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class _SameBytes(OutputFileManager):
         if filename not in self._output_files:
             path = Path(self.fs._join(filename))
             path.parent.mkdir(parents=True, exist_ok=True)
-            raw = open(path, "wb")
+            raw = path.open("wb")
             self._raw[filename] = raw
             self._output_files[filename] = gzip.GzipFile("", "wb", 6, cast(Any, raw), mtime=0)
         return cast("IO[bytes]", self._output_files[filename])

@@ -1,5 +1,6 @@
-"""The main text of a page, without its menus, by trafilatura in a process of its own: a page that hangs or kills it is one page
-lost.
+"""The main text of a page, without its menus, by trafilatura in a process of its own.
+
+A page that hangs or kills it is one page lost.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -31,7 +32,7 @@ class PrepareFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.work = path / WORK
+        self.work = path.absolute() / WORK  # fsspec takes one relative path for one place, wherever the process is by then
 
     def inside(self, *names: str) -> Path:
         """A place of the work."""
@@ -79,7 +80,7 @@ class PrepareFolder:
         begun = read_json(path)
         if begun != asked:
             raise InputError(
-                f"{self.path} was begun with {_difference(begun, asked)}: give another folder, or remove this one to begin anew"
+                f"{self.path} was begun with {_difference(begun, asked)}: give another folder, or remove this one"
             )
 
     def publish(self, tasks: int, keep_removed: bool) -> list[str]:
@@ -117,8 +118,6 @@ class PrepareFolder:
 
 
 def _is_empty(path: Path) -> bool:
-    import gzip
-
     with gzip.open(path) as stream:
         return not stream.read(1)
 

@@ -1,4 +1,7 @@
-"""Personal data masked: e-mail and public IP addresses, by datatrove's formatter. Names, telephone numbers and all else stay."""
+"""Personal data masked: e-mail and public IPv4 addresses, by datatrove's formatter.
+
+Names, telephone numbers and all else stay.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,11 @@ class Personal(PIIFormatter):
         super().__init__(email_replacement=EMAIL, ip_replacement=IP)
 
     def format(self, text: str) -> str:
-        """See `PIIFormatter.format`. Only what is near an @ is searched for addresses: the pattern's time grows with the square
-        of a long text without one.
+        """See `PIIFormatter.format`. Only what is near an @ is searched for addresses: in a long text without one, the time of
+        the pattern grows with the square of its length.
         """
-        parts, end = [], 0
+        parts: list[str] = []
+        end = 0
         for start, stop in _around(text, "@"):
             parts += (text[end:start], self.emails_replacer.replace(text[start:stop]))
             end = stop

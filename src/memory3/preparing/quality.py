@@ -2,13 +2,14 @@
 
     w, b = argmin  sum_i (w . v_i + b - g_i)^2 + k |w|^2
 
-with v_i the vector of example i, of length 1, and g_i its grade. The strength k is the one of `STRENGTHS` with the smallest error
-on examples that were left out one at a time.
+with v_i the vector of example i, of length 1, and g_i its grade. The strength k is the one of `STRENGTHS` with the smallest
+error on examples that were left out one at a time.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -74,8 +75,6 @@ class Judge:
 
     def save(self, path: Path) -> None:
         """As JSON. Raises OSError."""
-        import json
-
         write_atomically(path, json.dumps({"format": 1, **asdict(self)}, indent=1))
 
     @classmethod

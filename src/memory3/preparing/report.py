@@ -17,8 +17,8 @@ from memory3.errors import Memory3Error
 from memory3.files import write_atomically
 from memory3.preparing.documents import FILTER_REASON, NEAR, lines_of
 from memory3.preparing.folder import PrepareFolder
-from memory3.preparing.pipelines import Pass
 from memory3.preparing.personal import Personal
+from memory3.preparing.pipelines import Pass
 from memory3.preparing.quality import Judge
 from memory3.preparing.settings import STAGES, PrepareSettings
 from memory3.preparing.tasks import counts
@@ -152,5 +152,4 @@ def _near(folder: Path) -> dict[int, str]:
 
 def _notes(folder: Path, tasks: int) -> Iterator[tuple[str, str]]:
     for task in range(tasks):
-        for place, reason in json.loads((folder / f"{task:05d}.json").read_bytes()):
-            yield place, reason
+        yield from json.loads((folder / f"{task:05d}.json").read_bytes())

@@ -42,7 +42,7 @@ class PrepareSettings:
     min_words: int = 50
     max_word_length: float = 10.0
     max_non_alphabetic: float = 0.7
-    min_entropy: float = 3.0
+    min_entropy: float = 2.5
     max_repeated_lines: float = 0.3
     graded: str = ""
     keep_best: float | None = None

@@ -1,7 +1,7 @@
 """Folders that ``memory3 prepare`` made: their documents, with the ids, sources and metadata that they had before.
 
-Such a folder holds ``part-*.jsonl.gz``, a report, and a hidden folder in which the work was done. A part has a document a line:
-``id``, ``text``, ``source``, ``origin`` (`memory3.types.Document`), and ``metadata`` as an object.
+Such a folder holds ``part-*.jsonl.gz``, a report, and a hidden folder in which the work was done. A part has a document a
+line: ``id``, ``text``, ``source``, ``origin`` (`memory3.types.Document`), and ``metadata`` as an object.
 """
 
 from __future__ import annotations

@@ -51,10 +51,11 @@ def read_documents(
 ) -> Documents:
     """Read documents from files, folders, patterns (``docs/**/*.md``) and standard input (``-``), one by one.
 
-    Formats go by suffix: text, Markdown and source code, HTML, PDF, JSON lines, JSON lists, CSV and TSV, Parquet, WARC,
-    each also with ``.gz`` behind. Of a folder that `memory3 prepare` made, its documents are read, as they were before. Files of another suffix are read when they are UTF-8 text, unless name or content are of
-    another format (``.docx``, pictures, archives). Folders are read with all below them, in order of names; hidden entries
-    and folders of tools (``__pycache__``, ``node_modules``, ...) are passed over and links to folders are not followed.
+    Formats go by suffix: text, Markdown and source code, HTML, PDF, JSON lines, JSON lists, CSV and TSV, Parquet, WARC, each
+    also with ``.gz`` behind. Files of another suffix are read when they are UTF-8 text, unless name or content are of
+    another format (``.docx``, pictures, archives). Of a folder that ``memory3 prepare`` made, its documents are read, as they
+    were before. Folders are read with all below them, in order of names; hidden entries and folders of tools
+    (``__pycache__``, ``node_modules``, ...) are passed over and links to folders are not followed.
 
     **Ids.** A file in a folder is called by its path relative to that folder (``guide/intro.md``), one matched by a pattern by
     its path relative to the folder before the first wildcard, one named outright by the path as given, standard input

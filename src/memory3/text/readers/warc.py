@@ -55,7 +55,7 @@ def read(file: SourceFile) -> Iterator[FoundFile]:
         if found is not None:
             yield found
     if others:
-        most = ", ".join(f"{kind}: {count:,}" for kind, count in sorted(others.items(), key=lambda pair: (-pair[1], pair[0]))[:9])
+        most = ", ".join(f"{kind}: {others[kind]:,}" for kind in sorted(others, key=lambda kind: (-others[kind], kind))[:9])
         file.report(f"{others.total():,} answers are no pages ({most})")
 
 
