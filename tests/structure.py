@@ -76,10 +76,10 @@ ABOUT = {
         "cache folder, where `Memory3` finds them.",
     ),
     "evaluation": (
-        "Evaluation, training, planning",
-        "Three users of the facade that do not import one another. Questions become results with intervals; "
+        "Evaluation, training, planning, preparing",
+        "Four that do not import one another. Questions become results with intervals; "
         "records become adapters; "
-        "a model's sizes become costs.",
+        "a model's sizes become costs; raw texts become documents worth a memory.",
     ),
     "serving": (
         "Serving",

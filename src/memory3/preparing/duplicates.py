@@ -1,7 +1,7 @@
 """Near-duplicates across all files, by datatrove's MinHash in four steps: signatures, buckets, groups, removal.
 
 A signature has 14 buckets of 8 hashes over n-grams of 5 words. Two documents that share a part s of their n-grams meet in a
-bucket with probability ``1 - (1 - s^8)^14``: 92% at s = 0.8, 56% at 0.7, 11% at 0.5. Of a group one is kept.
+bucket with probability ``1 - (1 - s^8)^14``: 92% at s = 0.8, 56% at 0.7, 5% at 0.5. Of a group one is kept.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def report(
     for stage in ("extraction", "language", "rules", "ids", "duplicates", "quality"):
         if stage == "ids":
             numbers = sum(len(np.load(path, allow_pickle=False)) for path in folder.inside("same").glob("*.npy"))
-            found = {"removed": numbers, "reasons": {_SAME: numbers} if numbers else {}, "samples": []}
+            found: dict[str, Any] = {"removed": numbers, "reasons": {_SAME: numbers} if numbers else {}, "samples": []}
         else:
             found = _removed(folder.inside("removed", stage), asked.has("personal"), near)
         ran = stage == "ids" or asked.has(stage)
