@@ -203,12 +203,14 @@ def test_a_damaged_archive_loses_only_the_damaged_record(tmp_path):
 
 def test_languages_are_kept_or_only_counted(tmp_path):
     german = "Die Brücke wurde von den Bürgern der Stadt im Jahre 1874 über den Fluss gebaut und steht noch heute dort."
-    (tmp_path / "in.jsonl").write_text(lines([{"id": "en", "text": NORMAL}, {"id": "de", "text": german}]))
+    (tmp_path / "in.jsonl").write_text(
+        lines([{"id": "en", "text": NORMAL}, {"id": "de", "text": german}, {"id": "short", "text": "De Voortrekkers."}])
+    )
     report = prepare(["in.jsonl"], "one", only("language", languages=("en",)))
-    assert [document.id for document in read_documents("one")] == ["en"]
+    assert [document.id for document in read_documents("one")] == ["en", "short"]
     assert stage(report, "language")["reasons"] == {"de": 1}
     report = prepare(["in.jsonl"], "all", only("language"))
-    assert (report["kept"], report["languages"]) == (2, {"de": 1, "en": 1})
+    assert (report["kept"], report["languages"]) == (3, {"de": 1, "en": 1, "unsure": 1})
     with pytest.raises(ConfigError, match="klingon"):
         prepare(["in.jsonl"], "none", only("language", languages=("klingon",)))
 

@@ -70,7 +70,14 @@ def prepare(
     ] = False,
     workers: Annotated[int, typer.Option(help="Processes. The result is the same with any number.", min=1, metavar="N")] = 1,
     language_threshold: Annotated[
-        float, typer.Option(help="Least probability of a language.", min=0, max=1, metavar="X", rich_help_panel=RULES)
+        float,
+        typer.Option(
+            help="Least probability at which a text is of another language, and goes.",
+            min=0,
+            max=1,
+            metavar="X",
+            rich_help_panel=RULES,
+        ),
     ] = 0.65,
     min_words: Annotated[
         int, typer.Option(help="Fewer words, and a document goes.", min=0, metavar="N", rich_help_panel=RULES)

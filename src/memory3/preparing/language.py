@@ -37,7 +37,10 @@ def check_languages(languages: tuple[str, ...]) -> None:
 
 
 class Language(BaseFilter):
-    """Counts languages, and removes documents that are surely of none that is wanted."""
+    """Counts languages, and removes documents that are surely of another one than is wanted.
+
+    Of a short text it is often unsure; that one stays. A text without language (``zxx``) is surely of another.
+    """
 
     name = "language"
 
@@ -45,7 +48,7 @@ class Language(BaseFilter):
         """
         Args:
             languages: that are kept; none: all.
-            threshold: least probability that the text is of one of them, 0 to 1.
+            threshold: least probability at which it is sure, 0 to 1.
             removed: folder for what is removed.
         """
         super().__init__(LinesWriter(removed))
@@ -53,11 +56,9 @@ class Language(BaseFilter):
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
         """See `BaseFilter.filter`."""
-        ranked = _identifier().rank(doc.text[:_BEGINNING])
-        best, probability = ranked[0]
+        best, probability = _identifier().classify(doc.text[:_BEGINNING])
         found = best if probability >= self._threshold else "unsure"
         self.stat_update(f"is_{found}")
-        wanted = sum(share for code, share in ranked if code in self._languages)
-        if not self._languages or wanted >= self._threshold:
+        if not self._languages or found == "unsure" or found in self._languages:
             return True
         return False, found

@@ -22,7 +22,7 @@ class PrepareSettings:
     Attributes:
         without: stages that are left out, of `STAGES`.
         languages: that are kept, as ISO 639-1 codes; empty: all are kept, and counted.
-        language_threshold: least probability of the language, 0 to 1.
+        language_threshold: least probability at which a document is of another language and goes, 0 to 1.
         min_words: fewer words, and a document goes (paper: 50).
         max_word_length: mean number of characters of its words (paper: 10).
         max_non_alphabetic: share of its characters, without spaces, that are no letters (paper: 0.7).
