@@ -87,7 +87,7 @@ class LinesWriter(DiskWriter):
         self.adapter = _line
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        """See `DiskWriter.run`."""
+        """Writes the documents of a task and passes them on."""
         self.output_mg.get_file(part_name(rank))
         yield from super().run(data, rank, world_size)
 

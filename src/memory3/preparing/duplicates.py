@@ -44,7 +44,7 @@ class _Signatures(MinhashDedupSignature):
     name = "signatures"
 
     def get_signature(self, shingles: np.ndarray) -> list[list[int]]:
-        """See `MinhashDedupSignature.get_signature`: a minimum over parts is that over all."""
+        """Lowest hashes, ``[buckets, 8]``: a minimum over parts is that over all. Shingles are uint64 ``[N, 1]``."""
         distinct = np.unique(shingles).reshape(-1, 1)
         parts = [super(_Signatures, self).get_signature(part) for part in _parts(distinct)]
         lowest = np.array(parts, np.uint64).min(axis=0)
@@ -95,7 +95,7 @@ class NearDuplicates(MinhashDedupFilter):
         self._groups = groups
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        """See `MinhashDedupFilter.run`."""
+        """The documents of a task that are left."""
         self.load_cluster_ids = (self._groups / f"{rank:06d}.clusters").is_file()
         if self.load_cluster_ids and not (self._groups / f"{rank:06d}.remove").is_file():
             (self._groups / f"{rank:06d}.remove").touch()  # without it the step would give its documents no numbers

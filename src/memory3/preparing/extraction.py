@@ -41,7 +41,7 @@ class Extraction(Trafilatura):
         self._removed = LinesWriter(removed)
 
     def extract(self, text: str) -> str:
-        """See `Trafilatura.extract`. Runs in the process beside."""
+        """The main text of a page, or nothing. Runs in the process beside."""
         end_with_parent()
         logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
         return super().extract(text) or ""

@@ -16,7 +16,7 @@ from datatrove.utils.batching import batched
 from memory3.bank.embedder import Embedder, TextEmbedder
 from memory3.preparing.documents import LinesWriter
 from memory3.preparing.processes import one_thread
-from memory3.preparing.quality import Judge, beginning
+from memory3.preparing.quality import Judge, judged_part
 
 __all__ = ["Best", "Grading", "embedder", "least_grade"]
 
@@ -50,7 +50,7 @@ class Grading(PipelineStep):
         grades: list[np.ndarray] = [np.zeros(0)]
         for batch in batched(data, _BATCH):
             with one_thread():
-                grades.append(judge.grades(embedder(judge.embedder).encode([beginning(one.text) for one in batch])))
+                grades.append(judge.grades(embedder(judge.embedder).encode([judged_part(one.text) for one in batch])))
             yield from batch
         np.save(self._folder / f"{rank:05d}.npy", np.concatenate(grades))
 
@@ -84,10 +84,10 @@ class Best(BaseFilter):
         self._grades: list[float] = []
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        """See `BaseFilter.run`."""
+        """The documents of a task that are left."""
         self._grades = np.load(self._folder / f"{rank:05d}.npy", allow_pickle=False).tolist()[::-1]
         return super().run(data, rank, world_size)
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """See `BaseFilter.filter`: of the documents in the order in which they were graded."""
+        """Whether a document stays: asked in the order in which they were graded."""
         return True if self._grades.pop() >= self._least else (False, "grade too low")

@@ -55,7 +55,7 @@ class Language(BaseFilter):
         self._languages, self._threshold = set(languages), threshold
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """See `BaseFilter.filter`."""
+        """Whether a document stays, or why not."""
         best, probability = _identifier().classify(doc.text[:_BEGINNING])
         found = best if probability >= self._threshold else "unsure"
         self.stat_update(f"is_{found}")

@@ -27,7 +27,7 @@ class Personal(PIIFormatter):
         super().__init__(email_replacement=EMAIL, ip_replacement=IP)
 
     def format(self, text: str) -> str:
-        """See `PIIFormatter.format`. Only what is near an @ is searched for addresses: in a long text without one, the time of
+        """A text, masked. Only what is near an @ is searched for addresses: in a long text without one, the time of
         the pattern grows with the square of its length.
         """
         parts: list[str] = []
@@ -38,7 +38,7 @@ class Personal(PIIFormatter):
         return self.ip_replacer.replace("".join([*parts, text[end:]]))
 
     def run(self, data: DocumentsPipeline, rank: int = 0, world_size: int = 1) -> DocumentsPipeline:
-        """See `PIIFormatter.run`."""
+        """The documents of a task, masked."""
         for document in data:
             fields = document.metadata["fields"]
             changed = {name: self.format(value) if isinstance(value, str) else value for name, value in fields.items()}

@@ -86,7 +86,7 @@ class Judge:
         return cls(**{**data, "weights": tuple(map(float, data["weights"]))})
 
 
-def beginning(text: str) -> str:
+def judged_part(text: str) -> str:
     """The part of a text that is judged."""
     return text[:_BEGINNING]
 
@@ -104,7 +104,7 @@ def fit_file(path: str, embedder: str, encode: Vectors) -> Judge:
     """
     texts, grades = [], []
     for text, grade in _examples(path):
-        texts.append(beginning(text))
+        texts.append(judged_part(text))
         grades.append(grade)
         if len(texts) > _MOST:
             raise InputError(f"{path} has more than {_MOST:,} examples: a sample of them is enough")

@@ -67,7 +67,7 @@ class Rules(BaseFilter):
         )
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
-        """See `BaseFilter.filter`."""
+        """Whether a document stays, or why not."""
         asked = self._settings
         words = proper_words(doc.text)
         if len(words) < asked.min_words:

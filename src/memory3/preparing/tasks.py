@@ -59,7 +59,7 @@ class StageTasks(PipelineExecutor):
         self._run_for_rank(number, _QUIET)
 
     def mark_rank_as_completed(self, rank: int) -> None:
-        """See `PipelineExecutor.mark_rank_as_completed`."""
+        """Notes a task as done, once its files are on the disk."""
         names = f"*{rank:05d}*" if self._tasks > 1 else "*"
         for path in (path for folder in self._written for path in folder.rglob(names)):
             if path.is_file():
