@@ -30,7 +30,7 @@ class SpaceTokenizer(WordTokenizer):
         self._least = least
 
     def word_tokenize(self, text: str) -> list[str]:
-        """As `tokens`."""
+        """Words in order, filled up to the least number."""
         found = tokens(text)
         return found + [""] * (self._least - len(found)) if found else []
 
