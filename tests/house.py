@@ -19,7 +19,7 @@ FLOORS = (
     {"recall"},
     {"parity", "proof", "asking", "llm"},
     {"calibration", "cluster"},
-    {"training", "evaluation", "planner", "interpret"},
+    {"training", "evaluation", "planner", "interpret", "preparing"},
     {"serving"},
     {"vllm"},
     {"benchmarks"},

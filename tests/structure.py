@@ -76,10 +76,10 @@ ABOUT = {
         "cache folder, where `Memory3` finds them.",
     ),
     "evaluation": (
-        "Evaluation, training, planning, looking inside",
-        "Four users of models and of the facade that do not import one another. Questions become results with intervals; "
-        "records become adapters; "
-        "a model's sizes become costs; texts become circuits, and facts rates at which a text can stand for them.",
+        "Evaluation, training, planning, preparing, looking inside",
+        "Five that do not import one another. Questions become results with intervals; records become adapters; a model's sizes "
+        "become costs; raw texts become documents worth a memory; texts become circuits, and facts rates at which a text can "
+        "stand for them.",
     ),
     "serving": (
         "Serving",

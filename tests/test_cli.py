@@ -30,6 +30,7 @@ from memory3.cli.output import duration, err, first_line, printable, size
 from memory3.cli.progress import Metered, WriteMeter
 
 COMMANDS = (
+    "prepare",
     "write",
     "ask",
     "info",

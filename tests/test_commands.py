@@ -70,7 +70,7 @@ def examples(text):
 
 
 def test_every_command_is_walked():
-    assert len(COMMANDS) == 26
+    assert len(COMMANDS) == 27
     assert {"memory3 ask", "memory3 train sft", "memory3 train two-stage", "memory3 lm-eval"} <= set(COMMANDS)
 
 

@@ -27,6 +27,7 @@ from memory3.cli.lm_eval import lm_eval
 from memory3.cli.mcp import mcp
 from memory3.cli.output import out
 from memory3.cli.plan import plan
+from memory3.cli.prepare import prepare
 from memory3.cli.rebuild import rebuild
 from memory3.cli.report import report
 from memory3.cli.serve import serve
@@ -45,7 +46,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (write, ask, info, verify, delete, compact, rebuild, calibrate, check, plan, demo, mcp, serve):
+for command in (prepare, write, ask, info, verify, delete, compact, rebuild, calibrate, check, plan, demo, mcp, serve):
     app.command(cls=Command)(command)
 app.command("eval", cls=Command)(evaluate)
 app.command(cls=Command)(report)

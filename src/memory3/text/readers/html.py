@@ -12,7 +12,7 @@ from memory3.text.readers.grid import Cell, rows_of
 from memory3.text.readers.markup import End, Start, Text, attributes_of, events
 from memory3.text.readers.source import FoundFile, SourceFile
 
-__all__ = ["SUFFIXES", "read"]
+__all__ = ["SUFFIXES", "read", "read_markup"]
 
 SUFFIXES = (".html", ".htm", ".xhtml")
 
@@ -61,12 +61,16 @@ _DEEPEST_DATA = 8
 
 def read(file: SourceFile) -> Iterator[FoundFile]:
     """One text per page. A table of data has a line per row, with tabs between its cells."""
-    markup = file.decode(file.read())
+    yield read_markup(file.decode(file.read()))
+
+
+def read_markup(markup: str) -> FoundFile:
+    """The visible text of a page, and its title."""
     page = _Page()
     for event in events(with_plain_newlines(markup)):
         page.take(event)
     text, name = page.end()
-    yield FoundFile(text, {"title": name} if name else {})
+    return FoundFile(text, {"title": name} if name else {}, markup=markup)
 
 
 class _Flow:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from memory3.errors import InputError, ReadError
+from memory3.text.readers import prepared
 from memory3.text.readers.encoding import clean
 from memory3.text.readers.source import ReadOptions, SourceFile
 
@@ -122,10 +123,11 @@ def _walk(
     except OSError as error:
         options.lost(folder, _file_id(folder.relative_to(root)), f"cannot be listed: {error.strerror}")
         return
+    parts_only = prepared.is_prepared(folder)
     folders = []
     for entry in found:
         path = folder / entry.name
-        if _is_passed_over(entry.name):
+        if _is_passed_over(entry.name) or (parts_only and not prepared.is_part(path)):
             continue
         try:
             is_folder, is_file = path.is_dir(), path.is_file()

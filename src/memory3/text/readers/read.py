@@ -13,14 +13,14 @@ from typing import BinaryIO, TextIO
 
 from memory3.errors import InputError, ReadError, setting
 from memory3.sources import Unread, origin_of
-from memory3.text.readers import csv_table, foreign, html, json_records, parquet, pdf, plain
+from memory3.text.readers import csv_table, foreign, html, json_records, parquet, pdf, plain, prepared, warc
 from memory3.text.readers.characters import plain as plain_characters
 from memory3.text.readers.encoding import LooksBinary, clean, decode, text_codec, with_plain_newlines
 from memory3.text.readers.listing import FileSource, FolderSource, GlobSource, Source, locate
 from memory3.text.readers.source import FoundFile, Reader, ReadOptions, SourceFile, megabytes
 from memory3.types import Document
 
-__all__ = ["READERS", "Documents", "read_documents"]
+__all__ = ["READERS", "Documents", "found_documents", "read_documents"]
 
 #: Readers by suffix. A new format is a new file and a line here.
 READERS: dict[str, Reader] = {
@@ -31,6 +31,7 @@ READERS: dict[str, Reader] = {
     **dict.fromkeys(json_records.LIST_SUFFIXES, json_records.read_list),
     **dict.fromkeys(csv_table.SUFFIXES, csv_table.read),
     **dict.fromkeys(parquet.SUFFIXES, parquet.read),
+    **dict.fromkeys(warc.SUFFIXES, warc.read),
 }
 
 _STDIN = "-"
@@ -50,10 +51,11 @@ def read_documents(
 ) -> Documents:
     """Read documents from files, folders, patterns (``docs/**/*.md``) and standard input (``-``), one by one.
 
-    Formats go by suffix: text, Markdown and source code, HTML, PDF, JSON lines, JSON lists, CSV and TSV, Parquet, each
+    Formats go by suffix: text, Markdown and source code, HTML, PDF, JSON lines, JSON lists, CSV and TSV, Parquet, WARC, each
     also with ``.gz`` behind. Files of another suffix are read when they are UTF-8 text, unless name or content are of
-    another format (``.docx``, pictures, archives). Folders are read with all below them, in order of names; hidden entries
-    and folders of tools (``__pycache__``, ``node_modules``, ...) are passed over and links to folders are not followed.
+    another format (``.docx``, pictures, archives). Of a folder that ``memory3 prepare`` made, its documents are read, as they
+    were before. Folders are read with all below them, in order of names; hidden entries and folders of tools
+    (``__pycache__``, ``node_modules``, ...) are passed over and links to folders are not followed.
 
     **Ids.** A file in a folder is called by its path relative to that folder (``guide/intro.md``), one matched by a pattern by
     its path relative to the folder before the first wildcard, one named outright by the path as given, standard input
@@ -150,7 +152,7 @@ class _Reading:
                 continue
             self.files.add(resolved)
             try:
-                yield from _of_file(file)
+                yield from (document for document, _ in found_documents(file))
             except ReadError as error:
                 if source.strict:
                     raise
@@ -177,8 +179,13 @@ class _Reading:
         )
 
 
-def _of_file(file: SourceFile) -> Iterator[Document]:
-    read = READERS.get(file.kind, plain.read_unknown)
+def found_documents(file: SourceFile) -> Iterator[tuple[Document, FoundFile]]:
+    """The documents of one file, each with what its reader found. Whether their ids are new is not looked at.
+
+    Raises:
+        ReadError: the file cannot be read, or not to its end.
+    """
+    read = prepared.read if prepared.is_part(file.path) else READERS.get(file.kind, plain.read_unknown)
     if reason := foreign.by_name(file.kind):
         raise file.error(reason)
     count = 0
@@ -186,7 +193,7 @@ def _of_file(file: SourceFile) -> Iterator[Document]:
         for found in read(file):
             count += 1
             if document := _document(file, found):
-                yield document
+                yield document, found
     except (EOFError, zlib.error) as error:
         raise file.error(f"is truncated or damaged: {error}") from None
     except OSError as error:
@@ -204,7 +211,9 @@ def _document(file: SourceFile, found: FoundFile) -> Document | None:
         return None
     own_id = file.id if found.row is None else f"{file.id}#{found.row}"
     metadata = {clean(name): clean(value) if isinstance(value, str) else value for name, value in found.metadata.items()}
-    return Document(clean(found.id or own_id), text, clean(str(file.path)), metadata, clean(origin_of(file.path)))
+    source = str(file.path) if found.source is None else found.source
+    origin = origin_of(file.path) if found.origin is None else found.origin
+    return Document(clean(found.id or own_id), text, clean(source), metadata, clean(origin))
 
 
 def _stdin_document(stream: TextIO | BinaryIO, options: ReadOptions, id_: str | None) -> Iterator[Document]:

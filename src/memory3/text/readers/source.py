@@ -59,12 +59,24 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class FoundFile:
-    """A text found in a file. Files of many records give ``row`` (from 1) and perhaps an ``id``; others give neither."""
+    """A text found in a file. Files of many records give ``row`` (from 1) and perhaps an ``id``; others give neither.
+
+    Attributes:
+        text: as it was found.
+        metadata: of its document.
+        row: number of the record.
+        id: of its document; None: made of the file's.
+        source, origin: of its document, where the file was made from others; None: the file itself.
+        markup: the page that the text was taken from, for who takes another part of it; empty: it is no page.
+    """
 
     text: str
     metadata: Mapping[str, Scalar] = field(default_factory=dict)
     row: int | None = None
     id: str | None = None
+    source: str | None = None
+    origin: str | None = None
+    markup: str = ""
 
 
 @dataclass(frozen=True)
