@@ -13,6 +13,7 @@ from memory3.errors import ConfigError, InputError, ModelError
 from memory3.interpret.circuit import Alignment, Edge, Weights
 from memory3.interpret.describing import inputs, outputs, variance, words
 from memory3.interpret.gates import GatedModel, Means
+from memory3.interpret.rates import statistics
 from memory3.interpret.texts import Text
 from memory3.interpret.weighing import (
     POINTS,
@@ -166,8 +167,6 @@ def rank_correlation(weights: Weights, measured: dict[Edge, float], heaviest: Se
         measured: exact.
         heaviest: the edges of the circuit, whose number among the measured is told.
     """
-    from scipy.stats import spearmanr
-
     groups = {
         "all": list(measured),
         "attention": [edge for edge in measured if not edge.is_mlp],
@@ -176,7 +175,8 @@ def rank_correlation(weights: Weights, measured: dict[Edge, float], heaviest: Se
     found: dict[str, Any] = {"edges": len(measured), "of the circuit": len(set(heaviest) & set(measured))}
     for name, some in groups.items():
         if len(some) > 2:
-            value = float(spearmanr([weights.of(edge) for edge in some], [measured[edge] for edge in some]).statistic)
+            ours, exact = [weights.of(edge) for edge in some], [measured[edge] for edge in some]
+            value = float(statistics().spearmanr(ours, exact).statistic)
             found[name] = None if value != value else value
     return found
 

@@ -17,6 +17,7 @@ import torch
 
 from memory3.interpret.circuit import Alignment, Weights
 from memory3.interpret.gates import GatedModel, Seen
+from memory3.interpret.rates import statistics
 from memory3.interpret.weighing import Progress, log_likelihoods
 
 __all__ = ["MATCHED", "agreement", "copying", "drawn_from", "prefix_matching"]
@@ -116,8 +117,6 @@ def agreement(weights: Weights, matching: torch.Tensor, copied: torch.Tensor, mo
         copied: from `copying`.
         most: heads that are told.
     """
-    from scipy.stats import spearmanr
-
     mine = weights.attention[:, :, weights.alignment.pairs.index(MATCHED)].flatten()
     scores, shares, heads = matching.flatten(), copied.flatten(), matching.shape[1]
     order = mine.argsort(descending=True)[:most].tolist()
@@ -133,6 +132,6 @@ def agreement(weights: Weights, matching: torch.Tensor, copied: torch.Tensor, mo
             }
             for at in order
         ],
-        "rank correlation": float(spearmanr(mine.numpy(), scores.numpy()).statistic),
+        "rank correlation": float(statistics().spearmanr(mine.numpy(), scores.numpy()).statistic),
         "shared": len(set(order) & best),
     }

@@ -1,7 +1,7 @@
 """A circuit as a picture: roles of tokens from left to right, layers from below.
 
-Made by matplotlib (extra ``plots``). A line is an attention edge, a square an MLP. Blue helps the answer, red stands against
-it; the wider or larger, the heavier.
+Made by matplotlib (extra ``interpret``). A line is an attention edge, a square an MLP. Blue helps the answer, red stands
+against it; the wider or larger, the heavier.
 """
 
 from __future__ import annotations
@@ -12,13 +12,23 @@ from typing import Any
 
 from memory3.errors import MissingDependency
 
-__all__ = ["FORMATS", "picture"]
+__all__ = ["FORMATS", "drawing", "picture"]
 
 #: Formats, by the ending of a file's name.
 FORMATS = ("svg", "png")
 #: Edges that are drawn, the heaviest.
 _MOST = 100
 _HELPS, _AGAINST = "#0969da", "#bc4c00"
+
+
+def drawing() -> tuple[Any, Any]:
+    """Of matplotlib, the settings for a while and the class of figures. MissingDependency: it is not installed."""
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependency(str(error.name or "matplotlib"), "interpret", "a picture of a circuit") from None
+    return rc_context, Figure
 
 
 def picture(report: Mapping[str, Any], title: str, kind: str = "svg") -> bytes:
@@ -32,11 +42,7 @@ def picture(report: Mapping[str, Any], title: str, kind: str = "svg") -> bytes:
     Raises:
         MissingDependency: matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingDependency(str(error.name or "matplotlib"), "plots", "a picture of a circuit") from None
+    rc_context, new_figure = drawing()
     edges = report["edges"][:_MOST]
     names = [name for edge in edges for name in (edge["source"], edge["to"])]
     ordered = [name for name in report["roles"] if name in names]
@@ -45,7 +51,7 @@ def picture(report: Mapping[str, Any], title: str, kind: str = "svg") -> bytes:
     heaviest = max((abs(edge["weight"]) for edge in edges), default=1.0) or 1.0
     # Names in the drawing are text, and do not differ from one run to the next.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "memory3", "font.family": "sans-serif"}):
-        figure = Figure(figsize=(max(5.0, 1.25 * len(ordered)), max(4.0, 0.24 * report["layers"])), layout="constrained")
+        figure = new_figure(figsize=(max(5.0, 1.25 * len(ordered)), max(4.0, 0.24 * report["layers"])), layout="constrained")
         axis = figure.subplots()
         for edge in sorted(edges, key=lambda one: abs(one["weight"])):
             colour, share = (_HELPS if edge["weight"] > 0 else _AGAINST), abs(edge["weight"]) / heaviest

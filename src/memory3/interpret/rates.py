@@ -6,7 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Rate", "separation"]
+from memory3.errors import MissingDependency
+
+__all__ = ["Rate", "separation", "statistics"]
+
+
+def statistics() -> Any:
+    """The module ``scipy.stats`` (extra ``interpret``). MissingDependency: it is not installed."""
+    try:
+        from scipy import stats
+    except ImportError as error:
+        raise MissingDependency(str(error.name or "scipy"), "interpret", "looking inside a model") from None
+    return stats
 
 
 @dataclass(frozen=True)
@@ -24,9 +35,7 @@ class Rate:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's interval of 95%."""
-        from scipy.stats import binomtest
-
-        found = binomtest(self.hits, self.of).proportion_ci(0.95, method="wilson")
+        found = statistics().binomtest(self.hits, self.of).proportion_ci(0.95, method="wilson")
         return float(found.low), float(found.high)
 
     def to_dict(self) -> dict[str, Any]:
@@ -41,13 +50,11 @@ def separation(first: Sequence[Mapping[str, float]], second: Sequence[Mapping[st
     Args:
         first, second: numbers by name, the same names in each.
     """
-    from scipy.stats import mannwhitneyu
-
     if not first or not second:
         return {}
     found: dict[str, dict[str, float]] = {}
     for name in first[0]:
         one, other = [each[name] for each in first], [each[name] for each in second]
-        auroc = float(mannwhitneyu(one, other).statistic) / (len(one) * len(other))
+        auroc = float(statistics().mannwhitneyu(one, other).statistic) / (len(one) * len(other))
         found[name] = {"failures": sum(one) / len(one), "others": sum(other) / len(other), "auroc": auroc}
     return found

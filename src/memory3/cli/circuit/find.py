@@ -9,7 +9,7 @@ import typer
 
 from memory3.cli import options as shared
 from memory3.cli.circuit import options
-from memory3.cli.circuit.shown import give
+from memory3.cli.circuit.shown import give, ready
 from memory3.cli.loading import full_name, silence
 from memory3.cli.output import count, err, message
 from memory3.cli.progress import StepMeter
@@ -92,6 +92,7 @@ def find(
             )
         name, wanted = asked_of(relations[relation], pattern, asked, seed)
     silence()
+    ready(figure)
     loaded = full_name(model or DEFAULT_MODEL)
     from memory3.interpret.finding import find_circuit, known
     from memory3.interpret.gates import GatedModel

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from memory3.cli import options
 from memory3.cli.circuit import options as own
+from memory3.cli.circuit.shown import ready
 from memory3.cli.loading import full_name, load_model, silence
 from memory3.cli.output import message, out, print_json
 from memory3.cli.progress import StepMeter
@@ -100,6 +101,7 @@ def _loaded(context: typer.Context, model: str | None, prefix: str | None, devic
     from memory3.models.load import load_tokenizer
 
     silence()
+    ready(None)
     name = full_name(model or DEFAULT_MODEL)
     base = options.settings(trained_config(name) or MemoryConfig(), context.params)
     config = base if prefix else settings_for(load_tokenizer(adapter_of(name)[0]), base)

@@ -8,7 +8,7 @@ import typer
 
 from memory3.cli import options as shared
 from memory3.cli.circuit import options
-from memory3.cli.circuit.shown import give, rows
+from memory3.cli.circuit.shown import give, ready, rows
 from memory3.cli.loading import full_name, silence
 from memory3.cli.output import err, out
 from memory3.cli.progress import StepMeter
@@ -45,6 +45,7 @@ def induction(
     """
     options.check_figure(figure)
     silence()
+    ready(figure)
     loaded = full_name(model or DEFAULT_MODEL)
     from memory3.interpret.finding import find_circuit
     from memory3.interpret.gates import GatedModel

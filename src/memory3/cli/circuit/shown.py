@@ -14,10 +14,24 @@ from memory3.cli.output import count, message, out, print_json
 from memory3.errors import InputError
 from memory3.files import write_atomically
 
-__all__ = ["give", "rows"]
+__all__ = ["give", "ready", "rows"]
 
 #: Edges on a terminal.
 _MOST = 20
+
+
+def ready(figure: Path | None) -> None:
+    """Raise MissingDependency where a package is missing: now, and not after minutes.
+
+    Args:
+        figure: file of a picture that is wanted; None: none is.
+    """
+    from memory3.interpret.picture import drawing
+    from memory3.interpret.rates import statistics
+
+    statistics()
+    if figure is not None:
+        drawing()
 
 
 def give(report: Mapping[str, Any], title: str, target: Path | None, figure: Path | None, as_json: bool) -> None:
