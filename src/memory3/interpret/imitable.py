@@ -85,7 +85,8 @@ class Tried:
 
 
 def settings_for(tokenizer: Any, config: MemoryConfig | None = None) -> MemoryConfig:
-    """Settings under which a text stands behind the first token alone: there is no chat, and nobody says what it is for.
+    """Settings under which a text stands behind the first token alone: there is no chat, and nobody says what it is for. It
+    lies a reference's length in front of what reads it, however short it is (docs/circuits.md says what the distance does).
 
     Args:
         tokenizer: of the model.
@@ -97,7 +98,7 @@ def settings_for(tokenizer: Any, config: MemoryConfig | None = None) -> MemoryCo
     first = "<bos>" if tokenizer.bos_token is not None else tokenizer.pad_token or tokenizer.eos_token
     if not first:
         raise InputError("the tokenizer has no special token that a text could begin with: use another model")
-    return (config or MemoryConfig()).replace(prefix=first)
+    return (config or MemoryConfig()).replace(prefix=first, arrangement="row")
 
 
 def _ids(m3: Memory3, asked: str, answer: str) -> tuple[list[int], list[int]] | None:

@@ -104,7 +104,7 @@ def _loaded(context: typer.Context, model: str | None, prefix: str | None, devic
     ready(None)
     name = full_name(model or DEFAULT_MODEL)
     base = options.settings(trained_config(name) or MemoryConfig(), context.params)
-    config = base if prefix else settings_for(load_tokenizer(adapter_of(name)[0]), base)
+    config = base.replace(arrangement="row") if prefix else settings_for(load_tokenizer(adapter_of(name)[0]), base)
     return load_model(name, config, device=device, dtype=dtype)
 
 
