@@ -269,8 +269,7 @@ class Several:
             memories = {r: self.memory(self.references[r], context, share) for r in distinct}
             if temperature != 1:
                 memories = {r: replace(m, keys=m.keys / temperature) for r, m in memories.items()}
-            if "tight" in rest:
-                config = replace(config, arrangement="tight")
+            config = replace(config, arrangement="tight" if "tight" in rest else "row", rank_discount=0.0)
             named = self.references
             if "prior" in options or "rank" in options:
                 by_rank = "rank" in options
