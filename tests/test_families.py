@@ -30,7 +30,9 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def attach(kind: str, changes: dict[str, Any]) -> Memory3:
-    config = MemoryConfig(dtype="float32", budget=Budget("all"), reference_length=31, memory_temperature=1.0)
+    config = MemoryConfig(
+        dtype="float32", budget=Budget("all"), reference_length=31, memory_temperature=1.0, arrangement="row"
+    )
     return Memory3(family(kind, changes), tiny_tokenizer(), config, name="tiny")
 
 

@@ -207,5 +207,6 @@ def test_who_names_no_model_gets_the_adapter(
         plain = Memory3.from_pretrained(name, adapter=adapter)
         assert plain.name == DEFAULT_MODEL
         assert plain.config == MemoryConfig()
-        assert torch.equal(logits(plain, row), expected)
+        # Which of oneDNN's layouts is fastest is timed at each loading; the last bits of a product go with it.
+        torch.testing.assert_close(logits(plain, row), expected, **CLOSE)
     assert not torch.equal(logits(m3, row), expected)
