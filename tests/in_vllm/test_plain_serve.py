@@ -112,7 +112,7 @@ def test_requests_name_what_they_read(plain):
     }
     said = client.post("/v1/completions", json=body).json()
     twin = m3.generate("Where does the river rise?", bank, references=["d2#0"], max_new_tokens=30, min_new_tokens=30)
-    assert said["choices"][0]["text"].strip() == twin.text
+    assert whole_of(said["choices"][0]["text"]) == whole_of(twin.text)
     wrong = {**body, "min_tokens": 0, "kv_transfer_params": {"memory3": {"bank": "/etc"}}}
     assert "not served" in client.post("/v1/completions", json=wrong).json()["kv_transfer_params"]["memory3"]["error"]
 
