@@ -117,7 +117,15 @@ class ShardPool:
         """In a thread of the pool."""
         said: list[str] = []
         while len(said) < _TRIES:
-            worker = self._taken()
+            try:
+                worker = self._taken()
+            except WorkerLost as error:  # it died as it began
+                if self._is_closed:
+                    raise
+                said.append(str(error))
+                with self._lock:
+                    self.lost += 1
+                continue
             try:
                 worker.encode(shard, code_book)
             except WorkerLost as error:
