@@ -86,7 +86,7 @@ def test_unknown_names_are_refused() -> None:
 
 def test_what_was_stored_before_there_were_arrangements_is_read_as_it_was() -> None:
     old = MemoryConfig(score_gap=0.05).to_dict()
-    assert old.pop("arrangement") == "tight"
+    assert old.pop("arrangement") == "row"
     assert old.pop("memory_temperature") == MemoryConfig().memory_temperature
     assert old.pop("rank_discount") == MemoryConfig().rank_discount
     assert MemoryConfig.from_dict(old) == MemoryConfig(

@@ -10,7 +10,9 @@ import torch
 from ram_bank import RamBank
 from tiny import tiny_model, tiny_tokenizer
 from transformers import StoppingCriteria
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from memory3.attention import attach
 from memory3.attention.attach import Seen, attached
 from memory3.codec.raw import encode_record
 from memory3.config import MemoryConfig
@@ -109,6 +111,21 @@ def test_attention_is_restored_by_the_last_who_leaves(own):
         second.__exit__(None, None, None)
         assert model.config._attn_implementation == own
         torch.testing.assert_close(model(tokens).logits, untouched, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mask", ["none", "added", "true or false"])
+def test_a_token_without_memories_is_read_as_the_stock_function_reads_it(mask):
+    """Whoever made the mask: a pass of another thread may have made it before our attention took over."""
+    layer = torch.nn.Module().eval()
+    layer.num_key_value_groups, layer.is_causal = 3, True
+    query, key, value = (torch.randn(2, heads, size, 5) for heads, size in ((6, 1), (2, 7), (2, 7)))
+    shown = torch.arange(7) >= torch.tensor([0, 4])[:, None, None, None]
+    stock = None if mask == "none" else shown
+    given = {"none": None, "added": torch.zeros(2, 1, 1, 7).masked_fill(~shown, -1e30), "true or false": shown}[mask]
+    with torch.no_grad():
+        ours = attach._attention(layer, query, key, value, given, scaling=0.3)[0]
+        theirs = sdpa_attention_forward(layer, query, key, value, stock, scaling=0.3, is_causal=False)[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_a_proof_leaves_the_attention_to_who_is_attached_beside_it(m3):

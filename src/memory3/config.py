@@ -163,7 +163,7 @@ class MemoryConfig:
     chunk_length: int = 64
     references_per_chunk: int = 5
     score_gap: float = 0.1
-    arrangement: str = "tight"
+    arrangement: str = "row"
     memory_temperature: float = 0.9
     rank_discount: float = 0.3
 
@@ -300,6 +300,7 @@ PRESETS: dict[str, MemoryConfig] = {
         score_gap=2.0,
         arrangement="parallel",
         memory_temperature=1.0,
+        rank_discount=0.0,
     ),
-    "full": MemoryConfig(budget=Budget("all"), selector="first", codec="raw", memory_temperature=1.0),
+    "full": MemoryConfig(budget=Budget("all"), selector="first", codec="raw", memory_temperature=1.0, rank_discount=0.0),
 }

@@ -32,7 +32,9 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
-    config = MemoryConfig(reference_length=31, chunk_length=13, references_per_chunk=2, budget="adaptive:1/3", codec="raw")
+    config = MemoryConfig(
+        reference_length=31, chunk_length=13, references_per_chunk=2, budget="adaptive:1/3", codec="raw", arrangement="tight"
+    )
     m3 = Memory3(tiny.tiny_model(head_dim=32), tiny.tiny_chat_tokenizer(), config, name="tiny")
     documents = [Document(f"d{n}", text * (2 + n)) for n, text in enumerate(TEXTS)]
     bank = Bank.open(str(folder / "bank"), m3)

@@ -1,4 +1,4 @@
-"""`memory3 bench train_step` and `overlap`, on tiny sizes."""
+"""`memory3 bench train_step`, `overlap` and `writing`, on tiny sizes."""
 
 from __future__ import annotations
 
@@ -28,3 +28,13 @@ def test_overlaps_timed(tmp_path: Path) -> None:
     assert found["reference_tokens"] == [70, 70, 70]
     assert 0 < found["largest_overlap"] < 1
     assert found["milliseconds"]["overlap"] > found["milliseconds"]["exceeds"] > 0
+
+
+def test_writes_with_threads_and_without(tmp_path: Path) -> None:
+    options = {"model": save_tiny(tmp_path, chat=True), "references": "5", "dtypes": "float32", "repeats": "1"}
+    found = benchmarks.run("writing", options)
+    assert {"float32, 0 encoders", "float32, 2 encoders"} <= found.keys()
+    for name in ("float32, 0 encoders", "float32, 2 encoders"):
+        stages = found[name]["seconds_a_reference"]
+        assert stages["encoding"] > 0
+        assert stages["cpu"] == pytest.approx(sum(stages[each] for each in ("encoding", "embedding", "packing", "other")))

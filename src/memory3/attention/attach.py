@@ -90,11 +90,19 @@ def _attention(
         out = memory3.attend(layer, query, key, value, attention_mask, causal=causal, scale=scale)
         if out is not None:
             return out.transpose(1, 2), None
-    if query.shape[2] == 1 and query.device.type == "cpu" and not (module.training or torch.is_grad_enabled()):
+    if _is_one_token(query, key, attention_mask) and not (module.training or torch.is_grad_enabled()):
         # The stock function lays keys and values out anew for every query head, which of one token takes longer than all else.
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         return attention_with_lse(query, key, value, attention_mask, scale=scale)[0].transpose(1, 2), None
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+
+
+def _is_one_token(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> bool:
+    """Whether our own kernel may answer for a token on a CPU. A pass of another thread that began before the switch has the
+    stock mask, which says true and false; under autocast RoPE leaves another number format than the keys'.
+    """
+    additive_mask = mask is None or mask.is_floating_point()
+    return query.shape[2] == 1 and query.device.type == "cpu" and additive_mask and query.dtype == key.dtype
 
 
 def _mask(*args: Any, dtype: torch.dtype = torch.float32, **kwargs: Any) -> torch.Tensor | None:

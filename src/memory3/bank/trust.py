@@ -39,7 +39,7 @@ def scope_of(m3: MemoryWriter, codec: str, code_book: str) -> VerdictScope | Non
     model = getattr(m3, "whole_model", None)
     if not isinstance(model, str):
         return None
-    return VerdictScope(model, m3.fingerprint, codec, code_book, m3.config.memory_temperature)
+    return VerdictScope(model, m3.fingerprint, codec, code_book, m3.config.memory_temperature, m3.config.arrangement)
 
 
 def advice(m3: MemoryWriter, manifest: BankManifest, location: str) -> Advice | None:

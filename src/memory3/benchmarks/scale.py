@@ -187,7 +187,6 @@ def _write(path: str, rows: str, workers: str, shard: str, pairs: str, dimension
                 "committer_cpu_seconds": used,
                 "rows_per_committer_cpu_second": report.references / used,
                 "versions": info.version - before,
-                "conflicts": 0,  # one that commits: any would have ended the write
                 "lost": pool.lost,
                 "fragments": info.fragments,
                 "record_bytes": bank.manifest.record_bytes,

@@ -57,8 +57,8 @@ def check(
         seed: of what questions leave out.
         progress: see `Progress`.
 
-    The verdict is kept for this model, these settings, this codec and this temperature (`memory3.models.verdicts`), where
-    writing finds it.
+    The verdict is kept for this model, these settings, this codec, temperature and arrangement
+    (`memory3.models.verdicts`), where writing finds it.
 
     Returns:
         plain JSON values: ``model``, ``settings``, ``scope`` (what the verdict is for), ``machine``, ``parity`` (None where

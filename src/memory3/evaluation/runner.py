@@ -154,6 +154,7 @@ def _settings(task: Task, m3: Memory3, bank: Bank | None, mode: Mode) -> dict[st
         if mode.read == "memory":
             settings |= {"codec": bank.manifest.config.codec, "arrangement": m3.config.arrangement}
             settings["temperature"] = m3.config.memory_temperature
+            settings["rank_discount"] = m3.config.rank_discount
     return settings
 
 

@@ -4,8 +4,9 @@ measurement.
     verdicts/<fingerprint of the whole model>/<name>.json      in the cache folder, or as it comes with memory3
 
 A name is a hash of what a verdict is for: the fingerprint of the memories (weights, layers, budget, selector, number format of
-keys and values), codec and codebook, and the temperature at which they are read. A verdict serves the same weights in other
-number formats (`memory3.models.calibrated`), and says in which it was found.
+keys and values), codec and codebook, and how they are read: temperature and arrangement. Questions of a check read one reference,
+so that a discount of ranks changes nothing. A verdict serves the same weights in other number formats
+(`memory3.models.calibrated`), and says in which it was found.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class VerdictScope:
         codec: name of the codec that packed them.
         code_book: fingerprint of its codebook; empty: it has none.
         temperature: of memories.
+        arrangement: where they lie (`memory3.attention.layout.arrangement`).
     """
 
     model: str
@@ -45,11 +47,12 @@ class VerdictScope:
     codec: str
     code_book: str
     temperature: float
+    arrangement: str
 
     @property
     def file(self) -> str:
         """Name of its file."""
-        said = f"{self.memories} {self.codec} {self.code_book} {float(self.temperature)!r}"
+        said = f"{self.memories} {self.codec} {self.code_book} {float(self.temperature)!r} {self.arrangement}"
         return f"{xxhash.xxh3_128_hexdigest(said.encode())}.json"
 
     def in_formats(self) -> list[VerdictScope]:

@@ -25,7 +25,9 @@ SCHEDULES = ("stable", "cosine")
 STORED_NAMES = {"cloze": "blanks"}
 
 #: It learns to read all that are found, where the paper has them.
-_MEMORY = MemoryConfig(budget=Budget.parse("adaptive:360"), score_gap=2.0, arrangement="parallel", memory_temperature=1.0)
+_MEMORY = MemoryConfig(
+    budget=Budget.parse("adaptive:360"), score_gap=2.0, arrangement="parallel", memory_temperature=1.0, rank_discount=0.0
+)
 
 
 @dataclass(frozen=True)
