@@ -4,8 +4,8 @@ measurement.
     verdicts/<fingerprint of the whole model>/<name>.json      in the cache folder, or as it comes with memory3
 
 A name is a hash of what a verdict is for: the fingerprint of the memories (weights, layers, budget, selector, number format of
-keys and values), codec and codebook, and how they are read: temperature and arrangement. Questions of a check read one reference,
-so that a discount of ranks changes nothing. A verdict serves the same weights in other number formats
+keys and values), codec and codebook, and how they are read: temperature and arrangement. Questions of a check read one
+reference, so that a discount of ranks changes nothing. A verdict serves the same weights in other number formats
 (`memory3.models.calibrated`), and says in which it was found.
 """
 
