@@ -231,7 +231,8 @@ class Bank:
             lazy: store text and embedding only; memories are encoded when first read. None: as the bank's policy says.
             progress: called after each document and each encoded batch.
             wait_seconds: how long to wait for another writer before raising BankBusy.
-            pool: other processes or machines that encode, such as `memory3.cluster.LocalPool`. None: this process does.
+            pool: other processes or machines that encode, such as `memory3.cluster.process.local_pool` gives. None: this
+                process does.
             within, cold: ``prune_prefix`` and ``lazy`` by their names in earlier releases.
         """
         m3 = self._model("write")
