@@ -131,8 +131,11 @@ def _pairs(memory: Any) -> dict[tuple[int, int], int]:
 
 
 SHIPPED = {
-    "smollm2-135m-instruct-360": (360, MemoryConfig(layers="17:26", budget="adaptive:360", selector="blended", codec="raw")),
-    "smollm2-135m-instruct-1440": (1440, MemoryConfig(budget="adaptive:1/8", selector="blended")),
+    "smollm2-135m-instruct-360": (
+        360,
+        MemoryConfig(layers="17:26", budget="adaptive:360", selector="blended", codec="raw", rank_discount=0.0),
+    ),
+    "smollm2-135m-instruct-1440": (1440, MemoryConfig(budget="adaptive:1/8", selector="blended", arrangement="tight")),
 }
 
 
