@@ -28,7 +28,7 @@ from memory3.bank import Bank
 from memory3.bank.backends import lease, objects
 from memory3.bank.backends.object_store import ObjectBackend
 from memory3.bank.backends.objects import Objects
-from memory3.bank.remote.disk import DiskCache
+from memory3.bank.disk import DiskCache
 from memory3.bank.write import pace
 from memory3.errors import (
     BankBusy,
