@@ -137,8 +137,8 @@ class Bank:
         if is_address(path):
             from memory3.bank.remote import RemoteBank  # and the library for HTTP
 
-            sizes = {} if disk_bytes is None else {"disk_bytes": disk_bytes}
-            opened = RemoteBank.open(path, m3, device_bytes=device_bytes, cache_bytes=cache_bytes, **sizes)
+            elsewhere = TierBytes.disk if disk_bytes is None else disk_bytes
+            opened = RemoteBank.open(path, m3, device_bytes=device_bytes, cache_bytes=cache_bytes, disk_bytes=elsewhere)
             return cast(Bank, opened)  # all that reading needs
         store = Store(path, None if m3 is None else m3.token_vectors)
         given = None if isinstance(embedder, str) else embedder
