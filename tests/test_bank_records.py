@@ -9,7 +9,7 @@ import torch
 from bank_writer import HashingWriter, documents, expected, open_bank, same_memory
 from codebooks import fitted
 
-from memory3.bank import MemoryCache, MemoryReader
+from memory3.bank import MemoryReader, TierBytes, Tiers
 from memory3.codec.raw import encode_record
 from memory3.config import MemoryConfig
 from memory3.errors import BankCorrupt, ConfigError
@@ -19,10 +19,10 @@ DOCS = documents(5)
 IDS = list(expected(DOCS))
 
 
-def reader_of(bank, cache=None):
+def reader_of(bank, tiers=None):
     """As a process would have it that got records from elsewhere."""
     codec = bank._snapshot.codec
-    return MemoryReader(bank.manifest, lambda: codec, cache or MemoryCache(1 << 20), "version", "elsewhere")
+    return MemoryReader(bank.manifest, lambda: codec, tiers or Tiers(TierBytes(0, 1 << 20, 0)), "version", "elsewhere")
 
 
 def test_records_are_the_stored_bytes(tmp_path):

@@ -33,7 +33,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
             getattr(scale, f"_{name}")(*map(str, arguments))
             with Bank.open(arguments[0], None) as bank:
                 ids = [f"{entry.id}#{n}" for entry in bank.documents() for n in range(entry.references)]
-                there[" ".join(map(str, [name, *arguments[2:3]]))] = bank.info(), sorted(ids)
+                there[" ".join(map(str, [name, *arguments[1:2]]))] = bank.info(), sorted(ids)
             return told.pop()
 
         patch.setattr(scale, "_step", step)

@@ -108,13 +108,13 @@ def test_a_budget_and_the_tiers_on_the_command_line(s3, docs, tiny_model_path):
     assert told["cold"] == told["references"]
     assert told["tiers"]["disk"]["capacity"] == 4 << 30
     assert "disk 4.3 GB" in run("info", "--bank", url).stdout.replace("\n", " ")
-    sizes = ["--cache-ram", "2MB", "--cache-disk", "3MB"]
-    first = run_json("ask", "Who built the bridge?", "--bank", url, "--max-new-tokens", "1", *sizes)["tiers"]
+    asked = ["ask", "Who built the bridge?", "--bank", url, "--max-new-tokens", "1", "--cache-disk", "3MB", "--cache-ram"]
+    first = run_json(*asked, "2MB")["tiers"]
     assert (first["ram"]["capacity"], first["disk"]["capacity"], first["device"]["capacity"]) == (2_000_000, 3_000_000, 0)
     assert first["bank"] > 0
     after = run_json("info", "--bank", url)
     assert after["references"] - after["cold"] == first["bank"]  # all that was read is stored
-    again = run_json("ask", "Who built the bridge?", "--bank", url, "--max-new-tokens", "1", *sizes, "--cache-ram", "0")["tiers"]
+    again = run_json(*asked, "0")["tiers"]
     assert (again["bank"] + again["disk"]["hits"], again["ram"]["capacity"]) == (first["bank"], 0)
     assert "is no size" in error("ask", "Who?", "--bank", url, "--cache-ram", "much", code=2)
 

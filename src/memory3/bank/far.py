@@ -105,16 +105,18 @@ class FarView(BankView):
         return [found[id_] for id_ in reference_ids]
 
     def ahead(self, queries: Sequence[str], k: int, where: Where | None = None) -> None:
-        """Fetch what a search like this would find beside what this thread does: a guess of what will be read next.
+        """Fetch what a search like this would find beside what this thread does: a guess of what will be read next. Behind
+        that, as long as nobody waits, as many that rank below.
 
         Args:
             queries, k, where: as in `search`.
         """
 
         def guess() -> None:
-            hits = super(FarView, self).search(queries, k, where)
-            names = dict.fromkeys(hit.reference_id for each in hits for hit in each)
+            hits = super(FarView, self).search(queries, 2 * k, where)
+            names = dict.fromkeys(hit.reference_id for each in hits for hit in each[:k])
             self._bring([id_ for id_ in names if not self._tiers.has(self.snapshot.id, id_)])
+            self.prefetch([hit.reference_id for each in hits for hit in each[k:]])
 
         self._guesses.beside(guess)
 

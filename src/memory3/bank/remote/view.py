@@ -197,13 +197,14 @@ class RemoteView:
         self._guesses.names(missing, self._shape.record_bytes, bring)
 
     def ahead(self, queries: Sequence[str], k: int, where: Where | None = None) -> None:
-        """Fetch what a search like this would find beside what this thread does: a guess of what will be read next.
+        """Fetch what a search like this would find beside what this thread does: a guess of what will be read next, with as
+        many that rank below.
 
         Args:
             queries, k, where: as in `search`.
         """
-        condition = _sent(where)
-        self._guesses.beside(lambda: self._search(list(queries), k, condition, json.dumps(condition, sort_keys=True)))
+        condition, key, most = _sent(where), json.dumps(_sent(where), sort_keys=True), min(2 * k, MOST_HITS)
+        self._guesses.beside(lambda: self._search(list(queries), most, condition, key))
 
     def remember(self) -> None:
         """Write down which memories are here, for the next process."""
