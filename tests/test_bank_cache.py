@@ -163,11 +163,18 @@ def test_what_is_read_is_found_in_one_tier_or_comes_from_the_bank(tmp_path):
     with open_bank(tmp_path / "bank", cache_bytes=6 * 166) as bank:
         bank.write(documents())
         ids = list(expected(documents()))
-        random, asked = np.random.default_rng(0), 0
-        for _ in range(50):
-            some = sorted({ids[place] for place in random.integers(0, 12, 4)})
-            bank.memories(some)
-            asked += len(some)
+
+        def read(seed):
+            random, asked = np.random.default_rng(seed), 0
+            for _ in range(20):
+                some = sorted({ids[place] for place in random.integers(0, 12, 4)})
+                found = bank.memories(some)
+                assert [memory.provenance.reference_ids[0] for memory in found] == some
+                asked += len(some)
+            return asked
+
+        with ThreadPoolExecutor(3) as pool:
+            asked = sum(pool.map(read, range(3)))
         told = bank.tiers.statistics()
         assert told.ram.hits + told.bank == asked
         assert told.ram.misses == told.bank

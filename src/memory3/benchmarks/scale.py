@@ -31,7 +31,6 @@ import numpy as np
 
 from memory3.bank import Bank, Shard
 from memory3.bank.retriever import search_exactly
-from memory3.benchmarks.measure import bank_references, python_documents
 from memory3.benchmarks.scale_predictions import beside, of_bank, tables
 from memory3.benchmarks.scale_questions import ask
 from memory3.benchmarks.synthetic import NoiseEmbedder, NoiseWriter, leave_noise, noise_documents, question
@@ -47,7 +46,6 @@ from memory3.models.catalogue import DEFAULT_ADAPTED
 from memory3.models.sizes import ModelSizes, sizes_of
 from memory3.planner.capacity import CorpusSize, plan
 from memory3.planner.machine import Machine, machine_of
-from memory3.planner.measure import measure
 
 __all__ = ["OPTIONS", "run"]
 
@@ -115,6 +113,8 @@ def run(
     """
     counts = [int(text) for text in rows.split(",")]
     _check_room(max(counts), pairs, dimension, folder)
+    from memory3.planner.measure import measure  # and transformers, which no step but `real` needs
+
     shape, config = sizes_of(adapter_of(model)[0]), MemoryConfig(codec="raw")
     here = measure(shape, config.reference_length) if machine == "measure" else machine_of(machine)
     figures: dict[str, Any] = {"planner_machine": dataclasses.asdict(here), "real": [], "cluster": []}
@@ -194,6 +194,7 @@ def _tell(told: dict[str, Any]) -> None:
 def _real(path: str, workers: str, references: str, shard: str, model: str, first_tokens: str) -> None:
     import os
 
+    from memory3.benchmarks.measure import bank_references, python_documents
     from memory3.llm import Memory3
 
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers

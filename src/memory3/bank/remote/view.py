@@ -141,7 +141,9 @@ class RemoteView:
             BankCorrupt: a memory cannot be decoded.
         """
         try:
-            return self._reader.memories(reference_ids, self._fetch, device=device, use_cache=use_cache)
+            # Without the cache, too, what came along with the search is not asked for again.
+            fetch = self._fetch if use_cache else self.records
+            return self._reader.memories(reference_ids, fetch, device=device, use_cache=use_cache)
         except BankCorrupt:
             self._kept.drop(reference_ids)  # what the server sent was kept: the next time it is asked for anew
             raise
