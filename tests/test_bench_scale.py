@@ -19,6 +19,8 @@ from memory3.benchmarks.synthetic import NoiseEmbedder, NoiseWriter, noise_text,
 from memory3.codec.raw import record_size
 from memory3.errors import BankNotFound, InputError
 
+pytestmark = pytest.mark.long
+
 ROWS, DIMENSION, PAIRS, QUESTIONS, K = 300, 11, 130, 70, 5
 
 
