@@ -76,7 +76,7 @@ class TierStatistics:
     ahead: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Counts and bounds by tier, in plain values for JSON."""
         return dataclasses.asdict(self)
 
 
