@@ -50,7 +50,7 @@ class MemoryCache:
             return found
 
     def peek(self, *keys: Hashable) -> Any | None:
-        """What is kept under the first of these keys under which something is, now the most recently used. Nothing is counted."""
+        """What is kept under the first of these keys that has something, now the most recently used. Nothing is counted."""
         with self._lock:
             return self._find(keys)
 
