@@ -15,7 +15,6 @@ import torch
 from ram_bank import RamBank
 from tiny import tiny_model, tiny_tokenizer
 
-from memory3.asking import cite
 from memory3.attention.reading import Reading
 from memory3.attention.watching import Watch
 from memory3.config import Budget, MemoryConfig

@@ -132,8 +132,8 @@ def _lines(found: Mapping[str, Any], question: str, model: str, bank: str) -> It
         yield "<p>Nothing was read from the bank.</p>"
     else:
         yield (
-            '<p class="soft">Bluer: looked at more, of the darkest token on view. Grey: no head kept the token, so it could not '
-            "be looked at. Point at a token for its figures.</p>"
+            '<p class="soft">Bluer: looked at more, of the darkest token on view. Grey: no head kept the token, so it could '
+            "not be looked at. Point at a token for its figures.</p>"
         )
     for n, passage in enumerate(found["passages"]):
         yield _passage(n, passage, found["memory_heads"])
@@ -141,8 +141,8 @@ def _lines(found: Mapping[str, Any], question: str, model: str, bank: str) -> It
     yield "<table><thead><tr><th>head<th>on memories<th>most at</thead><tbody id=heads>"
     for head in whole["heads"]:
         yield f'<tr><td>{head["layer"]}.{head["head"]}<td class="n">{head["mass"]:.1%}<td class="at">'
-    yield '</tbody></table><p class="soft">A head is layer.head, both from 0. Beside it: the part of its attention that went to '
-    yield "memories, and the tokens of passages that got most of it.</p>"
+    yield '</tbody></table><p class="soft">A head is layer.head, both from 0. Beside it: the part of its attention that went '
+    yield "to memories, and the tokens of passages that got most of it.</p>"
     yield "<h2>All heads</h2>" + "".join(_map(found, whole["map"]))
     yield '<p class="soft">Rows are layers, columns are query heads. Bluer: a larger part of the head\'s attention went to '
     yield "memories.</p></aside></div>"
@@ -153,7 +153,7 @@ def _lines(found: Mapping[str, Any], question: str, model: str, bank: str) -> It
 def _buttons(found: Mapping[str, Any]) -> Iterator[str]:
     most = max((token["mass"] for token in found["answer"]), default=0.0) or 1.0
     for n, token in enumerate(found["answer"]):
-        depth = 0.1 + 0.9 * token["mass"] / most
+        depth = 0.05 + 0.95 * token["mass"] / most
         tip = f"token {n}: {token['mass']:.1%} of its attention went to memories"
         yield f'<button title="{tip}" style="border-color:rgba(9,105,218,{depth:.2f})">{escape(token["text"])}</button>'
 
