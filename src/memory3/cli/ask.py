@@ -84,6 +84,7 @@ def ask(
             help="Write a page: which heads looked at which tokens of which passage, for each token of the answer. "
             "Mode memory alone.",
             metavar="FILE",
+            rich_help_panel=ANSWER,
         ),
     ] = None,
     system: Annotated[str | None, typer.Option(help="System text, for chat models.", metavar="TEXT")] = None,
