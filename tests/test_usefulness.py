@@ -45,7 +45,7 @@ def total_nll(m3, prompt: list[int], answer: list[int]) -> float:
 def test_gains_the_slow_way(m3, references):
     found = Gains(m3, None, seed=7).of(references)
     assert found.keys() == {reference.id for reference in references}
-    assert sum(gain.questions for gain in found.values()) > 4
+    assert sum(gain.questions for gain in found.values()) >= 4
     by_id = {reference.id: reference for reference in references}
 
     class Texts:
@@ -104,7 +104,7 @@ def test_a_question_does_not_depend_on_what_stands_around_its_text(m3, reference
 def test_a_file_of_something_else_is_refused(m3, content, tmp_path):
     path = tmp_path / "gains.jsonl"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="remove .* to measure anew"):
+    with pytest.raises(InputError, match=r"remove .* to measure anew"):
         Gains(m3, path)
 
 

@@ -156,7 +156,9 @@ def _mark(given: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in vars(given).items() if key not in ("out", "batch")}
 
 
-def orders(references: Sequence[Reference], gains: Mapping[str, Gain], usage: Mapping[str, float]) -> dict[str, list[list[str]]]:
+def orders(
+    references: Sequence[Reference], gains: Mapping[str, Gain], usage: Mapping[str, float]
+) -> dict[str, list[list[str]]]:
     """Ids by each rule, first those that are kept first; several lists of a rule are averaged."""
     ids = [reference.id for reference in references]
     length = {reference.id: float(len(reference.token_ids)) for reference in references}
@@ -254,7 +256,9 @@ def main() -> None:
     write_atomically(Path(given.out), json.dumps(result, indent=1) + "\n")
     for name, row in result["shares"].items():
         cells = [
-            "{} {:.2f} [{:.2f}, {:.2f}] ({:+.2f}..{:+.2f})".format(w, row[w]["share"], *row[w]["interval"], *row[w]["minus random"])
+            "{} {:.2f} [{:.2f}, {:.2f}] ({:+.2f}..{:+.2f})".format(
+                w, row[w]["share"], *row[w]["interval"], *row[w]["minus random"]
+            )
             for w in ("answers", "gain", "questions")
         ]
         print(f"{name}: " + "; ".join(cells))

@@ -21,7 +21,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from xxhash import xxh3_64_intdigest, xxh3_128_hexdigest
@@ -177,7 +176,9 @@ def usage_of(log: Sequence[DocumentUsage], references: Sequence[Reference]) -> t
         InputError: no id of the log is known, or more recalls are counted than there can be.
     """
     if huge := [entry for entry in log if entry.count > _MOST_RECALLS]:
-        raise InputError(f"the usage log counts {huge[0].count} recalls of {huge[0].document_id!r}: nothing is recalled so often")
+        raise InputError(
+            f"the usage log counts {huge[0].count} recalls of {huge[0].document_id!r}: nothing is recalled so often"
+        )
     members: dict[str, list[str]] = {}
     for reference in references:
         members.setdefault(reference.document_id, []).append(reference.id)

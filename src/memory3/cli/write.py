@@ -5,15 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from xxhash import xxh3_128_hexdigest
 
 from memory3.cli import options
 from memory3.cli.calibrate import ensure_code_book
+from memory3.cli.keep_useful import KeepUseful, report_useful
 from memory3.cli.loading import full_name, load_model
 from memory3.cli.output import count, duration, err, message, out, print_json, size, tell_advice
-from memory3.cli.progress import WriteMeter
+from memory3.cli.progress import StepMeter, WriteMeter
 from memory3.config import MemoryConfig
 from memory3.errors import BankNotFound, ConfigError, SourceConflict
 from memory3.retention import RetentionPolicy
@@ -96,6 +99,26 @@ def write(
             rich_help_panel=POLICY,
         ),
     ] = None,
+    keep_useful: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-useful",
+            help=(
+                "Memories for the most useful references of these documents alone: a share (50%) or a number. The model is "
+                "asked about each with and without its text. The rest stay as text that is found, as with --cold."
+            ),
+            metavar="SHARE",
+            rich_help_panel=POLICY,
+        ),
+    ] = None,
+    usage: Annotated[
+        Path | None,
+        typer.Option(
+            help="For --keep-useful: a log of recalls (CSV or JSON lines: document, count). Default: all are asked for alike.",
+            metavar="FILE",
+            rich_help_panel=POLICY,
+        ),
+    ] = None,
     text_field: Annotated[
         str | None, typer.Option(help="Field of a record (JSON, CSV, Parquet) that holds its text.", metavar="NAME")
     ] = None,
@@ -168,6 +191,7 @@ def write(
         memory3 write faq.jsonl --text-field answer --bank faq
         memory3 write docs/ --bank small --codec product
         memory3 write docs/ --bank s3://bucket/bank
+        memory3 write docs/ --bank bank --keep-useful 50% --usage recalls.csv
         memory3 write docs/ --bank bank --workers 4
         memory3 write docs/ --bank s3://bucket/bank --ray auto
         memory3 write docs/ --bank big --model Qwen/Qwen2.5-0.5B-Instruct
@@ -180,6 +204,7 @@ def write(
         from memory3.cluster.on_ray import require_ray
 
         require_ray()
+    useful = _useful(keep_useful, usage, cold=cold, disk=disk, elsewhere=elsewhere)
     policy = RetentionPolicy("auto", after or 1, budget_bytes) if auto or after or budget_bytes else None
     name, config = _remembered(bank, model, adapter, context.params)
     skipped: list[tuple[str, str]] = []
@@ -208,7 +233,7 @@ def write(
         is_new = not Store(bank).exists()
         if is_new:
             ensure_code_book(m3, again)
-        is_lazy = cold or (policy or read_policy(Store(bank))).write == "auto"
+        is_lazy = cold or useful is not None or (policy or read_policy(Store(bank))).write == "auto"
         meter = WriteMeter(m3, total, lazy=is_lazy, elsewhere=elsewhere)
         recipe = Recipe(name, m3.config.to_json(), device, batch_size)
         with _pool(bank, recipe, workers, ray) as pool:  # first: Ray forks processes, which lancedb is not made for
@@ -223,18 +248,23 @@ def write(
             said = opened.advice()
             if said is not None and (said.refuted or (is_new and not as_json)):
                 tell_advice(said)
-            with opened, meter.shown():
-                report = opened.write(
-                    meter.reading(documents),
-                    prune=prune,
-                    replace=replace,
-                    unread=given.unread,
-                    prune_prefix=prefix,
-                    lazy=cold or None,
-                    progress=meter,
-                    wait_seconds=wait,
-                    pool=pool,
-                )
+            told = None
+            with opened:
+                with meter.shown():
+                    report = opened.write(
+                        meter.reading(documents if useful is None else useful.noting(documents)),
+                        prune=prune,
+                        replace=replace,
+                        unread=given.unread,
+                        prune_prefix=prefix,
+                        lazy=cold or useful is not None or None,
+                        progress=meter,
+                        wait_seconds=wait,
+                        pool=pool,
+                    )
+                if useful is not None:
+                    with StepMeter() as steps:
+                        told = useful.encode(m3, opened, _gains_file(bank), steps)
         if pool is not None and pool.lost:
             message(f"{count(pool.lost, 'worker')} lost; their shards were encoded again", kind="note")
     except KeyboardInterrupt:
@@ -243,7 +273,35 @@ def write(
     except SourceConflict as error:
         report_write(bank, name, cast("WriteReport", error.report), skipped, as_json)
         raise
-    report_write(bank, name, report, skipped, as_json)
+    report_write(bank, name, report, skipped, as_json, told)
+
+
+def _useful(wanted: str | None, usage: Path | None, *, cold: bool, disk: str | None, elsewhere: bool) -> KeepUseful | None:
+    """What --keep-useful and --usage say; what contradicts them is wrong usage."""
+    if wanted is None:
+        if usage is not None:
+            raise typer.BadParameter("--usage says which references are useful: give --keep-useful too, such as 50%")
+        return None
+    if cold:
+        raise typer.BadParameter("--cold encodes nothing and --keep-useful some: give one of them")
+    if disk is not None:
+        raise typer.BadParameter("--disk and --keep-useful both say how many memories are kept: give one of them")
+    if elsewhere:
+        raise typer.BadParameter("--keep-useful encodes in this process: leave out --workers and --ray")
+    return KeepUseful(wanted, usage)
+
+
+def _gains_file(bank: str) -> Path:
+    """Beside the bank, where it is a folder; else in the cache."""
+    from memory3.bank.address import is_store_url
+    from memory3.models.catalogue import cache_dir
+
+    if is_store_url(bank):
+        folder = cache_dir() / "gains"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{xxh3_128_hexdigest(bank.rstrip('/').encode())}.jsonl"
+    path = Path(bank).expanduser().absolute()
+    return path.with_name(f"{path.name}.gains.jsonl")
 
 
 def _pool(bank: str, recipe: Recipe, workers: int | None, ray: str | None) -> AbstractContextManager[ShardPool | None]:
@@ -263,8 +321,15 @@ def _pool(bank: str, recipe: Recipe, workers: int | None, ray: str | None) -> Ab
     return local_pool(Spool.beside(bank), recipe, workers, shard_references=size)
 
 
-def report_write(bank: str, model: str, report: WriteReport, skipped: Sequence[tuple[str, str]], as_json: bool) -> None:
-    """Print what a write did."""
+def report_write(
+    bank: str,
+    model: str,
+    report: WriteReport,
+    skipped: Sequence[tuple[str, str]],
+    as_json: bool,
+    useful: dict[str, Any] | None = None,
+) -> None:
+    """Print what a write did; ``useful``: what was kept of it, if not all."""
     each = report.bytes / report.references if report.references else 0.0
     if as_json:
         print_json(
@@ -284,6 +349,7 @@ def report_write(bank: str, model: str, report: WriteReport, skipped: Sequence[t
                 "bytes": report.bytes,
                 "bytes_per_reference": round(each),
                 "seconds": round(report.seconds, 3),
+                **({} if useful is None else {"useful": useful}),
             }
         )
         return
@@ -304,6 +370,8 @@ def report_write(bank: str, model: str, report: WriteReport, skipped: Sequence[t
         rate = report.references / max(report.seconds, 1e-6)
         each_text = f"{size(each)} each, " if each else ""
         out.print(f"{count(report.references, 'reference')}, {each_text}in {duration(report.seconds)} ({rate:.1f}/s)")
+    if useful is not None:
+        report_useful(useful)
 
 
 def _remembered(bank: str, model: str | None, adapter: str | None, given: Mapping[str, Any]) -> tuple[str, MemoryConfig]:
