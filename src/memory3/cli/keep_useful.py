@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from xxhash import xxh3_128_hexdigest
 
 from memory3.cli.output import count, message, out
 from memory3.cli.progress import StepMeter
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from memory3.planner.usage import DocumentUsage
     from memory3.types import Document
 
-__all__ = ["KeepUseful", "Wanted", "report_useful"]
+__all__ = ["KeepUseful", "Wanted", "asked_useful", "gains_file", "report_useful"]
 
 _SHOWN = 5
 
@@ -38,7 +39,11 @@ class Wanted:
 
     @classmethod
     def parse(cls, text: str) -> Wanted:
-        """``50%`` or ``300``. What is neither is wrong usage."""
+        """``50%`` or ``300``. What is neither is wrong usage.
+
+        Args:
+            text: as the option has it.
+        """
         found = re.fullmatch(r"\s*([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*(%?)\s*", text, re.ASCII)
         wrong = typer.BadParameter(
             f"--keep-useful {text!r}: write a share above 0% and up to 100%, such as 50%, or a number of references from 1"
@@ -51,7 +56,11 @@ class Wanted:
         return cls(number / 100 if found[2] else int(number))
 
     def of(self, references: int) -> int:
-        """How many of so many; a share is rounded up."""
+        """How many of so many; a share is rounded up.
+
+        Args:
+            references: how many there are.
+        """
         return min(references, self.number if isinstance(self.number, int) else math.ceil(self.number * references))
 
 
@@ -71,7 +80,11 @@ class KeepUseful:
         self._ids: set[str] = set()
 
     def noting(self, documents: Iterable[Document]) -> Iterator[Document]:
-        """The same documents; their references are those that are compared."""
+        """The same documents; their references are those that are compared.
+
+        Args:
+            documents: read one by one.
+        """
         for document in documents:
             self._ids.add(document.id)
             yield document
@@ -106,8 +119,53 @@ class KeepUseful:
         }
 
 
+def asked_useful(
+    wanted: str | None, usage: Path | None, *, cold: bool, disk: str | None, elsewhere: bool
+) -> KeepUseful | None:
+    """What --keep-useful and --usage say; what contradicts them is wrong usage.
+
+    Args:
+        wanted: --keep-useful; None: it is not asked for.
+        usage: --usage.
+        cold, disk: the options of these names.
+        elsewhere: whether other processes are to encode.
+    """
+    if wanted is None:
+        if usage is not None:
+            raise typer.BadParameter("--usage says which references are useful: give --keep-useful too, such as 50%")
+        return None
+    if cold:
+        raise typer.BadParameter("--cold encodes nothing and --keep-useful some: give one of them")
+    if disk is not None:
+        raise typer.BadParameter("--disk and --keep-useful both say how many memories are kept: give one of them")
+    if elsewhere:
+        raise typer.BadParameter("--keep-useful encodes in this process: leave out --workers and --ray")
+    return KeepUseful(wanted, usage)
+
+
+def gains_file(bank: str) -> Path:
+    """Where gains are kept until a write is done: beside a bank that is a folder, for another in the cache.
+
+    Args:
+        bank: a folder or a URL.
+    """
+    from memory3.bank.address import is_store_url
+    from memory3.models.catalogue import cache_dir
+
+    if is_store_url(bank):
+        folder = cache_dir() / "gains"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{xxh3_128_hexdigest(bank.rstrip('/').encode())}.jsonl"
+    path = Path(bank).expanduser().absolute()
+    return path.with_name(f"{path.name}.gains.jsonl")
+
+
 def report_useful(found: dict[str, Any]) -> None:
-    """Say what was kept, and what was not."""
+    """Say what was kept, and what was not.
+
+    Args:
+        found: by `KeepUseful.encode`.
+    """
     if unknown := found["unknown_in_usage"]:
         more = f" and {len(unknown) - _SHOWN:,} more" if len(unknown) > _SHOWN else ""
         message(f"the usage log names what is not among these documents: {', '.join(unknown[:_SHOWN])}{more}", kind="note")

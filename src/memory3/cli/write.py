@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from xxhash import xxh3_128_hexdigest
 
 from memory3.cli import options
 from memory3.cli.calibrate import ensure_code_book
-from memory3.cli.keep_useful import KeepUseful, report_useful
+from memory3.cli.keep_useful import asked_useful, gains_file, report_useful
 from memory3.cli.loading import full_name, load_model
 from memory3.cli.output import count, duration, err, message, out, print_json, size, tell_advice
 from memory3.cli.progress import StepMeter, WriteMeter
@@ -204,7 +203,7 @@ def write(
         from memory3.cluster.on_ray import require_ray
 
         require_ray()
-    useful = _useful(keep_useful, usage, cold=cold, disk=disk, elsewhere=elsewhere)
+    useful = asked_useful(keep_useful, usage, cold=cold, disk=disk, elsewhere=elsewhere)
     policy = RetentionPolicy("auto", after or 1, budget_bytes) if auto or after or budget_bytes else None
     name, config = _remembered(bank, model, adapter, context.params)
     skipped: list[tuple[str, str]] = []
@@ -264,7 +263,7 @@ def write(
                     )
                 if useful is not None:
                     with StepMeter() as steps:
-                        told = useful.encode(m3, opened, _gains_file(bank), steps)
+                        told = useful.encode(m3, opened, gains_file(bank), steps)
         if pool is not None and pool.lost:
             message(f"{count(pool.lost, 'worker')} lost; their shards were encoded again", kind="note")
     except KeyboardInterrupt:
@@ -274,34 +273,6 @@ def write(
         report_write(bank, name, cast("WriteReport", error.report), skipped, as_json)
         raise
     report_write(bank, name, report, skipped, as_json, told)
-
-
-def _useful(wanted: str | None, usage: Path | None, *, cold: bool, disk: str | None, elsewhere: bool) -> KeepUseful | None:
-    """What --keep-useful and --usage say; what contradicts them is wrong usage."""
-    if wanted is None:
-        if usage is not None:
-            raise typer.BadParameter("--usage says which references are useful: give --keep-useful too, such as 50%")
-        return None
-    if cold:
-        raise typer.BadParameter("--cold encodes nothing and --keep-useful some: give one of them")
-    if disk is not None:
-        raise typer.BadParameter("--disk and --keep-useful both say how many memories are kept: give one of them")
-    if elsewhere:
-        raise typer.BadParameter("--keep-useful encodes in this process: leave out --workers and --ray")
-    return KeepUseful(wanted, usage)
-
-
-def _gains_file(bank: str) -> Path:
-    """Beside the bank, where it is a folder; else in the cache."""
-    from memory3.bank.address import is_store_url
-    from memory3.models.catalogue import cache_dir
-
-    if is_store_url(bank):
-        folder = cache_dir() / "gains"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{xxh3_128_hexdigest(bank.rstrip('/').encode())}.jsonl"
-    path = Path(bank).expanduser().absolute()
-    return path.with_name(f"{path.name}.gains.jsonl")
 
 
 def _pool(bank: str, recipe: Recipe, workers: int | None, ray: str | None) -> AbstractContextManager[ShardPool | None]:
