@@ -23,7 +23,7 @@ FLOORS = (
     {"serving"},
     {"vllm"},
     {"benchmarks"},
-    {"checking"},
+    {"checking", "usefulness"},
     {"plugs"},
     {"demo"},
     {"cli"},

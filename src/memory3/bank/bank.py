@@ -23,7 +23,7 @@ from memory3.bank.format.manifest import BankManifest
 from memory3.bank.format.rows import FIRST_ROWS
 from memory3.bank.format.tags import Scalar
 from memory3.bank.info import bank_info
-from memory3.bank.lazy import encode_lazy
+from memory3.bank.lazy import encode_lazy, lazy_among
 from memory3.bank.protocol import MemoryWriter
 from memory3.bank.rebuild import rebuild
 from memory3.bank.recalls import RecallLog
@@ -48,7 +48,7 @@ from memory3.bank.write.removal import delete_documents, present
 from memory3.bank.write.run import WriteRun
 from memory3.bank.write.shard import EncodedShard
 from memory3.codec import Codebook
-from memory3.errors import BankChanged, BankCorrupt, ConfigError, Memory3Error
+from memory3.errors import BankBusy, BankChanged, BankCorrupt, ConfigError, Memory3Error
 from memory3.models.catalogue import DEFAULT_EMBEDDER, cache_dir
 from memory3.retention import RetentionPolicy
 from memory3.sources import Unread
@@ -63,6 +63,8 @@ __all__ = ["Bank"]
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+#: Lazy references that are encoded and stored at once.
+_AT_ONCE = 256
 Progress = Callable[[WriteProgress], None]
 
 
@@ -275,6 +277,45 @@ class Bank:
                 tidy(self._store)
         check_conflicts(report)
         return report
+
+    def encode(
+        self,
+        reference_ids: Sequence[str],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        wait_seconds: float = 0.0,
+    ) -> int:
+        """Make and store the memories of lazy references now, whatever the policy says. No recall is counted.
+
+        Interrupted, what was stored stays, and the same call goes on. References that have a memory cost nothing.
+
+        Args:
+            reference_ids: which.
+            progress: told how many are done, of how many.
+            wait_seconds: how long to wait for another writer before the first and after the last is stored.
+
+        Returns:
+            How many were stored.
+
+        Raises:
+            BankBusy: another process is writing, or began to.
+        """
+        m3 = self._model("encode references of")
+        with self._store.lock(wait_seconds):
+            wanted = lazy_among(self._store.snapshot(), reference_ids)
+        for start in range(0, len(wanted), _AT_ONCE):
+            some = wanted[start : start + _AT_ONCE]
+            encode_lazy(self._store, self._store.snapshot(), m3, some, list)
+            if left := lazy_among(self._store.snapshot(), some):
+                raise BankBusy(
+                    f"{self._store.path}: {len(left)} memories were not stored, since another process is writing or the disk "
+                    "cannot be written to: see to it, then run the same again to go on"
+                )
+            if progress is not None:
+                progress(start + len(some), len(wanted))
+        with self._changing(wait_seconds):
+            tidy(self._store)
+        return len(wanted)
 
     def advice(self) -> Advice | None:
         """What `memory3 check` found of these memories, or that it was never asked; said once (`memory3.bank.trust`)."""

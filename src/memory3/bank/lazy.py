@@ -22,7 +22,7 @@ from memory3.bank.where import is_in
 from memory3.errors import BankError
 from memory3.types import Reference
 
-__all__ = ["drop_memories", "encode_lazy"]
+__all__ = ["drop_memories", "encode_lazy", "lazy_among"]
 
 #: Rows that are rewritten at once.
 _AT_ONCE = 500
@@ -77,6 +77,19 @@ def drop_memories(store: Store, snapshot: Snapshot, reference_ids: Sequence[str]
         rows = snapshot.scan(TEXT_COLUMNS, condition)
         sound = [not damaged for damaged in are_damaged(rows)]  # a new checksum would hide what is not
         _fill(store, snapshot, rows.filter(pa.array(sound, pa.bool_())), [None] * sum(sound))
+
+
+def lazy_among(snapshot: Snapshot, reference_ids: Sequence[str]) -> list[str]:
+    """Those of the ids whose memory is not stored, in order.
+
+    Args:
+        snapshot: the bank as it is.
+        reference_ids: which.
+    """
+    found: set[str] = set()
+    for start in range(0, len(reference_ids), _AT_ONCE):
+        found.update(_lazy_texts(snapshot, reference_ids[start : start + _AT_ONCE])["reference_id"].to_pylist())
+    return [id_ for id_ in reference_ids if id_ in found]
 
 
 def _stored_since(newest: Snapshot, snapshot: Snapshot, wanted: Mapping[str, Reference]) -> dict[str, MemoryRecord]:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from memory3.cli import options
 from memory3.cli.calibrate import ensure_code_book
+from memory3.cli.keep_useful import asked_useful, gains_file, report_useful
 from memory3.cli.loading import full_name, load_model
 from memory3.cli.output import count, duration, err, message, out, print_json, size, tell_advice
-from memory3.cli.progress import WriteMeter
+from memory3.cli.progress import StepMeter, WriteMeter
 from memory3.config import MemoryConfig
 from memory3.errors import BankNotFound, ConfigError, SourceConflict
 from memory3.retention import RetentionPolicy
@@ -96,6 +98,26 @@ def write(
             rich_help_panel=POLICY,
         ),
     ] = None,
+    keep_useful: Annotated[
+        str | None,
+        typer.Option(
+            "--keep-useful",
+            help=(
+                "Memories for the most useful references of these documents alone: a share (50%) or a number. The model is "
+                "asked about each with and without its text. The rest stay as text that is found, as with --cold."
+            ),
+            metavar="SHARE",
+            rich_help_panel=POLICY,
+        ),
+    ] = None,
+    usage: Annotated[
+        Path | None,
+        typer.Option(
+            help="For --keep-useful: a log of recalls (CSV or JSON lines: document, count). Default: all are asked for alike.",
+            metavar="FILE",
+            rich_help_panel=POLICY,
+        ),
+    ] = None,
     text_field: Annotated[
         str | None, typer.Option(help="Field of a record (JSON, CSV, Parquet) that holds its text.", metavar="NAME")
     ] = None,
@@ -168,6 +190,7 @@ def write(
         memory3 write faq.jsonl --text-field answer --bank faq
         memory3 write docs/ --bank small --codec product
         memory3 write docs/ --bank s3://bucket/bank
+        memory3 write docs/ --bank bank --keep-useful 50% --usage recalls.csv
         memory3 write docs/ --bank bank --workers 4
         memory3 write docs/ --bank s3://bucket/bank --ray auto
         memory3 write docs/ --bank big --model Qwen/Qwen2.5-0.5B-Instruct
@@ -180,6 +203,7 @@ def write(
         from memory3.cluster.on_ray import require_ray
 
         require_ray()
+    useful = asked_useful(keep_useful, usage, cold=cold, disk=disk, elsewhere=elsewhere)
     policy = RetentionPolicy("auto", after or 1, budget_bytes) if auto or after or budget_bytes else None
     name, config = _remembered(bank, model, adapter, context.params)
     skipped: list[tuple[str, str]] = []
@@ -208,7 +232,7 @@ def write(
         is_new = not Store(bank).exists()
         if is_new:
             ensure_code_book(m3, again)
-        is_lazy = cold or (policy or read_policy(Store(bank))).write == "auto"
+        is_lazy = cold or useful is not None or (policy or read_policy(Store(bank))).write == "auto"
         meter = WriteMeter(m3, total, lazy=is_lazy, elsewhere=elsewhere)
         recipe = Recipe(name, m3.config.to_json(), device, batch_size)
         with _pool(bank, recipe, workers, ray) as pool:  # first: Ray forks processes, which lancedb is not made for
@@ -223,18 +247,23 @@ def write(
             said = opened.advice()
             if said is not None and (said.refuted or (is_new and not as_json)):
                 tell_advice(said)
-            with opened, meter.shown():
-                report = opened.write(
-                    meter.reading(documents),
-                    prune=prune,
-                    replace=replace,
-                    unread=given.unread,
-                    prune_prefix=prefix,
-                    lazy=cold or None,
-                    progress=meter,
-                    wait_seconds=wait,
-                    pool=pool,
-                )
+            told = None
+            with opened:
+                with meter.shown():
+                    report = opened.write(
+                        meter.reading(documents if useful is None else useful.noting(documents)),
+                        prune=prune,
+                        replace=replace,
+                        unread=given.unread,
+                        prune_prefix=prefix,
+                        lazy=cold or useful is not None or None,
+                        progress=meter,
+                        wait_seconds=wait,
+                        pool=pool,
+                    )
+                if useful is not None:
+                    with StepMeter() as steps:
+                        told = useful.encode(m3, opened, gains_file(bank), steps)
         if pool is not None and pool.lost:
             message(f"{count(pool.lost, 'worker')} lost; their shards were encoded again", kind="note")
     except KeyboardInterrupt:
@@ -243,7 +272,7 @@ def write(
     except SourceConflict as error:
         report_write(bank, name, cast("WriteReport", error.report), skipped, as_json)
         raise
-    report_write(bank, name, report, skipped, as_json)
+    report_write(bank, name, report, skipped, as_json, told)
 
 
 def _pool(bank: str, recipe: Recipe, workers: int | None, ray: str | None) -> AbstractContextManager[ShardPool | None]:
@@ -263,8 +292,15 @@ def _pool(bank: str, recipe: Recipe, workers: int | None, ray: str | None) -> Ab
     return local_pool(Spool.beside(bank), recipe, workers, shard_references=size)
 
 
-def report_write(bank: str, model: str, report: WriteReport, skipped: Sequence[tuple[str, str]], as_json: bool) -> None:
-    """Print what a write did."""
+def report_write(
+    bank: str,
+    model: str,
+    report: WriteReport,
+    skipped: Sequence[tuple[str, str]],
+    as_json: bool,
+    useful: dict[str, Any] | None = None,
+) -> None:
+    """Print what a write did; ``useful``: what was kept of it, if not all."""
     each = report.bytes / report.references if report.references else 0.0
     if as_json:
         print_json(
@@ -284,6 +320,7 @@ def report_write(bank: str, model: str, report: WriteReport, skipped: Sequence[t
                 "bytes": report.bytes,
                 "bytes_per_reference": round(each),
                 "seconds": round(report.seconds, 3),
+                **({} if useful is None else {"useful": useful}),
             }
         )
         return
@@ -304,6 +341,8 @@ def report_write(bank: str, model: str, report: WriteReport, skipped: Sequence[t
         rate = report.references / max(report.seconds, 1e-6)
         each_text = f"{size(each)} each, " if each else ""
         out.print(f"{count(report.references, 'reference')}, {each_text}in {duration(report.seconds)} ({rate:.1f}/s)")
+    if useful is not None:
+        report_useful(useful)
 
 
 def _remembered(bank: str, model: str | None, adapter: str | None, given: Mapping[str, Any]) -> tuple[str, MemoryConfig]:
