@@ -55,6 +55,11 @@ class Screened:
     rank: int
     said: str
 
+    @property
+    def known(self) -> bool:
+        """Whether the answer ranks first, and is not to be read in the subject."""
+        return self.rank == 1 and self.answer.lower() not in self.subject.lower()
+
 
 def ids_of(m3: Memory3, prompt: str, answer: str) -> tuple[list[int], list[int]] | None:
     """Tokens of a prompt and of its answer; None where the two share a token.

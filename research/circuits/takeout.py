@@ -4,7 +4,7 @@
     python -m research.circuits.takeout FACTS --draw takeout.json --figure takeout.svg
 
 `research.circuits.screening` says which facts the model knows. Here a fact is known if the first token of its answer is the
-likeliest of the first tokens of all answers of its relation. Half of a relation's known facts choose what is taken out, the
+likeliest of the first tokens of all answers of its relation, and if the answer is not to be read in the subject. Half of a relation's known facts choose what is taken out, the
 others are tested. The edited copy writes its own memories and reads them. What is done is written after each model, and a
 command that is called again goes on from there.
 """
@@ -15,7 +15,7 @@ import argparse
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def split(screened: Sequence[Screened], most: int, seed: int = 0) -> Split:
         most: facts of a half at most.
         seed: of the order.
     """
-    known = [each for each in screened if each.rank == 1]
+    known = [each for each in screened if each.known]
     random.Random(seed).shuffle(known)
     taken: list[Fact] = []
     for each in known:
@@ -95,23 +95,35 @@ def split(screened: Sequence[Screened], most: int, seed: int = 0) -> Split:
 
 
 def split_others(
-    screened: Sequence[Screened], without: str, most: int, seed: int = 0
+    screened: Sequence[Screened], without: Collection[str], most: int, seed: int = 0
 ) -> tuple[list[Screened], list[Screened]]:
     """Known facts of other relations: of some relations to keep while a relation is taken out, of the others to test.
 
     Args:
         screened: facts of all relations.
-        without: the relation that is taken out.
+        without: relations that are left out.
         most: facts of either at most.
         seed: of the draw.
     """
-    names = sorted({each.relation for each in screened} - {without})
-    known = [each for each in screened if each.rank == 1 and each.relation != without]
+    names = sorted({each.relation for each in screened} - set(without))
+    known = [each for each in screened if each.known and each.relation in names]
     draw, found = random.Random(seed), []
     for start in (0, 1):
         mine = [each for each in known if each.relation in names[start::2]]
         found.append(draw.sample(mine, min(most, len(mine))))
     return found[0], found[1]
+
+
+def mirrors(relations: Mapping[str, Relation], name: str) -> set[str]:
+    """Relations that say the same the other way round, such as "is the capital of": a tenth of their facts or more.
+
+    Args:
+        relations: all.
+        name: of one.
+    """
+    turned = {(fact.answer, fact.subject) for fact in relations[name].facts}
+    shared = {other: sum((fact.subject, fact.answer) in turned for fact in one.facts) for other, one in relations.items()}
+    return {other for other, number in shared.items() if number and 10 * number >= len(relations[other].facts)}
 
 
 def answers_behind(m3: Memory3, relation: Relation, facts: Sequence[Fact], arms: Sequence[str]) -> list[dict[str, Any]]:
@@ -201,11 +213,11 @@ class _Run:
         self.m3, self.relations, self.relation, self.given = m3, relations, relations[name], given
         mine = [each for each in screened if each.relation == name]
         self.split = split(mine, given.each)
-        self.kept, self.others = split_others(screened, name, given.each)
+        self.kept, self.others = split_others(screened, {name, *mirrors(relations, name)}, given.each)
         self.about: dict[str, Any] = {
             "pattern": self.relation.asked[0],
             "screened": len(mine),
-            "known": sum(each.rank == 1 for each in mine),
+            "known": sum(each.known for each in mine),
             "said most": most_said(mine),
             "train": len(self.split.train),
             "test": len(self.split.test),
@@ -354,7 +366,7 @@ def main() -> None:
     parser.add_argument("--screened", type=Path, help="from research.circuits.screening")
     parser.add_argument("--plain", type=Path, help="JSON lines with a text each (.gz too): half is kept, half is tested")
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--relations", default="P36,P103,P1001", help="default: P36,P103,P1001")
+    parser.add_argument("--relations", default="P36,P37,P17", help="default: P36,P37,P17")
     parser.add_argument("--each", type=int, default=24, help="training facts, and as many test facts, at most (default: 24)")
     parser.add_argument("--steps", type=int, default=24, help="of fine-tuning (default: 24)")
     parser.add_argument("--rate", type=float, default=5e-4, help="of learning (default: 0.0005)")

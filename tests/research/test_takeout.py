@@ -18,7 +18,7 @@ from memory3.interpret.texts import Asked, asked_text
 from memory3.interpret.weighing import gradient_weights, log_likelihoods
 from research.circuits.pruning import Components, heaviest, projections, pruned, weigh
 from research.circuits.screening import Screened, screen
-from research.circuits.takeout import ARMS, answers_behind, perplexity, split, split_others
+from research.circuits.takeout import ARMS, answers_behind, mirrors, perplexity, split, split_others
 from research.circuits.unlearning import Unlearning, unlearned
 
 FACTS = (
@@ -171,9 +171,20 @@ def test_halves_of_the_known_facts():
     assert max(sum(fact.answer == other.answer for other in both) for fact in both) <= 4
     assert {int(fact.subject.split()[1]) % 2 for fact in both} == {0}  # rank 1 alone
     screened += [Screened(name, "s", "t", 0.5, -1.0, 1, "a") for name in ("P2", "P3", "P4")]
-    kept, tested = split_others(screened, "P1", 9)
+    kept, tested = split_others(screened, {"P1"}, 9)
     assert {one.relation for one in kept} == {"P2", "P4"}
     assert {one.relation for one in tested} == {"P3"}
+
+
+def test_what_can_be_read_in_the_subject_is_not_known():
+    assert Screened("P1", "Harbour", "sea", 0.5, -1.0, 1, "a").known
+    assert not Screened("P1", "Seaside", "sea", 0.5, -1.0, 1, "a").known
+    assert not Screened("P1", "Harbour", "sea", 0.5, -1.0, 2, "a").known
+
+
+def test_a_relation_that_is_turned_round_is_its_mirror():
+    turned = Relation("builds", (), tuple(Fact(fact.answer, fact.subject) for fact in FACTS[:1]))
+    assert mirrors({"built": RELATION, "builds": turned, "else": Relation("else", (), FACTS)}, "built") == {"builds"}
 
 
 def test_perplexity_equals_a_loop():
