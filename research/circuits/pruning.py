@@ -4,8 +4,8 @@
     pruned   the columns of W_O, or W_down, that read x are 0
 
 A head's weight is the sum of its edges' weights in `memory3.interpret.weighing.gradient_weights`, with nothing in place of an
-edge that is out. A neuron's is its own: neurons are the paper's edges of MLPs (arXiv 2407.01178, section 2). An edge belongs to
-a prompt, a head or a neuron to the weights: so the copy can be asked in any pattern, and it can write and read memories.
+edge that is out. A neuron's is its own: neurons are the paper's edges of MLPs (arXiv 2407.01178, section 2). Edges belong to a
+prompt, heads and neurons to the weights: so the copy can be asked in any pattern, and it can write and read memories.
 
 Symbols: L layers, A query heads, d head dimension, F neurons of an MLP.
 """

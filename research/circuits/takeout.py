@@ -4,9 +4,9 @@
     python -m research.circuits.takeout FACTS --draw takeout.json --figure takeout.svg
 
 `research.circuits.screening` says which facts the model knows. Here a fact is known if the first token of its answer is the
-likeliest of the first tokens of all answers of its relation, and if the answer is not to be read in the subject. Half of a relation's known facts choose what is taken out, the
-others are tested. The edited copy writes its own memories and reads them. What is done is written after each model, and a
-command that is called again goes on from there.
+likeliest of the first tokens of all answers of its relation, and if the answer is not to be read in the subject. Half of a
+relation's known facts choose what is taken out, the others are tested. The edited copy writes its own memories and reads them.
+What is done is written after each model, and a command that is called again goes on from there.
 """
 
 from __future__ import annotations

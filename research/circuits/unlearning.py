@@ -97,5 +97,5 @@ def unlearned(
             loss.backward()
             steps.step()
             if tell:
-                tell(step + 1, float(loss))
+                tell(step + 1, float(loss.detach()))
     return made.requires_grad_(False).eval()
