@@ -35,38 +35,10 @@ from research.circuits.screening import ids_of
 __all__ = ["KINDS", "RULES", "Instance", "can_do", "drawn", "try_kind"]
 
 #: Nouns whose plural has an s. Each is one of a pair of random words, or stands in a sentence.
-_NOUNS = (
-    "lamp",
-    "river",
-    "stone",
-    "cloud",
-    "paper",
-    "horse",
-    "coat",
-    "wheel",
-    "knife",
-    "garden",
-    "mirror",
-    "pocket",
-    "ladder",
-    "engine",
-    "ticket",
-    "bottle",
-    "window",
-    "button",
-    "basket",
-    "candle",
-    "hammer",
-    "blanket",
-    "island",
-    "bridge",
-    "farmer",
-    "doctor",
-    "singer",
-    "teacher",
-    "driver",
-    "painter",
-)
+_NOUNS = """
+lamp river stone cloud paper horse coat wheel knife garden mirror pocket ladder engine ticket bottle window button basket
+candle hammer blanket island bridge farmer doctor singer teacher driver painter
+"""
 _BETWEEN = ("near", "behind", "beside", "next to")
 #: What a text says of the knowledge in words.
 RULES = {
@@ -100,14 +72,14 @@ class Instance:
 
 
 def _induction(draw: random.Random) -> Instance:
-    words = draw.sample(_NOUNS, 16)
+    words = draw.sample(_NOUNS.split(), 16)
     pairs = [(words[n], words[n + 1]) for n in range(0, 16, 2)]
     first, second = draw.choice(pairs[:-1])
     return Instance(f"{', '.join(' '.join(pair) for pair in pairs)}, {first}", second)
 
 
 def _agreement(draw: random.Random) -> Instance:
-    subject, other = draw.sample(_NOUNS, 2)
+    subject, other = draw.sample(_NOUNS.split(), 2)
     plural = draw.random() < 0.5
     # The noun between has the other number: that is what misleads.
     ends = ("s", "") if plural else ("", "s")
