@@ -3,8 +3,8 @@
     python -m research.circuits.abstract --asked 120 --tried 30 --out abstract.json
 
 The claim of arXiv 2407.01178, section 2, is that specific knowledge can leave the weights and abstract knowledge cannot. So a
-text of another instance, or a rule in words, should be of no help, and a text of the instance itself should. A model **can do**
-an instance if it would write the answer, token by token; of agreement, if it prefers the right form of the verb.
+text of another instance, or a rule in words, should be of no help, and a text of the instance itself should. A model **can
+do** an instance if it would write the answer, token by token; of agreement, if it prefers the right form of the verb.
 
     none       stone lamp, river coat, .. river                                                       answer: coat
     example    paper wheel, knife cloud, .. knife cloud.     stone lamp, river coat, .. river
