@@ -61,9 +61,9 @@ def imitable(
     Facts are asked without help. Of those that the model knows (every token of the answer
     has a probability of 0.9 or more) and of those that it does not (one has 0.5 or less),
     some are asked again behind a text of the fact, in several patterns and as memory, and
-    behind controls. It says the answer at 0.9 again. Rates have Wilson's intervals of 95%.
-    Small models know few facts: with [cyan]--known 0.501[/cyan] all are known that a model
-    surely writes by itself.
+    behind controls. Rates have Wilson's intervals of 95%. Small models know few facts that
+    well: with --known 0.501 a fact is known where the model writes the answer by itself and
+    each token is likelier than all others together.
 
     [bold]Examples[/bold]
 
