@@ -48,7 +48,7 @@ def imitable(
             help="Probability of each token of the answer from which on a fact is known.", min=0.501, max=1, metavar="P"
         ),
     ] = 0.9,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.", metavar="N")] = 0,
+    seed: own.Seed = 0,
     target: own.Target = None,
     memory_prefix: options.MemoryPrefix = None,
     memory_temperature: options.MemoryTemperature = None,
