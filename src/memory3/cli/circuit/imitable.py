@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["imitable"]
 
+_ASKED = "How facts are asked"
+
 
 def imitable(
     context: typer.Context,
@@ -48,7 +50,7 @@ def imitable(
             help="Probability of each token of the answer from which on a fact is known.", min=0.501, max=1, metavar="P"
         ),
     ] = 0.9,
-    seed: own.Seed = 0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.", metavar="N", rich_help_panel=_ASKED)] = 0,
     target: own.Target = None,
     memory_prefix: options.MemoryPrefix = None,
     memory_temperature: options.MemoryTemperature = None,
