@@ -36,8 +36,8 @@ class Unlearning:
     """
 
     layers: int = 9
-    steps: int = 24
-    rate: float = 5e-4
+    steps: int = 12
+    rate: float = 1e-3
     batch: int = 8
     seed: int = 0
 
