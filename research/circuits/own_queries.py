@@ -5,7 +5,7 @@
 The paper's Remark 2 proposes it. Each set has one pool of passages for all ways to search (`research.circuits.own_sets`), and
 each head a score of every passage (`research.circuits.own_scores`). Every other question of dev chooses heads, the others of
 dev choose the kind of score and how many heads, all of dev fits what is learned, test is reported. Heads are chosen over the
-sets together. What is learned is also fitted without the set that it is reported on (``others``).
+sets together. What is learned is also fitted without the set that it is reported on (``learned on others``).
 """
 
 from __future__ import annotations
@@ -260,8 +260,9 @@ def compare(found: Sequence[Searched], best: dict[tuple[str, str], list[Head]]) 
         report["weights"][name] = {"ridge": ridge, "weights": [round(float(w), 4) for w in weights]}
         for n, (one, stack) in enumerate(zip(found, stacks, strict=True)):
             learned[one.pool.name][f"{name}, learned"] = np.tensordot(weights, stack, 1)
-            without = fitted(blocks("dev", n), ridge)
-            learned[one.pool.name][f"{name}, learned on others"] = np.tensordot(without, stack, 1)
+            if len(found) > 1:
+                without = fitted(blocks("dev", n), ridge)
+                learned[one.pool.name][f"{name}, learned on others"] = np.tensordot(without, stack, 1)
     for one in found:
         rows, own = one.rows("test"), one.heads[kind][:size].sum(0)
         z = {name: standardised(scores) for name, scores in one.known.items()} | {"own": standardised(own)}
@@ -292,6 +293,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder for keys and queries; an interrupted run goes on")
     parser.add_argument("--passages", type=int, default=100, help="of each pool (default: 100)")
     parser.add_argument("--questions", type=int, default=80, help="of each split of each set (default: 80)")
+    parser.add_argument("--sets", default=",".join(SETS), help=f"folders of the data (default: {','.join(SETS)})")
     parser.add_argument("--seed", type=int, default=0, help="of the pools (default: 0)")
     parser.add_argument("--out", type=Path, required=True, help="JSON report")
     given = parser.parse_args()
@@ -300,7 +302,7 @@ def main() -> None:
     embedder = Embedder.load(DEFAULT_EMBEDDER)
     found: list[Searched] = []
     with StepMeter() as meter:
-        for name in SETS:
+        for name in given.sets.split(","):
             pool = make_pool(m3, given.data / name, given.passages, given.questions, given.seed)
             folder = given.cache / f"{m3.fingerprint[:16]}-{pool.name}-{given.passages}-{given.questions}-{given.seed}"
             texts = [one.text for one in pool.asked]
