@@ -1,7 +1,8 @@
 """Passages and questions to measure a search on: a pool for each set, its keys and queries, and what other searches say.
 
 Passages are encoded as memories are (`memory3.encode.encoder.Encoder.dense`), questions behind the prefix, where there are no
-memories yet, and moved to where they lie once there are. Both are kept in files, a batch each, so that an interrupted run goes on.
+memories yet, and moved to where they lie once there are. Both are kept in files, a batch each, so that an interrupted run goes
+on.
 """
 
 from __future__ import annotations
