@@ -12,12 +12,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-vllm lint docs structure setup models lock results clean adapter
+.PHONY: help demo test test-long test-vllm lint docs structure setup models lock results clean adapter
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    set up, fetch the default models, build a small bank and ask it"
-	@echo "make test    run all tests"
+	@echo "make test    run the tests"
+	@echo "make test-long   run those that kill processes again and again, or run a benchmark or an experiment whole"
 	@echo "make test-vllm   run the tests inside vLLM, in an environment of its own"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    build the documentation site in build/site; a broken link fails"
@@ -31,7 +32,10 @@ demo: models
 	$(BIN)/memory3 demo
 
 test: models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not long" $(ARGS)
+
+test-long: models
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist load -m long $(ARGS)
 
 # vLLM wants other versions of torch and transformers than requirements.lock, so it has an environment of its own, .venv-vllm.
 # One process a file: vLLM can be started once in a process.

@@ -72,6 +72,7 @@ def first(tmp_path_factory):
     return path
 
 
+@pytest.mark.long
 def test_killed_while_writing(tmp_path, processes, first, monkeypatch):
     """Killed at 20 random moments or more: always a whole bank, of old and new documents, that goes on to the same end."""
     monkeypatch.setattr(pace, "COMMIT_REFERENCES", 6)

@@ -48,6 +48,7 @@ def encoded(m3, plan: WritePlan) -> list[EncodedShard]:
     return [encode_shard(m3, shard, embedder=HashingEmbedder(), code_book=plan.code_book) for shard in plan.shards]
 
 
+@pytest.mark.long
 def test_shards_encoded_by_two_other_processes_are_one_write(tmp_path, small_commits):
     """Texts of the tiny model: some small documents, one that is cut into parts; committed in reverse order by a third."""
     docs = [*TEXTS, Document("large", "Memories are keys and values; the reader reads them while it writes. " * 20)]

@@ -190,6 +190,7 @@ def test_arms_take_turns_and_another_server_is_asked_the_questions_of_the_first(
         assert ("memory_requests_ratio" in one) == (name != "memory")
 
 
+@pytest.mark.long
 @pytest.mark.real
 def test_the_benchmark_against_another_server(default_model_path: str, address: str) -> None:
     """All of it: `memory3 serve` in a process of its own, in two modes, and a server of a model of some thousand weights,

@@ -338,6 +338,17 @@ def test_what_a_second_reference_costs_is_told() -> None:
     assert "read the best alone" not in verdict.sentence
 
 
+def test_a_model_that_does_not_read_its_text_is_doubted() -> None:
+    """A rotation that its config forgets, say: memory does as well as text, which is badly."""
+    found = outcome(nothing=4, text=2, eighth=2, quarter=2, half=2, all=2, packed=2)
+    m3 = attach()
+    for right, doubted in (([1.0] + 10 * [0.0], True), ([1.0, 1.0] + 9 * [0.0], False)):
+        found.right[TEXT] = right
+        verdict = judge(SOUND, summed_up(m3, arms_of(m3), found, RawCodec(m3.shape), 0.1))
+        assert verdict.choice == USE
+        assert ("of them right from the text itself: is it loaded as it was trained?" in verdict.sentence) is doubted
+
+
 def test_an_interval_that_reaches_over_the_margin_is_not_within_it() -> None:
     found = outcome(nothing=4, text=2, eighth=2, quarter=2, half=2, all=2, packed=2)
     found.nll["1/8"] = [value + (1 if n % 2 else -1) for n, value in enumerate(found.nll["1/8"])]

@@ -350,6 +350,7 @@ main()
 """
 
 
+@pytest.mark.long
 def test_killed_and_run_again(model, data, tmp_path):
     """kill -9 while it writes: nothing measured is lost or measured twice, and the folder is whole."""
     out = tmp_path / "out"

@@ -216,6 +216,7 @@ def test_stock_tasks_and_shots(path, bank_path, tmp_path, monkeypatch):
     assert found["memory"] != found["hf"]
 
 
+@pytest.mark.long
 def test_our_command_makes_the_class_known():
     arguments = ["memory3", "lm-eval", "run", "--model", "memory3", "--tasks", "nothing-of-this-name"]
     code = f"import sys; from memory3.cli import main; sys.argv = {arguments}; main()"

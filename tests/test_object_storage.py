@@ -261,6 +261,7 @@ def told(pipe, steps):
     return True
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", [bank_process.write_elsewhere, bank_process.rebuild_elsewhere])
 def test_killed_at_any_moment(s3, processes, monkeypatch, target):
     """kill -9: a whole bank, of documents old and new, that verifies, and a write that goes on to the same end."""

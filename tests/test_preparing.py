@@ -369,6 +369,7 @@ def _prepare(pipe, workers):
     prepare(["in"], "out", workers=workers, tell=lambda what, done, total, more: pipe.send(f"{what} {done}"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("moment", "workers"),
     [("reading 3", 1), ("near-duplicates: comparing 5", 1), ("writing 2", 2)],

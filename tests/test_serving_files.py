@@ -344,6 +344,7 @@ def test_a_file_that_is_too_large_is_refused(server, client, tmp_path_factory):
     assert not left_over(tmp_path_factory.getbasetemp())
 
 
+@pytest.mark.long
 def test_a_file_that_unzips_to_more_than_there_is_fails_alone(client):
     store = client.vector_stores.create()
     bombs = {

@@ -284,6 +284,7 @@ def test_a_request_whose_time_is_over_gets_what_there_is(tmp_path):
 # ---- clients that go away ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_streams_that_nobody_reads_free_their_places(tmp_path):
     limits = Limits(unread_seconds=1.0)
     asked = {**CHAT, "max_tokens": 3000, "stream": True, "logprobs": True, "top_logprobs": 20, "ignore_eos": True}
@@ -537,6 +538,7 @@ def long_streams(process):
         yield
 
 
+@pytest.mark.long
 def test_streams_that_go_on_are_cut_off_when_the_time_to_drain_is_over(command, tmp_path):
     process = command("--name", "tiny", "--drain", "1")
     with long_streams(process):

@@ -426,6 +426,7 @@ def test_purging_leaves_no_byte_of_what_was_deleted_or_replaced(tmp_path):
     assert opened.write(left).unchanged == len(left)
 
 
+@pytest.mark.long
 def test_updates_of_one_document_do_not_fill_the_disk(tmp_path, monkeypatch):
     for module in (store_module, upkeep):
         monkeypatch.setattr(module, "GRACE", timedelta(0))

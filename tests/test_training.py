@@ -350,6 +350,7 @@ train(Settings.read(sys.argv[1]), Path(sys.argv[2]))
 """
 
 
+@pytest.mark.long
 def test_a_killed_run_resumes_bit_for_bit(tmp_path: Path, model_path: str, data: str, finished: Path) -> None:
     """Killed while it writes its second checkpoint."""
     settings = tmp_path / "settings.json"

@@ -197,6 +197,7 @@ def test_likelihoods_before_training_are_the_models_own_and_survive_an_interrupt
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["prompt", "preference"])
 def test_a_stopped_run_resumes_bit_for_bit(
     kind: str, tmp_path: Path, model_path: str, data: str, monkeypatch: pytest.MonkeyPatch
@@ -237,6 +238,7 @@ def test_preferences_start_at_log_2_and_are_learned(tmp_path: Path, model_path: 
     assert last["eval_preference_right"] == 1.0
 
 
+@pytest.mark.long
 def test_an_adapter_goes_on_from_where_it_ended(tmp_path: Path, model_path: str, data: str) -> None:
     """LoRA starts at the adapter that the model's name ends in; so do the likelihoods that preferences are compared with."""
     settings = answers(model_path, data, "preference", rank=2, alpha=7, steps=3, save_every=3, eval_every=0, warmup=0)

@@ -25,6 +25,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+@pytest.mark.long
 def test_two_processes_do_what_one_does_with_twice_the_passes(tmp_path: Path) -> None:
     """Losses, gradients' norms and weights; resumed in the middle, to the last bit. As torchrun starts them."""
     model, data = save_tiny(tmp_path / "tiny", chat=True), write_data(tmp_path)

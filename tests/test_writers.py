@@ -137,6 +137,7 @@ def test_a_write_that_was_interrupted_takes_what_was_encoded_from_the_spool(tmp_
 
 
 @linux
+@pytest.mark.long
 def test_killed_at_random_moments(tmp_path, monkeypatch):
     """A worker, the committer, or all; `kill_writers` compares every row with those of a quiet write."""
     places = [Path(__file__).parent, Path(memory3.__file__).parents[1]]

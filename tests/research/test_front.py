@@ -74,6 +74,7 @@ def test_a_summary_by_hand() -> None:
     assert said["gain"] == pytest.approx((3.5 - 5) / (2 - 5))
 
 
+@pytest.mark.long
 @pytest.mark.real  # searches with the default embedder
 def test_every_arm(data: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, default_embedder_path: str) -> None:
     monkeypatch.setattr(

@@ -53,6 +53,7 @@ def test_arms_wait_before_each_turn_and_take_turns() -> None:
     assert figures == {"memory": [4.0, 8.0], "plain": [5.0, 7.0]}
 
 
+@pytest.mark.long
 def test_the_path_ends_in_a_kernel(tmp_path: Path) -> None:
     command = [sys.executable, path_length.__file__, str(ROOT / "src"), "--out", str(tmp_path / "path.json")]
     subprocess.run(command, check=True, timeout=300)

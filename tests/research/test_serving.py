@@ -57,6 +57,7 @@ def test_answers_are_equal_up_to_the_first_difference() -> None:
     assert batching.same([[1, 2, 3, 7]], [[1, 2, 9, 7]]) == 0.5
 
 
+@pytest.mark.long
 def test_both_schedulers_answer_what_a_batch_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a model of some thousand weights, in two turns."""
     monkeypatch.setattr(batching, "THREADS", 1)

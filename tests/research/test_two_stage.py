@@ -23,6 +23,7 @@ def small_shape(monkeypatch: pytest.MonkeyPatch) -> str:
     return "tiny"
 
 
+@pytest.mark.long
 def test_the_two_ways_see_the_same_sequences(tmp_path: Path, small_shape: str) -> None:
     model_path, data = save_tiny(tmp_path, chat=True), write_data(tmp_path)
     options = (

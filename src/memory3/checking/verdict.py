@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory3.checking.reading import COMPARED
-from memory3.checking.selection import ALL, PACKED
+from memory3.checking.selection import ALL, PACKED, TEXT
 
-__all__ = ["DONT", "MORE", "USE", "WORTH", "Verdict", "judge", "refused"]
+__all__ = ["DONT", "MORE", "READS", "USE", "WORTH", "Verdict", "judge", "refused"]
 
 USE, MORE, DONT = "use", "use with more bytes", "don't use"
 #: Share of text's gain that memories of all pairs must be able to have: where even the upper end of the interval lies below,
 #: reading itself loses too much, and no budget helps.
 WORTH = 0.8
+#: Share of questions that a model should answer right from the text itself. Below it memories may do as well as text, and the
+#: model is of little use with either: what is said of memories is true, and the model deserves a look.
+READS = 0.1
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,16 @@ def judge(parity: Mapping[str, Any], selection: Mapping[str, Any] | None) -> Ver
         return refused(
             f"on {asked} even memories of all pairs gain only {_share(whole)} of what text gains, so that no budget helps."
         )
-    alone = ""
+    besides = ""
     if selection["second"]["more"]["interval"][0] > selection["margin_nats"]:
-        alone = " A second reference beside costs memory clearly more than text: read the best alone (`--gap 0`)."
+        besides = " A second reference beside costs memory clearly more than text: read the best alone (`--gap 0`)."
+    right = arms[TEXT]["right"]
+    if right["mean"] < READS:
+        low, high = right["interval"]
+        besides += (
+            f" But this model answers only {right['mean']:.0%} [{low:.0%}, {high:.0%}] of them right from the text itself: "
+            "is it loaded as it was trained?"
+        )
     own, best, packed = arms[selection["configured"]], arms[selection["recommended"]], arms[PACKED]
     margin = f"{selection['margin']:.0%} of text's gain ({selection['margin_nats']:.2f} nats a token) of all pairs"
     if not own["within"]:
@@ -87,7 +97,7 @@ def judge(parity: Mapping[str, Any], selection: Mapping[str, Any] | None) -> Ver
             MORE,
             f"Use with more bytes: the smallest budget within {margin} on {asked} is {best['budget']}, "
             f"{_kilobytes(best['bytes'])} a reference before packing; the {own['budget']} that was configured gains "
-            f"{_share(own['gain'])} of what text gains.{alone}",
+            f"{_share(own['gain'])} of what text gains.{besides}",
             {"budget": best["budget"]},
         )
     packing = selection["packing"]
@@ -97,14 +107,14 @@ def judge(parity: Mapping[str, Any], selection: Mapping[str, Any] | None) -> Ver
             MORE,
             f"Use with more bytes: {own['budget']} stays within {margin} on {asked}, but packing it by {packing['codec']} "
             f"costs {packing['costs']['mean']:.2f} nats [{low:.2f}, {high:.2f}] more; take a larger codec, or raw at "
-            f"{_kilobytes(own['bytes'])} a reference.{alone}",
+            f"{_kilobytes(own['bytes'])} a reference.{besides}",
             {"codec": "raw"},
         )
     smaller = f" {best['budget']} would do as well." if best["pairs"] < own["pairs"] else ""
     return Verdict(
         USE,
         f"Use: with budget {own['budget']} memories stay within {margin} on {asked}; packed by {packing['codec']}, "
-        f"{_kilobytes(packed['bytes'])} a reference, they gain {_share(packed['gain'])} of what text gains.{smaller}{alone}",
+        f"{_kilobytes(packed['bytes'])} a reference, they gain {_share(packed['gain'])} of what text gains.{smaller}{besides}",
         {},
     )
 
