@@ -215,10 +215,10 @@ def compare(found: Sequence[Searched], best: dict[tuple[str, str], list[Head]]) 
     checked: list[dict[str, Any]] = []
     for kind, scores in ((kind, [one.heads[kind] for one in found]) for kind in best):
         for size in SIZES:
-            rows = [one.rows("check") for one in found]
+            parts = [one.rows("check") for one in found]
             each = [
                 float(mean_reciprocal_rank(s[:size].sum(0)[r], one.pool.right[r]))
-                for s, r, one in zip(scores, rows, found, strict=True)
+                for s, r, one in zip(scores, parts, found, strict=True)
             ]
             checked.append({"kind": kind[0], "tokens": kind[1], "heads": size, "mrr": float(np.mean(each)), "sets": each})
     checked.sort(key=lambda row: -row["mrr"])
