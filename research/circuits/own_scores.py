@@ -126,7 +126,7 @@ def ranks(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
         right: bool ``[questions, N]``, at least one in each.
     """
     best = np.where(right, scores, -np.inf).max(-1, keepdims=True)
-    better: np.ndarray = ((scores >= best) & ~right).sum(-1) + 1
+    better: np.ndarray = (~(scores < best) & ~right).sum(-1) + 1  # what is no number counts against it
     return better
 
 

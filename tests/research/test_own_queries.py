@@ -118,6 +118,7 @@ def test_ranks_count_equals_against_the_right_one() -> None:
     assert ranks(np.array([[3.0, 3, 2, 0]]), right).tolist() == [2]
     assert ranks(np.array([[[5.0, 3, 4, 0]], [[0, 0, 1, 0]]]), right).tolist() == [[3], [3]]
     assert mean_reciprocal_rank(np.array([[3.0, 3, 2, 0]]), right) == 0.5
+    assert ranks(np.full((1, 4), np.nan), right).tolist() == [3]  # no numbers are no success
 
 
 def test_ranks_are_fused() -> None:
