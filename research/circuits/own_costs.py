@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,9 +60,9 @@ def costs(m3: Memory3, embedder: Embedder, questions: Sequence[str], heads: int,
         for _ in range(blocks):
             table @ table[0]
 
-    def read(question: str) -> None:
+    def read(question: str) -> Any:
         tokens = torch.tensor([[*m3.frame.prefix, *m3.frame.after(m3.prompts.ids(question))]])
-        m3.geometry.base(tokens, use_cache=False)
+        return m3.geometry.base(tokens, use_cache=False)
 
     some = list(questions[:12])
     found: dict[str, Any] = {
@@ -80,8 +81,8 @@ def costs(m3: Memory3, embedder: Embedder, questions: Sequence[str], heads: int,
     for size in REFERENCES:
         blocks, times = size // _BLOCK, 9 if size == _BLOCK else 1
         found[f"search {size}, ms"] = {
-            "every token": _milliseconds(lambda n=blocks: late(n), times),
-            "one vector a head": _milliseconds(lambda n=blocks: vectors(pooled, n), times),
-            "embedder": _milliseconds(lambda n=blocks: vectors(embedded, n), times),
+            "every token": _milliseconds(partial(late, blocks), times),
+            "one vector a head": _milliseconds(partial(vectors, pooled, blocks), times),
+            "embedder": _milliseconds(partial(vectors, embedded, blocks), times),
         }
     return found

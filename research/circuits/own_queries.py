@@ -173,10 +173,10 @@ def figures(scores: np.ndarray, right: np.ndarray, beside: np.ndarray | None = N
     mine, theirs = measured(scores), measured(beside) if beside is not None else {}
     found: dict[str, Any] = {"questions": len(right)}
     for name, values in mine.items():
-        found[name] = [round(float(values.mean()), 4), *(round(x, 4) for x in interval(values))]
+        found[name] = [round(float(values.mean()), 4), *(round(x, 4) for x in interval(values.tolist()))]
         if theirs:
             other = values - theirs[name]
-            found[f"{name}, difference"] = [round(float(other.mean()), 4), *(round(x, 4) for x in interval(other))]
+            found[f"{name}, difference"] = [round(float(other.mean()), 4), *(round(x, 4) for x in interval(other.tolist()))]
     return found
 
 

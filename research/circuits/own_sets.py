@@ -163,7 +163,7 @@ def read_queries(m3: Memory3, questions: Sequence[str], folder: Path, told: Told
             seen = Seen()
             cache = DynamicCache()
             for layer, (key, value) in enumerate(m3.encoder.prefix):
-                cache.update(*(x.expand(len(rows), -1, -1, -1) for x in (key, value)), layer)
+                cache.update(key.expand(len(rows), -1, -1, -1), value.expand(len(rows), -1, -1, -1), layer)
             with attached(m3.model):
                 m3.geometry.base(padded, past_key_values=cache, use_cache=True, memory3=seen)
             begin = len(rows[0]) - len(some[0]) - len(m3.frame.tail)

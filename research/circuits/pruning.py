@@ -54,12 +54,12 @@ def projections(model: PreTrainedModel) -> list[tuple[nn.Linear, nn.Linear]]:
         UnsupportedModel: its layers have no ``o_proj`` and ``down_proj``.
     """
     parts = Parts(model)
-    found = []
+    found: list[tuple[nn.Linear, nn.Linear]] = []
     for attention, mlp in zip(parts.attentions, parts.mlps, strict=True):
-        pair = getattr(attention, "o_proj", None), getattr(mlp, "down_proj", None)
-        if not isinstance(pair[0], nn.Linear) or not isinstance(pair[1], nn.Linear):
+        out, down = getattr(attention, "o_proj", None), getattr(mlp, "down_proj", None)
+        if not isinstance(out, nn.Linear) or not isinstance(down, nn.Linear):
             raise UnsupportedModel(f"{parts.name} has no o_proj and down_proj in every layer: use a Llama- or Qwen-like model")
-        found.append(pair)
+        found.append((out, down))
     return found
 
 
@@ -88,7 +88,8 @@ def weigh(model: PreTrainedModel, texts: Sequence[Text]) -> Components:
     forward: Any = model
     pairs, alignment = projections(model), Alignment(texts)
     modules = [module for pair in pairs for module in pair]
-    heads, neurons = [0.0] * len(pairs), [0.0] * len(pairs)
+    heads: list[Any] = [0.0] * len(pairs)
+    neurons: list[Any] = [0.0] * len(pairs)
     for numbers in alignment.batches():
         some = [texts[n] for n in numbers]
         places = torch.tensor([place for place, _ in some[0].targets])

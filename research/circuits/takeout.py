@@ -240,8 +240,8 @@ class _Run:
                 losses.append(round(loss, 4))
                 tell(f"step {step} of {how.steps}, loss {loss:.2f}")
 
-            rows = [[list(text.tokens) for text in some] for some in (mine, theirs)]
-            return unlearned(model, *rows, plain, how, told), asdict(how) | {"losses": losses}
+            prompts, kept = ([list(text.tokens) for text in some] for some in (mine, theirs))
+            return unlearned(model, prompts, kept, plain, how, told), asdict(how) | {"losses": losses}
         weights, others = weigh(model, mine), weigh(model, theirs)
         for heads, neurons in _SIZES:
             chosen = heaviest(weights, others, heads, neurons)

@@ -20,7 +20,8 @@ import argparse
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from memory3.llm import Memory3
 from memory3.models.catalogue import DEFAULT_ADAPTED, DEFAULT_EMBEDDER
 from memory3.planner.usage import DocumentUsage
 from memory3.recall.held import Held
-from memory3.types import Document, Reference
+from memory3.types import Document, Memory, Reference
 from memory3.usefulness import QUESTIONS, Gain, Gains, most_useful, usage_of
 from research.quality.ways import NEW, figures, say
 
@@ -131,7 +132,7 @@ def answered(m3: Memory3, pool: Pool, mode: str, given: argparse.Namespace) -> d
             return dict(row["figures"])
     say(f"answering {len(pool.items)} questions from {mode}")
     references = {item["reference"].id: item["reference"] for item in pool.items}
-    memories = {}
+    memories: dict[str, Memory] = {}
     if mode == "memory":
         some = sorted(references.values(), key=lambda reference: len(reference.token_ids))
         for start in range(0, len(some), given.batch):
@@ -182,7 +183,7 @@ def report(pool: Pool, ranked: Mapping[str, list[list[str]]], memory: Any, nothi
     documents = [item["reference"].document_id for item in pool.items]
     groups = [[n for n, name in enumerate(documents) if name == each] for each in sorted(set(documents))]
 
-    def share(kept: np.ndarray, drawn: Sequence[Sequence[int]], what: str) -> float:
+    def share(kept: np.ndarray, what: str, drawn: Sequence[Sequence[int]]) -> float:
         n = np.asarray([k for group in drawn for k in group])
         if what == "answers":
             return float((kept * correct + (1 - kept) * closed)[n].sum() / correct[n].sum())
@@ -196,15 +197,18 @@ def report(pool: Pool, ranked: Mapping[str, list[list[str]]], memory: Any, nothi
             kept = _kept(lists, names, number)
             row: dict[str, Any] = {"kept": number}
             for what in ("answers", "gain", "questions"):
+                mine, theirs = partial(share, kept, what), partial(share, chance, what)
                 row[what] = {
-                    "share": share(kept, groups, what),
-                    "interval": aggregate_interval(groups, lambda g, w=what, k=kept: share(k, g, w)),
-                    "minus random": aggregate_interval(
-                        groups, lambda g, w=what, k=kept, c=chance: share(k, g, w) - share(c, g, w)
-                    ),
+                    "share": mine(groups),
+                    "interval": aggregate_interval(groups, mine),
+                    "minus random": aggregate_interval(groups, partial(_less, mine, theirs)),
                 }
             found[f"{part:.0%} {rule}"] = row
     return found
+
+
+def _less(mine: Callable[[Any], float], theirs: Callable[[Any], float], drawn: Sequence[Sequence[int]]) -> float:
+    return mine(drawn) - theirs(drawn)
 
 
 def _kept(lists: Sequence[Sequence[str]], names: Sequence[str], number: int) -> np.ndarray:
@@ -242,7 +246,7 @@ def main() -> None:
     for reference in pool.references:
         kind = "boilerplate" if reference.document_id.startswith("boilerplate-") else "unasked"
         kinds["asked" if reference.document_id in asked else kind].append(gains[reference.id].nats)
-    result = {
+    result: dict[str, Any] = {
         "settings": _mark(given),
         "references": {kind: len(values) for kind, values in kinds.items()},
         "gain of generated questions": {kind: float(np.mean(values)) for kind, values in kinds.items()},
