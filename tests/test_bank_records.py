@@ -9,7 +9,7 @@ import torch
 from bank_writer import HashingWriter, documents, expected, open_bank, same_memory
 from codebooks import fitted
 
-from memory3.bank import MemoryCache, MemoryReader
+from memory3.bank import MemoryReader, TierBytes, Tiers
 from memory3.codec.raw import encode_record
 from memory3.config import MemoryConfig
 from memory3.errors import BankCorrupt, ConfigError
@@ -19,10 +19,10 @@ DOCS = documents(5)
 IDS = list(expected(DOCS))
 
 
-def reader_of(bank, cache=None):
+def reader_of(bank, tiers=None):
     """As a process would have it that got records from elsewhere."""
     codec = bank._snapshot.codec
-    return MemoryReader(bank.manifest, lambda: codec, cache or MemoryCache(1 << 20), "version", "elsewhere")
+    return MemoryReader(bank.manifest, lambda: codec, tiers or Tiers(TierBytes(0, 1 << 20, 0)), "version", "elsewhere")
 
 
 def test_records_are_the_stored_bytes(tmp_path):
@@ -83,16 +83,17 @@ def test_a_memory_knows_what_it_covers_and_how_it_was_made(tmp_path):
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_decoded_on_the_device_asked_for(tmp_path, device, monkeypatch):
     """The meta device has no numbers; a device that has is compared in test_codec."""
-    bank = open_bank(tmp_path / "bank")
+    bank = open_bank(tmp_path / "bank", device_bytes=1 << 20)
     bank.write(DOCS)
     if device == "meta":
         monkeypatch.setattr(torch.Tensor, "isfinite", lambda self: torch.ones(()))
     memories = bank.memories(IDS, device=device)
     assert {m.keys.device.type for m in memories} == {m.values.device.type for m in memories} == {device}
     assert {m.keys.device.type for m in bank.memories(IDS)} == {"cpu"}  # the cache tells devices apart
-    before = bank.cache.statistics().hits
+    tier = bank.tiers.ram if device == "cpu" else bank.tiers.device
+    before = tier.statistics().hits
     assert bank.memories(IDS, device=torch.device(device))[0] is memories[0]
-    assert bank.cache.statistics().hits == before + len(IDS)
+    assert tier.statistics().hits == before + len(IDS)
 
 
 def test_the_reader_asks_only_for_what_it_does_not_have(tmp_path):

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from memory3.bank import Bank
 from memory3.bank.backends import lease, objects
 from memory3.bank.backends.object_store import ObjectBackend
 from memory3.bank.backends.objects import Objects
-from memory3.bank.remote.disk import DiskCache
+from memory3.bank.disk import DiskCache
 from memory3.bank.write import pace
 from memory3.errors import (
     BankBusy,
@@ -620,7 +620,12 @@ def test_what_is_read_next_is_fetched_beside(s3, read_bank):
         view = bank.pin()
         view.search(["w1"], 1)
         view.ahead(["words w33"], 5)
-        hits = view.search(["words w33"], 5)[0]  # waits for the guess
+        bank._guesses.settle()
+        wait(bank._guesses._others, 20)  # as many that rank below come behind it
+        assert bank.tiers.statistics().ahead == 10
+        view.ahead(["words w35"], 5)
+        hits = view.search(["words w33"], 10)[0]  # waits for the guess
+        wait(bank._guesses._others, 20)
         data_requests(s3)
         view.memories([hit.reference_id for hit in hits])
         assert data_requests(s3) == []

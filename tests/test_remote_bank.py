@@ -20,8 +20,8 @@ from bank_writer import same_memory
 from filelock import FileLock
 
 from memory3.bank import Bank
+from memory3.bank.disk import DiskCache
 from memory3.bank.remote import RemoteBank
-from memory3.bank.remote.disk import DiskCache
 from memory3.bank.remote.frames import pack, unpack
 from memory3.codec.fitting import fit
 from memory3.errors import (
@@ -409,7 +409,7 @@ def test_the_disk_cache_keeps_to_its_bytes(tmp_path):
 PROCESS = """
 import sys
 from pathlib import Path
-from memory3.bank.remote.disk import DiskCache
+from memory3.bank.disk import DiskCache
 cache, own = DiskCache(Path(sys.argv[1]), int(sys.argv[2])), sys.argv[3]
 for n in range(150):
     for key in (f"shared {n % 40}", f"{own} {n}"):

@@ -146,7 +146,10 @@ def test_metrics_count_and_name_nobody(guarded):
     assert float(values["memory3_first_token_seconds_count"]) >= 1
     assert float(values["memory3_retrieval_seconds_count"]) >= 1
     assert float(values["memory3_recalls_total"]) >= 1
-    assert float(values["memory3_cache_bytes"]) > 0
+    tiers = {tier: float(values[f'memory3_cache_bytes{{tier="{tier}"}}']) for tier in ("device", "ram", "disk")}
+    assert tiers["ram"] > tiers["device"] == tiers["disk"] == 0
+    read = float(values["memory3_bank_reads_total"])
+    assert read == float(values['memory3_cache_misses_total{tier="ram"}']) > 0
     assert float(values["memory3_queue"]) == float(values["memory3_running"]) == 0
     assert 'route="unknown"' not in text or "/nix" not in text
 

@@ -8,6 +8,7 @@ from memory3.bank.protocol import MemoryWriter
 from memory3.bank.reader import MemoryReader
 from memory3.bank.record import MemoryRecord
 from memory3.bank.reports import BankInfo, DocumentEntry, Hit, VerifyReport, WriteProgress, WriteReport
+from memory3.bank.tiers import TierBytes, Tiers, TierStatistics
 from memory3.bank.write.plan import Shard, WritePlan
 from memory3.bank.write.shard import EncodedShard, encode_shard
 
@@ -26,6 +27,9 @@ __all__ = [
     "MemoryWriter",
     "Shard",
     "TextEmbedder",
+    "TierBytes",
+    "TierStatistics",
+    "Tiers",
     "VerifyReport",
     "WritePlan",
     "WriteProgress",

@@ -13,9 +13,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from memory3.bank.address import is_address
+from memory3.bank.ahead import Ahead
 from memory3.bank.backends.base import Backend
 from memory3.bank.cache import MemoryCache
 from memory3.bank.codebooks import new_codec
+from memory3.bank.disk import DiskCache
 from memory3.bank.embedder import Embedder, Embedders, TextEmbedder
 from memory3.bank.format.manifest import BankManifest
 from memory3.bank.format.rows import FIRST_ROWS
@@ -30,6 +32,7 @@ from memory3.bank.reports import BankInfo, DocumentEntry, Hit, VerifyReport, Wri
 from memory3.bank.retention import BankRetention, read_policy, save_policy
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
+from memory3.bank.tiers import TierBytes, Tiers
 from memory3.bank.trust import Advice, advice
 from memory3.bank.upkeep import compact, tidy
 from memory3.bank.upkeep import purge as purge_bank
@@ -46,7 +49,7 @@ from memory3.bank.write.run import WriteRun
 from memory3.bank.write.shard import EncodedShard
 from memory3.codec import Codebook
 from memory3.errors import BankBusy, BankChanged, BankCorrupt, ConfigError, Memory3Error
-from memory3.models.catalogue import DEFAULT_EMBEDDER
+from memory3.models.catalogue import DEFAULT_EMBEDDER, cache_dir
 from memory3.retention import RetentionPolicy
 from memory3.sources import Unread
 from memory3.types import Document, Memory, Reference
@@ -71,25 +74,31 @@ class Bank:
     Reading is safe from several threads and processes, also while one of them writes; readers see what was there when they
     opened the bank or last called `refresh`. Between two calls another thread may refresh: ids found by one and read by the
     next belong together only in a view, which `pin` gives.
+
+    Attributes:
+        tiers: the cache of memories that were read: device, RAM and disk.
     """
 
     def __init__(
-        self, store: Store, snapshot: Snapshot, m3: MemoryWriter | None, embedder: TextEmbedder | None, cache_bytes: int
+        self, store: Store, snapshot: Snapshot, m3: MemoryWriter | None, embedder: TextEmbedder | None, bounds: TierBytes
     ) -> None:
         self._store = store
         self._snapshot = snapshot
         self._refresh_lock = Lock()
         self._m3 = m3
         self._embedders = Embedders(embedder)
-        self.cache = MemoryCache(cache_bytes)
+        # Within a folder reading is as quick as from a cache on the same disk; all banks that lie elsewhere share one.
+        disk = DiskCache(cache_dir() / "remote", bounds.disk) if store.backend.disk_bytes else None
+        self.tiers = Tiers(bounds, disk)
+        self._guesses = Ahead()
         self._recalls = RecallLog(store.backend, store.lock)
         weakref.finalize(self, self._recalls.flush)  # a bank that nobody closes has been recalled from, too
         self._retention = BankRetention(store, read_policy(store), snapshot.record_bytes, self._recalls)
         self._far: Far | None = None
-        if store.backend.disk_bytes:
+        if disk is not None:
             from memory3.bank.far import Far  # and the library for HTTP
 
-            self._far = Far(store.backend.disk_bytes)
+            self._far = Far(self.tiers, disk)
 
     @classmethod
     def open(
@@ -98,7 +107,9 @@ class Bank:
         m3: MemoryWriter | None,
         *,
         embedder: str | TextEmbedder | None = None,
+        device_bytes: int | None = None,
         cache_bytes: int = 1 << 30,
+        disk_bytes: int | None = None,
         create: bool = True,
         write: RetentionPolicy | str | None = None,
         code_book: Codebook | None = None,
@@ -114,7 +125,9 @@ class Bank:
                 searched, listed, checked, compacted and deleted from, but not written, and lazy references, and memories of
                 a codec that predicts, cannot be read.
             embedder: name or object; by default the bank's own, for a new bank the catalogue's default.
-            cache_bytes: RAM for memories read recently; 0 switches the cache off.
+            device_bytes: of the device that reads, for memories read recently; None: 1 GiB on a GPU, 0 on a CPU.
+            cache_bytes: RAM for the same; 0 switches it off.
+            disk_bytes: of this machine's disk, for a bank that lies elsewhere; None: as its `Backend` says, 4 GiB.
             create: whether a missing bank is made; otherwise it raises BankNotFound.
             write: what becomes of new documents, remembered by the bank. ``"now"``: they are encoded when written.
                 ``"auto"``: they are kept as text, and memories are stored when recalled;
@@ -126,7 +139,9 @@ class Bank:
         if is_address(path):
             from memory3.bank.remote import RemoteBank  # and the library for HTTP
 
-            return cast(Bank, RemoteBank.open(path, m3, cache_bytes=cache_bytes))  # all that reading needs
+            elsewhere = TierBytes.disk if disk_bytes is None else disk_bytes
+            opened = RemoteBank.open(path, m3, device_bytes=device_bytes, cache_bytes=cache_bytes, disk_bytes=elsewhere)
+            return cast(Bank, opened)  # all that reading needs
         store = Store(path, None if m3 is None else m3.token_vectors)
         given = None if isinstance(embedder, str) else embedder
         name = embedder if isinstance(embedder, str) else given.name if given else None
@@ -141,7 +156,9 @@ class Bank:
             snapshot.manifest.require_embedder(name, given.dimension if given else None)
         if write is not None and read_policy(store) != (policy := RetentionPolicy.of(write)):
             save_policy(store, policy)
-        return cls(store, snapshot, m3, given, cache_bytes)
+        on_disk = store.backend.disk_bytes
+        bounds = TierBytes.of(m3, device_bytes, cache_bytes, on_disk if disk_bytes is None or not on_disk else disk_bytes)
+        return cls(store, snapshot, m3, given, bounds)
 
     @staticmethod
     def describe(path: str | os.PathLike[str] | Backend) -> BankManifest:
@@ -193,6 +210,11 @@ class Bank:
     def embedder(self) -> TextEmbedder:
         """The sentence embedder of the version that is open, loaded at first use."""
         return self._embedders.of(self.manifest)
+
+    @property
+    def cache(self) -> MemoryCache:
+        """RAM's tier, by its name in earlier releases."""
+        return self.tiers.ram
 
     @property
     def policy(self) -> RetentionPolicy:
@@ -439,13 +461,13 @@ class Bank:
     def memories(
         self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
     ) -> list[Memory]:
-        """The memories of references, in order: from the cache, else from disk, else (lazy) encoded now.
+        """The memories of references, in order: from the cache, else from the bank, else (lazy) encoded now.
 
         What is encoded now is stored, if the policy says so.
 
         Args:
             reference_ids: which.
-            use_cache: look into the RAM cache first, and keep there what is read.
+            use_cache: look into the cache first, and keep there what is read.
             device: where keys and values are to lie; default the CPU.
         """
         return self._reading(lambda view: view.memories(reference_ids, use_cache=use_cache, device=device))
@@ -493,7 +515,7 @@ class Bank:
 
     def info(self) -> BankInfo:
         """Counts, sizes, state of the index and of the cache."""
-        statistics = self.cache.statistics()
+        statistics = self.tiers.statistics()
         return self._reading(lambda view: bank_info(self._store, view.snapshot, statistics))
 
     def refresh(self) -> None:
@@ -504,15 +526,14 @@ class Bank:
                 if self._m3 is not None:
                     newest.manifest.require(self._m3)
                 self._snapshot = newest
-                self.cache.clear()
+                self.tiers.clear()
 
     def close(self) -> None:
         """Give back the RAM, write down the recalls. The bank must not be used after that."""
         self._recalls.flush()
         self._retention.give_back()
-        self.cache.clear()
-        if self._far is not None:
-            self._far.close()
+        self._guesses.close()
+        self.tiers.clear()
 
     def __len__(self) -> int:
         return self._reading(len)
@@ -540,8 +561,9 @@ class Bank:
         parts: dict[str, Any] = {
             "embed": lambda texts: self._embedders.of(snapshot.manifest).encode(texts),
             "encode_lazy": self._encode_lazy,
-            "cache": self.cache,
+            "tiers": self.tiers,
             "recalls": self._recalls,
+            "guesses": self._guesses,
         }
         if self._far is None:
             return BankView(snapshot, **parts)

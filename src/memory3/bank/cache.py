@@ -1,4 +1,4 @@
-"""`MemoryCache`: recently read memories, bounded in bytes. Neighbouring chunks of a text often want the same ones."""
+"""`MemoryCache`: one tier of the cache: what was read lately, bounded in bytes. Neighbouring chunks often want the same."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from threading import Lock
-
-from memory3.types import Memory
+from typing import Any
 
 __all__ = ["CacheStatistics", "MemoryCache"]
 
 
 @dataclass(frozen=True)
 class CacheStatistics:
-    """Counted since the cache was made."""
+    """Of one tier, counted since it was made.
+
+    Attributes:
+        hits, misses: memories that were looked for here, and were found or not.
+        evictions: entries that made room for others.
+        entries, bytes: that are here now.
+        capacity: bytes that may be here.
+    """
 
     hits: int = 0
     misses: int = 0
@@ -29,47 +35,51 @@ class MemoryCache:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._entries: OrderedDict[Hashable, tuple[Memory, int]] = OrderedDict()
+        self._entries: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
         self._lock = Lock()
         self._bytes = self._hits = self._misses = self._evictions = 0
 
-    def get(self, key: Hashable) -> Memory | None:
-        """The memory kept under ``key``, now the most recently used, or None."""
+    def get(self, *keys: Hashable) -> Any | None:
+        """What is kept under the first of these keys under which something is, now the most recently used; else None. One hit
+        or one miss, however many keys: they are forms of one memory.
+        """
         with self._lock:
-            entry = self._entries.get(key)
-            if entry is None:
-                self._misses += 1
-                return None
-            self._entries.move_to_end(key)
-            self._hits += 1
-            return entry[0]
+            found = self._find(keys)
+            self._hits += found is not None
+            self._misses += found is None
+            return found
 
-    def put(self, key: Hashable, memory: Memory, nbytes: int) -> None:
-        """Keep ``memory``, which holds ``nbytes`` of RAM: a decoded one holds its whole record.
+    def peek(self, *keys: Hashable) -> Any | None:
+        """What is kept under the first of these keys that has something, now the most recently used. Nothing is counted."""
+        with self._lock:
+            return self._find(keys)
+
+    def put(self, key: Hashable, value: Any, nbytes: int) -> None:
+        """Keep ``value``, which holds ``nbytes``: a decoded memory holds its whole record.
 
         Args:
             key: under which `get` finds it.
-            memory: a decoded memory.
-            nbytes: RAM it holds; what is larger than the cache is not kept.
+            value: a memory, packed or decoded, or a text.
+            nbytes: it holds; what is larger than the cache is not kept.
         """
         with self._lock:
             self._drop(key)
             if nbytes > self.capacity:
                 return
-            self._entries[key] = (memory, nbytes)
+            self._entries[key] = (value, nbytes)
             self._bytes += nbytes
             while self._bytes > self.capacity:
                 self._bytes -= self._entries.popitem(last=False)[1][1]
                 self._evictions += 1
 
     def discard(self, keys: Iterable[Hashable]) -> None:
-        """Forget some memories."""
+        """Forget some."""
         with self._lock:
             for key in keys:
                 self._drop(key)
 
     def clear(self) -> None:
-        """Forget every memory; the statistics go on."""
+        """Forget everything; the statistics go on."""
         with self._lock:
             self._entries.clear()
             self._bytes = 0
@@ -78,6 +88,14 @@ class MemoryCache:
         """Counts so far."""
         with self._lock:
             return CacheStatistics(self._hits, self._misses, self._evictions, len(self._entries), self._bytes, self.capacity)
+
+    def _find(self, keys: Iterable[Hashable]) -> Any | None:
+        """Held: the lock."""
+        for key in keys:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key][0]
+        return None
 
     def _drop(self, key: Hashable) -> None:
         entry = self._entries.pop(key, None)

@@ -6,21 +6,18 @@ probably be read next is fetched beside what the caller does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from memory3.bank.disk import DiskCache
 from memory3.bank.lookup import read_references, read_rows
 from memory3.bank.record import MemoryRecord
-from memory3.bank.remote.disk import DiskCache
 from memory3.bank.remote.kept import Item, ItemShape, Kept
 from memory3.bank.reports import Hit
 from memory3.bank.snapshot import Snapshot
+from memory3.bank.tiers import Tiers
 from memory3.bank.view import BankView
 from memory3.bank.where import Where
-from memory3.models.catalogue import cache_dir
 from memory3.types import Memory, Reference
 
 if TYPE_CHECKING:
@@ -28,23 +25,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Far", "FarView"]
 
-#: For so many seconds a search waits for the guesses in front of it, which fetch most of what it will want.
-_GUESS_SECONDS, _MOST_GUESSES = 5.0, 4
-
 
 class Far:
-    """What the views of one bank share: what is kept on disk, and a thread that guesses. Safe to share between threads."""
+    """What the views of one bank share: what is kept on disk. Safe to share between threads."""
 
-    def __init__(self, disk_bytes: int, folder: Path | None = None) -> None:
+    def __init__(self, tiers: Tiers, disk: DiskCache) -> None:
         """
         Args:
-            disk_bytes: of the cache on disk, which all banks that lie elsewhere share; 0 keeps nothing there.
-            folder: of that cache; by default ``remote`` in the cache folder.
+            tiers: of the bank.
+            disk: of them, which all banks that lie elsewhere share.
         """
-        self._disk = DiskCache(folder or cache_dir() / "remote", disk_bytes)
+        self._tiers = tiers
+        self._disk = disk
         self._kept: tuple[object, Kept] | None = None
-        self._thread: ThreadPoolExecutor | None = None
-        self._guesses: list[Future[Any]] = []
 
     def kept(self, snapshot: Snapshot, version: str) -> Kept:
         """What is here of a version. Of another version nothing counts: each write makes one.
@@ -58,25 +51,9 @@ class Far:
             manifest, vectors = snapshot.manifest, snapshot.token_vectors
             vocabulary = len(vectors) if vectors is not None else 1 << 31
             shape = ItemShape(manifest.codec, manifest.record_bytes, manifest.config.reference_length, vocabulary)
-            kept = self._kept = snapshot.id, Kept(f"{snapshot.path}\0{version}", shape, self._disk)
+            place = f"{snapshot.path}\0{version}"
+            kept = self._kept = snapshot.id, Kept(place, snapshot.id, shape, self._tiers, self._disk)
         return kept[1]
-
-    def beside(self, work: Callable[[], Any]) -> None:
-        """Do something in the thread that guesses, unless much is waiting there. A guess is worth nothing if it fails."""
-        self._guesses = [one for one in self._guesses if not one.done()]
-        if len(self._guesses) < _MOST_GUESSES:
-            self._thread = self._thread or ThreadPoolExecutor(1, thread_name_prefix="memory3-ahead")
-            self._guesses.append(self._thread.submit(work))
-
-    def settle(self) -> None:
-        """Wait for the guesses that are under way, though not long."""
-        wait_for(self._guesses, _GUESS_SECONDS)
-
-    def close(self) -> None:
-        """End the thread."""
-        if self._thread is not None:
-            self._thread.shutdown(wait=False, cancel_futures=True)
-            self._thread = None
 
 
 class FarView(BankView):
@@ -91,7 +68,6 @@ class FarView(BankView):
             rest: of `BankView`.
         """
         super().__init__(snapshot, **rest)
-        self._far = far
         self._kept = far.kept(snapshot, self.version)
 
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
@@ -100,29 +76,27 @@ class FarView(BankView):
         Args:
             queries, k, where: as of `BankView.search`.
         """
-        self._far.settle()
-        return super().search(queries, k, where)
+        self._guesses.settle()
+        with self._guesses.request():
+            return super().search(queries, k, where)
 
     def memories(
         self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
     ) -> list[Memory]:
-        """The memories of references, in order, from RAM, from this machine's disk, or from the bank.
+        """The memories of references, in order, from device or RAM, from this machine's disk, or from the bank.
 
         Args:
             reference_ids: of this version.
-            use_cache: without it neither RAM nor disk is asked.
+            use_cache: without it nothing but the bank is asked.
             device: where keys and values are made; None: the CPU.
         """
         if use_cache:
-            self._far.settle()
-            return super().memories(reference_ids, use_cache=True, device=device)
-        self._recalls.add(set(reference_ids))
-        fetch, read = super()._records, self._reader.memories
-        return self._reading(lambda: read(reference_ids, fetch, device=device, use_cache=False))
+            self._guesses.settle()
+        return super().memories(reference_ids, use_cache=use_cache, device=device)
 
     def references(self, reference_ids: Sequence[str]) -> list[Reference]:
         """References with their texts, in order, from this machine's disk where they are there. Nothing counts as recalled."""
-        found = {id_: item.reference for id_ in set(reference_ids) if (item := self._kept.item(id_, False)) is not None}
+        found = {id_: reference for id_ in set(reference_ids) if (reference := self._kept.text(id_)) is not None}
         missing = [id_ for id_ in dict.fromkeys(reference_ids) if id_ not in found]
         if missing:
             read = self._reading(lambda: read_references(self.snapshot, missing))
@@ -131,29 +105,38 @@ class FarView(BankView):
         return [found[id_] for id_ in reference_ids]
 
     def ahead(self, queries: Sequence[str], k: int, where: Where | None = None) -> None:
-        """Fetch what a search like this would find beside what this thread does: a guess of what will be read next.
+        """Fetch what a search like this would find beside what this thread does: a guess of what will be read next. Behind
+        that, as long as nobody waits, as many that rank below.
 
         Args:
             queries, k, where: as in `search`.
         """
 
         def guess() -> None:
-            hits = super(FarView, self).search(queries, k, where)
-            names = dict.fromkeys(hit.reference_id for each in hits for hit in each)
-            self._fetch([id_ for id_ in names if self._kept.item(id_, True) is None])
+            hits = super(FarView, self).search(queries, 2 * k, where)
+            names = dict.fromkeys(hit.reference_id for each in hits for hit in each[:k])
+            self._bring([id_ for id_ in names if not self._tiers.has(self.snapshot.id, id_)])
+            self.prefetch([hit.reference_id for each in hits for hit in each[k:]])
 
-        self._far.beside(guess)
+        self._guesses.beside(guess)
 
-    def _records(self, reference_ids: list[str]) -> list[MemoryRecord]:
-        items = {id_: self._kept.item(id_, True) for id_ in reference_ids}
-        found = {id_: item.record for id_, item in items.items() if item is not None and item.record is not None}
-        found |= self._fetch([id_ for id_ in reference_ids if id_ not in found])
-        lazy = [id_ for id_ in reference_ids if id_ not in found]
-        if lazy:
-            found |= self._encode_lazy(self.snapshot, lazy)
-        return [found[id_] for id_ in reference_ids]
+    def _bring(self, reference_ids: list[str]) -> None:
+        found = self._kept.stored(reference_ids, counted=False)
+        found |= self._read([id_ for id_ in reference_ids if id_ not in found])
+        self._tiers.count(ahead=len(found))
 
-    def _fetch(self, reference_ids: list[str]) -> dict[str, MemoryRecord]:
+    def _fetch(self, reference_ids: list[str]) -> list[MemoryRecord]:
+        with self._guesses.request():
+            found = self._kept.stored(reference_ids)
+            missing = [id_ for id_ in reference_ids if id_ not in found]
+            self._tiers.count(bank=len(missing))
+            found |= self._read(missing)
+            lazy = [id_ for id_ in reference_ids if id_ not in found]
+            if lazy:
+                found |= self._encode_lazy(self.snapshot, lazy)
+            return [found[id_] for id_ in reference_ids]
+
+    def _read(self, reference_ids: list[str]) -> dict[str, MemoryRecord]:
         """From the bank, to be kept here; those of lazy references are missing."""
         if not reference_ids:
             return {}

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from memory3.bank.cache import CacheStatistics
 from memory3.bank.format.rows import FIRST_ROWS
 from memory3.bank.reports import BankInfo
 from memory3.bank.snapshot import Snapshot
 from memory3.bank.store import Store
+from memory3.bank.tiers import TierStatistics
 
 __all__ = ["bank_info"]
 
 
-def bank_info(store: Store, snapshot: Snapshot, cache: CacheStatistics) -> BankInfo:
+def bank_info(store: Store, snapshot: Snapshot, tiers: TierStatistics) -> BankInfo:
     """What `memory3 info` shows.
 
     Args:
         store: the bank on its backend.
         snapshot: the version that is described.
-        cache: of the memories read so far.
+        tiers: of the memories read so far.
     """
     size = snapshot.size
     unindexed = snapshot.unindexed()
@@ -33,5 +33,5 @@ def bank_info(store: Store, snapshot: Snapshot, cache: CacheStatistics) -> BankI
         unindexed=unindexed.get("embedding", 0 if snapshot.is_resident else size),
         fragments=snapshot.fragments()[0],
         version=snapshot.version,
-        cache=cache,
+        tiers=tiers,
     )

@@ -10,11 +10,11 @@ from collections.abc import Callable, Hashable, Sequence
 
 import torch
 
-from memory3.bank.cache import MemoryCache
 from memory3.bank.codebooks import coding
 from memory3.bank.format.manifest import BankManifest
 from memory3.bank.lookup import refuse_damaged
 from memory3.bank.record import MemoryRecord
+from memory3.bank.tiers import Tiers
 from memory3.codec import Codec
 from memory3.codec.raw import record_size
 from memory3.errors import ConfigError
@@ -26,20 +26,18 @@ __all__ = ["MemoryReader"]
 class MemoryReader:
     """Decodes the records of one version of a bank, and keeps what it decoded lately. Safe to share between threads."""
 
-    def __init__(
-        self, manifest: BankManifest, codec: Callable[[], Codec], cache: MemoryCache, version: Hashable, name: str
-    ) -> None:
+    def __init__(self, manifest: BankManifest, codec: Callable[[], Codec], tiers: Tiers, version: Hashable, name: str) -> None:
         """
         Args:
             manifest: of the bank: what its records are, and how they were made.
             codec: gives the bank's codec; asked when the first record is decoded.
-            cache: shared by all readers of a bank. A memory is kept by version, reference and device.
+            tiers: shared by all readers of a bank. A memory is kept by version, reference and device.
             version: equal only where every record is equal.
             name: of the bank, for messages.
         """
         self._manifest = manifest
         self._codec = codec
-        self._cache = cache
+        self._tiers = tiers
         self._version = version
         self._name = name
 
@@ -64,25 +62,43 @@ class MemoryReader:
 
         Args:
             reference_ids: which.
-            fetch: gives the records of those that are not in the cache, in the order asked.
+            fetch: gives the records of those that are neither on the device nor in RAM, in the order asked.
             device: where keys and values are to lie; default the CPU.
-            use_cache: look into the cache first, and keep there what is decoded.
+            use_cache: look there first, and keep there what is decoded; for a device also what is packed, in RAM.
         """
         place = str(torch.device(device or "cpu"))
         wanted = list(dict.fromkeys(reference_ids))
-        found: dict[str, Memory] = {}
-        for id_ in wanted if use_cache else ():
-            memory = self._cache.get((self._version, id_, place))
-            if memory is not None:
-                found[id_] = memory
-        missing = [id_ for id_ in wanted if id_ not in found]
+        kept = {id_: self._tiers.find(self._version, id_, place) for id_ in wanted} if use_cache else {}
+        found = {id_: memory for id_, memory in kept.items() if isinstance(memory, Memory)}
+        packed = {id_: record for id_, record in kept.items() if isinstance(record, MemoryRecord)}
+        missing = [id_ for id_ in wanted if id_ not in found and id_ not in packed]
         if missing:
-            decoded = self.decode(fetch(missing), device=place)
-            found.update(zip(missing, decoded, strict=True))
-            if use_cache:
-                size = record_size(self._manifest.shape)  # decoded, whatever the codec
-                for id_, memory in zip(missing, decoded, strict=True):
-                    self._cache.put((self._version, id_, place), memory, size)
+            fetched = dict(zip(missing, fetch(missing), strict=True))
+            packed |= fetched
+            for record in fetched.values() if use_cache and place != "cpu" else ():
+                self._tiers.keep_packed(self._version, record)
+        if packed:
+            decoded = dict(zip(packed, self.decode(list(packed.values()), device=place), strict=True))
+            found |= decoded
+            size = record_size(self._manifest.shape)  # decoded, whatever the codec
+            for id_, memory in decoded.items() if use_cache else ():
+                self._tiers.keep(self._version, id_, place, memory, size)
+        return [found[id_] for id_ in reference_ids]
+
+    def records(
+        self, reference_ids: Sequence[str], fetch: Callable[[list[str]], Sequence[MemoryRecord]]
+    ) -> list[MemoryRecord]:
+        """Packed memories of references, in order.
+
+        Args:
+            reference_ids: which.
+            fetch: as of `memories`.
+        """
+        kept = {id_: self._tiers.find_packed(self._version, id_) for id_ in dict.fromkeys(reference_ids)}
+        found = {id_: record for id_, record in kept.items() if record is not None}
+        missing = [id_ for id_ in kept if id_ not in found]
+        if missing:
+            found.update(zip(missing, fetch(missing), strict=True))
         return [found[id_] for id_ in reference_ids]
 
     def decode(self, records: Sequence[MemoryRecord], *, device: torch.device | str | None = None) -> list[Memory]:

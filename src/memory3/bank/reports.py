@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memory3.bank.cache import CacheStatistics
+from memory3.bank.tiers import TierStatistics
 
 __all__ = ["BankInfo", "Conflict", "DocumentEntry", "Hit", "VerifyReport", "WriteProgress", "WriteReport"]
 
@@ -129,7 +130,7 @@ class BankInfo:
         index: ``"exact"`` (embeddings in RAM), ``"scan"`` (too large for RAM, no index yet) or ``"ivf"``.
         unindexed: rows that the index does not cover yet and search scans.
         fragments, version: of the Lance table.
-        cache: of this process.
+        tiers: the cache: what this process found in each tier.
     """
 
     references: int
@@ -142,12 +143,17 @@ class BankInfo:
     unindexed: int
     fragments: int
     version: int
-    cache: CacheStatistics = field(default_factory=CacheStatistics)
+    tiers: TierStatistics = field(default_factory=TierStatistics)
 
     @property
     def cold(self) -> int:
         """`lazy`, by its name in earlier releases."""
         return self.lazy
+
+    @property
+    def cache(self) -> CacheStatistics:
+        """Of RAM's tier, by its name in earlier releases."""
+        return self.tiers.ram
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by the names that ``info --json`` has always had."""

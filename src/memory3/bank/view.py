@@ -1,6 +1,6 @@
 """`BankView`: a bank as it was at one moment: of one version, whatever others write meanwhile.
 
-The cache is shared by all views of a bank and keyed by version, so that no memory is served for a text it was not made of.
+The tiers are shared by all views of a bank and keyed by version, so that no memory is served for a text it was not made of.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from memory3.bank.cache import MemoryCache
+from memory3.bank.ahead import Ahead
 from memory3.bank.copies import search_distinct
 from memory3.bank.format.manifest import BankManifest
 from memory3.bank.format.tags import Scalar, untagged
@@ -21,6 +21,7 @@ from memory3.bank.recalls import RecallLog
 from memory3.bank.record import MemoryRecord
 from memory3.bank.reports import Hit
 from memory3.bank.snapshot import Snapshot
+from memory3.bank.tiers import Tiers
 from memory3.bank.where import Where
 from memory3.codec import Codec
 from memory3.errors import BankChanged, BankCorrupt
@@ -50,8 +51,9 @@ class BankView:
         *,
         embed: Callable[[Sequence[str]], np.ndarray],
         encode_lazy: Callable[[Snapshot, Sequence[str]], dict[str, MemoryRecord]],
-        cache: MemoryCache,
+        tiers: Tiers,
         recalls: RecallLog,
+        guesses: Ahead,
     ) -> None:
         """Called by `Bank`.
 
@@ -59,15 +61,17 @@ class BankView:
             snapshot: the version.
             embed: vectors ``[q, dimension]`` of texts.
             encode_lazy: records of references that have none in a version.
-            cache: shared by all views of the bank.
+            tiers: shared by all views of the bank.
             recalls: where reading is counted.
+            guesses: the thread that fetches ahead, shared, too.
         """
         self.snapshot = snapshot
         self._embed = embed
         self._encode_lazy = encode_lazy
-        self._cache = cache
+        self._tiers = tiers
+        self._guesses = guesses
         name = str(snapshot.path)
-        self._reader = MemoryReader(snapshot.manifest, lambda: snapshot.codec, cache, snapshot.id, name)
+        self._reader = MemoryReader(snapshot.manifest, lambda: snapshot.codec, tiers, snapshot.id, name)
         self._recalls = recalls
 
     @property
@@ -108,22 +112,20 @@ class BankView:
 
         Args:
             reference_ids: of this version.
-            use_cache: keep what is read in RAM, and take from there what is.
+            use_cache: keep what is read, and take from device and RAM what is there.
             device: where keys and values are made; None: the CPU.
 
         Raises:
             BankCorrupt: a row is damaged.
         """
         self._recalls.add(set(reference_ids))
-        read = self._reader.memories
-        return self._reading(lambda: read(reference_ids, self._records, device=device, use_cache=use_cache))
+        read, fetch = self._reader.memories, self._fetch if use_cache else self._records
+        return self._reading(lambda: read(reference_ids, fetch, device=device, use_cache=use_cache))
 
     def records(self, reference_ids: Sequence[str]) -> list[MemoryRecord]:
         """The packed memories of references, in order; lazy ones are encoded. Each counts as recalled."""
         self._recalls.add(set(reference_ids))
-        found = self._reading(lambda: self._records(list(dict.fromkeys(reference_ids))))
-        by_id = {record.reference_id: record for record in found}
-        return [by_id[id_] for id_ in reference_ids]
+        return self._reading(lambda: self._reader.records(reference_ids, self._fetch))
 
     def references(self, reference_ids: Sequence[str]) -> list[Reference]:
         """References with their texts, in order. Nothing counts as recalled."""
@@ -141,7 +143,31 @@ class BankView:
     def __len__(self) -> int:
         return self._reading(lambda: self.snapshot.size)
 
+    def prefetch(self, reference_ids: Sequence[str]) -> None:
+        """Fetch packed memories into RAM beside what this thread does, as long as nobody waits for the bank. Returns at once.
+        Nothing counts as recalled, and lazy references stay so.
+
+        Args:
+            reference_ids: of this version, the likeliest first; those that are in RAM cost nothing.
+        """
+        missing = [id_ for id_ in reference_ids if not self._tiers.has(self.snapshot.id, id_)]
+        self._guesses.names(missing, self.snapshot.record_bytes, self._bring)
+
+    def _bring(self, reference_ids: list[str]) -> None:
+        """Into RAM."""
+        records = read_records(self.snapshot, reference_ids)
+        for record in records.values():
+            self._tiers.keep_packed(self.snapshot.id, record)
+        self._tiers.count(ahead=len(records))
+
+    def _fetch(self, reference_ids: list[str]) -> list[MemoryRecord]:
+        """What is neither on the device nor in RAM."""
+        with self._guesses.request():
+            self._tiers.count(bank=len(reference_ids))
+            return self._records(reference_ids)
+
     def _records(self, reference_ids: list[str]) -> list[MemoryRecord]:
+        """From the bank."""
         found = read_records(self.snapshot, reference_ids)
         lazy = [id_ for id_ in reference_ids if id_ not in found]
         if lazy:

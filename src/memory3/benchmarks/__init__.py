@@ -32,13 +32,14 @@ BENCHMARKS: dict[str, str] = {
     "overlap": "milliseconds of the leak guard's overlap, a sequence against a reference",
     "serve": "a server under load: requests, tokens and first token in mode memory against mode text and other servers",
     "vllm": "a server on vLLM under load: memories against five passages in the prompt, and against nothing read",
+    "ahead": "what is fetched ahead: chunks of an answer that find all that they read in RAM, by what is guessed",
     "resident": "resident memory over many recalls",
     "scale": "many writers and the bank they leave: rows per second, commits, RAM, searches, reads",
     "compaction": "time and peak RAM of compaction against the number of rows",
     "front": "answer NLL and answers against bytes on disk, for every selector, budget and codec",
     "answers": "answers on a question set: memory, text, none and random memories, with intervals",
 }
-RESEARCH = frozenset({"train_step", "overlap", "resident", "front", "answers"})
+RESEARCH = frozenset({"train_step", "overlap", "resident", "ahead", "front", "answers"})
 
 
 def about(name: str) -> tuple[str, dict[str, Any]]:

@@ -1,16 +1,20 @@
 """Many writers, and the bank they leave.
 
 - ``real``: the real model in 1 and in 2 processes of this machine, one thread each: references encoded per second, from the
-  moment that the workers have encoded a shard each.
+  moment that the workers have encoded a shard each; and the time to the first token of some questions to their bank.
 - ``cluster``: many workers that encode nothing, so that plan, spool, commits and storage are what is measured. Rows have
   the size of the default model's, 48 KB. Workers wait for one of two processes, which make noise.
+- ``tables``: what the planner says of 1e8 and 1e9 references on rented machines.
 
-Of each bank: time to open it, to search and to read from it, before and after it is compacted; what the planner says beside.
+Of each bank: time to open it, to search and to read from it, before and after it is compacted; search's recall of the true
+nearest five; questions over time, by Zipf's law and never asked before, each until its memories are decoded, and which tier
+had them; what the planner says beside. Vectors are drawn (`memory3.benchmarks.synthetic.NoiseEmbedder`).
 Every step runs in a process of its own, so that its peak of RAM is its own (Linux, macOS).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import shutil
@@ -26,40 +30,54 @@ from typing import Any
 import numpy as np
 
 from memory3.bank import Bank, Shard
-from memory3.benchmarks.measure import python_documents
-from memory3.benchmarks.synthetic import NoiseEmbedder, NoiseWriter, leave_noise, noise_documents
+from memory3.bank.retriever import search_exactly
+from memory3.benchmarks.scale_predictions import beside, of_bank, tables
+from memory3.benchmarks.scale_questions import ask
+from memory3.benchmarks.synthetic import NoiseEmbedder, NoiseWriter, leave_noise, noise_documents, question
 from memory3.cluster.pool import ShardPool
 from memory3.cluster.process import local_pool
 from memory3.cluster.recipe import Recipe
 from memory3.cluster.spool import Spool
 from memory3.codec import Codebook
+from memory3.config import MemoryConfig
+from memory3.errors import InputError
+from memory3.models.adapter import adapter_of
 from memory3.models.catalogue import DEFAULT_ADAPTED
-from memory3.planner.library import Search
-from memory3.planner.storage import ReferenceBytes
+from memory3.models.sizes import ModelSizes, sizes_of
+from memory3.planner.capacity import CorpusSize, plan
+from memory3.planner.machine import Machine, machine_of
 
 __all__ = ["OPTIONS", "run"]
 
 #: ``real``: references that the real model encodes; 0 leaves that out. ``rows``: of the simulated clusters' banks, between
-#: commas.
+#: commas. ``questions``: of each kind. ``ram``: MB of the cache that questions find their memories in. ``machine``: for the
+#: planner, ``measure`` for this one.
 OPTIONS: dict[str, Any] = {
     "real": 96,
     "real_shard": 4,
+    "first_tokens": 20,
     "model": DEFAULT_ADAPTED,
-    "rows": "1000,4000",
+    "rows": "1000,40000",
     "workers": 64,
     "shard": 64,
     "pairs": 186,
     "dimension": 384,
     "searches": 200,
+    "questions": 10_000,
+    "ram": 256,
+    "machine": "measure",
     "folder": "",
 }
 _MAKERS = 2
 _K = 5
+#: What a bank takes beyond its rows while it is written, indexed and compacted: old files stay for a while.
+_ROOM = 2.2
 
 
 def run(
     real: int,
     real_shard: int,
+    first_tokens: int,
     model: str,
     rows: str,
     workers: int,
@@ -67,6 +85,9 @@ def run(
     pairs: int,
     dimension: int,
     searches: int,
+    questions: int,
+    ram: int,
+    machine: str,
     folder: str,
 ) -> dict[str, Any]:
     """One line per number of workers with the real model, and one per number of rows with stand-ins.
@@ -74,35 +95,81 @@ def run(
     Args:
         real: references for the real model; 0: none.
         real_shard: references of its shards.
+        first_tokens: questions to the bank it leaves, of which the first token is timed.
         model: name or path of the real model.
         rows: numbers of rows between commas.
         workers: of a simulated cluster.
         shard: references of its shards.
         pairs: of a memory; they decide its bytes.
         dimension: of an embedding.
-        searches: queries and reads that are timed.
+        searches: queries and reads that are timed, and of which recall is counted.
+        questions: by Zipf's law, and as many that were never asked before; 0: none.
+        ram: megabytes (1e6) of RAM's tier while they are asked.
+        machine: of the planner's predictions: ``measure``, or a name of `memory3.planner.machine.MACHINES`.
         folder: where banks are made; empty: the system's for temporary files.
+
+    Raises:
+        InputError: the disk has no room for a bank of so many rows.
     """
-    figures: dict[str, Any] = {"real": [], "cluster": []}
+    counts = [int(text) for text in rows.split(",")]
+    _check_room(max(counts), pairs, dimension, folder)
+    from memory3.planner.measure import measure  # and transformers, which no step but `real` needs
+
+    shape, config = sizes_of(adapter_of(model)[0]), MemoryConfig(codec="raw")
+    here = measure(shape, config.reference_length) if machine == "measure" else machine_of(machine)
+    figures: dict[str, Any] = {"planner_machine": dataclasses.asdict(here), "real": [], "cluster": []}
     for number in (1, 2) if real else ():
-        figures["real"].append(_within(folder, "real", number, real, real_shard, model))
+        asked = first_tokens if number == 1 else 0
+        figures["real"].append(_within(folder, "real", number, real, real_shard, model, asked))
     if real:
         one, two = (each["references_per_second"] for each in figures["real"])
         figures["efficiency_of_2"] = two / (2 * one) if one and two else None
-    for count in (int(text) for text in rows.split(",")):
+        figures["real_predicted"] = _real_predicted(figures["real"][0], shape, here)
+    for count in counts:
         path = Path(tempfile.mkdtemp(prefix="scale-", dir=folder or None))
         try:
             line: dict[str, Any] = {"rows": count, "workers": workers}
             line["write"] = _step("write", path / "bank", count, workers, shard, pairs, dimension)
             line["read"] = _step("read", path / "bank", dimension, searches, count)
+            line["recall"] = _step("recall", path / "bank", dimension, searches, count)
+            for kind in ("zipf", "new") if questions else ():
+                line[kind] = _step("ask", path / "bank", dimension, kind, questions, count, ram)
             line["compact"] = _step("compact", path / "bank")
             line["read_compacted"] = _step("read", path / "bank", dimension, searches, count)
-            line["predicted"] = _predicted(count, line["write"]["record_bytes"], dimension)
+            said = of_bank(count, line["write"]["record_bytes"], dimension, shape, _config(pairs, config), here)
+            line["predicted"] = beside(said, {**line["write"], **line["read_compacted"]})
         finally:
             shutil.rmtree(path, ignore_errors=True)
         figures["cluster"].append(line)
         print(json.dumps(line), file=sys.stderr, flush=True)  # a long run that is stopped has told what it found
+    figures["tables"] = tables(shape, MemoryConfig(codec="predicted"))
     return figures
+
+
+def _config(pairs: int, config: MemoryConfig) -> MemoryConfig:
+    """Settings of memories of so many pairs."""
+    shape = NoiseWriter(pairs).shape
+    return config.replace(budget=f"adaptive:{pairs / (shape.heads * config.reference_length):.6f}")
+
+
+def _check_room(rows: int, pairs: int, dimension: int, folder: str) -> None:
+    each = 4 * NoiseWriter(pairs).shape.head_dim * pairs + 4 * dimension + 2048
+    wanted, free = int(_ROOM * rows * each), shutil.disk_usage(folder or tempfile.gettempdir()).free
+    if wanted > free:
+        raise InputError(
+            f"{rows:,} rows of {each:,} bytes take up to {wanted:,} bytes while they are written, and {free:,} are free: "
+            "give fewer --rows, smaller ones with --pairs, or another --folder"
+        )
+
+
+def _real_predicted(found: dict[str, Any], shape: ModelSizes, machine: Machine) -> dict[str, Any]:
+    """References encoded per second by one worker."""
+    corpus = CorpusSize(found["references"], found["tokens"], found["text_bytes"])
+    made = plan(corpus, shape, MemoryConfig.from_json(found["config"]), machine)
+    measured = found["references_per_second"]
+    return beside(
+        {"references_per_second": made.references_per_second}, {"references_per_second": measured} if measured else {}
+    )
 
 
 def _within(folder: str, name: str, *arguments: object) -> dict[str, Any]:
@@ -124,9 +191,10 @@ def _tell(told: dict[str, Any]) -> None:
     print(json.dumps({**told, "peak_mib": peak}))
 
 
-def _real(path: str, workers: str, references: str, shard: str, model: str) -> None:
+def _real(path: str, workers: str, references: str, shard: str, model: str, first_tokens: str) -> None:
     import os
 
+    from memory3.benchmarks.measure import bank_references, python_documents
     from memory3.llm import Memory3
 
     os.environ["OMP_NUM_THREADS"] = "1"  # of the workers
@@ -141,8 +209,19 @@ def _real(path: str, workers: str, references: str, shard: str, model: str) -> N
         done = sorted(pool.encoded)
         # Too few shards tell no rate: each worker's first counts for nothing.
         rate = sum(count for _, count in done[number:]) / (done[-1][0] - done[number - 1][0]) if len(done) > number else None
+        written = bank_references(bank)
+        first = []
+        for asked in range(int(first_tokens)):
+            text = written[asked * len(written) // int(first_tokens)].text[:80]
+            first.append(m3.generate(f"What is said about this? {text}", bank, max_new_tokens=1).timings.first_token)
+        times = {f"first_token_p{part}_ms": 1e3 * float(np.percentile(first, part)) for part in (50, 99)} if first else {}
         _tell(
             {
+                **times,
+                "first_tokens": len(first),
+                "tokens": sum(len(one.token_ids) for one in written) / len(written),
+                "text_bytes": sum(len(one.text.encode()) for one in written) / len(written),
+                "config": bank.manifest.config.to_json(),
                 "workers": number,
                 "references": report.references,
                 "references_per_second": rate,
@@ -186,7 +265,8 @@ def _write(path: str, rows: str, workers: str, shard: str, pairs: str, dimension
                 "rows_per_second": report.references / seconds,
                 "committer_cpu_seconds": used,
                 "rows_per_committer_cpu_second": report.references / used,
-                "versions": info.version - before,
+                "commits": info.version - before,
+                "conflicts": len(report.conflicts),
                 "lost": pool.lost,
                 "fragments": info.fragments,
                 "record_bytes": bank.manifest.record_bytes,
@@ -207,7 +287,7 @@ def _read(path: str, dimension: str, searches: str, rows: str) -> None:
         finding, reading = [], []
         for number in range(int(searches)):
             started = time.perf_counter()
-            bank.search([f"query {number}"], _K)
+            bank.search([question(f"query {number}", int(random.integers(int(rows))))], _K)
             finding.append(time.perf_counter() - started)
             ids = [f"d{each}#0" for each in random.choice(int(rows), _K, replace=False)]
             started = time.perf_counter()
@@ -225,15 +305,39 @@ def _read(path: str, dimension: str, searches: str, rows: str) -> None:
         )
 
 
+def _recall(path: str, dimension: str, searches: str, rows: str) -> None:
+    """Of the nearest five by the cosine with every row, how many search finds; of each question's own document, too."""
+    random = np.random.default_rng(1)
+    with Bank.open(path, None, embedder=NoiseEmbedder(int(dimension)), cache_bytes=0) as bank:
+        about = random.integers(0, int(rows), int(searches)).tolist()
+        texts = [question(f"recall {number}", document) for number, document in enumerate(about)]
+        found = [{hit.reference_id for hit in hits} for hits in bank.search(texts, _K)]
+        exact = search_exactly(bank.pin().snapshot, bank.embedder.encode(texts), _K)
+        nearest = [{hit.reference_id for hit in hits} for hits in exact]
+        _tell(
+            {
+                "searches": len(texts),
+                "index": bank.info().index,
+                "of_the_nearest_5": sum(len(a & b) for a, b in zip(found, nearest, strict=True)) / sum(map(len, nearest)),
+                "own_document": sum(f"d{n}#0" in names for n, names in zip(about, found, strict=True)) / len(texts),
+                "own_document_exactly": sum(f"d{n}#0" in names for n, names in zip(about, nearest, strict=True)) / len(texts),
+            }
+        )
+
+
+def _ask(path: str, dimension: str, kind: str, questions: str, rows: str, ram: str) -> None:
+    with Bank.open(
+        path, NoiseWriter(_pairs(path)), embedder=NoiseEmbedder(int(dimension)), cache_bytes=10**6 * int(ram)
+    ) as bank:
+        _tell(ask(bank, kind, int(questions), int(rows)))
+
+
+def _pairs(path: str) -> int:
+    return Bank.describe(path).shape.pairs
+
+
 def _compact(path: str) -> None:
     with Bank.open(path, None) as bank:
         before, started = bank.info().fragments, time.perf_counter()
         bank.compact()
         _tell({"seconds": time.perf_counter() - started, "fragments": [before, bank.info().fragments]})
-
-
-def _predicted(rows: int, record_bytes: int, dimension: int) -> dict[str, Any]:
-    """What the planner says of such a bank."""
-    each = ReferenceBytes(record=record_bytes, text=576 + 4 * 128, embedding=4 * dimension)
-    search = Search(rows, dimension)
-    return {"bytes_per_row": each.disk, "index_ram_mib": search.ram / (1 << 20), "is_searched_in_ram": search.is_exact}

@@ -16,9 +16,12 @@ from memory3.codec.raw import encode_record
 from memory3.config import MemoryConfig
 from memory3.types import Document, Memory, MemoryShape, Reference
 
-__all__ = ["NoiseEmbedder", "NoiseWriter", "leave_noise", "noise_documents"]
+__all__ = ["TOPICS", "NoiseEmbedder", "NoiseWriter", "leave_noise", "noise_documents", "noise_text", "question"]
 
 _TEXT_BYTES, _TOKENS = 576, 128
+#: Topics of texts, and the part of a vector that is its topic's.
+TOPICS, _OF_TOPIC = 4096, 0.63
+_ABOUT = " about document "
 
 
 def noise_documents(first: int, last: int) -> Iterator[Document]:
@@ -28,7 +31,12 @@ def noise_documents(first: int, last: int) -> Iterator[Document]:
         first, last: numbers of the documents.
     """
     for number in range(first, last):
-        yield Document(f"d{number}", np.random.default_rng(number).bytes(_TEXT_BYTES // 2).hex(), f"noise/{number}")
+        yield Document(f"d{number}", noise_text(number), f"noise/{number}")
+
+
+def noise_text(number: int) -> str:
+    """The text of a document."""
+    return np.random.default_rng(number).bytes(_TEXT_BYTES // 2).hex()
 
 
 class NoiseWriter:
@@ -52,19 +60,44 @@ class NoiseWriter:
 
 
 class NoiseEmbedder:
-    """Unit vectors drawn by a hash of the text."""
+    """Unit vectors drawn by a hash of the text, about one of `TOPICS` centres each, as texts have topics: two of one topic
+    have a cosine of about 0.4, others of about 0.
+
+    A question, as `question` makes it, is a text's vector with as much noise again: a cosine of about 0.7.
+    """
 
     def __init__(self, dimension: int) -> None:
         self.name, self.dimension = "noise", dimension
+        self._centres: dict[int, np.ndarray] = {}
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """float32 ``[n, dimension]``."""
-        drawn = [
-            np.random.default_rng(xxh3_64_intdigest(text.encode())).standard_normal(self.dimension, dtype=np.float32)
-            for text in texts
-        ]
-        out = np.stack(drawn) if drawn else np.zeros((0, self.dimension), np.float32)
+        out = np.zeros((len(texts), self.dimension), np.float32)
+        for row, text in zip(out, texts, strict=True):
+            asked, _, number = text.partition(_ABOUT)
+            row[:] = self._vector(noise_text(int(number))) + self._drawn(asked) if number else self._vector(text)
         return np.asarray(out / np.linalg.norm(out, axis=1, keepdims=True))
+
+    def _vector(self, text: str) -> np.ndarray:
+        topic = xxh3_64_intdigest(text.encode()) % TOPICS
+        if topic not in self._centres:
+            self._centres[topic] = self._drawn(f"topic {topic}")
+        return np.asarray(_OF_TOPIC * self._centres[topic] + (1 - _OF_TOPIC**2) ** 0.5 * self._drawn(text))
+
+    def _drawn(self, text: str) -> np.ndarray:
+        """Of a length of about 1."""
+        drawn = np.random.default_rng(xxh3_64_intdigest(text.encode())).standard_normal(self.dimension, dtype=np.float32)
+        return np.asarray(drawn / self.dimension**0.5)
+
+
+def question(asked: str, number: int) -> str:
+    """A question about a document of `noise_documents`, for `NoiseEmbedder`.
+
+    Args:
+        asked: another one makes another question.
+        number: of the document.
+    """
+    return f"{asked}{_ABOUT}{number}"
 
 
 def leave_noise(shard: str, folder: str) -> None:

@@ -95,6 +95,9 @@ def ask(
     model: options.Model = None,
     adapter: options.Adapter = None,
     device: options.Device = None,
+    cache_device: options.CacheDevice = None,
+    cache_ram: options.CacheRam = None,
+    cache_disk: options.CacheDisk = None,
     as_json: options.Json = False,
 ) -> None:
     """Answer a question from a bank, with citations.
@@ -114,6 +117,7 @@ def ask(
         raise typer.BadParameter(f"mode {mode} needs a bank: give --bank DIR, or --mode none to answer without one")
     if stream and (as_json or mode == "all"):
         raise typer.BadParameter("--stream goes with one mode and without --json")
+    cache = options.cache_bytes(cache_device, cache_ram, cache_disk)
     choice: dict[str, Any] = {"k": k, "gap": gap, "where": _where(where or []), "max_new_tokens": max_new_tokens}
     if sample:
         choice |= {"do_sample": True, "temperature": temperature or 1.0}
@@ -141,6 +145,7 @@ def ask(
             device=device,
             temperature=memory_temperature,
             embedder=mode != "none",
+            cache=cache,
         )
 
     one = mode != "all"
@@ -150,7 +155,9 @@ def ask(
         if seed is not None:
             _sow(seed)
         answers[each] = m3.generate(prompt, bank=opened, mode=each, streamer=_printer(m3) if streaming else None, **choice)
+    tiers = None
     if opened is not None:
+        tiers = opened.tiers.statistics().to_dict()
         opened.close()  # writes down what was recalled
 
     for note in dict.fromkeys(answer.note for answer in answers.values() if answer.note):
@@ -159,7 +166,7 @@ def ask(
         message("probably not found in the bank: the answer may be made up", kind="note", style="yellow")
     if as_json:
         found = [answer_json(each, answer) for each, answer in answers.items()]
-        about = {"question": text, "bank": None if bank is None else str(bank), "model": m3.name}
+        about = {"question": text, "bank": None if bank is None else str(bank), "model": m3.name, "tiers": tiers}
         print_json({**about, **(found[0] if one else {"answers": found})})
     elif one:
         if not streaming:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -13,6 +13,9 @@ from memory3.cli import options
 from memory3.cli.output import count, facts, out, print_json, printable, size
 from memory3.codec.registry import shown
 from memory3.retention import RetentionPolicy
+
+if TYPE_CHECKING:
+    from memory3.bank.tiers import TierStatistics
 
 __all__ = ["info"]
 
@@ -47,7 +50,7 @@ def info(
             "config": config,
             "shape": manifest.shape.to_dict(),
             "policy": dataclasses.asdict(opened.policy),
-            **{name: value for name, value in sizes.to_dict().items() if name != "cache"},
+            **sizes.to_dict(),
         }
         if documents:
             about["document_list"] = [
@@ -65,6 +68,7 @@ def info(
                 "holds": f"{count(sizes.documents, 'document')}, {count(sizes.references, 'reference')}{lazy}",
                 "on disk": f"{size(sizes.bytes)}; a memory has {size(sizes.record_bytes)} ({shown(manifest.codec)})",
                 "writing": _policy(opened.policy),
+                "cache": _cache(sizes.tiers),
                 "search": f"{sizes.index}{f', {sizes.unindexed:,} not indexed yet' if sizes.unindexed else ''}",
                 "settings": ", ".join(f"{name} {value}" for name, value in config.items()),
                 "memory": f"{manifest.shape.pairs:,} pairs in {len(manifest.shape.layers)} layers x "
@@ -77,6 +81,17 @@ def info(
         for entry in entries:
             table.add_row(Text(printable(entry.id)), Text(printable(entry.source)), f"{entry.references:,}")
         out.print(table)
+
+
+def _cache(tiers: TierStatistics) -> str:
+    """Bounds of the tiers, and what lies on disk. No model is loaded here, so none is on a device."""
+    device = "device 0 (1 GiB for a model on a GPU; a CPU reads from RAM)"
+    disk = (
+        f"disk {size(tiers.disk.capacity)}, {size(tiers.disk.bytes)} of it in use by all banks"
+        if tiers.disk.capacity
+        else "disk 0 (the bank lies on it)"
+    )
+    return f"{device}, RAM {size(tiers.ram.capacity)}, {disk}"
 
 
 def _policy(policy: RetentionPolicy) -> str:

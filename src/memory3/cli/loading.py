@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memory3.cli.output import err
 from memory3.config import MemoryConfig
@@ -41,13 +42,15 @@ def open_bank(
     dtype: str | None = None,
     temperature: float | None = None,
     embedder: bool = True,
+    cache: Mapping[str, int] | None = None,
 ) -> tuple[Memory3, Bank]:
     """The bank at ``path`` with the model it remembers, or with another that must be able to read it. One that another
     machine serves is read with the default model, or the one that is named: it does not say what is loaded here.
 
     ``temperature``: of memories, in place of the bank's. ``embedder``: load it now, so that the first answer's time does not
-    count it.
+    count it. ``cache``: bounds of its tiers, as `options.cache_bytes` gives them.
     """
+    sizes: dict[str, Any] = dict(cache or {})
     with collecting_later():
         from memory3.bank import Bank
         from memory3.bank.address import is_address
@@ -61,11 +64,11 @@ def open_bank(
         if temperature is not None:
             settings = (settings_of(name) or MemoryConfig()).replace(memory_temperature=temperature)
         m3 = load_model(name, settings, device=device, dtype=dtype)
-        return m3, Bank.open(path, m3)
+        return m3, Bank.open(path, m3, **sizes)
     manifest = Bank.describe(path)
     config = manifest.config if temperature is None else manifest.config.replace(memory_temperature=temperature)
     m3 = load_model(full_name(model or manifest.model, adapter), config, device=device, dtype=dtype)
-    bank = Bank.open(path, m3, create=False)
+    bank = Bank.open(path, m3, create=False, **sizes)
     if embedder:
         with err.status(f"loading {manifest.embedder}"), collecting_later():
             _ = bank.embedder

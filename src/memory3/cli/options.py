@@ -22,6 +22,9 @@ __all__ = [
     "Bank",
     "BatchSize",
     "Budget",
+    "CacheDevice",
+    "CacheDisk",
+    "CacheRam",
     "Codec",
     "Data",
     "Device",
@@ -35,6 +38,7 @@ __all__ = [
     "Selector",
     "Wait",
     "byte_count",
+    "cache_bytes",
     "folder",
     "named",
     "not_empty",
@@ -49,6 +53,7 @@ SETTINGS = "How memories are written (a bank remembers it)"
 READING = "How memories are read"
 MACHINE = "Machine"
 MODEL = "Model"
+CACHE = "Cache of memories"
 
 
 def folder(value: Path | None) -> Path | None:
@@ -123,6 +128,25 @@ Adapter = Annotated[
         ),
         metavar="DIR|NAME|none",
         rich_help_panel=MODEL,
+    ),
+]
+CacheDevice = Annotated[
+    str | None,
+    typer.Option(
+        help="Of each bank, on the device that reads; 0: none. Default: 1 GiB on a GPU, 0 on a CPU, which reads from RAM.",
+        metavar="SIZE",
+        rich_help_panel=CACHE,
+    ),
+]
+CacheRam = Annotated[
+    str | None, typer.Option(help="Of each bank, in RAM; 0: none. Default: 1 GiB.", metavar="SIZE", rich_help_panel=CACHE)
+]
+CacheDisk = Annotated[
+    str | None,
+    typer.Option(
+        help="On this disk, of all banks that do not lie on it; 0: none. Default: 4 GiB.",
+        metavar="SIZE",
+        rich_help_panel=CACHE,
     ),
 ]
 Wait = Annotated[
@@ -241,6 +265,12 @@ def byte_count(text: str | None) -> int | None:
     if size < 1:
         raise typer.BadParameter(f"{text!r} is no size: write 500MB, 10GB or 2TB")
     return size
+
+
+def cache_bytes(device: str | None, ram: str | None, disk: str | None) -> dict[str, int]:
+    """Bounds of the cache's tiers as `Bank.open` takes them, those that were given; a size as of `byte_count`, or 0."""
+    given = {"device_bytes": device, "cache_bytes": ram, "disk_bytes": disk}
+    return {name: 0 if text.strip() == "0" else byte_count(text) or 0 for name, text in given.items() if text is not None}
 
 
 def named(given: Mapping[str, Any]) -> list[str]:

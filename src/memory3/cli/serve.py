@@ -105,6 +105,9 @@ def serve(
     max_upload: Annotated[
         str, typer.Option(help="Size of an uploaded file at most.", metavar="SIZE", rich_help_panel=BOUNDS)
     ] = "64MB",
+    cache_device: options.CacheDevice = None,
+    cache_ram: options.CacheRam = None,
+    cache_disk: options.CacheDisk = None,
     cors: Annotated[
         list[str] | None,
         typer.Option(
@@ -161,13 +164,14 @@ def serve(
     )
     keys = Keys.read(api_key_file) if api_key_file is not None else Keys()
     first = next(iter(named.values()), None)
+    cache = options.cache_bytes(cache_device, cache_ram, cache_disk)
 
     def load() -> tuple[Memory3, Banks]:
         m3 = _model(None if first is None else Bank.describe(first), model, adapter, device, model_dtype, memory_temperature)
         banks = Banks(m3, name)
         for called, path in named.items():
             with err.status(f"opening {path}"), collecting_later():
-                banks.open(called, path)
+                banks.open(called, path, **cache)
         return m3, banks
 
     threads = torch.get_num_threads()

@@ -65,12 +65,13 @@ class Banks:
         self._lock = threading.Lock()
         self._closed = threading.Event()
 
-    def open(self, name: str, path: str | Path) -> Bank:
+    def open(self, name: str, path: str | Path, **cache: int) -> Bank:
         """Open a bank that exists and serve it. Its embedder is loaded now, and shared with other banks of the same one.
 
         Args:
             name: it is served by.
             path: its folder.
+            cache: bounds of its tiers, as `Bank.open` takes them: ``device_bytes``, ``cache_bytes``, ``disk_bytes``.
 
         Raises:
             ConfigError: a name that no id can have, or that is taken.
@@ -80,7 +81,8 @@ class Banks:
         check_name("bank", name)
         manifest = Bank.describe(path)
         try:
-            bank = Bank.open(path, self._m3, create=False, embedder=self._embedders.get(manifest.embedder))
+            given = self._embedders.get(manifest.embedder)
+            bank = Bank.open(path, self._m3, create=False, embedder=given, **cache)  # type: ignore[arg-type]
         except FingerprintMismatch as error:
             raise ServingError(
                 f"the bank {name!r} ({path}) cannot be served by {self.model}: {error} Or give it a server of its own."

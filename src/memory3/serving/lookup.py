@@ -168,8 +168,11 @@ class Lookup:
             how = stream.memory.retrieval
             # A guess is worth nothing if it fails: the request itself will say so.
             with contextlib.suppress(Exception), torch.inference_mode():
-                (hits,) = source.search([stream.next_query()], how.k, where=how.where)
-                source.memories([hit.reference_id for hit in hits], device=self._m3.model.device)
+                (hits,) = source.search([stream.next_query()], 2 * how.k, where=how.where)
+                source.memories([hit.reference_id for hit in hits[: how.k]], device=self._m3.model.device)
+                prefetch = getattr(source, "prefetch", None)  # a bank's; other sources have what they have
+                if prefetch is not None:
+                    prefetch([hit.reference_id for hit in hits[how.k :]])
 
 
 def _alike(handle: Handle) -> Hashable:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from memory3.answer import Usage
+from memory3.bank.tiers import Tiers, sum_of
 from memory3.errors import MissingDependency
 from memory3.serving.base import EngineState
 
@@ -52,14 +53,14 @@ class Metrics:
         self._bytes = count("read_bytes", "Bytes of memories, or of passages, that were read.")
         self._finished = count("answers", "Answers that ended, by why.", "reason")
 
-    def show(self, state: Callable[[], EngineState], caches: Callable[[], list[Any]]) -> None:
+    def show(self, state: Callable[[], EngineState], tiers: Callable[[], list[Tiers]]) -> None:
         """Tell also what is so at the moment of asking.
 
         Args:
             state: of the engine.
-            caches: statistics of every bank's cache.
+            tiers: every bank's cache.
         """
-        self.registry.register(_Now(state, caches))
+        self.registry.register(_Now(state, tiers))
 
     def text(self) -> bytes:
         """Everything, as Prometheus reads it."""
@@ -103,21 +104,36 @@ class Metrics:
 
 
 class _Now(Collector):
-    def __init__(self, state: Callable[[], EngineState], caches: Callable[[], list[Any]]) -> None:
+    def __init__(self, state: Callable[[], EngineState], tiers: Callable[[], list[Tiers]]) -> None:
         self._state = state
-        self._caches = caches
+        self._tiers = tiers
 
     def collect(self) -> Iterator[Any]:
-        state, caches = self._state(), self._caches()
+        state, tiers = self._state(), self._tiers()
+        told = sum_of(tiers)
         yield _gauge("running", "Requests that have a place in the batch.", state.running)
         yield _gauge("queue", "Requests that have none yet.", state.waiting)
         yield _gauge("looking", "Of the running ones, those that wait for their memories.", state.looking)
+        each = {"device": told.device, "ram": told.ram, "disk": told.disk}
         for name, help in (("hits", "found"), ("misses", "not found"), ("evictions", "put out")):
-            total = sum(getattr(one, name) for one in caches)
-            yield _counter(f"cache_{name}", f"Memories that were {help} in the RAM caches of the banks.", total)
-        yield _gauge("cache_bytes", "Bytes of memories in these caches.", sum(one.bytes for one in caches))
-        yield _gauge("cache_capacity_bytes", "Bytes that they may hold.", sum(one.capacity for one in caches))
-        yield _gauge("banks", "Banks that are served.", len(caches))
+            family = CounterMetricFamily(
+                f"memory3_cache_{name}", f"Memories that were {help} in a tier of the banks' caches.", labels=["tier"]
+            )
+            for tier, said in each.items():
+                family.add_metric([tier], getattr(said, name))
+            yield family
+        for name, part, help in (
+            ("cache_bytes", "bytes", "Bytes in a tier."),
+            ("cache_capacity_bytes", "capacity", "Bytes that it may hold."),
+            ("cache_entries", "entries", "Memories and texts in a tier."),
+        ):
+            gauge = GaugeMetricFamily(f"memory3_{name}", help, labels=["tier"])
+            for tier, said in each.items():
+                gauge.add_metric([tier], getattr(said, part))
+            yield gauge
+        yield _counter("bank_reads", "Memories that no tier had.", told.bank)
+        yield _counter("read_ahead", "Memories that were fetched before a request asked.", told.ahead)
+        yield _gauge("banks", "Banks that are served.", len(tiers))
 
 
 def _gauge(name: str, help: str, value: float) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from memory3.bank.tiers import Tiers
 from memory3.errors import MissingDependency
 from memory3.llm import Memory3
 from memory3.serving.base import BaseEngine
@@ -69,10 +69,10 @@ class ServerState:
                 threads=self.engine.threads,
             )
 
-        def caches() -> list[Any]:
-            return [cache.statistics() for one in self.banks if (cache := getattr(one.bank, "cache", None)) is not None]
+        def tiers() -> list[Tiers]:
+            return [tiers for one in self.banks if (tiers := getattr(one.bank, "tiers", None)) is not None]
 
-        self.metrics.show(lambda: self.engine.state, caches)
+        self.metrics.show(lambda: self.engine.state, tiers)
 
     def tenant(self, request: HTTPConnection) -> Tenant:
         """Who asks: whom the key of the request belongs to, as `memory3.serving.guard` found out before any route ran."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from memory3.bank.embedder import TextEmbedder
 from memory3.bank.protocol import MemoryWriter
+from memory3.bank.tiers import Tiers
 from memory3.bank.view import BankView
 from memory3.serving.catalogue import Banks, Served
 from memory3.serving.data_folder import DataFolder, StorageLimits
@@ -67,10 +68,10 @@ class StoreBank:
             bank.close()
 
     @property
-    def cache(self) -> Any:
-        """Of its memories; None while it is not open."""
+    def tiers(self) -> Tiers | None:
+        """The cache of its memories; None while it is not open."""
         bank = self._stores.opened(self._key)
-        return None if bank is None else bank.cache
+        return None if bank is None else bank.tiers
 
     def __len__(self) -> int:
         return len(self._stores.bank(self._key))

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from xxhash import xxh3_128_hexdigest
 
-from memory3.bank.cache import MemoryCache
 from memory3.bank.codebooks import received_codec
 from memory3.bank.format.manifest import BankManifest
 from memory3.bank.reader import MemoryReader
 from memory3.bank.record import MemoryRecord
+from memory3.bank.tiers import TierBytes, Tiers
 from memory3.codec import Codec, CodedCodec, RawCodec
 from memory3.errors import ConfigError
 from memory3.types import Memory
@@ -45,10 +45,10 @@ class Decoder:
         """
         Args:
             card: of the model that reads.
-            capacity: bytes of memories decoded lately that are kept.
+            capacity: bytes of memories decoded lately that are kept, in RAM and on a device each.
         """
         self._card = card
-        self._cache = MemoryCache(capacity)
+        self._tiers = Tiers(TierBytes(capacity, capacity, 0))
         self._forms: dict[str, _Known] = {}
         self._lock = Lock()
 
@@ -117,6 +117,6 @@ class Decoder:
         self, known: _Known, key: str, of: tuple[str, str], records: dict[str, MemoryRecord], device: torch.device | str
     ) -> dict[Name, Memory]:
         codec = known.codec
-        reader = MemoryReader(known.manifest, lambda: codec, self._cache, (key, *of), of[0])
+        reader = MemoryReader(known.manifest, lambda: codec, self._tiers, (key, *of), of[0])
         memories = reader.memories(list(records), lambda ids: [records[id_] for id_ in ids], device=device)
         return {(*of, id_): memory for id_, memory in zip(records, memories, strict=True)}

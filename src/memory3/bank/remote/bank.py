@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from memory3.bank.address import checked_address
+from memory3.bank.ahead import Ahead
 from memory3.bank.cache import MemoryCache
 from memory3.bank.codebooks import cached_codebook, received_codec
+from memory3.bank.disk import DiskCache
 from memory3.bank.format.manifest import BankManifest
 from memory3.bank.format.tags import Scalar
 from memory3.bank.protocol import MemoryWriter
@@ -22,11 +22,11 @@ from memory3.bank.reader import MemoryReader
 from memory3.bank.record import MemoryRecord
 from memory3.bank.remote.about import About
 from memory3.bank.remote.connection import Connection
-from memory3.bank.remote.disk import DiskCache
 from memory3.bank.remote.kept import ItemShape, Kept
 from memory3.bank.remote.server import require_name
 from memory3.bank.remote.view import RemoteView
 from memory3.bank.reports import Hit
+from memory3.bank.tiers import TierBytes, Tiers
 from memory3.bank.where import Where
 from memory3.codec import Codec, RawCodec
 from memory3.errors import BankChanged, BankCorrupt, BankRefused, BankUnreachable, ConfigError
@@ -42,6 +42,8 @@ __all__ = ["RemoteBank"]
 T = TypeVar("T")
 #: Of a codebook; the largest (product codecs of large models) have some ten megabytes.
 _MOST_CODEBOOK = 256 << 20
+#: Guesses that wait at most: a search costs this machine nothing.
+_MOST_GUESSES = 16
 #: After so many seconds without a request it is asked first whether the version is still there.
 _IDLE = 60.0
 #: What a bank in a folder offers besides: it changes the bank, or looks at its files.
@@ -71,24 +73,23 @@ class RemoteBank:
 
     Attributes:
         path: the address.
-        cache: decoded memories in RAM.
+        tiers: the cache: device, RAM and disk.
         offline: whether it was opened without the server, from what is cached here.
     """
 
     def __init__(
-        self, connection: Connection, about: About, m3: MemoryWriter | None, cache_bytes: int, disk: DiskCache, offline: bool
+        self, connection: Connection, about: About, m3: MemoryWriter | None, bounds: TierBytes, disk: DiskCache, offline: bool
     ) -> None:
         self.path = connection.url
-        self.cache = MemoryCache(cache_bytes)
+        self.tiers = Tiers(bounds, disk)
         self.offline = offline
         self._connection = connection
         self._m3 = m3
         self._disk = disk
-        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="memory3-ahead")
+        self._guesses = Ahead(_MOST_GUESSES)
         self._lock = Lock()
         self._asked = time.monotonic()
         self._view = self._look(about)
-        weakref.finalize(self, self._ahead.shutdown, wait=False)
 
     @classmethod
     def open(
@@ -97,6 +98,7 @@ class RemoteBank:
         m3: MemoryWriter | None,
         *,
         key: str | None = None,
+        device_bytes: int | None = None,
         cache_bytes: int = 1 << 30,
         disk_bytes: int = 4 << 30,
         folder: str | os.PathLike[str] | None = None,
@@ -109,7 +111,8 @@ class RemoteBank:
             m3: the model that reads; another than the bank's raises FingerprintMismatch. None: the bank can be searched and
                 its texts read, but not its memories.
             key: that the server wants to see; None: the environment variable MEMORY3_API_KEY, if it is set.
-            cache_bytes: RAM for memories read recently; 0 switches it off.
+            device_bytes: of the device that reads, for memories read recently; None: 1 GiB on a GPU, 0 on a CPU.
+            cache_bytes: RAM for the same; 0 switches it off.
             disk_bytes: of the cache on disk, which all banks of other machines share; 0 switches it off.
             folder: of that cache; None: ``remote`` in memory3's cache folder.
             patience: seconds in which a request is tried again before the server counts as away.
@@ -127,12 +130,18 @@ class RemoteBank:
         about, offline = _ask_about(connection, disk)
         if m3 is not None:
             about.manifest.require(m3)
-        return cls(connection, about, m3, cache_bytes, disk, offline)
+        bounds = TierBytes.of(m3, device_bytes, cache_bytes, disk_bytes)
+        return cls(connection, about, m3, bounds, disk, offline)
 
     @property
     def manifest(self) -> BankManifest:
         """What the bank says about itself."""
         return self._view.about.manifest
+
+    @property
+    def cache(self) -> MemoryCache:
+        """RAM's tier, by its name in earlier releases."""
+        return self.tiers.ram
 
     @property
     def received_bytes(self) -> int:
@@ -169,7 +178,7 @@ class RemoteBank:
                 if self._m3 is not None:
                     about.manifest.require(self._m3)
                 self._view = self._look(about)
-                self.cache.clear()
+                self.tiers.clear()
 
     def search(self, queries: Sequence[str], k: int, where: Where | None = None) -> list[list[Hit]]:
         """For each query the ``k`` most similar references, best first.
@@ -215,10 +224,10 @@ class RemoteBank:
 
     def close(self) -> None:
         """Give back the RAM and the connection. What is on disk stays. The bank must not be used after that."""
-        self._ahead.shutdown(wait=True, cancel_futures=True)
+        self._guesses.close(wait=True)
         self._view.remember()
         self._connection.close()
-        self.cache.clear()
+        self.tiers.clear()
 
     def __len__(self) -> int:
         return len(self._view)
@@ -266,11 +275,12 @@ class RemoteBank:
         return RemoteView(
             about,
             connection=self._connection,
-            kept=Kept(f"{self.path}\0{about.version}", shape, self._disk),
+            kept=Kept(f"{self.path}\0{about.version}", about.version, shape, self.tiers, self._disk),
             shape=shape,
-            reader=MemoryReader(manifest, decoder, self.cache, about.version, self.path),
+            reader=MemoryReader(manifest, decoder, self.tiers, about.version, self.path),
             gap=2.0 if m3 is None else float(m3.config.score_gap),
-            ahead=self._ahead,
+            tiers=self.tiers,
+            guesses=self._guesses,
         )
 
     def _codec(self, about: About, m3: MemoryWriter) -> Codec:

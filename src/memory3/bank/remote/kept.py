@@ -1,31 +1,31 @@
 """`Kept`: what a device has of one version of a bank: references, packed memories, and what searches have found.
 
-In RAM what came lately, behind it a `DiskCache` that other versions, banks and processes share.
+In the tiers of the bank (`memory3.bank.tiers`): in RAM what came lately, behind it a disk that others share.
 """
 
 from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
+from memory3.bank.disk import DiskCache
 from memory3.bank.record import MemoryRecord
-from memory3.bank.remote.disk import DiskCache
 from memory3.bank.remote.frames import pack, unpack
 from memory3.bank.remote.items import hit_rows, hits_in, mark, record_in, reference_fields, reference_in
 from memory3.bank.reports import Hit
+from memory3.bank.tiers import Tiers
 from memory3.types import Reference
 
 __all__ = ["Item", "ItemShape", "Kept"]
 
-#: RAM for packed memories and texts, and for what searches have found.
-_ITEM_BYTES, _ANSWERS = 64 << 20, 4096
+#: Searches whose results are in RAM.
+_ANSWERS = 4096
 #: Memories that a server is told of, so that it does not send them again.
 _MOST_MARKS = 1024
-_TEXT_BYTES = 4096  # about, of a reference in RAM
 
 
 @dataclass(frozen=True)
@@ -77,65 +77,68 @@ class ItemShape:
 class Kept:
     """Safe to share between threads."""
 
-    def __init__(self, place: str, shape: ItemShape, disk: DiskCache) -> None:
+    def __init__(self, place: str, version: Hashable, shape: ItemShape, tiers: Tiers, disk: DiskCache) -> None:
         """
         Args:
             place: the bank's address with its version: what is kept is of it alone.
+            version: under which the tiers have it in RAM.
             shape: of its items.
+            tiers: of the bank.
             disk: shared.
         """
         self._place = place
+        self._version = version
         self._shape = shape
+        self._tiers = tiers
         self._disk = disk
         self._lock = Lock()
-        self._items = _Recent[str, Item](_ITEM_BYTES, lambda item: _TEXT_BYTES + (shape.record_bytes if item.record else 0))
-        self._answers = _Recent[str, list[list[Any]]](_ANSWERS, lambda _: 1)
+        self._answers = _Recent[str, list[list[Any]]](_ANSWERS)
         self._there: OrderedDict[str, None] = OrderedDict()  # ids whose memories are in RAM or on disk, as far as it is known
-        self.counts = {"ram": 0, "disk": 0, "fetched": 0}
 
     # ---- references and memories -----------------------------------------------------------------------------------------
 
-    def item(self, reference_id: str, with_record: bool) -> Item | None:
-        """A reference that is kept.
-
-        Args:
-            reference_id: which.
-            with_record: only with its memory.
-        """
-        with self._lock:
-            item = self._items.get(reference_id)
-            if item is not None and (item.record or not with_record):
-                self.counts["ram"] += with_record
-                return item
-        item = self._from_disk("memory", reference_id) or (None if with_record else self._from_disk("text", reference_id))
+    def text(self, reference_id: str) -> Reference | None:
+        """A reference that is in RAM or on disk; None where it is not."""
+        reference = self._tiers.text(self._version, reference_id)
+        if reference is not None:
+            return reference
+        item = self._from_disk("memory", reference_id) or self._from_disk("text", reference_id)
         if item is None:
             return None
-        with self._lock:
-            self.counts["disk"] += with_record
-            self._keep(item)
-        return item
+        self._keep(item)
+        return item.reference
+
+    def stored(self, reference_ids: Iterable[str], *, counted: bool = True) -> dict[str, MemoryRecord]:
+        """Those of some packed memories that are on disk, to be in RAM from now on.
+
+        Args:
+            reference_ids: that are not in RAM.
+            counted: as found on disk, or missed there.
+        """
+        items = {id_: self._from_disk("memory", id_) for id_ in reference_ids}
+        found = {id_: item.record for id_, item in items.items() if item is not None and item.record is not None}
+        for item in items.values():
+            if item is not None:
+                self._keep(item)
+        if counted and self._disk.capacity > 0:
+            self._tiers.count(disk_hits=len(found), disk_misses=len(items) - len(found))
+        return found
 
     def put(self, items: Iterable[Item]) -> None:
         """Keep what was fetched."""
-        items = list(items)
         files = {}
         for item in items:
             fields, parts = self._shape.head([item])
             kind = "memory" if item.record else "text"
             files[self._key(kind, item.reference.id)] = pack({"items": fields}, parts)
-        with self._lock:
-            for item in items:
-                there = self._items.get(item.reference.id)
-                if item.record or there is None or there.record is None:
-                    self._keep(item)
-                self.counts["fetched"] += item.record is not None
+            self._keep(item)
         self._disk.put(files)
 
-    def drop(self, reference_ids: Iterable[str]) -> None:
+    def drop(self, reference_ids: Sequence[str]) -> None:
         """Forget references with their memories."""
+        self._tiers.drop(self._version, reference_ids)
         for id_ in reference_ids:
             with self._lock:
-                self._items.drop(id_)
                 self._there.pop(id_, None)
             for kind in ("memory", "text"):
                 self._disk.discard(self._key(kind, id_))
@@ -215,10 +218,13 @@ class Kept:
         self._disk.put({self._key("fact", name): json.dumps(value).encode()})
 
     def _keep(self, item: Item) -> None:
-        """Held: the lock."""
+        """In RAM."""
         id_ = item.reference.id
-        self._items.put(id_, item)
-        if item.record:
+        self._tiers.keep_text(self._version, item.reference)
+        if item.record is None:
+            return
+        self._tiers.keep_packed(self._version, item.record)
+        with self._lock:
             self._there[id_] = None
             self._there.move_to_end(id_)
             while len(self._there) > _MOST_MARKS:
@@ -256,10 +262,10 @@ V = TypeVar("V")
 
 
 class _Recent(Generic[K, V]):
-    """Values in RAM, least recently used first to go."""
+    """A number of values in RAM, least recently used first to go."""
 
-    def __init__(self, capacity: int, size: Callable[[V], int]) -> None:
-        self._capacity, self._size, self._total = capacity, size, 0
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._values: OrderedDict[K, V] = OrderedDict()
 
     def get(self, key: K) -> V | None:
@@ -268,13 +274,8 @@ class _Recent(Generic[K, V]):
             self._values.move_to_end(key)
         return value
 
-    def drop(self, key: K) -> None:
-        old = self._values.pop(key, None)
-        self._total -= 0 if old is None else self._size(old)
-
     def put(self, key: K, value: V) -> None:
-        self.drop(key)
         self._values[key] = value
-        self._total += self._size(value)
-        while self._total > self._capacity and len(self._values) > 1:
-            self._total -= self._size(self._values.popitem(last=False)[1])
+        self._values.move_to_end(key)
+        while len(self._values) > self._most:
+            self._values.popitem(last=False)

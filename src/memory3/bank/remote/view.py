@@ -11,10 +11,9 @@ import base64
 import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import wait as wait_for
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from memory3.bank.ahead import Ahead
 from memory3.bank.format.manifest import BankManifest
 from memory3.bank.format.tags import Scalar
 from memory3.bank.reader import MemoryReader
@@ -26,6 +25,7 @@ from memory3.bank.remote.items import hits_in
 from memory3.bank.remote.kept import Item, ItemShape, Kept
 from memory3.bank.remote.limits import MOST_HITS, MOST_IDS, MOST_QUERIES, MOST_QUERY, MOST_SENT
 from memory3.bank.reports import Hit
+from memory3.bank.tiers import Tiers
 from memory3.bank.where import Where, alternatives
 from memory3.codec import Codec
 from memory3.errors import BankCorrupt, BankUnreachable, InputError
@@ -42,8 +42,6 @@ T = TypeVar("T")
 _TRIES = 3
 #: A gap that leaves no hit out.
 EVERYTHING = 2.0
-#: For so many seconds a search waits for the guesses in front of it, which fetch most of what it will want.
-_GUESS_SECONDS, _MOST_GUESSES = 5.0, 16
 
 
 class RemoteView:
@@ -65,7 +63,8 @@ class RemoteView:
         shape: ItemShape,
         reader: MemoryReader,
         gap: float,
-        ahead: ThreadPoolExecutor,
+        tiers: Tiers,
+        guesses: Ahead,
     ) -> None:
         """Called by `RemoteBank`.
 
@@ -77,7 +76,8 @@ class RemoteView:
             reader: decodes its memories.
             gap: memories are sent along of hits whose cosine is within this of the best one's. Where others are read, too,
                 those of all hits.
-            ahead: fetches what was guessed.
+            tiers: of the bank.
+            guesses: the thread that fetches ahead.
         """
         self.about = about
         self._connection = connection
@@ -85,9 +85,9 @@ class RemoteView:
         self._shape = shape
         self._reader = reader
         self._gap = gap
-        self._ahead = ahead
+        self._tiers = tiers
+        self._guesses = guesses
         self._left_out: set[str] = set()  # hits of the last search whose memories did not come along
-        self._guesses: list[Future[None]] = []
 
     @property
     def manifest(self) -> BankManifest:
@@ -123,9 +123,9 @@ class RemoteView:
             raise InputError(f"{self._connection.url}: a query has {MOST_QUERY:,} characters at most, one has {len(long):,}")
         condition = _sent(where)
         key = json.dumps(condition, sort_keys=True)
-        if self._guesses:
-            wait_for(self._guesses, _GUESS_SECONDS)
-        return self._search(list(queries), k, condition, key)
+        self._guesses.settle()
+        with self._guesses.request():
+            return self._search(list(queries), k, condition, key)
 
     def memories(
         self, reference_ids: Sequence[str], *, use_cache: bool = True, device: torch.device | str | None = None
@@ -134,31 +134,30 @@ class RemoteView:
 
         Args:
             reference_ids: of this version.
-            use_cache: keep what is decoded in RAM, and take from there what is.
+            use_cache: keep what is decoded, and take from device and RAM what is there.
             device: where keys and values are made; None: the CPU.
 
         Raises:
             BankCorrupt: a memory cannot be decoded.
         """
         try:
-            return self._reader.memories(reference_ids, self.records, device=device, use_cache=use_cache)
+            # Without the cache, too, what came along with the search is not asked for again.
+            fetch = self._fetch if use_cache else self.records
+            return self._reader.memories(reference_ids, fetch, device=device, use_cache=use_cache)
         except BankCorrupt:
             self._kept.drop(reference_ids)  # what the server sent was kept: the next time it is asked for anew
             raise
 
     def records(self, reference_ids: Sequence[str]) -> list[MemoryRecord]:
         """The packed memories of references, in order."""
-        if not self._left_out.isdisjoint(reference_ids):
-            self._gap = EVERYTHING  # whoever reads here wants all that is found
-        found = self._items(reference_ids, with_record=True)
-        records = [found[id_].record for id_ in reference_ids]
-        assert all(records)
-        return [record for record in records if record is not None]
+        return self._reader.records(reference_ids, self._fetch)
 
     def references(self, reference_ids: Sequence[str]) -> list[Reference]:
         """References with their texts, in order."""
-        found = self._items(reference_ids, with_record=False)
-        return [found[id_].reference for id_ in reference_ids]
+        found = {id_: reference for id_ in set(reference_ids) if (reference := self._kept.text(id_)) is not None}
+        missing = [id_ for id_ in dict.fromkeys(reference_ids) if id_ not in found]
+        found |= {item.reference.id: item.reference for item in self._items(missing, with_record=False)}
+        return [found[id_] for id_ in reference_ids]
 
     def count(self, where: Where | None = None) -> int:
         """How many references have the metadata ``where``; all without it."""
@@ -185,21 +184,29 @@ class RemoteView:
         return found
 
     def prefetch(self, reference_ids: Sequence[str]) -> None:
-        """Fetch the packed memories of references beside what this thread does. Returns at once.
+        """Fetch packed memories into RAM beside what this thread does, as long as nobody waits for the bank. Returns at once.
 
         Args:
-            reference_ids: of this version; those that are here cost nothing.
+            reference_ids: of this version, the likeliest first; those that are in RAM cost nothing.
         """
-        self._beside(lambda: self.records(list(dict.fromkeys(reference_ids))))
+
+        def bring(some: list[str]) -> None:
+            there = self._kept.stored(some, counted=False)
+            self._tiers.count(ahead=len(some))
+            self._items([id_ for id_ in some if id_ not in there], with_record=True)
+
+        missing = [id_ for id_ in reference_ids if not self._tiers.has(self.about.version, id_)]
+        self._guesses.names(missing, self._shape.record_bytes, bring)
 
     def ahead(self, queries: Sequence[str], k: int, where: Where | None = None) -> None:
-        """Fetch what a search like this would find beside what this thread does: a guess of what will be read next.
+        """Fetch what a search like this would find beside what this thread does: a guess of what will be read next, with as
+        many that rank below.
 
         Args:
             queries, k, where: as in `search`.
         """
-        condition = _sent(where)
-        self._beside(lambda: self._search(list(queries), k, condition, json.dumps(condition, sort_keys=True)))
+        condition, key, most = _sent(where), json.dumps(_sent(where), sort_keys=True), min(2 * k, MOST_HITS)
+        self._guesses.beside(lambda: self._search(list(queries), most, condition, key))
 
     def remember(self) -> None:
         """Write down which memories are here, for the next process."""
@@ -247,19 +254,32 @@ class RemoteView:
                 f"{queries[0]!r:.80}"
             ) from error
         self._kept.put(items)
+        self._tiers.count(ahead=len(items))  # they came along
         best = {hit.reference_id for each in hits for hit in each if hit.score >= each[0].score - self._gap}
         self._left_out = {hit.reference_id for each in hits for hit in each} - best
         return hits
 
-    def _items(self, reference_ids: Sequence[str], *, with_record: bool) -> dict[str, Item]:
-        wanted = list(dict.fromkeys(reference_ids))
-        found = {id_: item for id_ in wanted if (item := self._kept.item(id_, with_record)) is not None}
-        missing = [id_ for id_ in wanted if id_ not in found]
+    def _fetch(self, reference_ids: list[str]) -> list[MemoryRecord]:
+        """What is neither on the device nor in RAM."""
+        if not self._left_out.isdisjoint(reference_ids):
+            self._gap = EVERYTHING  # whoever reads here wants all that is found
+        with self._guesses.request():
+            found = self._kept.stored(reference_ids)
+            missing = [id_ for id_ in reference_ids if id_ not in found]
+            self._tiers.count(bank=len(missing))
+            for item in self._items(missing, with_record=True):
+                assert item.record is not None
+                found[item.reference.id] = item.record
+            return [found[id_] for id_ in reference_ids]
+
+    def _items(self, reference_ids: Sequence[str], *, with_record: bool) -> list[Item]:
+        """From the server, to be kept here."""
+        found: list[Item] = []
         most = max(1, min(MOST_IDS, MOST_SENT // max(1, self._shape.record_bytes))) if with_record else MOST_IDS
-        for start in range(0, len(missing), most):
-            items = self._items_there(missing[start : start + most], with_record)
+        for start in range(0, len(reference_ids), most):
+            items = self._items_there(list(reference_ids[start : start + most]), with_record)
             self._kept.put(items)
-            found |= {item.reference.id: item for item in items}
+            found += items
         return found
 
     def _items_there(self, reference_ids: list[str], with_record: bool) -> list[Item]:
@@ -307,25 +327,6 @@ class RemoteView:
             found = ask()
             self._kept.put_fact(name, found)
         return found
-
-    def _beside(self, work: Callable[[], Any]) -> None:
-        """Do something in the thread that guesses, behind what it does already, unless that is much. A guess is worth nothing
-        if it fails.
-        """
-        self._guesses = [one for one in self._guesses if not one.done()]
-        if len(self._guesses) >= _MOST_GUESSES:
-            return
-
-        def guess() -> None:
-            try:
-                work()
-            except Exception:  # whoever needs it will ask again, and be told
-                return
-
-        try:
-            self._guesses.append(self._ahead.submit(guess))
-        except RuntimeError:  # the bank was closed
-            return
 
 
 def _sent(where: Where | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`DiskCache`: what was fetched from other machines, kept in a folder, bounded in bytes.
+"""`DiskCache`: the tier on this machine's disk: what was fetched from elsewhere, kept in a folder, bounded in bytes.
 
 One file for each entry, named by a hash of its key:
 
@@ -8,7 +8,7 @@ One file for each entry, named by a hash of its key:
     key, content
 
 Several processes share a folder. A file is written beside its place and renamed, so a reader finds it whole or not at all;
-what is damaged all the same is removed, and counts as missing. How many bytes there are is kept in a file and
+what is damaged all the same is removed, and counts as missing. How many bytes and entries there are is kept in a file and
 changed under a lock, before anything is written: a process that is killed leaves it too high, which the next count puts
 right.
 """
@@ -25,6 +25,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from xxhash import xxh3_128_digest, xxh3_128_hexdigest
 
+from memory3.bank.cache import CacheStatistics
 from memory3.files import read_bounded
 
 __all__ = ["DiskCache"]
@@ -56,6 +57,7 @@ class DiskCache:
             with contextlib.suppress(OSError):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = FileLock(folder / "lock", timeout=_LOCK_SECONDS)
+        self._evictions = 0
 
     def get(self, key: str) -> bytes | None:
         """What is kept under ``key``, now the most recently used; None where there is nothing, or nothing whole."""
@@ -88,7 +90,7 @@ class DiskCache:
                 with self._lock:
                     if not replace and path.exists():
                         continue
-                    self._make_room(_room(len(data)))
+                    self._make_room(_room(len(data)), not path.exists())
                     _write(path, data)
 
     def discard(self, key: str) -> None:
@@ -96,25 +98,35 @@ class DiskCache:
         with contextlib.suppress(OSError):
             self._path(key).unlink()
 
+    def statistics(self) -> CacheStatistics:
+        """What is on disk, of all processes, as it is kept count of: rather too much than too little. What this process put
+        out. Hits are for those to count who know what they look for.
+        """
+        total, entries = self._counted() or (0, 0) if self.capacity > 0 else (0, 0)
+        return CacheStatistics(evictions=self._evictions, entries=entries, bytes=total, capacity=max(0, self.capacity))
+
     def total(self) -> int:
         """Bytes on disk, counted."""
         return sum(room for _, _, room in self._files())
 
-    def _make_room(self, wanted: int) -> None:
+    def _make_room(self, wanted: int, new: bool) -> None:
         """Count ``wanted`` bytes in, and let the least recently used go that do not fit then. Held: the lock."""
         counted = self._counted()
-        if counted is None or counted + wanted > self.capacity:
+        if counted is None or counted[0] + wanted > self.capacity:
             counted = self._evict(wanted)
-        (self.folder / "bytes").write_text(str(counted + wanted))
+        (self.folder / "bytes").write_text(f"{counted[0] + wanted} {counted[1] + new}")
 
-    def _counted(self) -> int | None:
+    def _counted(self) -> tuple[int, int] | None:
+        """Bytes and entries. Earlier releases counted bytes alone; then both are counted anew."""
         try:
-            return int(read_bounded(self.folder / "bytes", 64))
+            total, entries = read_bounded(self.folder / "bytes", 64).split()
+            return int(total), int(entries)
         except (OSError, ValueError):
             return None
 
-    def _evict(self, wanted: int) -> int:
+    def _evict(self, wanted: int) -> tuple[int, int]:
         files = sorted(self._files())
+        entries = len(files)
         total = sum(room for _, _, room in files)
         aim = total if total + wanted <= self.capacity else int(self.capacity * _LEAVE) - wanted
         for _, path, room in files:
@@ -123,7 +135,9 @@ class DiskCache:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             total -= room
-        return total
+            entries -= 1
+            self._evictions += 1
+        return total, entries
 
     def _files(self) -> Iterator[tuple[float, str, int]]:
         """When each was used, its path, and the bytes it takes. What was never finished is removed."""
