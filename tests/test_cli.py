@@ -97,6 +97,8 @@ def test_version():
         (["ask", "why?", "--bank", "bank", "--seed", "7"], "need --sample"),
         (["ask", "why?", "--bank", "bank", "--stream", "--json"], "without --json"),
         (["ask", "why?", "--bank", "bank", "--stream", "--mode", "all"], "one mode"),
+        (["ask", "why?", "--bank", "bank", "--mode", "text", "--explain", "page.html"], "mode text has none to show"),
+        (["ask", "why?", "--bank", "bank", "--explain", "nowhere/page.html"], "a file in a folder that is there"),
         (["delete", "--bank", "bank"], "ID"),
     ],
 )
@@ -294,6 +296,19 @@ def test_an_answer_for_people(bank):
     stdout = run("ask", "Who built the bridge?", "--bank", bank, "--max-new-tokens", 5, "--gap", 2).stdout
     assert re.search(r" \[1\]  \d+%  \S*docs/bridge\.md:\d+-\d+\n +The bridge was built", stdout)
     assert re.search(r"first token [\d.]+ s, [\d.]+ tokens/s, \d+ prompt tokens, \d references, [\d.]+ KB read\n", stdout)
+
+
+def test_an_explained_answer(bank, tmp_path):
+    arguments = ["ask", "Who built the bridge?", "--bank", bank, "--max-new-tokens", 5, "--gap", 2]
+    said = run_json(*arguments, "--explain", tmp_path / "page.html")
+    assert said["explained"] == str(tmp_path / "page.html")
+    found = said["explanation"]
+    assert len(found["answer"]) == said["usage"]["answer_tokens"]
+    assert [passage["id"] for passage in found["passages"]] == [c["reference_id"] for c in said["citations"]]
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "<h1>Who built the bridge?</h1>" in page
+    assert page.count('<section class="passage"') == len(said["citations"])
+    assert "explanation" not in run_json(*arguments)
 
 
 def test_what_is_not_in_the_bank_is_said(bank, tmp_path, monkeypatch):

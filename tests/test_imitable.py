@@ -191,6 +191,8 @@ def test_relations_are_tried_one_after_the_other(m3):
     seen = list(try_relations(m3, [RELATION, Relation("empty", (), ())], asked=2, tried=1, others=1))
     assert [len(mine) for mine in seen] == [2]
     assert sum(len(each.found) > 1 for each in seen[0]) == 1
+    with pytest.raises(InputError, match=r"known is 0\.5: give a probability of more than 0\.5"):
+        next(try_relations(m3, [RELATION], known=0.5))
     again = list(try_relations(m3, [RELATION], asked=2, tried=1, others=1))
     assert [each.found for each in again[0]] == [each.found for each in seen[0]]
 
@@ -244,6 +246,13 @@ def test_a_summary_by_hand():
     assert told["size"] == {"failures": 0.4, "others": pytest.approx(0.925), "auroc": 0.0}
     assert told["answer is in the subject"]["failures"] == 1
     json.dumps(found, allow_nan=False)
+    # At a weaker threshold more facts are known. What is said is counted at both.
+    weaker = summary(facts, 0.6)
+    assert weaker["facts"] == {"asked": 6, "known": 2, "unknown": 4}
+    assert weaker["thresholds"] == {"says it": 0.9, "known": 0.6, "unknown": 0.5}
+    rate = weaker["known"]["arms"]["none"]
+    assert (rate["hits"], rate["as if known"]["hits"], rate["of"]) == (1, 2, 2)
+    assert weaker["unknown"]["arms"]["text, every other pattern"]["as if known"]["hits"] == 2
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------------
@@ -261,5 +270,7 @@ def test_the_command(tmp_path):
     assert found["memory"]["beginning"] == "<bos>"
     assert json.loads((tmp_path / "claim.json").read_text()) == found
     shown = run("circuit", "imitable", facts, *common, "--relations", "built").stdout
+    assert "P >= 0.6" not in shown
+    assert "P >= 0.6" in run("circuit", "imitable", facts, *common, "--known", "0.6").stdout
     assert "3 facts asked: 0 known, 3 not known" in shown
     assert "'P1': it has built" in run("circuit", "imitable", facts, "--relations", "P1", code=2).stderr

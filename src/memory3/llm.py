@@ -45,6 +45,7 @@ from memory3.text.splitting import split
 from memory3.types import Document, Memory, MemoryShape, Reference
 
 if TYPE_CHECKING:
+    from memory3.attention.watching import Watch
     from memory3.bank import Bank
 
 __all__ = ["MODES", "Memory3", "TokenClock"]
@@ -357,6 +358,7 @@ class Memory3:
         retrieval: Retrieval | Sequence[Retrieval] | None = None,
         max_new_tokens: int | None = None,
         streamer: Any = None,
+        watch: Watch | None = None,
         **options: Any,
     ) -> Answer | list[Answer]:
         """Answer a question, or a list of questions as one batch.
@@ -370,6 +372,7 @@ class Memory3:
             retrieval: as in `recall`; for a list of questions one for all, or a list.
             max_new_tokens: length of an answer at most; default: what ``generation_config`` says, else 128.
             streamer: as transformers takes it; a single question only.
+            watch: is told which heads looked at what; a single question in mode ``"memory"`` only, without beams.
             options: passed to ``model.generate`` (``do_sample=True, temperature=0.7``, ``num_beams=4``, ...). Over a
                 ``generation_config`` among them they win; greedy where neither says otherwise.
 
@@ -401,9 +404,9 @@ class Memory3:
         asked = prepare(prompts, each, self.prompts, bank, mode)
         self.prompts.check_length([one.tokens for one in asked], settings.max_new_tokens or 0, mode)
 
-        watch = TokenClock()
-        criteria = StoppingCriteriaList([*(others.pop("stopping_criteria", None) or []), watch])
-        recall = self._recall(bank, each) if mode == "memory" else None
+        clock = TokenClock()
+        criteria = StoppingCriteriaList([*(others.pop("stopping_criteria", None) or []), clock])
+        recall = self._recall(bank, each, watch=watch) if mode == "memory" else None
         tokens, mask = self.prompts.pad([one.tokens for one in asked])
         if settings.pad_token_id is None:
             settings.pad_token_id = self.prompts.pad_id
@@ -424,7 +427,7 @@ class Memory3:
                     out = generate(tokens, **call)
         out = getattr(out, "sequences", out)
         said = [self.prompts.trim(ids, settings.eos_token_id) for ids in out[:, tokens.shape[1] :].tolist()]
-        timings = Timings.of(started, watch.times, time.perf_counter(), said)
+        timings = Timings.of(started, clock.times, time.perf_counter(), said)
         answers = collect(asked, said, self.tokenizer, bank, recall, timings)
         return answers[0] if single and len(answers) == 1 else answers
 

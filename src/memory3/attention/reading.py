@@ -43,17 +43,25 @@ class Reading:
         batch: what N chunks read.
         tokens: int64 ``[N, C]``, which tokens belong to which chunk, as `attend` takes them; None: chunk n is row n.
         counted: layers whose attention `settle` counts.
+        kept: layers whose queries are kept until then: those, or all where somebody wants to see them (`seen`).
         looked: attention that each row could have paid so far, one for every query of every head and layer that `settle`
             has counted.
     """
 
-    def __init__(self, batch: MemoryBatch, tokens: torch.Tensor | None = None, watched: torch.Tensor | None = None) -> None:
+    def __init__(
+        self,
+        batch: MemoryBatch,
+        tokens: torch.Tensor | None = None,
+        watched: torch.Tensor | None = None,
+        keeps_all: bool = False,
+    ) -> None:
         """``watched``: ``[B]``, the one column of each row whose attention counts (a prompt's last token); None: all
-        tokens.
+        tokens. ``keeps_all``: queries of all layers are kept.
         """
         self.batch = batch
         self.tokens = tokens
         self.counted = counted(batch.layers)
+        self.kept = frozenset(batch.layers) if keeps_all else self.counted
         self.looked = 0
         self._watched = watched
         self._seen: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
@@ -102,7 +110,7 @@ class Reading:
             out, lse = self._decode(layer, query, place, bias, memory, scale)
         else:
             out, lse = attend(query, key, value, bias, memory, self.tokens, causal=causal, scale=scale)
-        if query.requires_grad or layer not in self.counted:  # in training nobody asks who was looked at
+        if query.requires_grad or layer not in self.kept:  # in training nobody asks who was looked at
             return out
         if self._watched is not None:
             rows = torch.arange(query.shape[0], device=query.device)
@@ -114,7 +122,7 @@ class Reading:
         """Tokens have read these memories; `settle` tells how much attention they paid.
 
         Args:
-            layer: number of the layer in the model, from 0, one of ``counted``.
+            layer: number of the layer in the model, from 0, one of ``kept``.
             query: ``[N, A, C, d]``, after RoPE, of the tokens of each chunk.
             lse: ``[N, A, C]`` over context and memory together.
             scale: what scores were multiplied with.
@@ -178,6 +186,19 @@ class Reading:
             whole[..., pairs:length] = bias
         return whole[..., :length]
 
+    @property
+    def seen(self) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        """Queries ``[N, A, C, d]`` and lse ``[N, A, C]`` of each layer of ``kept`` since `settle` was called last."""
+        return {
+            layer: (torch.cat([query for query, _ in kept], dim=2), torch.cat([lse for _, lse in kept], dim=2))
+            for layer, kept in self._seen.items()
+        }
+
+    @property
+    def scale(self) -> float:
+        """What the scores of `seen` were multiplied with."""
+        return self._scale
+
     def settle(self, batch: MemoryBatch) -> torch.Tensor:
         """Attention paid since the last call, float32 ``[B, R]``: row n's queries against chunk n of ``batch``."""
         return self.settle_each(batch).sum(1)
@@ -187,6 +208,8 @@ class Reading:
         most = max((len(ids) for ids in batch.references), default=0)
         total: torch.Tensor | None = None
         for layer, kept in self._seen.items():
+            if layer not in self.counted:
+                continue
             query, lse = (torch.cat(parts, dim=2) for parts in zip(*kept, strict=True))
             paid = memory_mass(query, lse, batch.layers[layer], references=most, scale=self._scale)
             total = paid if total is None else total + paid.to(total.device)

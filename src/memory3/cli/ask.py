@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -77,6 +78,15 @@ def ask(
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Length of the answer at most.", min=1, metavar="N")] = 128,
+    explain: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a page: which heads looked at which tokens of which passage, for each token of the answer. "
+            "Mode memory alone.",
+            metavar="FILE",
+            rich_help_panel=ANSWER,
+        ),
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System text, for chat models.", metavar="TEXT")] = None,
     stream: Annotated[
         bool | None, typer.Option("--stream/--no-stream", help="Print words as they come. Default: on a terminal.")
@@ -109,6 +119,7 @@ def ask(
         memory3 ask "Who built the bridge?" --bank bank
         memory3 ask "Who built the bridge?" --bank bank --mode all
         memory3 ask "What changed?" --bank bank --where year=2020
+        memory3 ask "Who built the bridge?" --bank bank --explain explain.html
         echo "Who built the bridge?" | memory3 ask - --bank bank --json
     """
     if (temperature is not None or seed is not None) and not sample:
@@ -118,6 +129,8 @@ def ask(
     if stream and (as_json or mode == "all"):
         raise typer.BadParameter("--stream goes with one mode and without --json")
     cache = options.cache_bytes(cache_device, cache_ram, cache_disk)
+    if explain is not None:
+        _check_page(explain, mode)
     choice: dict[str, Any] = {"k": k, "gap": gap, "where": _where(where or []), "max_new_tokens": max_new_tokens}
     if sample:
         choice |= {"do_sample": True, "temperature": temperature or 1.0}
@@ -151,11 +164,18 @@ def ask(
     one = mode != "all"
     streaming = one and not as_json and (out.is_terminal if stream is None else stream)
     answers: dict[str, Answer] = {}
+    explanation: dict[str, Any] = {}
+    if explain is not None:
+        from memory3.attention.watching import Watch
+
+        choice["watch"] = Watch()
     for each in (mode,) if one else ("memory", "text", "none"):
         if seed is not None:
             _sow(seed)
         answers[each] = m3.generate(prompt, bank=opened, mode=each, streamer=_printer(m3) if streaming else None, **choice)
     tiers = None
+    if explain is not None:
+        explanation = _explained(m3, opened, choice["watch"], answers[mode], text, str(bank), explain)
     if opened is not None:
         tiers = opened.tiers.statistics().to_dict()
         opened.close()  # writes down what was recalled
@@ -167,7 +187,7 @@ def ask(
     if as_json:
         found = [answer_json(each, answer) for each, answer in answers.items()]
         about = {"question": text, "bank": None if bank is None else str(bank), "model": m3.name, "tiers": tiers}
-        print_json({**about, **(found[0] if one else {"answers": found})})
+        print_json({**about, **(found[0] if one else {"answers": found}), **explanation})
     elif one:
         if not streaming:
             out.print(printable(answers[mode].text), soft_wrap=True)
@@ -203,6 +223,27 @@ def usage_line(answer: Answer) -> str:
 def place(citation: Citation) -> str:
     """``docs/guide.md:1200-1710``: source and character offsets."""
     return f"{printable(citation.source or citation.document_id)}:{citation.start}-{citation.end}"
+
+
+def _check_page(page: Path, mode: str) -> None:
+    if mode != "memory":
+        raise typer.BadParameter(f"--explain shows what was read from memories: mode {mode} has none to show, leave one out")
+    if page.is_dir() or not page.absolute().parent.is_dir():
+        raise typer.BadParameter(f"--explain {page}: give the name of a file in a folder that is there")
+
+
+def _explained(m3: Memory3, bank: Any, watch: Any, answer: Answer, question: str, where: str, page: Path) -> dict[str, Any]:
+    """Write the page, and return what ``--json`` says of it."""
+    from memory3.files import write_atomically
+    from memory3.interpret.explained import explained
+    from memory3.interpret.explaining import bounded, explain
+
+    references = bank.references([citation.reference_id for citation in answer.citations])
+    read = [reference.token_ids for reference in references]
+    found = explain(watch, m3.tokenizer, answer.token_ids, answer.citations, read)
+    write_atomically(page, explained(found, question, m3.name, where))
+    message(f"{printable(str(page))} shows what each token of the answer looked at", kind="note", style="dim")
+    return {"explained": str(page), "explanation": bounded(found)}
 
 
 def _question(argument: str) -> str:

@@ -7,6 +7,9 @@ The fact is separable if some text in front makes the model say it (0.9 again), 
     text        <s>The capital city of Chad is N'Djamena. The capital of Chad is
     memory      <s> | memory of that sentence | The capital of Chad is
 
+Small models know few facts that well, so another threshold can say which are known. What a model says behind a text is counted
+at 0.9, and at the other threshold beside.
+
 The prompt reads as text or as memory: the sentence in the pattern that is asked, and in others. Controls are the sentence of
 another fact of the relation, and the sentence's own words in another order.
 """
@@ -245,6 +248,7 @@ def try_relations(
     tried: int = 20,
     others: int = 3,
     seed: int = 0,
+    known: float = KNOWN,
     other: Memory3 | None = None,
 ) -> Iterator[list[Tried]]:
     """Ask for facts of each relation, and try texts in front of those that are known and of those that are not.
@@ -256,19 +260,25 @@ def try_relations(
         tried: of these, known ones at most, and unknown ones at most.
         others: patterns beside the one that is asked, at most.
         seed: of every draw.
+        known: probability of each token of an answer that is known; more than `UNKNOWN`.
         other: another model, whose own texts are tried too.
 
     Yields:
         for each relation, all facts that were asked; those that were tried have more than the arm ``none``.
+
+    Raises:
+        InputError: no relation can be used, or ``known`` is no such probability.
     """
+    if not UNKNOWN < known <= 1:
+        raise InputError(f"known is {known}: give a probability of more than {UNKNOWN}, from which on a fact is known")
     for relation in usable(relations):
         draw = random.Random(f"{seed} {relation.name}")
         facts = draw.sample(relation.facts, min(asked, len(relation.facts)))
         mine = ask_closed(m3, relation, facts)
-        known = [each for each in mine if each.found["none"] >= KNOWN][:tried]
+        sure = [each for each in mine if each.found["none"] >= known][:tried]
         unknown = [each for each in mine if each.found["none"] <= UNKNOWN][:tried]
-        written = written_by(other, relation, [each.fact for each in [*known, *unknown]]) if other else {}
-        try_facts(m3, relation, [*known, *unknown], others=others, seed=seed, written=written)
+        written = written_by(other, relation, [each.fact for each in [*sure, *unknown]]) if other else {}
+        try_facts(m3, relation, [*sure, *unknown], others=others, seed=seed, written=written)
         yield mine
 
 
@@ -293,24 +303,25 @@ def _features(each: Tried) -> dict[str, float]:
     return {"log-likelihood without a text": each.closed.total, **each.sizes, "answer is in the subject": float(inside)}
 
 
-def summary(tried: Sequence[Tried]) -> dict[str, Any]:
+def summary(tried: Sequence[Tried], known: float = KNOWN) -> dict[str, Any]:
     """Rates of all facts and of each relation, and what tells facts that fail from the others.
 
     Args:
         tried: facts with what was seen.
+        known: as in `try_relations`.
     """
     closed = [each.found["none"] for each in tried]
-    counts = {"asked": len(closed), "known": sum(p >= KNOWN for p in closed), "unknown": sum(p <= UNKNOWN for p in closed)}
+    counts = {"asked": len(closed), "known": sum(p >= known for p in closed), "unknown": sum(p <= UNKNOWN for p in closed)}
     read = [each for each in tried if len(each.found) > 1]
     groups = {
         "unknown": [each for each in read if each.found["none"] <= UNKNOWN],
-        "known": [each for each in read if each.found["none"] >= KNOWN],
+        "known": [each for each in read if each.found["none"] >= known],
     }
-    found: dict[str, Any] = {"thresholds": {"known": KNOWN, "unknown": UNKNOWN}, "facts": counts}
+    found: dict[str, Any] = {"thresholds": {"says it": KNOWN, "known": known, "unknown": UNKNOWN}, "facts": counts}
     for name, some in groups.items():
         by_relation = {each.relation: [one for one in some if one.relation == each.relation] for each in some}
-        relations = {relation: {"facts": len(mine), "arms": _rates(mine)} for relation, mine in by_relation.items()}
-        found[name] = {"facts": len(some), "arms": _rates(some), "relations": relations}
+        relations = {relation: {"facts": len(mine), "arms": _rates(mine, known)} for relation, mine in by_relation.items()}
+        found[name] = {"facts": len(some), "arms": _rates(some, known), "relations": relations}
     for arm in ("text, every other pattern", "memory, other pattern"):
         there = [each for each in groups["unknown"] if arm in each.found]
         good = [_features(each) for each in there if each.found[arm] >= KNOWN]
@@ -319,11 +330,12 @@ def summary(tried: Sequence[Tried]) -> dict[str, Any]:
     return found
 
 
-def _rates(tried: Sequence[Tried]) -> dict[str, Any]:
+def _rates(tried: Sequence[Tried], known: float) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for arm in ARMS:
         values = [each.found[arm] for each in tried if arm in each.found]
         if values:
             found[arm] = Rate(sum(value >= KNOWN for value in values), len(values)).to_dict()
+            found[arm]["as if known"] = Rate(sum(value >= known for value in values), len(values)).to_dict()
             found[arm]["median probability"] = sorted(values)[len(values) // 2]
     return found

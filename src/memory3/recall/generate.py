@@ -26,6 +26,7 @@ from transformers.cache_utils import StaticCache
 from memory3.attention.attach import attached
 from memory3.attention.layout import select_chunks
 from memory3.attention.reading import Reading
+from memory3.attention.watching import Watch
 from memory3.encode.encoder import Encoder
 from memory3.errors import RecallError
 from memory3.models.geometry import ModelGeometry
@@ -70,8 +71,11 @@ class Recall:
         prompt: Sequence[Sequence[int]] | None = None,
         answer_tokens: Sequence[int] | None = None,
         use_cache: bool = True,
+        watch: Watch | None = None,
     ) -> None:
-        """See `Memory3.recall`. ``retrieval``: of every row, or one for each prompt."""
+        """See `Memory3.recall`. ``retrieval``: of every row, or one for each prompt. ``watch``: is told what the answer of
+        one row looked at.
+        """
         self.statistics = RecallStatistics()
         self.requests: list[RequestMemory] = []
         self.source = bank
@@ -86,6 +90,7 @@ class Recall:
         self._announced = None if prompt is None else [[int(t) for t in row] for row in prompt]
         self._answer_tokens = answer_tokens
         self._use_cache = use_cache
+        self._watch = watch
         self._entered: MemorySource = bank
         self._nothing = False
         self._open: list[ExitStack] = []
@@ -256,6 +261,8 @@ class Recall:
         if prompts is not None and len(prompts) != rows:
             raise RecallError(f"{len(prompts)} prompts were announced, but {rows} rows are generated")
         each = [self._retrieval] * rows if isinstance(self._retrieval, Retrieval) else self._retrieval
+        if self._watch is not None and rows != 1:
+            raise RecallError(f"one answer is watched at a time, but {rows} rows are generated: ask one question, no beams")
         if not each or rows % len(each):
             raise RecallError(f"references were given for {len(each)} prompts, but {rows} rows are generated")
         beams = rows // len(each)
@@ -303,6 +310,8 @@ class Recall:
         if names:
             read = self.source.memories(names, use_cache=self._use_cache, device=self._model.device)
             memories = dict(zip(names, read, strict=True))
+        if self._watch is not None:
+            self._watch.know(memories)
         self._count(found, rows, memories)
         requests = [self.requests[n] for n in rows]
         return self._encoder.lay_out(found, memories, [r.moved for r in requests], [r.place.missing for r in requests])
@@ -345,7 +354,7 @@ class Recall:
         behind = real & (index >= splits)
         table = chunk_table([chunk[:3] for chunk in chunks], self._chunk, index, behind)
         columns = torch.arange(real.shape[1], device=device)
-        reading = Reading(self._batch, table, watched=torch.where(behind, columns, 0).amax(-1))
+        reading = Reading(self._batch, table, torch.where(behind, columns, 0).amax(-1), self._watch is not None)
         ended = [seen and request.is_prompt_read for seen, request in zip(behind.any(-1).tolist(), requests, strict=True)]
         if any(ended):
             self._prompt_reading = reading, ended  # its last tokens choose the first answer tokens
@@ -360,7 +369,8 @@ class Recall:
         # A row may have no token behind its memories yet; then it has no chunk to inherit.
         whole = len(final) == len(self.requests)
         batch = select_chunks(self._batch, [final[n] for n in everyone]) if whole else None
-        self._reading = Reading(batch or self._load([request.reading for request in self.requests], everyone))
+        batch = batch or self._load([request.reading for request in self.requests], everyone)
+        self._reading = Reading(batch, keeps_all=self._watch is not None)
 
     def _place(self, real: torch.Tensor, index: torch.Tensor, positions: torch.Tensor) -> None:
         """Fix where memories lie: at the position that the first token behind them would have had."""
@@ -383,7 +393,8 @@ class Recall:
         if self._reading is None or renewals != self._renewals:
             self._settle()
             self._reading = None  # its memories make room for the next
-            self._reading = Reading(self._load([request.reading for request in self.requests], range(len(self.requests))))
+            batch = self._load([request.reading for request in self.requests], range(len(self.requests)))
+            self._reading = Reading(batch, keeps_all=self._watch is not None)
             self._renewals = renewals
         self._reading.follow(cache)
         self._batch = None  # the prompt has been read
@@ -412,6 +423,8 @@ class Recall:
         self._prompt_reading = None
         batch = self._reading.batch
         for reading, counted in readings:
+            if self._watch is not None and all(counted):
+                self._watch.take(reading.seen, batch, self._encoder.shape.layers, reading.scale)
             before = reading.looked
             paid = reading.settle(batch).tolist()
             for request, counts, names, values in zip(self.requests, counted, batch.references, paid, strict=True):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["imitable"]
 
+_ASKED = "How facts are asked"
+
 
 def imitable(
     context: typer.Context,
@@ -42,7 +44,13 @@ def imitable(
         int, typer.Option(help="Of these, known ones tried at most, and unknown ones.", min=1, max=100_000, metavar="N")
     ] = 20,
     others: Annotated[int, typer.Option(help="Patterns beside the one that is asked.", min=0, max=20, metavar="N")] = 3,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.", metavar="N")] = 0,
+    known: Annotated[
+        float,
+        typer.Option(
+            help="Probability of each token of the answer from which on a fact is known.", min=0.501, max=1, metavar="P"
+        ),
+    ] = 0.9,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.", metavar="N", rich_help_panel=_ASKED)] = 0,
     target: own.Target = None,
     memory_prefix: options.MemoryPrefix = None,
     memory_temperature: options.MemoryTemperature = None,
@@ -55,11 +63,14 @@ def imitable(
     Facts are asked without help. Of those that the model knows (every token of the answer
     has a probability of 0.9 or more) and of those that it does not (one has 0.5 or less),
     some are asked again behind a text of the fact, in several patterns and as memory, and
-    behind controls. Rates have Wilson's intervals of 95%.
+    behind controls. Rates have Wilson's intervals of 95%. Small models know few facts that
+    well: with --known 0.501 a fact is known where the model writes the answer by itself and
+    each token is likelier than all others together.
 
     [bold]Examples[/bold]
 
         memory3 circuit imitable pararel.jsonl.gz --relations P36,P19
+        memory3 circuit imitable pararel.jsonl.gz --asked 200 --known 0.501
         memory3 circuit imitable facts.jsonl --asked 500 --tried 100 --out claim.json
     """
     from memory3.interpret.facts import read_facts
@@ -78,12 +89,12 @@ def imitable(
     seen: list[Tried] = []
     report: dict[str, Any] = {}
     with StepMeter() as meter:
-        tests = try_relations(m3, chosen, asked=asked, tried=tried, others=others, seed=seed, other=writer)
+        tests = try_relations(m3, chosen, asked=asked, tried=tried, others=others, seed=seed, known=known, other=writer)
         for number, mine in enumerate(tests, 1):
             meter("relation", number, len(chosen), chosen[number - 1].name)
             seen += mine
             report = {"model": m3.name, "other model": writer.name if writer else None, "memory": m3.config.to_dict()}
-            report |= {"seed": seed, "patterns beside": others} | summary(seen)
+            report |= {"seed": seed, "patterns beside": others} | summary(seen, known)
             if target is not None:  # after each relation, so that a run that is ended leaves what it found
                 write_atomically(target, json.dumps(report, indent=1) + "\n")
     if target is not None:
@@ -119,12 +130,15 @@ def _show(report: dict[str, Any]) -> None:
             continue
         out.print(Text(f"\n{part['facts']:,} {title}", "bold"))
         table = Table(box=None, pad_edge=False)
-        for column in ("in front of the prompt", "says it (P >= 0.9)", "95%", "median P", ""):
+        known = report["thresholds"]["known"]
+        weaker = (f"P >= {known:g}", "95%") if known < report["thresholds"]["says it"] else ()
+        for column in ("in front of the prompt", "says it (P >= 0.9)", "95%", *weaker, "median P", ""):
             table.add_column(column)
         for arm, rate in part["arms"].items():
-            low, high = rate["interval"]
-            share = f"{rate['rate']:.1%} of {rate['of']}"
-            table.add_row(arm, share, f"{low:.1%} to {high:.1%}", f"{rate['median probability']:.2f}", ARMS[arm])
+            cells = [f"{rate['rate']:.1%} of {rate['of']}", _interval(rate)]
+            if weaker:
+                cells += [f"{rate['as if known']['rate']:.1%}", _interval(rate["as if known"])]
+            table.add_row(arm, *cells, f"{rate['median probability']:.2f}", ARMS[arm])
         out.print(table)
     for arm, numbers in report["unknown"].get("what tells failures", {}).items():
         if numbers:
@@ -135,3 +149,8 @@ def _show(report: dict[str, Any]) -> None:
             for name, each in numbers.items():
                 table.add_row(name, f"{each['failures']:.2f}", f"{each['others']:.2f}", f"{each['auroc']:.2f}")
             out.print(table)
+
+
+def _interval(rate: dict[str, Any]) -> str:
+    low, high = rate["interval"]
+    return f"{low:.1%} to {high:.1%}"
